@@ -1,0 +1,152 @@
+"""The values that travel between rooms. No logic lives here.
+
+Axis letters, used in every shape comment of the project:
+
+    P  prompts in the batch          V  views per prompt
+    B  = P * V images, prompt-major: image b shows prompt b // V, view b % V
+    H  image height, W  image width, R = V * H * W  rays per prompt
+    S  samples along a ray           N  points per prompt
+    L  text tokens                   D  width of a text embedding
+    C  latent channels               h, w  latent height and width
+
+World: right-handed, z up, the object inside the unit ball, azimuth 0 deg = front = +x, azimuth
+grows counter-clockwise seen from above (90 deg = +y). `c2w` is camera-to-world with OpenGL axes:
+the camera's x points right, y up, and it looks along its own -z. Images are channels-last floats
+in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One sentence of a corpus. `id` outlives reordering and names files; `text` never does."""
+
+    id: str
+    text: str
+    split: str = "train"  # "train", or "heldout": never trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCondition:
+    """Text as a generator or a denoiser reads it, for P sentences."""
+
+    pooled: Tensor  # [P, D] one vector a sentence, taken at the end-of-text token
+    tokens: Tensor  # [P, L, D] last hidden states
+    mask: Tensor  # [P, L] bool, True from begin-of-text to end-of-text inclusive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras:
+    """V cameras for each of P prompts, all looking at the origin."""
+
+    c2w: Tensor  # [P, V, 4, 4]
+    fovy_deg: Tensor  # [P, V] vertical field of view
+    azimuth_deg: Tensor  # [P, V] in (-180, 180]
+    elevation_deg: Tensor  # [P, V] above the horizon, in [-90, 90]
+    distance: Tensor  # [P, V] from the origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rays:
+    """One ray through the centre of every pixel; rays of prompt p are ordered view, row, column."""
+
+    origins: Tensor  # [P, R, 3]
+    directions: Tensor  # [P, R, 3], unit length
+    shape: tuple[int, int, int]  # (V, H, W), R = V * H * W
+
+
+@runtime_checkable
+class Scene(Protocol):
+    """P implicit objects, one a prompt: what a generator returns and a renderer reads.
+
+    `sdf` is negative inside. Points are [P, N, 3]: row p is asked of prompt p only. The object
+    lies inside the ball of `bounding_radius`; outside it the scene is never queried.
+    """
+
+    bounding_radius: float
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """Signed distance [P, N] at points [P, N, 3]."""
+        ...
+
+    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed distance [P, N] and albedo in [0, 1] [P, N, 3], from one field evaluation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySamples:
+    """What regularizers read of a training render; M = the samples actually evaluated.
+
+    All tensors keep their graph. `gradient` is the SDF's spatial gradient where it was computed
+    (one point a ray for shading), not normalized.
+    """
+
+    sdf: Tensor  # [P, M]
+    weights: Tensor  # [P, R, S] compositing weights, front to back
+    gradient: Tensor | None = None  # [P, G, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Render:
+    """V images of each of P scenes."""
+
+    rgb: Tensor  # [P, V, H, W, 3] composited over the background, in [0, 1]
+    opacity: Tensor  # [P, V, H, W] in [0, 1]
+    depth: Tensor  # [P, V, H, W] expected distance along the ray times opacity
+    normal: Tensor | None = None  # [P, V, H, W, 3] unit, world axes, where it was asked for
+    samples: RaySamples | None = None
+    num_evaluations: int = 0  # field evaluations spent, all prompts together
+
+
+class GroundTruth(Protocol):
+    """What a procedural corpus knows of a prompt; real corpora know nothing."""
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """Exact signed distance [N] at points [N, 3]."""
+        ...
+
+    def colour(self, points: Tensor) -> Tensor:
+        """Exact albedo [N, 3] of the surface nearest to points [N, 3]."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Group under which scores are also averaged, e.g. the shape's name."""
+        ...
+
+    @property
+    def front_mark(self) -> tuple[float, float, float] | None:
+        """Centre of a mark that only the front shows, or None."""
+        ...
+
+
+class Corpus(Protocol):
+    """A fixed, ordered set of prompts: the same index is the same prompt on every machine."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    def truth(self, prompt: Prompt) -> GroundTruth | None:
+        """Ground truth of the prompt, or None where there is none (or none is determined)."""
+        ...
+
+    def distractors(self) -> Sequence[str]:
+        """Sentences besides the corpus' own that recall@1 must tell apart."""
+        ...
+
+
+__all__ = [
+    "Cameras", "Corpus", "GroundTruth", "Prompt", "RaySamples", "Rays", "Render", "Scene",
+    "TextCondition", "field",
+]
