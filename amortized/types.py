@@ -18,7 +18,7 @@ in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -83,15 +83,17 @@ class Scene(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RaySamples:
-    """What regularizers read of a training render; M = the samples actually evaluated.
+    """What regularizers read of a training render.
 
-    All tensors keep their graph. `gradient` is the SDF's spatial gradient where it was computed
-    (one point a ray for shading), not normalized.
+    K rays of each prompt were rendered. Prompts with fewer rays to render than the busiest one are
+    filled up: `seen` is False there, weights are 0, sdf is the bounding radius (far outside). All
+    tensors keep their graph. `gradient` is the SDF's, where it was computed, not normalized.
     """
 
-    sdf: Tensor  # [P, M]
-    weights: Tensor  # [P, R, S] compositing weights, front to back
-    gradient: Tensor | None = None  # [P, G, 3]
+    seen: Tensor  # [P, K] bool
+    sdf: Tensor  # [P, K, S]
+    weights: Tensor  # [P, K, S] compositing weights, front to back
+    gradient: Tensor | None = None  # [P, K, 3] at the expected surface point of each ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,5 +150,5 @@ class Corpus(Protocol):
 
 __all__ = [
     "Cameras", "Corpus", "GroundTruth", "Prompt", "RaySamples", "Rays", "Render", "Scene",
-    "TextCondition", "field",
+    "TextCondition",
 ]

@@ -1,0 +1,64 @@
+# The commands of the project; `make help` lists them. Each makes the virtual environment if it is missing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+RUN ?= outputs/quickstart
+PYTEST_WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help quickstart test bench lint report weights lock clean
+
+help: ## list these commands
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+quickstart: $(READY) ## train on 16 prompts, evaluate, and say where the report is; again: goes on where it stopped
+	$(BIN)/python train.py configs/quickstart.yaml $(if $(wildcard outputs/quickstart/.),--resume)
+	$(BIN)/python evaluate.py outputs/quickstart
+	@echo "The report: file://$(CURDIR)/outputs/quickstart/evaluation/index.html"
+
+# One thread a worker: more would only contend for the cores that the workers already fill.
+test: $(READY) ## run the tests (ARGS="-m slow" for the long ones)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(ARGS)
+
+bench: $(READY) ## run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(READY) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+report: ## say where the report of RUN=outputs/quickstart is, and open it on a desktop
+	@page="$(RUN)/evaluation/index.html"; \
+	if [ ! -f "$$page" ]; then \
+		echo "error: there is no report $$page; run 'make quickstart' or 'python evaluate.py $(RUN)'" >&2; exit 1; \
+	fi; \
+	echo "file://$$(realpath "$$page")"; \
+	if [ -n "$${DISPLAY:-}$${WAYLAND_DISPLAY:-}" ] && command -v xdg-open >/dev/null; then xdg-open "$$page"; fi
+
+weights: $(READY) ## train the small models of checkpoints/ anew (hours on a CPU; goes on where it stopped)
+	$(BIN)/python -m corpora.shapes.recipe $(ARGS)
+
+# --universal: one lock for every platform and Python; versions already locked stay while they fit.
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml (ARGS=--upgrade for the newest versions)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--no-annotate --no-sources --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
+
+clean: ## remove caches and build products; runs and the virtual environment stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: Python 3.11 or newer is needed, but '$(PYTHON)' is not; name one with make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "Installing into $(VENV) (about 5 GB, some minutes, once) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,53 @@
+"""What the commands share: arguments, presets, and errors of one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def parser_for(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser that prints the description as it is written, and the presets below it."""
+    return argparse.ArgumentParser(
+        prog=f"python {name}", description=description, epilog=list_presets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+
+
+def list_presets() -> str:
+    """The presets in configs/, each with the first line of its head comment."""
+    lines = ["presets:"]
+    for path in sorted(PRESETS.glob("*.yaml")):
+        head = path.read_text().partition("\n")[0].lstrip("# ").strip()
+        lines.append(f"  configs/{path.name:<28} {head}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def one_sentence_errors(name: str) -> Iterator[None]:
+    """What the user can mend is said in one sentence on stderr, with exit status 2 (1 for a run that
+    had to stop); anything else is a defect of ours and keeps its traceback."""
+    from amortized.training.trainer import TrainingStopped
+
+    try:
+        yield
+    except ValueError as error:
+        _fail(name, error, 2)
+    except TrainingStopped as error:
+        _fail(name, error, 1)
+
+
+def _fail(name: str, error: Exception, status: int) -> None:
+    sentence = " ".join(str(error).split())
+    print(f"{name}: error: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def count_parameters(modules: Sequence[tuple[str, object]]) -> list[tuple[str, int]]:
+    """Parameters of each named module."""
+    return [(name, sum(p.numel() for p in module.parameters())) for name, module in modules]  # type: ignore[attr-defined]

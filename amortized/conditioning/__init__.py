@@ -1,0 +1,11 @@
+"""Text as conditions: encoding, words for views, and the bank that keeps both."""
+
+from amortized.conditioning.bank import SentenceEncoder, TextBank
+from amortized.conditioning.rows import concatenate_rows, expand_row, mix_rows, move_rows, take_rows
+from amortized.conditioning.text_encoder import TextEncoder
+from amortized.conditioning.views import ViewText, ViewTextConfig, view_text
+
+__all__ = [
+    "SentenceEncoder", "TextBank", "TextEncoder", "ViewText", "ViewTextConfig", "concatenate_rows",
+    "expand_row", "mix_rows", "move_rows", "take_rows", "view_text",
+]

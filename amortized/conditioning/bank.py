@@ -1,0 +1,75 @@
+"""An in-memory store of encoded sentences, for corpora that fit in memory.
+
+A prompt takes five sentences (plain and four views) of 4 * (L + 1) * D bytes each: for Stable
+Diffusion 2.1 (L 77, D 1024) that is 1.6 MB a prompt, so 10,000 prompts need 16 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+
+from amortized.conditioning.rows import concatenate_rows, move_rows
+from amortized.conditioning.views import ViewText, ViewTextConfig, view_text
+from amortized.types import Cameras, TextCondition
+
+
+class SentenceEncoder(Protocol):
+    """What a bank asks of a text encoder; `TextEncoder` is one."""
+
+    def encode(self, texts: Sequence[str]) -> TextCondition:
+        """N sentences => a condition of N rows."""
+        ...
+
+
+class TextBank:
+    """Encodes each distinct sentence once, and hands it out on the wanted device."""
+
+    def __init__(
+        self, encoder: SentenceEncoder, config: ViewTextConfig | None = None, *,
+        device: torch.device | str = "cpu", batch_size: int = 64,
+    ) -> None:
+        """`batch_size` sentences at most go through the encoder at once; results go to `device`."""
+        self.encoder = encoder
+        self.config = config or ViewTextConfig()
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self._cache: dict[str, TextCondition] = {}  # one row each, CPU float32
+
+    def __len__(self) -> int:
+        """Distinct sentences encoded so far."""
+        return len(self._cache)
+
+    def prepare(self, texts: Sequence[str], batch_size: int | None = None) -> None:
+        """Encode ahead of time all that `get` and `views` will need for these prompts."""
+        sentences = [*texts, *self._view_sentences(texts), self.config.negative_prompt]
+        self._encode_missing(sentences, batch_size or self.batch_size)
+
+    def get(self, texts: Sequence[str]) -> TextCondition:
+        """The plain prompts, N rows: what a generator reads."""
+        self._encode_missing(texts, self.batch_size)
+        return move_rows(concatenate_rows([self._cache[text] for text in texts]), self.device)
+
+    def views(self, texts: Sequence[str], cameras: Cameras) -> ViewText:
+        """The P prompts as their V cameras see them, B = P * V rows: what guidance reads."""
+        unconditional = self.get([self.config.negative_prompt])
+        return view_text(self.get(self._view_sentences(texts)), unconditional, cameras, self.config)
+
+    def _view_sentences(self, texts: Iterable[str]) -> list[str]:
+        return [sentence for text in texts for sentence in self.config.texts(text)]
+
+    def _encode_missing(self, sentences: Iterable[str], batch_size: int) -> None:
+        missing = [text for text in dict.fromkeys(sentences) if text not in self._cache]
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            encoded = self.encoder.encode(batch)
+            pooled, tokens = encoded.pooled.float().cpu(), encoded.tokens.float().cpu()
+            mask = encoded.mask.cpu()
+            for row, text in enumerate(batch):
+                one = slice(row, row + 1)
+                # Cloned, or each row would keep its whole batch alive.
+                self._cache[text] = TextCondition(
+                    pooled=pooled[one].clone(), tokens=tokens[one].clone(), mask=mask[one].clone()
+                )

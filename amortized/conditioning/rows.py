@@ -1,0 +1,54 @@
+"""Row-wise operations on a TextCondition: one row is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amortized.types import TextCondition
+
+
+def take_rows(text: TextCondition, index: Tensor) -> TextCondition:
+    """Rows `index` [N] (long, repeats allowed) of the condition."""
+    return TextCondition(pooled=text.pooled[index], tokens=text.tokens[index], mask=text.mask[index])
+
+
+def expand_row(text: TextCondition, num_rows: int) -> TextCondition:
+    """A condition of one row seen as `num_rows` equal rows, without a copy."""
+    assert text.pooled.shape[0] == 1, f"expected one row, got {text.pooled.shape[0]}"
+    return TextCondition(
+        pooled=text.pooled.expand(num_rows, -1),
+        tokens=text.tokens.expand(num_rows, -1, -1),
+        mask=text.mask.expand(num_rows, -1),
+    )
+
+
+def concatenate_rows(texts: Sequence[TextCondition]) -> TextCondition:
+    """All rows of all conditions, in order."""
+    return TextCondition(
+        pooled=torch.cat([text.pooled for text in texts]),
+        tokens=torch.cat([text.tokens for text in texts]),
+        mask=torch.cat([text.mask for text in texts]),
+    )
+
+
+def mix_rows(first: TextCondition, second: TextCondition, share: Tensor) -> TextCondition:
+    """share * first + (1 - share) * second, row by row; share [N]. A token of either stays unmasked.
+
+    A share of exactly 0 or 1 returns that row exactly.
+    """
+    share = share.to(first.tokens)
+    return TextCondition(
+        pooled=share[:, None] * first.pooled + (1 - share[:, None]) * second.pooled,
+        tokens=share[:, None, None] * first.tokens + (1 - share[:, None, None]) * second.tokens,
+        mask=first.mask & (share > 0)[:, None] | second.mask & (share < 1)[:, None],
+    )
+
+
+def move_rows(text: TextCondition, device: torch.device | str) -> TextCondition:
+    """The condition on `device`; itself where it is there already."""
+    return TextCondition(
+        pooled=text.pooled.to(device), tokens=text.tokens.to(device), mask=text.mask.to(device)
+    )

@@ -1,0 +1,133 @@
+"""Words for the view of each camera: the fight against objects with a front on every side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amortized.cameras import VIEW_NAMES, view_index
+from amortized.conditioning.rows import expand_row, mix_rows, take_rows
+from amortized.types import Cameras, TextCondition
+
+NUM_VIEWS = len(VIEW_NAMES)
+FRONT, SIDE, BACK, OVERHEAD = range(NUM_VIEWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTextConfig:
+    """How the text of an image depends on its camera."""
+
+    # Appended to the prompt, in the order of VIEW_NAMES: front, side, back, overhead.
+    suffixes: tuple[str, str, str, str] = (", front view", ", side view", ", back view", ", overhead view")
+    front_deg: float = 45.0  # front within this of azimuth 0, back within this of 180; unused by perp-neg
+    overhead_deg: float = 60.0  # overhead above this elevation
+    negative_prompt: str = ""  # the unconditional branch
+    perp_neg: bool = False  # interpolate between views, and push away from the wrong ones
+    perp_neg_weight: float = -0.5  # multiplies the weights of the negatives
+
+    def __post_init__(self) -> None:
+        if len(self.suffixes) != NUM_VIEWS:
+            raise ValueError(
+                f"views.suffixes must be {NUM_VIEWS} texts ({', '.join(VIEW_NAMES)}), "
+                f"got {len(self.suffixes)}"
+            )
+        if not 0 <= self.front_deg <= 90:
+            raise ValueError(f"views.front_deg must lie in [0, 90], got {self.front_deg}")
+        if not -90 <= self.overhead_deg <= 90:
+            raise ValueError(f"views.overhead_deg must lie in [-90, 90], got {self.overhead_deg}")
+        if self.perp_neg_weight > 0:
+            raise ValueError(
+                f"views.perp_neg_weight must not be positive, got {self.perp_neg_weight}: "
+                "a positive weight pulls the image towards the wrong view"
+            )
+
+    def texts(self, prompt: str) -> list[str]:
+        """The prompt as each view of VIEW_NAMES is captioned."""
+        return [prompt + suffix for suffix in self.suffixes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewText:
+    """What a step's B images (prompt-major) are compared with, in words."""
+
+    positive: TextCondition  # B rows
+    unconditional: TextCondition  # B rows
+    negatives: tuple[TextCondition, ...]  # K conditions of B rows: K = 2 with perp-neg, else 0
+    negative_weights: Tensor  # [K, B], zero or negative
+
+
+def view_text(
+    texts_by_view: TextCondition, unconditional: TextCondition, cameras: Cameras, config: ViewTextConfig
+) -> ViewText:
+    """The text of each of the B = P * V images.
+
+    `texts_by_view` has P * 4 rows, row p * 4 + v being prompt p in view v of VIEW_NAMES;
+    `unconditional` has one row. Without perp-neg the view is a hard choice by
+    `amortized.cameras.view_index`. With it, see `_perp_neg`.
+    """
+    num_prompts, num_views = cameras.azimuth_deg.shape
+    if texts_by_view.pooled.shape[0] != num_prompts * NUM_VIEWS:
+        raise ValueError(
+            f"texts_by_view must have {NUM_VIEWS} rows for each of {num_prompts} prompts, "
+            f"got {texts_by_view.pooled.shape[0]} rows"
+        )
+    device = texts_by_view.pooled.device
+    first_row = NUM_VIEWS * torch.arange(num_prompts, device=device)[:, None]  # [P, 1]
+
+    def pick(view: Tensor) -> TextCondition:  # view [P, V], indices into VIEW_NAMES
+        return take_rows(texts_by_view, (first_row + view.to(device)).flatten())
+
+    uncond = expand_row(unconditional, num_prompts * num_views)
+    if not config.perp_neg:
+        view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
+        return ViewText(
+            positive=pick(view), unconditional=uncond, negatives=(),
+            negative_weights=texts_by_view.pooled.new_zeros(0, num_prompts * num_views),
+        )
+    first, second, share, negatives, weights = _perp_neg(cameras, config)
+    return ViewText(
+        positive=mix_rows(pick(first), pick(second), share.flatten().to(device)),
+        unconditional=uncond,
+        negatives=tuple(pick(view) for view in negatives),
+        negative_weights=weights.flatten(1).to(texts_by_view.pooled),
+    )
+
+
+def _perp_neg(
+    cameras: Cameras, config: ViewTextConfig
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+    """(first, second, share): the positive is share * first + (1 - share) * second, each [P, V];
+    then the two negative views [P, V], and their weights [2, P, V].
+
+    The interpolation and constants of Perp-Neg (arXiv 2304.04968) as ScaleDreamer ships them. In
+    the front half, with r = 1 - |azimuth| / 90 the share of front, the negatives are front and
+    side; in the back half, with r = 2 - |azimuth| / 90 the share of side, they are side and front.
+    Overhead images get the plain overhead text and weights of zero.
+    """
+    azimuth = cameras.azimuth_deg.abs()
+    in_front = azimuth < 90
+    share = torch.where(in_front, 1 - azimuth / 90, 2 - azimuth / 90)
+
+    def constant(view: int) -> Tensor:
+        return torch.full_like(azimuth, view, dtype=torch.long)
+
+    front, side, back = constant(FRONT), constant(SIDE), constant(BACK)
+    first, second = torch.where(in_front, front, side), torch.where(in_front, side, back)
+    negatives = (torch.where(in_front, front, side), torch.where(in_front, side, front))
+    weights = torch.stack(
+        [
+            torch.where(in_front, _decay(4.0, -2.426, share), _decay(1.0, -0.606, share)),
+            torch.where(in_front, _decay(4.0, -2.426, 1 - share), _decay(1.0, 0.967, share)),
+        ]
+    )
+    overhead = cameras.elevation_deg > config.overhead_deg
+    first = torch.where(overhead, constant(OVERHEAD), first)
+    share = torch.where(overhead, 1.0, share)
+    weights = torch.where(overhead, 0.0, config.perp_neg_weight * weights)
+    return first, second, share, negatives, weights
+
+
+def _decay(scale: float, shift: float, x: Tensor) -> Tensor:
+    return scale * torch.exp(-0.5 * x) + shift

@@ -1,0 +1,128 @@
+"""What an evaluation found: one row a prompt, and means with intervals over all, splits and kinds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from amortized.evaluation.metrics import Interval, bootstrap_interval, chance_recall
+
+METRICS = (
+    "clip_similarity", "recall_at_1", "iou", "iou_any_azimuth", "iou_start", "iou_best_sphere",
+    "colour_error", "front_shown", "janus",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """Scores of one prompt. None: does not apply to this prompt. NaN: applies, but came out undefined."""
+
+    id: str
+    text: str
+    split: str
+    kind: str | None = None  # group of the ground truth
+    clip_similarity: float  # mean cosine of its views with its text
+    recall_at_1: float  # share of its views whose best text is its own
+    iou: float | None = None
+    iou_any_azimuth: float | None = None
+    iou_start: float | None = None
+    iou_best_sphere: float | None = None
+    colour_error: float | None = None
+    front_shown: float | None = None  # 1 where the front shows the mark, else 0
+    janus: float | None = None  # 1 where another side shows it, else 0
+    mark_sides: tuple[bool, ...] | None = None  # front, left, back, right
+    strip: str | None = None  # media, relative to the folder of the results
+    turntable: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that the report shows. Metrics that apply to no prompt are absent."""
+
+    name: str
+    metrics: Mapping[str, Interval]
+    by_split: Mapping[str, Mapping[str, Interval]]
+    by_kind: Mapping[str, Mapping[str, Interval]]
+    gallery: int  # texts that recall@1 tells apart
+    prompts: tuple[PromptRow, ...]
+    settings: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; NaN and infinities become None."""
+        data = asdict(self)
+        gallery = data.pop("gallery")
+        data["chance"] = {"recall_at_1": chance_recall(gallery), "gallery": gallery}
+        return plain(data)
+
+
+def summarize(
+    rows: Sequence[PromptRow], *, name: str, gallery: int, settings: Mapping[str, Any], seed: int = 0
+) -> Results:
+    """Means with 95 % bootstrap intervals over prompts: of all rows, of each split and of each kind."""
+    if not rows:
+        raise ValueError("there is no prompt to evaluate: the selection is empty, name at least one prompt")
+    splits = dict.fromkeys(row.split for row in rows)
+    kinds = sorted({row.kind for row in rows if row.kind is not None})
+    return Results(
+        name=name,
+        metrics=_means(rows, seed),
+        by_split={split: _means((r for r in rows if r.split == split), seed) for split in splits},
+        by_kind={kind: _means((r for r in rows if r.kind == kind), seed) for kind in kinds},
+        gallery=gallery,
+        prompts=tuple(rows),
+        settings=dict(settings),
+    )
+
+
+def _means(rows: Iterable[PromptRow], seed: int) -> dict[str, Interval]:
+    """Interval of each metric over the rows that it applies to; a NaN among them makes the mean NaN."""
+    columns = {name: [] for name in METRICS}
+    for row in rows:
+        for name, values in columns.items():
+            if (value := getattr(row, name)) is not None:
+                values.append(value)
+    return {name: bootstrap_interval(v, seed=seed) for name, v in columns.items() if v}
+
+
+def merge_rows(shards: Iterable[Sequence[PromptRow]], order: Sequence[str]) -> list[PromptRow]:
+    """Rows of several processes in the order of the prompt ids `order`, each id as often as it stands there.
+
+    Shards may hold a prompt more than once (padding of uneven shards); the first row counts. A
+    prompt that no shard holds is an error, since a mean over the rest would look complete.
+    """
+    found: dict[str, PromptRow] = {}
+    for shard in shards:
+        for row in shard:
+            found.setdefault(row.id, row)
+    if missing := [key for key in order if key not in found]:
+        raise ValueError(f"{len(missing)} prompts were not evaluated, the first is {missing[0]!r}")
+    return [found[key] for key in order]
+
+
+def row_values(row: PromptRow) -> dict[str, Any]:
+    """A row as plain values in the order of its fields, for a table."""
+    return {field.name: plain(getattr(row, field.name)) for field in fields(row)}
+
+
+def plain(value: Any) -> Any:
+    """The value with every non-finite number replaced by None and tuples by lists, at any depth."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def summary(results: Results) -> str:
+    """The headline table as text: each metric with its interval, and the chance level of recall."""
+    lines = [f"{results.name}: {len(results.prompts)} prompts, recall among {results.gallery} texts "
+             f"(chance {chance_recall(results.gallery):.4f})"]
+    lines += [
+        f"  {name:<18} {interval.mean:7.4f}   [{interval.low:.4f}, {interval.high:.4f}]"
+        for name, interval in results.metrics.items()
+    ]
+    return "\n".join(lines)

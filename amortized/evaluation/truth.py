@@ -1,0 +1,184 @@
+"""Scores against exact ground truth: overlap of volumes, error of colours, sides that show a mark.
+
+Nothing here knows which world the truth comes from. Scenes are asked through `Scene`, all prompts
+of a batch at once, and only inside their bounding ball; outside it a scene is empty by contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amortized.evaluation.metrics import best_sphere_iou, colour_error, iou
+from amortized.types import GroundTruth, Scene
+
+NUM_AZIMUTHS = 8
+NUM_COLOUR_POINTS = 2048
+NUM_RAY_SAMPLES = 256
+POINTS_PER_QUERY = 1 << 17  # all prompts of a batch together
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthScores:
+    """One prompt's scene beside its ground truth; `mark_sides` is (front, left, back, right)."""
+
+    iou: float
+    iou_any_azimuth: float  # best over 8 turns of the truth about z: >= iou
+    iou_best_sphere: float  # what a ball of the best size reaches
+    iou_start: float | None  # what the untrained start reaches
+    colour_error: float  # mean absolute difference of albedo on the true surface; NaN without one
+    mark_sides: tuple[bool, ...] | None  # None where the truth has no mark
+
+
+@torch.no_grad()
+def score_truths(
+    scene: Scene, truths: Sequence[GroundTruth | None], *, start_scene: Scene | None = None,
+    resolution: int = 64, extent: float = 1.0, device: torch.device | str = "cpu",
+) -> list[TruthScores | None]:
+    """Scores of the P prompts of a scene, None where there is no truth.
+
+    The overlap is counted on the centres of resolution^3 cells that fill [-extent, extent]^3.
+    """
+    points = grid_points(resolution, extent).to(device)
+    sdf = sdf_on(scene, points, len(truths))
+    start = sdf_on(start_scene, points, len(truths)) if start_scene is not None else None
+    true_sdf = [truth.sdf(points) if truth is not None else None for truth in truths]
+    colour_errors = _colour_errors(scene, truths, true_sdf, points, spacing=2 * extent / resolution)
+    sides = mark_sides(scene, truths, device=device)
+
+    scores: list[TruthScores | None] = []
+    for p, truth in enumerate(truths):
+        exact = true_sdf[p]
+        if truth is None or exact is None:
+            scores.append(None)
+            continue
+        straight = float(iou(sdf[p], exact))
+        turned = [
+            float(iou(sdf[p], truth.sdf(rotate_z(points, 360.0 * k / NUM_AZIMUTHS))))
+            for k in range(1, NUM_AZIMUTHS)
+        ]
+        scores.append(TruthScores(
+            iou=straight,
+            iou_any_azimuth=max(straight, *turned),
+            iou_best_sphere=best_sphere_iou(exact, points),
+            iou_start=float(iou(start[p], exact)) if start is not None else None,
+            colour_error=colour_errors[p],
+            mark_sides=sides[p],
+        ))
+    return scores
+
+
+def grid_points(resolution: int, extent: float) -> Tensor:
+    """Centres [resolution^3, 3] of the cells that fill [-extent, extent]^3; x varies slowest."""
+    centres = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * extent
+    return torch.cartesian_prod(centres, centres, centres)
+
+
+def rotate_z(points: Tensor, degrees: float) -> Tensor:
+    """Points [..., 3] turned about z, counter-clockwise seen from above."""
+    turn = torch.deg2rad(torch.tensor(degrees, dtype=points.dtype, device=points.device))
+    x, y, z = points.unbind(-1)
+    return torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y, z], dim=-1)
+
+
+def sdf_on(scene: Scene, points: Tensor, num_prompts: int) -> Tensor:
+    """Signed distance [P, N] of all prompts at the same points [N, 3]; +1 outside the bounding ball."""
+    reached = (points.norm(dim=-1) <= scene.bounding_radius).nonzero().squeeze(1)
+    sdf = points.new_ones(num_prompts, len(points))
+    for chunk in reached.split(max(1, POINTS_PER_QUERY // num_prompts)):
+        sdf[:, chunk] = scene.sdf(points[chunk].expand(num_prompts, -1, -1)).to(sdf.dtype)
+    return sdf
+
+
+def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: float, num: int) -> Tensor:
+    """About `num` points [M, 3] on the true surface: grid points near it, moved by Newton steps.
+
+    Takes an even share of all points [N, 3] within one `spacing` of the zero set of sdf [N]; the
+    gradient comes from central differences, so the truth need not be differentiable. Points that
+    do not settle (on the far side of a crease, where the distance has no gradient) are dropped.
+    """
+    near = points[sdf.abs() < spacing]
+    if len(near) > num:
+        near = near[torch.arange(num, device=near.device) * len(near) // num]
+    step = 1e-3
+    offsets = step * torch.cat([torch.eye(3), -torch.eye(3)]).to(near)  # [6, 3]
+    for _ in range(4):
+        above, below = truth.sdf((near[:, None] + offsets).flatten(0, 1)).reshape(-1, 2, 3).unbind(1)
+        gradient = (above - below) / (2 * step)
+        scale = truth.sdf(near) / gradient.square().sum(-1).clamp(min=0.1)
+        near = near - scale[:, None] * gradient
+    return near[truth.sdf(near).abs() < 2e-3]
+
+
+def _colour_errors(
+    scene: Scene, truths: Sequence[GroundTruth | None], true_sdf: Sequence[Tensor | None], points: Tensor,
+    spacing: float,
+) -> list[float]:
+    """Colour error of each prompt, the scene's radiance read on the true surface (NaN without one)."""
+    surfaces = []
+    for truth, exact in zip(truths, true_sdf, strict=True):
+        surface = points[:0]
+        if truth is not None and exact is not None:
+            surface = surface_points(truth, points, exact, spacing, NUM_COLOUR_POINTS)
+        surfaces.append(surface[surface.norm(dim=-1) <= scene.bounding_radius])
+    # Scenes are asked for P prompts at once, so shorter rows are filled with the origin.
+    asked = torch.nn.utils.rnn.pad_sequence(surfaces, batch_first=True)  # [P, M, 3]
+    if not asked.shape[1]:
+        return [float("nan")] * len(truths)
+    _, radiance = scene.sdf_and_radiance(asked)
+    return [
+        float(colour_error(radiance[p, : len(surface)].float(), truth.colour(surface)))
+        if truth is not None else float("nan")
+        for p, (truth, surface) in enumerate(zip(truths, surfaces, strict=True))
+    ]
+
+
+@torch.no_grad()
+def mark_sides(
+    scene: Scene, truths: Sequence[GroundTruth | None], *, device: torch.device | str = "cpu"
+) -> list[tuple[bool, ...] | None]:
+    """Which of the sides (front, left, back, right) show the mark that only the front should show.
+
+    Judged on the scene itself, not on pictures: a ray enters opposite the front's view direction at
+    the mark's place (height and offset kept) and stops at the scene's first surface; the same ray
+    turned by 90, 180 and 270 deg about z probes the other sides. A side shows the mark when the
+    colour found is nearer to the truth's colour at the mark than to its colour at the same place on
+    the back. No surface, no mark. An object with several fronts (the Janus problem) shows it on a
+    side other than the front; one that never learnt the mark shows it nowhere.
+    """
+    marks = [truth.front_mark if truth is not None else None for truth in truths]
+    if not any(marks):
+        return [None] * len(marks)
+    mark = torch.tensor([m or (0.0, 0.0, 0.0) for m in marks], device=device)  # [P, 3]
+    # Rays run from the bounding ball to the plane x = 0 behind which another side begins.
+    entry = (scene.bounding_radius**2 - mark[:, 1:].square().sum(-1)).clamp(min=0).sqrt()
+    x = entry[:, None] * torch.linspace(1, 0, NUM_RAY_SAMPLES, device=device)  # [P, S]
+    ray = torch.stack([x, *(mark[:, i, None].expand_as(x) for i in (1, 2))], dim=-1)  # [P, S, 3]
+    ray = ray * (1 - 1e-6)  # rounding must not leave the ball
+    rays = torch.stack([rotate_z(ray, 90.0 * k) for k in range(4)], dim=1)  # [P, 4, S, 3]
+
+    sdf = scene.sdf(rays.flatten(1, 2)).reshape(rays.shape[:3])
+    inside = sdf < 0
+    hit = inside.any(-1)  # [P, 4]
+    after = inside.long().argmax(-1, keepdim=True)  # the first sample inside
+    before = (after - 1).clamp(min=0)
+    sdf_before, sdf_after = sdf.gather(2, before), sdf.gather(2, after)
+    share = (sdf_before / (sdf_before - sdf_after).clamp(min=1e-9)).clamp(0, 1)  # of the way to `after`
+
+    def at(index: Tensor) -> Tensor:
+        return rays.gather(2, index[..., None].expand(-1, -1, -1, 3)).squeeze(2)  # [P, 4, 3]
+
+    _, colours = scene.sdf_and_radiance(torch.lerp(at(before), at(after), share))  # [P, 4, 3]
+    sides: list[tuple[bool, ...] | None] = []
+    for p, truth in enumerate(truths):
+        if truth is None or marks[p] is None:
+            sides.append(None)
+            continue
+        shown, plain = truth.colour(torch.stack([mark[p], rotate_z(mark[p], 180.0)]))
+        found = colours[p].float()
+        nearer = (found - shown).norm(dim=-1) < (found - plain).norm(dim=-1)
+        sides.append(tuple((nearer & hit[p]).tolist()))
+    return sides

@@ -1,0 +1,65 @@
+"""PNG pictures and MP4 turntables from float images in [0, 1], written atomically."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from amortized.files import atomic_path
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images [..., 3], float in [0, 1] => uint8 on the CPU, rounded; NaN turns black."""
+    return images.detach().float().nan_to_num(0.0).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+
+
+def save_png(path: str | Path, image: Tensor) -> None:
+    """Write an image [H, W, 3]."""
+    import imageio.v3 as iio
+
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"save_png needs an image [H, W, 3], got {list(image.shape)}")
+    with atomic_path(path) as temporary:
+        iio.imwrite(temporary, to_uint8(image), plugin="pillow", extension=".png")
+
+
+def save_strip(path: str | Path, images: Tensor) -> None:
+    """Write V images [V, H, W, 3] side by side, the first on the left."""
+    save_png(path, images.movedim(0, 1).flatten(1, 2))
+
+
+def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
+    """Write N images [N, H, W, 3] in rows of `columns`; what is missing of the last row stays black."""
+    if columns < 1:
+        raise ValueError(f"save_grid: columns must be at least 1, got {columns}")
+    num_images, height, width, _ = images.shape
+    rows = -(-num_images // columns)
+    padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - num_images))
+    tiles = padded.reshape(rows, columns, height, width, 3)
+    save_png(path, tiles.transpose(1, 2).reshape(rows * height, columns * width, 3))
+
+
+def save_turntable(path: str | Path, frames: Tensor, fps: float) -> None:
+    """Write frames [T, H, W, 3] as H.264 in an MP4 that every browser plays.
+
+    Browsers want 4:2:0 colour, which wants even sides: an odd side repeats its last row or column.
+    """
+    import av
+
+    pixels = to_uint8(frames)
+    pixels = np.pad(pixels, [(0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)], mode="edge")
+    with atomic_path(path) as temporary:
+        # "faststart" puts the index first, so that a page plays the file while it is still loading.
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream(
+                "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"}
+            )
+            stream.height, stream.width = pixels.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())

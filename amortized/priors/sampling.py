@@ -1,0 +1,59 @@
+"""Ordinary images from a prior: a look at what it knows before anything is distilled from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amortized.conditioning.rows import concatenate_rows, expand_row
+from amortized.priors.base import Prior
+from amortized.priors.schedule import add_noise, alphas_at, noise_to_x0
+from amortized.random import normal
+from amortized.types import TextCondition
+
+
+@torch.no_grad()
+def sample(
+    prior: Prior, texts: Sequence[str], *, seed: int = 0, num_steps: int = 50, cfg: float = 7.5,
+    negative_prompt: str = "",
+) -> Tensor:
+    """Images [N, H, W, 3] in [0, 1] of N sentences, by DDIM.
+
+    Image n depends on (seed, n, its sentence) alone, not on what else is in the batch.
+    """
+    if prior.text_encoder is None:
+        raise ValueError("this prior has no text encoder, so it cannot sample sentences; use `ddim`")
+    draws = [normal(prior.latent_shape, seed, "prior sample", index) for index in range(len(texts))]
+    text = prior.text_encoder.encode(texts)
+    unconditional = expand_row(prior.text_encoder.encode([negative_prompt]), len(texts))
+    noise = torch.stack(draws).to(prior.device)
+    latents = ddim(prior, noise, text, unconditional, num_steps=num_steps, cfg=cfg)
+    return prior.decode(latents)
+
+
+@torch.no_grad()
+def ddim(
+    prior: Prior, noise: Tensor, text: TextCondition, unconditional: TextCondition, *,
+    num_steps: int, cfg: float,
+) -> Tensor:
+    """Latents [N, C, h, w] from noise at the last timestep, deterministically (arXiv 2010.02502, eta 0).
+
+    `text` and `unconditional` have N rows. The timesteps run evenly from T - 1 to 0 inclusive.
+    """
+    if not 1 <= num_steps <= prior.num_timesteps:
+        raise ValueError(f"num_steps must lie in [1, {prior.num_timesteps}], got {num_steps}")
+    latents, both = noise, concatenate_rows([text, unconditional])
+    grid = torch.linspace(prior.num_timesteps - 1, 0, num_steps).round().long().tolist()
+    for step, t in enumerate(grid):
+        timesteps = torch.full((len(noise),), t, device=noise.device)
+        twice = (latents.repeat(2, 1, 1, 1), timesteps.repeat(2))
+        conditional, null = prior.predict_noise(*twice, both).chunk(2)
+        predicted = null + cfg * (conditional - null)
+        x0 = noise_to_x0(predicted, latents, alphas_at(prior.alphas_cumprod, timesteps, latents))
+        if step + 1 == num_steps:
+            return x0
+        following = torch.full_like(timesteps, grid[step + 1])
+        latents = add_noise(x0, predicted, alphas_at(prior.alphas_cumprod, following, latents))
+    raise AssertionError("unreachable: the grid has at least one timestep")

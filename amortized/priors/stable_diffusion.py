@@ -1,0 +1,145 @@
+"""Stable Diffusion 1.x and 2.x, or any folder of that format, as a prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amortized.conditioning.text_encoder import TextEncoder
+from amortized.priors.base import DTYPES, PriorConfig
+from amortized.priors.schedule import alphas_at, velocity_to_noise
+from amortized.types import Cameras, TextCondition
+
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
+
+class StableDiffusionPrior:
+    """A frozen latent diffusion model with a text-conditioned UNet; see `amortized.priors.Prior`.
+
+    The networks run in their own dtype; latents and noise come and go in the caller's.
+    """
+
+    views_per_group = 1
+
+    def __init__(
+        self, *, unet: Any, vae: Any, text_encoder: TextEncoder, alphas_cumprod: Tensor, prediction_type: str
+    ) -> None:
+        if prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"the prior's scheduler predicts '{prediction_type}'; "
+                "only epsilon and v_prediction can be distilled"
+            )
+        self.unet = unet.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = text_encoder
+        self.device = next(unet.parameters()).device
+        self.alphas_cumprod = alphas_cumprod.float().to(self.device)
+        self.num_timesteps = len(alphas_cumprod)
+        self.prediction_type = prediction_type
+        self.latent_channels: int = unet.config.in_channels
+        self.latent_size: int = unet.config.sample_size
+        self.image_size = self.latent_size * 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.latent_channels, self.latent_size, self.latent_size
+
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        return self.unet, self.vae, self.text_encoder.model
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        pixels = images.movedim(-1, 1)  # [B, 3, H, W]
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            pixels = torch.nn.functional.interpolate(
+                pixels, (self.image_size, self.image_size), mode="bilinear", align_corners=False,
+                antialias=max(pixels.shape[-2:]) > self.image_size,
+            )
+        posterior = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist
+        latents = posterior.mean.to(images.dtype)
+        if noise is not None:
+            latents = latents + posterior.std.to(images.dtype) * noise
+        return latents * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return (pixels.to(latents.dtype) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def predict_noise(
+        self, noisy: Tensor, timesteps: Tensor, text: TextCondition, cameras: Cameras | None = None
+    ) -> Tensor:
+        dtype = self.unet.dtype
+        # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
+        predicted = self.unet(
+            noisy.to(dtype), timesteps, encoder_hidden_states=text.tokens.to(dtype), return_dict=False
+        )[0].to(noisy.dtype)
+        if self.prediction_type == "epsilon":
+            return predicted
+        return velocity_to_noise(predicted, noisy, alphas_at(self.alphas_cumprod, timesteps, noisy))
+
+
+def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
+    """The prior a config names, frozen, on `device`."""
+    return load_stable_diffusion(
+        config.path, revision=config.revision, dtype=DTYPES[config.dtype], device=device,
+        allow_network=config.allow_network,
+    )
+
+
+def load_stable_diffusion(
+    path: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu", allow_network: bool = False,
+) -> StableDiffusionPrior:
+    """A prior from a folder in diffusers format, or from a Hub id, cached or (if allowed) fetched.
+
+    Only safetensors are read. Raises ValueError where the folder or a part of it is missing.
+    """
+    path = str(path)
+    _check_folder(path, allow_network)
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore (lazy exports)
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    source = {"revision": revision, "local_files_only": not allow_network}
+    weights = {**source, "use_safetensors": True, "dtype": dtype}  # transformers would keep the file's dtype
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **source)
+        text_model: Any = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights)
+        vae: Any = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
+        unet: Any = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
+        # Any scheduler's config holds the betas and the prediction type; DDIM's class reads them all.
+        scheduler: Any = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **source)
+    except OSError as error:
+        raise ValueError(_missing(path, allow_network, reason=str(error).strip().split("\n")[0])) from error
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
+        # transformers makes such a tokenizer, without a word, of a folder that lacks the vocabulary.
+        raise ValueError(_missing(path, allow_network, reason="its tokenizer has no vocabulary"))
+    return StableDiffusionPrior(
+        unet=unet.to(device),
+        vae=vae.to(device),
+        text_encoder=TextEncoder(tokenizer, text_model.to(device)),
+        alphas_cumprod=scheduler.alphas_cumprod,
+        prediction_type=scheduler.config.prediction_type,
+    )
+
+
+def _check_folder(path: str, allow_network: bool) -> None:
+    """Raise ValueError for what is clearly a folder, but absent or incomplete."""
+    folder = Path(path)
+    if folder.is_dir():
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            reason = f"the folder lacks {', '.join(missing)}"
+            raise ValueError(_missing(path, allow_network, reason=reason))
+    elif folder.is_absolute() or path.startswith((".", "checkpoints/", "outputs/")) or path.count("/") != 1:
+        raise ValueError(_missing(path, allow_network, reason="there is no such folder"))
+
+
+def _missing(path: str, allow_network: bool, *, reason: str) -> str:
+    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors"
+    if "checkpoints" in Path(path).parts:
+        remedy = "run `make weights`"
+    elif not Path(path).is_dir() and not allow_network:
+        remedy += ", or a Hub id with prior.allow_network=true"
+    return f"prior.path '{path}' cannot be loaded: {reason.rstrip('.')}; {remedy}"

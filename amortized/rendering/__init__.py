@@ -1,0 +1,11 @@
+"""Scenes to images, differentiably."""
+
+from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform
+from amortized.rendering.density import laplace_density
+from amortized.rendering.renderer import RendererConfig, render
+from amortized.rendering.shading import ShadingConfig, sdf_gradient
+
+__all__ = [
+    "BackgroundConfig", "RendererConfig", "ShadingConfig", "background_from_uniform", "laplace_density",
+    "render", "sdf_gradient",
+]

@@ -1,0 +1,14 @@
+"""Training: what a step sees, the step, and the care around it."""
+
+from amortized.training.checkpoint import generator_weights, load_weights
+from amortized.training.distributed import World, join_world
+from amortized.training.losses import LossConfig
+from amortized.training.optim import OptimizerConfig
+from amortized.training.runs import describe, open_run
+from amortized.training.sampler import Sampler
+from amortized.training.trainer import Trainer, TrainerConfig, TrainingStopped
+
+__all__ = [
+    "LossConfig", "OptimizerConfig", "Sampler", "Trainer", "TrainerConfig", "TrainingStopped", "World",
+    "describe", "generator_weights", "join_world", "load_weights", "open_run",
+]

@@ -1,0 +1,47 @@
+"""The loss of a render besides guidance: weights as schedules, terms as plain functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from amortized.training import regularizers
+from amortized.training.schedules import Schedule, check_schedule, value_at
+from amortized.types import Render
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the regularizers; a term of weight 0 is not computed."""
+
+    sparsity: Schedule = 20.0
+    opaque: Schedule = 0.0
+    eikonal: Schedule = 0.0
+    opacity_floor: Schedule = 0.0
+    opacity_cap: Schedule = 0.0
+    inside: Schedule = 0.0
+    floor: float = 0.08  # covered share of the image that `opacity_floor` asks for at least
+    cap: float = 0.4  # and `opacity_cap` at most
+
+    def __post_init__(self) -> None:
+        for term in fields(self):
+            check_schedule(f"losses.{term.name}", getattr(self, term.name))
+        if not 0 <= self.floor < self.cap <= 1:
+            raise ValueError(f"losses.floor and losses.cap must satisfy 0 <= floor < cap <= 1, got {self.floor}, {self.cap}")
+
+
+def regularization(render: Render, config: LossConfig, progress: float) -> dict[str, Tensor]:
+    """Weighted terms, scalars, means over prompts: equal however prompts are dealt to processes."""
+    samples = render.samples
+    assert samples is not None, "regularizers read the samples of a training render"
+    terms = {
+        "sparsity": lambda: regularizers.sparsity(render.opacity),
+        "opaque": lambda: regularizers.opaque(render.opacity),
+        "eikonal": lambda: regularizers.eikonal(samples.gradient, samples.seen),
+        "opacity_floor": lambda: regularizers.opacity_floor(render.opacity, config.floor),
+        "opacity_cap": lambda: regularizers.opacity_cap(render.opacity, config.cap),
+        "inside": lambda: regularizers.inside_hinge(samples.sdf),
+    }
+    weights = {name: value_at(getattr(config, name), progress) for name in terms}
+    return {name: weights[name] * term().mean() for name, term in terms.items() if weights[name] > 0}

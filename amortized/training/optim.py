@@ -1,0 +1,77 @@
+"""Optimizers, learning rates and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam or AdamW with a warm-up and a decay; encodings (hash grids) have a rate of their own."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 4e-3
+    encoding_learning_rate: float | None = None  # None: the same rate
+    betas: tuple[float, float] = (0.0, 0.99)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0  # adamw only
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    final_share: float = 0.05  # of the rate, at the end of a cosine decay
+    clip_norm: float | None = None  # of the whole gradient
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epsilon"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+        if self.encoding_learning_rate is not None and self.encoding_learning_rate <= 0:
+            raise ValueError(f"optimizer.encoding_learning_rate must be positive, got {self.encoding_learning_rate}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must lie in [0, 1), got {list(self.betas)}")
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError("optimizer.weight_decay needs optimizer.name=adamw: adam would mix it into its moments")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError(f"optimizer.final_share must lie in [0, 1], got {self.final_share}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm must be positive or null, got {self.clip_norm}")
+
+
+def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """One parameter group for encodings (parameters under a part named `grid`), one for the rest."""
+    encodings = [p for name, p in module.named_parameters() if "grid" in name.split(".")]
+    chosen = {id(p) for p in encodings}
+    others = [p for p in module.parameters() if id(p) not in chosen]
+    rate = config.learning_rate
+    groups = [
+        {"params": others, "lr": rate, "base_lr": rate},
+        {"params": encodings, "base_lr": config.encoding_learning_rate or rate},
+    ]
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
+    return kind(
+        [group for group in groups if group["params"]], lr=rate, betas=config.betas, eps=config.epsilon,
+        weight_decay=config.weight_decay, fused=fused,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> None:
+    """Rates for `step`: a function of the step, so that nothing about them needs saving."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    factor = 1.0
+    if config.decay == "cosine":
+        factor = config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * warm * factor
+
+
+def build_ema(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the module's weights; its `.module` is a ready copy."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)

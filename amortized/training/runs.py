@@ -1,0 +1,79 @@
+"""A run's folder, and what a run will cost before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from amortized.files import atomic_write_text
+from amortized.guidance import Guidance
+from amortized.rendering import RendererConfig
+from amortized.training.distributed import World
+from amortized.training.trainer import TrainerConfig
+
+
+def open_run(folder: Path, config_yaml: str, world: World, *, resume: bool) -> None:
+    """Make the folder with its config.yaml, or go on in one. All processes call it.
+
+    Raises ValueError where the folder holds a run and `resume` is not given, or where the config of
+    that run differs.
+    """
+    stored = folder / "config.yaml"
+    exists = stored.exists()
+    world.barrier()  # everybody has looked before anybody writes
+    if exists and not resume:
+        raise ValueError(f"{folder} already holds a run: continue it with --resume, or choose another output=FOLDER")
+    if exists and stored.read_text() != config_yaml:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({_first_difference(stored.read_text(), config_yaml)}): "
+            "give the same ones to continue it, or choose another output=FOLDER"
+        )
+    if world.is_main and not exists:
+        atomic_write_text(stored, config_yaml)
+    world.barrier()
+
+
+def _first_difference(old: str, new: str) -> str:
+    for a, b in zip(old.splitlines(), new.splitlines(), strict=False):
+        if a != b:
+            return f"was '{a.strip()}', now '{b.strip()}'"
+    return "one has more settings"
+
+
+def describe(
+    *, generator: nn.Module, guidance: Guidance, trainer: TrainerConfig, renderer: RendererConfig,
+    num_prompts: int, world: World, num_negatives: int,
+) -> str:
+    """What would be trained, and what it would cost: the text of a dry run."""
+    prior = guidance.prior
+    images = trainer.prompts_per_process * trainer.views_per_prompt
+    calls = images * guidance.branches_per_image(num_negatives)
+    prompts = world.size * trainer.accumulation * trainer.prompts_per_process
+    weights = sum(p.numel() * p.element_size() for p in generator.parameters())
+    memory = {
+        "generator with gradients and moments": 4 * weights,
+        "averaged weights": weights if trainer.ema_decay is not None else 0,
+        "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
+        "graph of a render (rough)": images * trainer.render_size**2 * renderer.num_samples * BYTES_PER_SAMPLE,
+    }
+    lines = [
+        f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
+        *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
+        f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
+        f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
+        f"# corpus: {num_prompts:,} prompts to train on; {prompts} a step, "
+        f"{trainer.steps * prompts / num_prompts:.1f} visits each",
+        f"# denoiser: {calls * trainer.accumulation} images a step and process, in {trainer.accumulation} calls",
+        *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
+    ]
+    return "\n".join(lines)
+
+
+# A sample of a small head keeps about this much for the backward pass (features, hidden units,
+# position); real renders lie within a factor of two.
+BYTES_PER_SAMPLE = 600
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

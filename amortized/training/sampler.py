@@ -1,0 +1,121 @@
+"""What a step trains on: prompts, cameras, backgrounds and noise, as pure functions of (seed, step).
+
+A step has `world size x accumulation x prompts per process` slots. Everything random in a slot is
+drawn from a generator keyed by (seed, step, slot), so that the global batch does not depend on how
+slots are dealt to processes, and a resumed run needs no saved random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_uniform
+from amortized.guidance import GuidanceDraws
+from amortized.random import generator_for
+from amortized.rendering import BackgroundConfig, background_from_uniform
+from amortized.types import Cameras
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One process's share of a step, or of one accumulation part of it: P prompts, V views each."""
+
+    prompt_indices: list[int]  # P
+    cameras: Cameras  # [P, V]
+    background: Tensor  # [P, V, 3]
+    stratification: Tensor  # [P, V * H * W, S] in [0, 1)
+    draws: GuidanceDraws  # B = P * V images
+    digests: Tensor  # [P] int64: a digest of all of a slot's draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Settings that determine every batch of a run."""
+
+    seed: int
+    num_prompts: int
+    views: int
+    render_size: int
+    num_samples: int  # stratified samples a ray
+    latent_shape: tuple[int, int, int]  # C, h, w
+    cameras: CameraConfig
+    background: BackgroundConfig
+
+    def batch(self, step: int, slots: Sequence[int], slots_per_step: int) -> Batch:
+        """The given slots of a step; rows are in the order of `slots`."""
+        order = [
+            prompt_at(self.num_prompts, self.seed, step * slots_per_step + slot) for slot in slots
+        ]
+        rows = [self._draw(step, slot) for slot in slots]
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        digests = [
+            _digest(index, *(row[name] for name in ("camera", "timestep", "shift", "noise")))
+            for index, row in zip(order, rows, strict=True)
+        ]
+        return Batch(
+            prompt_indices=order,
+            cameras=cameras_from_uniform(self.cameras, stacked["camera"]),
+            background=background_from_uniform(self.background, stacked["background"]),
+            stratification=stacked["stratification"],
+            draws=GuidanceDraws(
+                u_timestep=stacked["timestep"].flatten(),
+                u_shift=stacked["shift"].flatten(),
+                noise=stacked["noise"].flatten(0, 1),
+            ),
+            digests=torch.tensor(digests, dtype=torch.int64),
+        )
+
+    def _draw(self, step: int, slot: int) -> dict[str, Tensor]:
+        random = generator_for(self.seed, "slot", step, slot)
+        views, pixels = self.views, self.views * self.render_size**2
+        return {
+            "camera": torch.rand(views, NUM_CAMERA_DRAWS, generator=random),
+            "background": torch.rand(views, 3, generator=random),
+            "timestep": torch.rand(views, generator=random),
+            "shift": torch.rand(views, generator=random),
+            "noise": torch.randn(views, *self.latent_shape, generator=random),
+            "stratification": torch.rand(pixels, self.num_samples, generator=random),
+        }
+
+
+def prompt_at(num_prompts: int, seed: int, position: int) -> int:
+    """Index of the prompt at a position of the endless global order.
+
+    Every epoch is a fresh permutation, so each prompt is seen once before any is seen twice.
+    """
+    epoch, place = divmod(position, num_prompts)
+    return int(_permutation(num_prompts, seed, epoch)[place])
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_prompts: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(num_prompts, generator=generator_for(seed, "epoch", epoch))
+
+
+def slots_of(rank: int, world_size: int, accumulation: int, prompts: int) -> list[list[int]]:
+    """The slots of one process, one list per accumulation part.
+
+    Slots are dealt in whole parts, rank after rank: part a of rank r starts at
+    (a * world_size + r) * prompts. All processes together cover each slot of a step exactly once.
+    """
+    starts = [(part * world_size + rank) * prompts for part in range(accumulation)]
+    return [list(range(start, start + prompts)) for start in starts]
+
+
+def batch_digest(digests: Tensor) -> str:
+    """16 hexadecimal digits of a global batch, whatever the order in which slots were dealt."""
+    ordered = torch.sort(digests.cpu()).values
+    return hashlib.blake2b(ordered.numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def _digest(prompt_index: int, *draws: Tensor) -> int:
+    state = hashlib.blake2b(str(prompt_index).encode(), digest_size=8)
+    for draw in draws:
+        state.update(draw.numpy().tobytes())
+    return int.from_bytes(state.digest(), "little", signed=True)

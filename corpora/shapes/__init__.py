@@ -1,0 +1,1 @@
+"""The Shapes world: a procedural corpus whose every sentence has an exact ground truth."""

@@ -1,0 +1,100 @@
+"""The named corpora of the Shapes world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from amortized.types import GroundTruth, Prompt
+from corpora.prompts import prompt_id
+from corpora.shapes import grammar
+from corpora.shapes.grammar import COLOURS, NUM_PAIRS, SHAPES, SIZED_ITEMS, Description, Item
+from corpora.shapes.scene import truth_of
+
+NUM_SHAPES, NUM_COLOURS = len(SHAPES), len(COLOURS)
+
+
+@dataclass(frozen=True)
+class ShapesCorpus:
+    """Sentences by index: nothing is stored, so a corpus of any size costs nothing."""
+
+    name: str
+    size: int
+    description: Callable[[int], Description]
+    held_out: Callable[[int], bool] = lambda index: False
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Prompt:
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.name} has prompts 0 to {self.size - 1}, not {index}")
+        text = grammar.sentence(self.description(index))
+        return Prompt(id=prompt_id(text), text=text, split="heldout" if self.held_out(index) else "train")
+
+    def truth(self, prompt: Prompt) -> GroundTruth | None:
+        """Exact geometry and colour; None for sentences that leave a word open or are of another world."""
+        description = grammar.describe(prompt.text)
+        if description is None or not description.determined:
+            return None
+        return truth_of(description)
+
+    def distractors(self) -> list[str]:
+        """All 64 shape-colour sentences and 64 of two objects."""
+        pairs = [grammar.pair(i * (NUM_PAIRS // 64) + 7 * i) for i in range(64)]
+        return [grammar.sentence(d) for d in [*grammar.singles(), *pairs]]
+
+
+def shapes16() -> ShapesCorpus:
+    """Every shape twice and every colour twice."""
+
+    def description(index: int) -> Description:
+        shape, second = divmod(index, 2)
+        colour = (shape + 3 * second) % NUM_COLOURS
+        return Description((Item(SHAPES[shape], tuple(COLOURS)[colour]),))
+
+    return ShapesCorpus("shapes16", 2 * NUM_SHAPES, description)
+
+
+def shapes_comp() -> ShapesCorpus:
+    """512 compositions, a fifth held out.
+
+    The 64 shape-colour combinations plain, marked, small and large (256), and 256 pairs in which
+    every item is four times the first and four times the second. A combination is held out where
+    (shape + 2 * colour + 3 * kind) % 5 == 0, a pair where its index is 0 modulo 5: every word, and
+    every pair of a word and a kind, is still seen in training.
+    """
+
+    def description(index: int) -> Description:
+        kind, item = divmod(index, 64)
+        shape, colour = SHAPES[item // NUM_COLOURS], tuple(COLOURS)[item % NUM_COLOURS]
+        if kind < 4:
+            size = ("", "", "small", "large")[kind]
+            return Description((Item(shape, colour, size),), marked=kind == 1)
+        # 64 i -> (13 i + 21 kind) modulo 64 is one-to-one and never maps an item to itself here.
+        other = (13 * item + 21 * (kind - 3) + 5) % 64
+        other = (other + 1) % 64 if other == item else other
+        second = Item(SHAPES[other // NUM_COLOURS], tuple(COLOURS)[other % NUM_COLOURS])
+        relation = grammar.RELATIONS[(item + kind) % len(grammar.RELATIONS)]
+        return Description((Item(shape, colour), second), relation=relation)
+
+    def held_out(index: int) -> bool:
+        kind, item = divmod(index, 64)
+        if kind >= 4:
+            return index % 5 == 0
+        return (item // NUM_COLOURS + 2 * (item % NUM_COLOURS) + 3 * kind) % 5 == 0
+
+    return ShapesCorpus("shapes-comp", 512, description, held_out)
+
+
+def shapes100k() -> ShapesCorpus:
+    """All 110,272 determined sentences, dealt by a fixed affine permutation so that any run of
+    consecutive prompts is a fair sample."""
+    singles = [Description((item,)) for item in SIZED_ITEMS] + grammar.marked()
+    size = NUM_PAIRS + len(singles)
+
+    def description(index: int) -> Description:
+        place = (index * 48_611 + 7) % size  # 48,611 is prime and does not divide the size
+        return singles[place] if place < len(singles) else grammar.pair(place - len(singles))
+
+    return ShapesCorpus("shapes100k", size, description)

@@ -1,0 +1,139 @@
+"""Sentences of the Shapes world and what each of them says.
+
+    a red cube | a small blue sphere | a green cone with a white dot on the front
+    a red cube on top of a large blue sphere | ... next to ... | ... in front of ...
+    a cube | something red                     (under-specified: any answer that fits is right)
+
+A sentence and its `Description` determine each other; `describe` parses, `sentence` writes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from corpora.shapes.geometry import SOLIDS
+
+SHAPES: tuple[str, ...] = tuple(SOLIDS)
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.10, 0.10),
+    "orange": (0.98, 0.52, 0.06),
+    "yellow": (0.95, 0.90, 0.12),
+    "green": (0.12, 0.66, 0.16),
+    "cyan": (0.12, 0.82, 0.86),
+    "blue": (0.10, 0.20, 0.88),
+    "purple": (0.55, 0.12, 0.78),
+    "pink": (0.98, 0.56, 0.76),
+}
+WHITE = (0.97, 0.97, 0.97)
+SIZES: dict[str, float] = {"small": 0.7, "": 1.0, "large": 1.15}
+RELATIONS: tuple[str, ...] = ("on top of", "next to", "in front of")
+MARK = "with a white dot on the front"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One solid. None stands for a word that the sentence leaves open."""
+
+    shape: str | None
+    colour: str | None
+    size: str = ""
+
+    def phrase(self) -> str:
+        if self.shape is None:
+            return f"something {self.colour}"
+        words = " ".join(word for word in (self.size, self.colour, self.shape) if word)
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """One item, possibly marked, or two items in a relation (the first is on top of the second)."""
+
+    items: tuple[Item, ...]
+    relation: str | None = None
+    marked: bool = False
+
+    @property
+    def determined(self) -> bool:
+        """True where the sentence leaves nothing open, so that its geometry is known."""
+        return all(item.shape is not None and item.colour is not None for item in self.items)
+
+
+def sentence(description: Description) -> str:
+    """The sentence of a description."""
+    text = f" {description.relation} ".join(item.phrase() for item in description.items)
+    return f"{text} {MARK}" if description.marked else text
+
+
+_ITEM = (
+    rf"(?:(?:an?|the) (?:(?P<size{{0}}>{'|'.join(s for s in SIZES if s)}) )?"
+    rf"(?:(?P<colour{{0}}>{'|'.join(COLOURS)}) )?(?P<shape{{0}}>{'|'.join(SHAPES)})"
+    rf"|something (?P<only{{0}}>{'|'.join(COLOURS)}))"
+)
+_SENTENCE = re.compile(
+    rf"{_ITEM.format(0)}(?: (?P<relation>{'|'.join(RELATIONS)}) {_ITEM.format(1)}|(?P<mark> {MARK}))?"
+)
+
+
+def describe(text: str) -> Description | None:
+    """What a sentence says, or None where it is not a sentence of this world."""
+    match = _SENTENCE.fullmatch(text.strip().lower().rstrip("."))
+    if match is None:
+        return None
+
+    def item(i: int) -> Item:
+        colour = match[f"colour{i}"] or match[f"only{i}"]
+        return Item(shape=match[f"shape{i}"], colour=colour, size=match[f"size{i}"] or "")
+
+    items = (item(0), item(1)) if match["relation"] else (item(0),)
+    return Description(items=items, relation=match["relation"], marked=match["mark"] is not None)
+
+
+# Enumerations: the same index is the same sentence on every machine.
+
+PLAIN_ITEMS: tuple[Item, ...] = tuple(Item(shape, colour) for shape in SHAPES for colour in COLOURS)
+SIZED_ITEMS: tuple[Item, ...] = tuple(
+    Item(shape, colour, size) for size in SIZES for shape in SHAPES for colour in COLOURS
+)
+
+
+def singles() -> list[Description]:
+    """All 64 shape-colour sentences."""
+    return [Description((item,)) for item in PLAIN_ITEMS]
+
+
+def marked() -> list[Description]:
+    """All 64 sentences with a white dot on the front."""
+    return [Description((item,), marked=True) for item in PLAIN_ITEMS]
+
+
+def under_specified() -> list[Description]:
+    """The eight sentences that leave the colour open and the eight that leave the shape open."""
+    free_colour = [Description((Item(shape, None),)) for shape in SHAPES]
+    return free_colour + [Description((Item(None, colour),)) for colour in COLOURS]
+
+
+def pair(index: int) -> Description:
+    """Pair sentence `index` of NUM_PAIRS: a mixed-radix number (relation, first, other second)."""
+    index, relation = divmod(index, len(RELATIONS))
+    first, second = divmod(index, len(SIZED_ITEMS) - 1)
+    second += second >= first  # never the same item twice
+    return Description((SIZED_ITEMS[first], SIZED_ITEMS[second]), relation=RELATIONS[relation])
+
+
+NUM_PAIRS = len(SIZED_ITEMS) * (len(SIZED_ITEMS) - 1) * len(RELATIONS)  # 110,016
+
+
+def fill(description: Description, shape_index: int, colour_index: int) -> Description:
+    """The description with every open word closed by the given indices (modulo the choices)."""
+    colours = tuple(COLOURS)
+    items = tuple(
+        Item(
+            item.shape or SHAPES[shape_index % len(SHAPES)],
+            item.colour or colours[colour_index % len(colours)],
+            item.size,
+        )
+        for item in description.items
+    )
+    return Description(items, description.relation, description.marked)

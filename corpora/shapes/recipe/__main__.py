@@ -1,0 +1,36 @@
+"""Train the embedded models: `python -m corpora.shapes.recipe` (or `make weights`).
+
+Every stage saves its state and goes on where it stopped: the same command again continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+STAGES = ("clip", "prior")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m corpora.shapes.recipe", description=__doc__)
+    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], help=f"what to train (default: {' '.join(STAGES)})")
+    parser.add_argument("--work", type=Path, default=Path("outputs/weights"), help="folder of images and training state")
+    parser.add_argument("--output", type=Path, default=Path("checkpoints"), help="folder of the finished models")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for stage in arguments.stages or STAGES:
+        if stage == "clip":
+            from corpora.shapes.recipe.clip import make_clip
+
+            make_clip(arguments.work, arguments.output / "shapes-clip")
+        else:
+            from corpora.shapes.recipe.prior import make_prior
+
+            make_prior(arguments.work, arguments.output / "shapes-prior", arguments.output / "shapes-clip")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Training images for the embedded models, drawn from the Shapes world.
+
+The prior (the teacher) and the CLIP (the judge) see different draws: the teacher always the light
+and camera distance that a generator is rendered with, the judge random lights, backgrounds, fields
+of view and distances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from amortized.cameras import VIEW_NAMES, cameras_at, view_index
+from amortized.random import derive_seed
+from corpora.shapes.grammar import NUM_PAIRS, SIZED_ITEMS, Description, Item, marked, pair, sentence, singles
+from corpora.shapes.render import Light, render_truth
+from corpora.shapes.scene import truth_of
+
+IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """How many images of what, seen how."""
+
+    seed: int
+    views_single: int = 160  # per plain sentence, of 64
+    views_marked: int = 48  # per marked sentence, of 64
+    views_sized: int = 16  # per small or large sentence, of 128
+    num_pairs: int = 800
+    views_pair: int = 8
+    distance: tuple[float, float] = (2.54, 2.66)
+    fovy_deg: tuple[float, float] = (38.0, 38.0)
+    background: tuple[float, float] = (0.3, 0.95)
+    coloured_background: bool = False
+    random_light: bool = False
+
+
+TEACHER = DrawConfig(seed=1)
+JUDGE = DrawConfig(
+    seed=2, views_single=96, views_marked=40, views_sized=10, num_pairs=1000, views_pair=6,
+    distance=(2.3, 3.0), fovy_deg=(34.0, 42.0), background=(0.0, 1.0), coloured_background=True,
+    random_light=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images with what they show: scene index into `descriptions`, and view index."""
+
+    images: Tensor  # [N, 64, 64, 3] uint8
+    scene: Tensor  # [N] long
+    view: Tensor  # [N] long, into VIEW_NAMES
+    descriptions: list[Description]
+
+
+def plan(config: DrawConfig) -> list[tuple[Description, int]]:
+    """Scenes and the number of views of each. Pairs are a fixed pseudo-random subset."""
+    sized = [Description((item,)) for item in SIZED_ITEMS if item.size]
+    pairs = torch.randperm(NUM_PAIRS, generator=torch.Generator().manual_seed(config.seed))[: config.num_pairs]
+    return (
+        [(d, config.views_single) for d in singles()]
+        + [(d, config.views_marked) for d in marked()]
+        + [(d, config.views_sized) for d in sized]
+        + [(pair(int(i)), config.views_pair) for i in pairs]
+    )
+
+
+def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
+    """Draw (or load from `cache`) the whole image set; a function of the config alone."""
+    scenes = plan(config)
+    descriptions = [description for description, _ in scenes]
+    if cache is not None and cache.exists():
+        stored = load_file(cache)
+        return ImageSet(**stored, descriptions=descriptions)
+    images, scene, view = [], [], []
+    for index, (description, num_views) in enumerate(tqdm(scenes, desc="drawing scenes", mininterval=5)):
+        truth = truth_of(description)
+        random = torch.Generator().manual_seed(derive_seed(config.seed, "views", index))
+        for start in range(0, num_views, 32):
+            pixels, views = _draw_views(config, truth, min(32, num_views - start), random)
+            images.append(pixels)
+            view.append(views)
+            scene.append(torch.full_like(views, index))
+    stored = {"images": torch.cat(images), "scene": torch.cat(scene), "view": torch.cat(view)}
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(".partial")
+        save_file(stored, partial)
+        partial.replace(cache)
+    return ImageSet(**stored, descriptions=descriptions)
+
+
+def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(1, num_views, generator=random)
+
+    # Three quarters from about eye height, the rest from well below and well above.
+    which = torch.rand(1, num_views, generator=random)
+    elevation = torch.where(
+        which < 0.74, between(-20, 58), torch.where(which < 0.87, between(-60, -20), between(58, 85))
+    )
+    cameras = cameras_at(
+        azimuth_deg=between(-180, 180), elevation_deg=elevation,
+        distance=between(*config.distance), fovy_deg=between(*config.fovy_deg),
+    )
+    low, high = config.background
+    channels = 3 if config.coloured_background else 1
+    background = (low + (high - low) * torch.rand(num_views, channels, generator=random)).expand(num_views, 3)
+    light = Light()
+    if config.random_light:
+        x, y, z = torch.randn(3, generator=random).tolist()
+        ambient = 0.2 + 0.3 * torch.rand((), generator=random).item()
+        light = Light(direction=(x, y, abs(z) + 0.3), ambient=ambient, diffuse=1 - ambient)
+    images = render_truth(truth, cameras, IMAGE_SIZE, light=light, background=background)
+    return (images * 255).round().to(torch.uint8), view_index(cameras)[0]
+
+
+def caption(description: Description, view: int | None, u: float = 1.0) -> str:
+    """The sentence of an image, with its view words; a small u leaves a word of a single item open."""
+    item = description.items[0]
+    if len(description.items) == 1 and not description.marked and not item.size:
+        if u < 0.06:
+            description = Description((Item(item.shape, None),))
+        elif u < 0.12:
+            description = Description((Item(None, item.colour),))
+    text = sentence(description)
+    return text if view is None else f"{text}, {VIEW_NAMES[view]} view"

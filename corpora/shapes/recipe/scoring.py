@@ -1,0 +1,74 @@
+"""How well a prior obeys its text, judged by the CLIP: shape, colour and view, each on samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from corpora.shapes.grammar import COLOURS, PLAIN_ITEMS, Description, sentence, singles
+from corpora.shapes.recipe.clip import build_model, normalize
+from corpora.shapes.recipe.tokenizer import build_tokenizer
+
+NUM_STEPS, GUIDANCE_SCALE = 25, 4.0
+
+
+def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
+    """`similarity(images [N, 3, H, W] in [0, 1], texts [M]) -> [N, M]` of the finished CLIP."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    model.eval()
+
+    @torch.no_grad()
+    def similarity(images: Tensor, texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        pixels = normalize(images.permute(0, 2, 3, 1) * 255)
+        return model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).T
+
+    return similarity
+
+
+def sample(pipe, prompts: list[str], seed: int = 0) -> Tensor:
+    """One image [N, 3, H, W] per prompt."""
+    pipe.set_progress_bar_config(disable=True)
+    random = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    return pipe(
+        prompts, num_inference_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, generator=random, output_type="pt"
+    ).images.float()
+
+
+def score_prior(pipe, judge: Callable[[Tensor, list[str]], Tensor], marked_every: int = 2) -> dict[str, float]:
+    """Shape, colour and both of one sample a plain sentence; `view`: how often a sample asked for
+    from the front shows the mark more than one asked for from the back (0.5 is chance)."""
+    texts = [sentence(description) for description in singles()]
+    views = ("front", "side", "back", "overhead")
+    images = sample(pipe, [f"{text}, {views[i % 4]} view" for i, text in enumerate(texts)])
+    guess = judge(images, texts).argmax(-1)
+    own, num = torch.arange(len(texts)), len(COLOURS)
+    gaps = []
+    some = PLAIN_ITEMS[::marked_every]
+    for view in ("front", "back"):
+        marked = [sentence(Description((item,), marked=True)) for item in some]
+        plain = [sentence(Description((item,))) for item in some]
+        pictures = sample(pipe, [f"{text}, {view} view" for text in marked], seed=1000)
+        gaps.append((judge(pictures, marked) - judge(pictures, plain)).diagonal())
+    return {
+        "shape": (guess // num == own // num).float().mean().item(),
+        "colour": (guess % num == own % num).float().mean().item(),
+        "both": (guess == own).float().mean().item(),
+        "view": (gaps[0][:, None] > gaps[1][None, :]).float().mean().item(),
+    }
+
+
+def write_card(folder: Path, title: str, body: str, figures: dict) -> None:
+    """README.md of a shipped model: what it is, how it was made, what it scores."""
+    rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
+    (folder / "README.md").write_text(
+        f"---\nlicense: apache-2.0\n---\n\n# {title}\n\n{body.strip()}\n\n| figure | value |\n|---|---|\n{rows}\n"
+    )
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,0 +1,93 @@
+"""From a description to exact geometry and colour: the ground truth of a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corpora.shapes.geometry import FRONT_X, SOLIDS, SPANS
+from corpora.shapes.grammar import COLOURS, SIZES, WHITE, Description
+
+PAIR_SCALE = 0.5  # two items share the space of one
+GAP = 0.02
+MARK_RADIUS = 0.16
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One solid, scaled and moved into the world."""
+
+    shape: str
+    albedo: tuple[float, float, float]
+    scale: float
+    centre: tuple[float, float, float]
+
+    def sdf(self, points: Tensor) -> Tensor:
+        centre = torch.tensor(self.centre, dtype=points.dtype, device=points.device)
+        return SOLIDS[self.shape]((points - centre) / self.scale) * self.scale
+
+
+@dataclass(frozen=True)
+class ShapesTruth:
+    """Exact signed distance and albedo of one determined sentence."""
+
+    solids: tuple[Placed, ...]
+    kind: str
+    front_mark: tuple[float, float, float] | None = None
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """Exact signed distance [...] at points [..., 3]; exact outside and for disjoint solids."""
+        return torch.stack([solid.sdf(points) for solid in self.solids]).amin(0)
+
+    def colour(self, points: Tensor) -> Tensor:
+        """Albedo [..., 3] of the nearest solid, white within the front mark."""
+        distances = torch.stack([solid.sdf(points) for solid in self.solids])
+        palette = torch.tensor([s.albedo for s in self.solids], dtype=points.dtype, device=points.device)
+        albedo = palette[distances.argmin(0)]
+        if self.front_mark is None:
+            return albedo
+        centre = torch.tensor(self.front_mark, dtype=points.dtype, device=points.device)
+        in_mark = (points - centre).norm(dim=-1, keepdim=True) < MARK_RADIUS
+        return torch.where(in_mark, torch.tensor(WHITE, dtype=points.dtype, device=points.device), albedo)
+
+
+def truth_of(description: Description) -> ShapesTruth:
+    """Ground truth of a determined description; raises ValueError where a word is open."""
+    if not description.determined:
+        raise ValueError(f"{description} leaves a word open: close it with grammar.fill first")
+    solids = _place(description)
+    mark = (FRONT_X[solids[0].shape] * solids[0].scale, 0.0, 0.0) if description.marked else None
+    kind = "pair" if len(solids) == 2 else solids[0].shape
+    return ShapesTruth(solids=solids, kind=kind, front_mark=mark)
+
+
+def _place(description: Description) -> tuple[Placed, ...]:
+    items = description.items
+    share = PAIR_SCALE if len(items) == 2 else 1.0
+    scales = [SIZES[item.size] * share for item in items]
+    centres = [(0.0, 0.0, 0.0)] * len(items)
+    if len(items) == 2:
+        (wide_a, high_a), (wide_b, high_b) = (
+            tuple(scale * span for span in SPANS[item.shape]) for item, scale in zip(items, scales, strict=True)
+        )
+        # Along the axis of the relation the two touch (but for GAP), and the middle is the origin.
+        half = (high_a + high_b) if description.relation == "on top of" else (wide_a + wide_b + GAP)
+        size_a = high_a if description.relation == "on top of" else wide_a
+        size_b = high_b if description.relation == "on top of" else wide_b
+        a, b = half - size_a, size_b - half
+        ground = min(high_a, high_b)  # side by side they stand on one ground, centred by the lower one
+        rise_a, rise_b = high_a - ground, high_b - ground
+        sink = max(rise_a, rise_b) / 2
+        match description.relation:
+            case "on top of":
+                centres = [(0.0, 0.0, a), (0.0, 0.0, b)]
+            case "next to":  # the first on the left, seen from the front
+                centres = [(0.0, -a, rise_a - sink), (0.0, -b, rise_b - sink)]
+            case "in front of":
+                centres = [(a, 0.0, rise_a - sink), (b, 0.0, rise_b - sink)]
+    return tuple(
+        Placed(shape=item.shape, albedo=COLOURS[item.colour], scale=scale, centre=centre)
+        for item, scale, centre in zip(items, scales, centres, strict=True)
+    )

@@ -1,0 +1,85 @@
+"""The bank encodes each distinct sentence once and mixes nothing up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amortized.cameras import orbit
+from amortized.conditioning import TextBank, ViewTextConfig
+from amortized.types import TextCondition
+
+
+class RecordingEncoder:
+    """Encodes a sentence as its letters' codes, and remembers every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def encode(self, texts) -> TextCondition:
+        self.calls.append(list(texts))
+        tokens = torch.zeros(len(texts), 40, 1)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text), 0] = torch.tensor([float(ord(c)) for c in text] or [0.0])[: len(text)]
+        return TextCondition(pooled=tokens[:, :, 0].clone(), tokens=tokens, mask=tokens[..., 0] > 0)
+
+
+def read(text: TextCondition) -> list[str]:
+    return ["".join(chr(int(code)) for code in row if code) for row in text.pooled]
+
+
+def test_get_returns_the_sentences_in_order_repeats_included():
+    bank = TextBank(RecordingEncoder())
+    assert read(bank.get(["b", "a", "b"])) == ["b", "a", "b"]
+    assert bank.encoder.calls == [["b", "a"]]
+    bank.get(["a", "c"])
+    assert bank.encoder.calls[1:] == [["c"]]
+
+
+def test_prepare_covers_all_later_needs_in_batches():
+    bank = TextBank(RecordingEncoder())
+    bank.prepare(["a", "b", "a", "c"], batch_size=4)
+    sent = [text for call in bank.encoder.calls for text in call]
+    assert max(map(len, bank.encoder.calls)) == 4
+    assert sorted(sent) == sorted(set(sent)) and len(bank) == len(sent) == 3 * 5 + 1
+    bank.get(["c", "a"])
+    bank.views(["b", "c"], orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40))
+    assert sum(map(len, bank.encoder.calls)) == 16  # nothing was encoded after `prepare`
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_views_are_prompt_major(num_prompts, perp_neg):
+    bank = TextBank(RecordingEncoder(), ViewTextConfig(negative_prompt="ugly", perp_neg=perp_neg))
+    prompts = ["cone", "cube", "ball"][:num_prompts]
+    cameras = orbit(num_prompts, 4, elevation_deg=0, distance=1, fovy_deg=40)  # 0, 90, 180, -90 deg
+    view = bank.views(prompts, cameras)
+    names = ["front", "side", "back", "side"]
+    assert read(view.positive) == [f"{prompt}, {name} view" for prompt in prompts for name in names]
+    assert read(view.unconditional) == ["ugly"] * (4 * num_prompts)
+    assert len(view.negatives) == (2 if perp_neg else 0)
+    if perp_neg:
+        wrong = ["front", "side", "side", "side"]
+        assert read(view.negatives[0]) == [f"{prompt}, {name} view" for prompt in prompts for name in wrong]
+
+
+def test_suffixes_that_are_alike_are_encoded_once():
+    bank = TextBank(RecordingEncoder(), ViewTextConfig(suffixes=("", "", "", "")))
+    bank.prepare(["a"])
+    assert len(bank) == 2  # the prompt and the empty negative prompt
+
+
+def test_a_stored_row_does_not_keep_its_batch_alive():
+    bank = TextBank(RecordingEncoder())
+    bank.prepare(["a", "b"])
+    for row in bank._cache.values():
+        assert row.tokens.untyped_storage().nbytes() == row.tokens.nbytes
+
+
+def test_a_real_encoder_gives_the_same_rows_through_the_bank(encoder):
+    bank = TextBank(encoder)
+    bank.prepare(["a cube", "a cone"])
+    got, expected = bank.get(["a cone", "a cube"]), encoder.encode(["a cone", "a cube"])
+    torch.testing.assert_close(got.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.tokens, expected.tokens, rtol=1e-4, atol=1e-5)
+    assert torch.equal(got.mask, expected.mask)

@@ -1,0 +1,81 @@
+"""Sentences are cut, padded and pooled where Stable Diffusion does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amortized.conditioning import TextEncoder
+
+SENTENCES = ["a red cube", "", "a zebra, front view", "q" * 60]
+
+
+def plain_ids(encoder: TextEncoder, text: str) -> list[int]:
+    """The unpadded sentence, [begin, letters, end], spelled by hand: the tokenizer has no merges."""
+    vocab = encoder.tokenizer.get_vocab()
+    letters = [vocab[c] for word in text.replace(",", " ,").split() for c in (*word[:-1], word[-1] + "</w>")]
+    return [vocab["<|startoftext|>"], *letters[: encoder.max_length - 2], vocab["<|endoftext|>"]]
+
+
+def test_each_row_equals_the_model_run_on_the_unpadded_sentence(encoder):
+    text = encoder.encode(SENTENCES)
+    for row, sentence in enumerate(SENTENCES):
+        ids = plain_ids(encoder, sentence)
+        expected = encoder.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(text.tokens[row, : len(ids)], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(text.pooled[row], expected[-1], rtol=1e-4, atol=1e-5)
+        assert text.mask[row].tolist() == [i < len(ids) for i in range(encoder.max_length)]
+    assert text.pooled.shape == (4, encoder.width)
+    assert text.tokens.shape == (4, 48, encoder.width)
+
+
+def test_pooling_by_the_library_goes_wrong_for_a_small_eos_id(encoder):
+    """The trap that pooling by position avoids; if this changes, `TextEncoder` can be shorter."""
+    ids, _ = encoder._token_ids(["a zebra", "a cube"])
+    library = encoder.model(input_ids=ids).pooler_output
+    agrees = torch.allclose(library, encoder.encode(["a zebra", "a cube"]).pooled, atol=1e-5)
+    assert agrees == (encoder.model.config.eos_token_id != 2)
+
+
+def test_pooled_vectors_tell_sentences_apart(encoder):
+    pooled = encoder.encode(["a red cube", "a red cone", "a blue cube", ""]).pooled
+    assert torch.pdist(pooled).min() > 1e-2
+
+
+def test_a_sentence_one_token_too_long_is_cut_before_its_end_token(encoder):
+    room = encoder.max_length - 2
+    fits, too_long = encoder.encode(["q" * room]), encoder.encode(["q" * (room + 1)])
+    assert encoder.num_truncated == 1
+    # The cut changes the last letter from "q</w>" to "q"; both rows are full, and both end in "end".
+    ids, lengths = encoder._token_ids(["q" * room, "q" * (room + 1)])
+    assert lengths.tolist() == [encoder.max_length] * 2
+    assert (ids[:, -1] == encoder.tokenizer.eos_token_id).all()
+    assert (fits.mask == too_long.mask).all()
+    assert torch.isfinite(too_long.pooled).all()
+
+
+def test_num_truncated_counts_sentences(encoder):
+    encoder.encode(["a", "q" * 100, "b", "z" * 100])
+    encoder.encode(["q" * 100])
+    assert encoder.num_truncated == 3
+
+
+def test_a_batch_equals_its_sentences_one_by_one(encoder):
+    batch = encoder.encode(SENTENCES)
+    for row, sentence in enumerate(SENTENCES):
+        single = encoder.encode([sentence])
+        torch.testing.assert_close(single.tokens[0], batch.tokens[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(single.pooled[0], batch.pooled[row], rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_is_frozen_and_no_graph_is_kept(encoder):
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    assert not encoder.encode(["a"]).tokens.requires_grad
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(encoder):
+    class NoEnd:
+        model_max_length, bos_token_id, eos_token_id = 48, 1, None
+
+    with pytest.raises(ValueError, match="begin-of-text or end-of-text"):
+        TextEncoder(NoEnd(), encoder.model)

@@ -1,0 +1,194 @@
+"""The report page in a real browser, opened from disk."""
+
+from __future__ import annotations
+
+import html
+import os
+
+import pytest
+import torch
+
+from amortized.evaluation import PromptRow, summarize, write_results
+from amortized.media import save_strip, save_turntable
+from amortized.evaluation.report import MAX_CARDS, page
+
+CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(p)), None)
+EVIL = '<script>alert(1)</script> & "x"'
+EVIL_KIND = "\"><img src=x onerror=\"alert(2)\">"
+
+
+def make_rows(count: int = 12) -> list[PromptRow]:
+    rows = []
+    for i in range(count):
+        rows.append(PromptRow(
+            id=f"p{i}", text=EVIL if i == 3 else f"a {'red' if i % 2 else 'blue'} thing number {i}",
+            split="heldout" if i % 4 == 0 else "train", kind=EVIL_KIND if i == 3 else f"kind-{i % 3}",
+            clip_similarity=0.2 + 0.7 * ((i * 5) % count) / count, recall_at_1=i % 3 / 2,
+            iou=None if i == 5 else 0.3 + 0.6 * ((i * 7) % count) / count,
+            iou_start=0.5, iou_best_sphere=0.58, colour_error=0.02 * i,
+            mark_sides=(True, False, i == 9, False) if i % 3 == 0 else None,
+            front_shown=1.0 if i % 3 == 0 else None, janus=float(i == 9) if i % 3 == 0 else None,
+            strip=f"strips/p{i}.png", turntable=f"turntables/p{i}.mp4",
+        ))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    rows = make_rows()
+    for i, row in enumerate(rows):
+        frames = torch.full((6, 32, 32, 3), 0.5)
+        for t in range(6):
+            frames[t, 8:24, 4 + 2 * t : 14 + 2 * t] = torch.tensor([i / 12, 0.2, 0.6])
+        save_strip(folder / row.strip, frames[:4])
+        save_turntable(folder / row.turntable, frames, 6)
+    name = "<b>run</b> & co"
+    write_results(folder, summarize(rows, name=name, gallery=164, settings={"views": 4, "clip": "</script>"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("the report page was not tested: no Chromium (apt-get install chromium)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the report page was not tested: no playwright"
+    )
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser, report):
+    """The page, opened from disk, with everything that went wrong: the test's last line looks."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    trouble: list[str] = []
+
+    def dismiss(dialog):
+        trouble.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
+    tab.on("dialog", dismiss)
+    tab.on("console", lambda m: trouble.append(f"console {m.type} {m.text}"))
+    tab.on("pageerror", lambda error: trouble.append(f"error {error}"))
+    tab.on("requestfailed", lambda r: None if "mp4" in r.url else trouble.append(f"failed {r.url}"))
+    tab.on(
+        "request",
+        lambda r: None if r.url.startswith(("file://", "data:")) else trouble.append(f"request {r.url}"),
+    )
+    tab.goto((report / "index.html").as_uri())
+    tab.wait_for_load_state("load")
+    yield tab
+    tab.wait_for_timeout(50)
+    tab.close()
+    assert not trouble
+
+
+def shown(tab) -> list[str]:
+    return tab.eval_on_selector_all(".card", "cards => cards.filter(c => !c.hidden).map(c => c.dataset.id)")
+
+
+def test_an_evil_prompt_shows_as_text(opened):
+    assert opened.locator('.card[data-id="p3"] h3').inner_text() == EVIL
+    assert opened.locator('.card[data-id="p3"] .tags span').first.inner_text() == EVIL_KIND
+    assert opened.locator("h1").inner_text() == "<b>run</b> & co"
+    assert opened.locator("script").count() == 1
+    assert opened.locator("h1 b").count() == 0 and opened.locator("img[src=x]").count() == 0
+    opened.wait_for_timeout(200)  # time for a dialog to fire
+
+
+def test_media_load_and_play_from_disk(opened):
+    opened.locator(".card video").first.scroll_into_view_if_needed()
+    # Not `wait_for_function`: it builds its test by eval, which the page's policy forbids.
+    for _ in range(100):
+        if opened.evaluate("() => document.querySelector('.card video').currentTime > 0"):
+            break
+        opened.wait_for_timeout(100)
+    first = opened.evaluate(
+        "() => { const v = document.querySelector('.card video');"
+        " return [v.videoWidth, v.muted, v.loop, v.autoplay, v.playsInline, v.paused]; }"
+    )
+    assert first == [32, True, True, True, True, False]
+    assert opened.evaluate("() => document.querySelector('.strip img').naturalWidth") == 128
+
+
+def test_filter_by_text_split_and_kind(opened):
+    assert len(shown(opened)) == 12 and opened.locator("#count").inner_text() == "12 of 12"
+    opened.fill("#filter", "RED thing")
+    assert shown(opened) == ["p1", "p5", "p7", "p9", "p11"]
+    assert opened.locator("#count").inner_text() == "5 of 12"
+    opened.fill("#filter", "<script>")
+    assert shown(opened) == ["p3"]
+    opened.fill("#filter", "")
+    opened.select_option("#split", "heldout")
+    assert shown(opened) == ["p0", "p4", "p8"]
+    opened.select_option("#kind", "kind-1")
+    assert shown(opened) == ["p4"]
+    opened.fill("#filter", "no such words")
+    assert shown(opened) == [] and opened.locator("#empty").is_visible()
+    opened.fill("#filter", "")
+    opened.select_option("#split", "")
+    opened.select_option("#kind", EVIL_KIND)
+    assert shown(opened) == ["p3"] and not opened.locator("#empty").is_visible()
+
+
+@pytest.mark.parametrize("metric", ["recall_at_1", "clip_similarity", "iou", "colour_error", "janus"])
+def test_sort_by_any_score(opened, metric):
+    rows = [(getattr(row, metric), i) for i, row in enumerate(make_rows())]
+    last = [f"p{i}" for value, i in rows if value is None]
+    scored = [(value, i) for value, i in rows if value is not None]
+    opened.select_option("#sort", metric)
+    assert shown(opened) == [f"p{i}" for _, i in sorted(scored)] + last
+    opened.click("#direction")
+    assert shown(opened) == [f"p{i}" for _, i in sorted(scored, key=lambda s: (-s[0], s[1]))] + last
+    opened.click("#direction")
+    opened.select_option("#sort", "place")
+    assert shown(opened) == [f"p{i}" for i in range(12)]
+
+
+def test_the_policy_stops_what_escaping_might_miss(browser, report):
+    """Belt and braces: even markup that reaches the document cannot run."""
+    markup = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+    broken = page(summarize(make_rows(), name="n", gallery=2, settings={}))
+    broken = broken.replace("</main>", f"{markup}</main>")
+    assert markup in broken
+    (report / "broken.html").write_text(broken, encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto((report / "broken.html").as_uri())
+    tab.wait_for_timeout(200)
+    assert tab.title() == "n"
+    assert tab.locator("#count").inner_text() == "12 of 12"  # the page's own script ran
+    tab.close()
+
+
+def test_narrow_and_dark_pages_fit_the_window(browser, report):
+    for scheme in ("light", "dark"):
+        tab = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+        tab.goto((report / "index.html").as_uri())
+        assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+        ink, ground = (
+            tab.evaluate(f"() => getComputedStyle(document.documentElement).{key}.match(/\\d+/g).map(Number)")
+            for key in ("color", "backgroundColor")
+        )
+        assert (sum(ink) > sum(ground)) == (scheme == "dark")
+        tab.close()
+
+
+def test_the_page_is_one_file_and_cites_no_address(report):
+    text = (report / "index.html").read_text(encoding="utf-8")
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert EVIL not in text and html.escape(EVIL) in text
+    assert text.count("<script>") == 1
+
+
+def test_a_huge_corpus_is_cut_and_says_so():
+    rows = [
+        PromptRow(id=str(i), text="t", split="train", clip_similarity=0.1, recall_at_1=0.0)
+        for i in range(MAX_CARDS + 5)
+    ]
+    text = page(summarize(rows, name="n", gallery=2, settings={}))
+    assert text.count('<article class="card"') == MAX_CARDS
+    assert f"The first {MAX_CARDS:,} of {MAX_CARDS + 5:,} prompts" in text

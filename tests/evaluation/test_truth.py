@@ -1,0 +1,126 @@
+import math
+
+import pytest
+import torch
+
+from amortized.evaluation.truth import grid_points, mark_sides, rotate_z, score_truths, surface_points
+
+
+def test_grid_is_made_of_cell_centres():
+    points = grid_points(4, 1.0)
+    assert points.shape == (64, 3)
+    assert points[:, 0].unique().tolist() == pytest.approx([-0.75, -0.25, 0.25, 0.75])
+    assert points.mean(0).abs().max() < 1e-6
+
+
+def test_rotation_is_counter_clockwise_from_above():
+    turned = rotate_z(torch.tensor([[1.0, 0.0, 0.3]]), 90.0)
+    assert turned[0].tolist() == pytest.approx([0.0, 1.0, 0.3], abs=1e-6)
+
+
+def test_an_exact_scene_scores_full_marks(toys):
+    ball = toys.Ball(radius=0.55, marked=(0,))
+    (scores,) = score_truths(toys.BallScene((ball,)), [ball])
+    assert scores.iou == 1.0 and scores.iou_any_azimuth == 1.0 and scores.iou_best_sphere == 1.0
+    assert scores.colour_error < 1e-4
+    assert scores.mark_sides == (True, False, False, False)
+    assert scores.iou_start is None
+
+
+def test_concentric_balls_and_colours_in_closed_form(toys):
+    truth = toys.Ball(radius=0.7, albedo=(0.9, 0.1, 0.1))
+    made = toys.Ball(radius=0.5, albedo=(0.5, 0.1, 0.4))
+    start = toys.BallScene((toys.Ball(radius=0.3),))
+    (scores,) = score_truths(toys.BallScene((made,)), [truth], start_scene=start)
+    assert scores.iou == pytest.approx((0.5 / 0.7) ** 3, abs=0.01)
+    assert scores.iou_start == pytest.approx((0.3 / 0.7) ** 3, abs=0.01)
+    assert scores.colour_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=1e-5)
+
+
+def test_any_azimuth_finds_the_turned_object(toys):
+    truth = toys.Ball(radius=0.25, centre=(0.5, 0.0, 0.1))
+    for turn in (90.0, 135.0, 270.0):
+        x, y, z = rotate_z(torch.tensor(truth.centre), turn).tolist()
+        scene = toys.BallScene((toys.Ball(radius=0.25, centre=(x, y, z)),))
+        (scores,) = score_truths(scene, [truth], resolution=48)
+        assert scores.iou < 0.05
+        # 45-degree turns do not map the grid onto itself: the cells of the surface differ.
+        assert scores.iou_any_azimuth > (0.9 if turn == 135.0 else 0.999)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_a_batch_equals_its_items(toys, num_prompts):
+    truths = [
+        toys.Ball(radius=0.5, marked=(0,)),
+        None,
+        toys.Ball(radius=0.4, centre=(0.2, 0.1, 0.0), albedo=(0.1, 0.2, 0.9)),
+    ][:num_prompts]
+    made = (
+        toys.Ball(radius=0.45, marked=(0, 2)),
+        toys.Ball(radius=0.3),
+        toys.Ball(radius=0.5, albedo=(0.5, 0.5, 0.5)),
+    )[:num_prompts]
+    start = (toys.Ball(radius=0.2), toys.Ball(radius=0.6), toys.Ball(radius=0.7))[:num_prompts]
+    together = score_truths(
+        toys.BallScene(made), truths, start_scene=toys.BallScene(start), resolution=32
+    )
+    one_by_one = [
+        score_truths(toys.BallScene((m,)), [t], start_scene=toys.BallScene((s,)), resolution=32)[0]
+        for m, t, s in zip(made, truths, start, strict=True)
+    ]
+    assert together == one_by_one
+    assert [s is None for s in together] == [t is None for t in truths]
+
+
+def test_truth_outside_the_scene_counts_as_missed(toys):
+    truth = toys.Ball(radius=0.8)
+    scene = toys.BallScene((toys.Ball(radius=2.0),), bounding_radius=0.5)  # full, but only there
+    (scores,) = score_truths(scene, [truth])
+    assert scores.iou == pytest.approx((0.5 / 0.8) ** 3, abs=0.01)
+    assert math.isnan(scores.colour_error)  # no part of the true surface was ever reachable
+
+
+class Box:
+    """A cube of half side 0.4: edges and corners, and a gradient that jumps."""
+
+    def sdf(self, points):
+        q = points.abs() - 0.4
+        return q.clamp(min=0).norm(dim=-1) + q.amax(-1).clamp(max=0)
+
+
+def test_surface_points_lie_on_the_surface_and_cover_it():
+    points = grid_points(32, 1.0)
+    surface = surface_points(Box(), points, Box().sdf(points), spacing=2 / 32, num=1500)
+    assert len(surface) > 1200
+    assert (surface.abs().amax(-1) - 0.4).abs().max() < 5e-3
+    faces = torch.stack([(surface[:, i] * sign > 0.39).sum() for i in range(3) for sign in (-1, 1)])
+    assert faces.min() > 0.6 * faces.max()
+
+
+@pytest.mark.parametrize("sides", [(), (0,), (2,), (0, 1, 2, 3), (1, 3)])
+def test_sides_that_show_the_mark(toys, sides):
+    truth = toys.Ball(radius=0.5, marked=(0,))
+    made = toys.Ball(radius=0.47, marked=sides)  # a surface a little off the true one
+    (found,) = mark_sides(toys.BallScene((made,)), [truth])
+    assert found == tuple(k in sides for k in range(4))
+
+
+def test_no_surface_shows_no_mark_and_no_mark_gives_none(toys):
+    empty = toys.BallScene((toys.Ball(radius=-1.0, marked=(0, 1, 2, 3)),))
+    assert mark_sides(empty, [toys.Ball(marked=(0,))]) == [(False,) * 4]
+    scene = toys.BallScene((toys.Ball(), toys.Ball(marked=(0,))))
+    assert mark_sides(scene, [toys.Ball(), None]) == [None, None]
+    assert mark_sides(scene, [toys.Ball(), toys.Ball(marked=(0,))]) == [None, (True, False, False, False)]
+
+
+def test_a_mark_off_the_axis_is_probed_along_the_view_direction(toys):
+    class Offset(toys.Ball):
+        front_mark = (0.4, 0.3, 0.0)  # on the sphere of radius 0.5, seen from +x
+
+        def colour(self, points):
+            albedo = points.new_tensor(self.albedo).expand(points.shape).clone()
+            albedo[(points - points.new_tensor(self.front_mark)).norm(dim=-1) < 0.05] = 1.0
+            return albedo
+
+    ball = Offset(radius=0.5)
+    assert mark_sides(toys.BallScene((ball,)), [ball]) == [(True, False, False, False)]

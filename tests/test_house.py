@@ -1,0 +1,172 @@
+"""The files around the code: packaging, lock, Makefile, CI, image."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import amortized
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = [
+    line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
+]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def copy_of_house(folder: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # A make above this one (make test) would pass its own flags and variables on.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+# ---- the lock ---------------------------------------------------------------------------------
+
+
+def test_lock_holds_plain_exact_versions() -> None:
+    form = r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*( ; .+)?"  # no URL, no +local version, no hash, no option
+    assert not [line for line in LOCK if not re.fullmatch(form, line)]
+
+
+def test_lock_holds_every_dependency() -> None:
+    locked = {canonical(line.partition("==")[0]) for line in LOCK}
+    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    names = {canonical(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in wanted}  # type: ignore[index]
+    assert len(names) > 20 and names <= locked
+    # The next line's editable install builds with what the lock installed.
+    assert "setuptools" in locked
+
+
+def test_locked_torch_and_torchvision_are_a_pair() -> None:
+    """A torchvision built for another torch loses its operators, which breaks other libraries' imports."""
+    locked = dict(line.split(" ")[0].split("==") for line in LOCK)
+    for name in ("torch", "torchvision"):
+        if (installed := metadata.version(name)).partition("+")[0] != locked[name]:
+            pytest.skip(f"{name} {installed} is installed, {locked[name]} is locked")
+    from torchvision.ops import nms
+
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9], [2.0, 2.0, 3.0, 3.0]])
+    assert nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist() == [1, 2]
+
+
+# ---- packaging --------------------------------------------------------------------------------
+
+
+def test_version_is_the_package_s() -> None:
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "amortized.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", amortized.__version__)
+
+
+def test_extras_and_scripts() -> None:
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    assert extras >= {"cuda", "distributed", "export", "serve", "dev"}
+    assert PROJECT["project"]["scripts"] == {
+        "amortized-train": "train:main",
+        "amortized-evaluate": "evaluate:main",
+    }
+
+
+# ---- make -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "bench", "lint", "weights", "lock"])
+def test_targets_make_the_environment_first(target: str, tmp_path: Path) -> None:
+    done = make(copy_of_house(tmp_path), "--dry-run", target)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    install = next(i for i, line in enumerate(lines) if "-r requirements.lock" in line)
+    command = re.compile(r"(OMP_NUM_THREADS=1 )?\.venv/bin/(?!python -m pip )")
+    use = next(i for i, line in enumerate(lines) if command.match(line))
+    assert install < use
+
+
+def test_installed_environment_is_not_made_again(tmp_path: Path) -> None:
+    copy_of_house(tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    assert "pip install" not in make(tmp_path, "--dry-run", "test").stdout
+    later = (tmp_path / ".venv" / ".installed").stat().st_mtime + 5
+    os.utime(tmp_path / "requirements.lock", (later, later))
+    assert "pip install" in make(tmp_path, "--dry-run", "test").stdout
+
+
+def test_quickstart_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    copy_of_house(tmp_path)
+    assert "--resume" not in make(tmp_path, "--dry-run", "quickstart").stdout
+    (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
+    lines = make(tmp_path, "--dry-run", "quickstart").stdout.splitlines()
+    train = next(line for line in lines if "train.py" in line)
+    assert train.endswith("configs/quickstart.yaml --resume")
+    assert "evaluate.py outputs/quickstart" in lines[lines.index(train) + 1]
+
+
+def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    for python in (old, "no-such-python"):
+        done = make(copy_of_house(tmp_path), "test", f"PYTHON={python}")
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+        assert done.returncode != 0 and not (tmp_path / ".venv").exists()
+        assert len(errors) == 1 and "Python 3.11 or newer is needed" in errors[0] and str(python) in errors[0]
+
+
+def test_report_and_help(tmp_path: Path) -> None:
+    copy_of_house(tmp_path)
+    missing = make(tmp_path, "report")
+    assert missing.returncode != 0 and "make quickstart" in missing.stderr
+    page = tmp_path / "outputs" / "quickstart" / "evaluation" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert make(tmp_path, "report", "DISPLAY=", "WAYLAND_DISPLAY=").stdout.strip() == page.as_uri()
+    listed = set(re.findall(r"^  make (\w+)", make(tmp_path).stdout, re.MULTILINE))
+    assert listed == {"help", "quickstart", "test", "bench", "lint", "report", "weights", "lock", "clean"}
+
+
+# ---- CI and image -----------------------------------------------------------------------------
+
+
+def test_ci_calls_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    lines = script.read_text().splitlines()
+    assert "set -euo pipefail" in lines and lines[-1].startswith("make test")
+
+
+def test_image() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    stages = re.split(r"^FROM .* AS ", text, flags=re.MULTILINE)[1:]
+    by_name = {stage.split("\n", 1)[0]: stage for stage in stages}
+    for name in ("cpu", "cuda"):
+        assert "\nUSER 1000\n" in by_name[name]
+        assert '\nENTRYPOINT ["python", "train.py"]\n' in by_name[name]
+        assert "--constraint requirements.lock" in by_name[name]
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept >= {"amortized", "generators", "corpora", "configs", "checkpoints", "train.py", "evaluate.py"}
+
+
+def test_licence_is_apache() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+    assert PROJECT["project"]["license"] == "Apache-2.0"

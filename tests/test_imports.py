@@ -1,0 +1,261 @@
+"""Who imports whom, what an import costs, and what no file may contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("amortized", "generators", "corpora")
+SCRIPTS = ("train.py", "evaluate.py")
+
+# Modules directly in amortized/ know no room: values, settings, cameras, randomness, files. Only the
+# command line's helpers stand above all rooms.
+FLAT = {f"amortized.{path.stem}" for path in (ROOT / "amortized").glob("*.py")}
+FLAT -= {"amortized.__init__", "amortized.cli"}
+# What a module under the prefix may import besides its own room and FLAT. A room sees only rooms
+# above it in this table, so there are no circles.
+ROOMS = {
+    "amortized.encodings": (),
+    "amortized.conditioning": (),
+    "amortized.priors": ("amortized.conditioning",),
+    "amortized.guidance": ("amortized.conditioning", "amortized.priors"),
+    "amortized.rendering": ("amortized.encodings",),
+    "amortized.training": (
+        "amortized.encodings", "amortized.conditioning", "amortized.priors", "amortized.guidance",
+        "amortized.rendering",
+    ),
+    "amortized.evaluation": ("amortized.conditioning", "amortized.rendering"),
+    "amortized.export": ("amortized.rendering",),
+    "amortized.cli": ("amortized.training", "amortized.evaluation"),
+}  # fmt: skip
+# Plug-ins see the contracts only, not all of FLAT.
+GENERATORS = ("amortized.types", "amortized.encodings")
+CORPORA = ("amortized.types", "amortized.cameras", "amortized.random")
+# A recipe makes a corpus' embedded models, so it also drives the parts that will read them.
+RECIPES = (*CORPORA, "amortized.files", "amortized.priors", "amortized.evaluation", "amortized.conditioning")
+
+CUDA_ONLY = ("tinycudann", "nerfacc", "gsplat", "nvdiffrast", "deepspeed", "xformers", "flash_attn")
+HEAVY = ("diffusers", "transformers", "open_clip", "torchvision", "tensorboard")
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return found + [ROOT / name for name in SCRIPTS if (ROOT / name).exists()]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import in a file, those inside functions included.
+
+    `from a import b` counts as a.b where that is a module, else as a.
+    """
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")
+            base = ".".join(above[: len(above) - node.level + 1]) if node.level else ""
+            origin = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                inner = ROOT / origin.replace(".", "/") / alias.name
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
+                yield node.lineno, f"{origin}.{alias.name}" if is_module else origin
+
+
+def inside(module: str, prefixes: tuple[str, ...] | set[str]) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def allowed(module: str) -> tuple[str, ...]:
+    """Prefixes of our own modules that `module` may import."""
+    if module.startswith("amortized"):
+        if module in FLAT or module == "amortized":
+            return tuple(FLAT)
+        room = ".".join(module.split(".")[:2])
+        assert room in ROOMS, f"{room} is a new room: say in ROOMS what it may import"
+        return (room, *FLAT, *ROOMS[room])
+    own = ".".join(module.split(".")[:2])
+    if module.startswith("generators"):
+        return ("generators", *GENERATORS)
+    return ("corpora", own, *(RECIPES if ".recipe" in module else CORPORA))
+
+
+def test_the_reader_of_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    room = tmp_path / "amortized" / "room"
+    room.mkdir(parents=True)
+    (room / "b.py").touch()
+    (room / "a.py").write_text(
+        "import os, generators.x as g\nfrom . import b\nfrom ..types import T\nfrom amortized.room import b\n"
+        "def f():\n    from amortized import room\n    from amortized.room.b import name\n"
+    )
+    assert [name for _, name in imports(room / "a.py")] == [
+        "os", "generators.x", "amortized.room.b", "amortized.types", "amortized.room.b", "amortized.room",
+        "amortized.room.b",
+    ]  # fmt: skip
+
+
+def test_rooms_are_in_order() -> None:
+    above: set[str] = set()
+    for room, may_import in ROOMS.items():
+        assert set(may_import) <= above
+        above.add(room)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {imported}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, imported in imports(path)
+        if imported.split(".")[0] in (*PACKAGES, "train", "evaluate", "tests", "benchmarks")
+        and imported != "amortized"
+        and not inside(imported, allowed(module_name(path)))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_optional_extensions_are_imported_inside_functions() -> None:
+    """At module level neither what needs a GPU build nor what takes seconds to import."""
+    wrong = []
+    for path in sources("amortized", "generators"):
+        for node in ast.walk(ast.Module([n for n in tree(path).body if not _is_lazy(n)], [])):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{path}: {n}" for n in names if n.split(".")[0] in (*CUDA_ONLY, *HEAVY)]
+    assert not wrong, "\n".join(wrong)
+
+
+def _is_lazy(node: ast.stmt) -> bool:
+    checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    return checking or isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+
+
+IMPORT_EVERYTHING = """
+import importlib, socket, sys
+
+def refuse(*args, **kwargs):
+    raise AssertionError(f"an import reached for the network: {args[1:]}")
+
+for name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, name, refuse)
+socket.getaddrinfo = refuse
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+loaded = {name.split(".")[0] for name in sys.modules}
+print("LOADED", *sorted(loaded & set(sys.argv[1].split(","))))
+import torch
+assert not torch.cuda.is_initialized(), "an import initialized CUDA"
+"""
+
+
+def test_importing_every_module_needs_no_cuda_build_and_no_network() -> None:
+    modules = [module_name(path) for package in ("amortized", "generators")
+               for path in sorted((ROOT / package).rglob("*.py")) if path.stem != "__main__"]  # fmt: skip
+    names = ",".join((*CUDA_ONLY, *HEAVY))
+    command = [sys.executable, "-c", IMPORT_EVERYTHING, names, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"], done.stdout
+
+
+def test_import_amortized_is_quick() -> None:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", "import amortized"], cwd=ROOT,
+                          capture_output=True, text=True, check=True, timeout=60)  # fmt: skip
+    assert time.perf_counter() - start < 3.0
+    assert "diffusers" not in done.stderr
+
+
+FORBIDDEN = {
+    "a wildcard import": lambda node: isinstance(node, ast.ImportFrom) and node.names[0].name == "*",
+    "a bare except": lambda node: isinstance(node, ast.ExceptHandler) and node.type is None,
+    "weights_only=False": lambda node: isinstance(node, ast.keyword) and node.arg == "weights_only"
+    and not (isinstance(node.value, ast.Constant) and node.value.value is True),
+    "torch.load without weights_only=True": lambda node: isinstance(node, ast.Call)
+    and ast.unparse(node.func) == "torch.load" and "weights_only" not in [k.arg for k in node.keywords],
+    "pickle": lambda node: (isinstance(node, ast.Import) and "pickle" in [a.name for a in node.names])
+    or (isinstance(node, ast.ImportFrom) and node.module == "pickle"),
+    "allow_pickle": lambda node: isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+    and not (isinstance(node.value, ast.Constant) and node.value.value is False),
+    "eval, exec or os.system": lambda node: isinstance(node, ast.Call)
+    and ast.unparse(node.func) in ("eval", "exec", "os.system"),
+    "yaml.load": lambda node: isinstance(node, ast.Call)
+    and ast.unparse(node.func) in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_contains(what: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources(*PACKAGES, "benchmarks", "tests")
+        for node in ast.walk(tree(path))
+        if FORBIDDEN[what](node)
+    ]
+    assert not found, f"{what} in {', '.join(found)}"
+
+
+@pytest.mark.parametrize(("what", "code"), [
+    ("a wildcard import", "from os import *"),
+    ("a bare except", "try: pass\nexcept: pass"),
+    ("weights_only=False", "load(f, weights_only=flag)"),
+    ("torch.load without weights_only=True", "torch.load(f)"),
+    ("pickle", "import pickle"),
+    ("allow_pickle", "np.load(f, allow_pickle=True)"),
+    ("eval, exec or os.system", "os.system('true')"),
+    ("yaml.load", "yaml.load(text)"),
+])  # fmt: skip
+def test_what_is_forbidden_is_found(what: str, code: str) -> None:
+    assert any(FORBIDDEN[what](node) for node in ast.walk(ast.parse(code)))
+    assert not any(rule(node) for rule in FORBIDDEN.values() for node in ast.walk(ast.parse(
+        "import os\ntry: torch.load(f, weights_only=True)\nexcept ValueError: pass"
+    )))  # fmt: skip
+
+
+def named(path: Path) -> Iterator[int]:
+    """Lines that name the embedded world: in code any `shapes`, in prose only what cannot be a tensor's."""
+    start_of_statement = True
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            prose = token.type == tokenize.COMMENT or (token.type == tokenize.STRING and start_of_statement)
+            if re.search(r"shapes[-_0-9]|Shapes|corpora.shapes" if prose else r"(?i)shapes", token.string):
+                yield token.start[0]
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                start_of_statement = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+
+
+def test_only_the_corpus_knows_its_name() -> None:
+    """The embedded world is one corpus among others: no code elsewhere has a case for it."""
+    files = sources("amortized", "generators")
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in files for line in named(path)]
+    assert not found, f"the word of corpora/shapes in {', '.join(found)}"
+
+
+def test_its_name_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""Shapes of tensors."""\nx = 1  # broadcasts shapes\ny = "shapes16"\n\n'
+        'def f():\n    """The sizes and shapes."""\n    return open_shapes(x)  # shapes16\n'
+    )
+    assert list(named(path)) == [1, 3, 7, 7]

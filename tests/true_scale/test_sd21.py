@@ -1,0 +1,57 @@
+"""Stable Diffusion 2.1-base at its true sizes, without its weights."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from tests.true_scale.make_sd21_random import NETWORKS, make_sd21_random, tokenizer
+
+PUBLISHED_MILLIONS = {"unet": 865.91, "vae": 83.65, "text_encoder": 340.39}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameter_counts_are_the_published_ones(name):
+    with torch.device("meta"):
+        network = NETWORKS[name]()
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert round(count / 1e6, 2) == PUBLISHED_MILLIONS[name]
+
+
+def test_the_tokenizer_is_clips():
+    """Against open_clip's own implementation of the same byte-pair encoding."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    ours, theirs = tokenizer(), SimpleTokenizer()
+    assert len(ours) == theirs.vocab_size == 49408
+    assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (49406, 49407, 0)
+    # No "!" here: being the padding token, transformers cuts it out of sentences as id 0.
+    for text in ["a DSLR photo of a squirrel playing guitar", "it's 12 o'clock, naïve café?", ""]:
+        assert ours(text)["input_ids"] == [49406, *theirs.encode(text), 49407]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = make_sd21_random(tmp_path_factory.mktemp("sd21"))
+    yield folder
+    shutil.rmtree(folder)  # 2.6 GB: pytest itself would keep it for three runs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_folder_loads_as_a_prior_and_predicts(folder):
+    from amortized.conditioning import take_rows
+    from amortized.priors import load_stable_diffusion
+
+    prior = load_stable_diffusion(folder, dtype=torch.float32)
+    assert (prior.image_size, prior.latent_size, prior.latent_channels) == (512, 64, 4)
+    assert prior.alphas_cumprod[-1].item() == pytest.approx(0.0047, abs=5e-5)
+    text = prior.text_encoder.encode(["a red cube", "a red cube " * 40])
+    assert text.tokens.shape == (2, 77, 1024) and prior.text_encoder.num_truncated == 1
+    with torch.no_grad():
+        latents = prior.encode(torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
+        noise = prior.predict_noise(latents, torch.tensor([500]), take_rows(text, torch.tensor([1])))
+    assert noise.shape == latents.shape == (1, *prior.latent_shape)
+    assert torch.isfinite(noise).all() and noise.std() > 0
