@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
         group["lr"] = group["base_lr"] * warm * factor
 
 
-def build_ema(module: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the module's weights; its `.module` is a ready copy."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+class Ema:
+    """An exponential moving average of a module's weights, as a copy ready to be used.
+
+    The decay is warmed up, min(decay, (1 + step) / (10 + step)), so that the start is soon forgotten;
+    being a function of the step, it leaves nothing but the weights to save.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after `step`, counted from 0."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), share)

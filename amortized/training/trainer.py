@@ -22,9 +22,9 @@ from amortized.training.checkpoint import TrainingState, list_checkpoints, load_
 from amortized.training.distributed import World
 from amortized.training.logs import RunLog
 from amortized.training.losses import LossConfig, regularization
-from amortized.training.optim import OptimizerConfig, build_ema, build_optimizer, set_learning_rate
+from amortized.training.optim import Ema, OptimizerConfig, build_optimizer, set_learning_rate
 from amortized.training.sampler import Batch, Sampler, batch_digest, slots_of
-from amortized.training.schedules import Schedule, check_schedule, geometric_at
+from amortized.training.schedules import Schedule, check_schedule, geometric_at, value_at
 from amortized.types import Prompt
 
 
@@ -77,7 +77,7 @@ class Trainer:
         self.config, self.optimizer_config, self.losses = config, optimizer, losses
         self.renderer, self.world, self.guidance, self.bank = renderer, world, guidance, bank
         self.sampler, self.prompts, self.folder = sampler, prompts, folder
-        ema = None if config.ema_decay is None else build_ema(generator, config.ema_decay)
+        ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
         self.ema = ema
         self.state = TrainingState(
             generator=generator, ema=None if ema is None else ema.module,
@@ -133,9 +133,11 @@ class Trainer:
             digests.append(batch.digests)
         limit = self.optimizer_config.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.state.generator.parameters(), limit)
+        # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
+        self.state.optimizer.found_inf = (~norm.isfinite()).float()
         self.state.optimizer.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.state.generator)
+            self.ema.update(self.state.generator, step)
         mean = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         mean |= {"gradient_norm": norm, "interrupted": norm.new_tensor(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
@@ -151,7 +153,7 @@ class Trainer:
         image = render(
             scene, cameras, size, size, config=self.renderer, background=batch.background.to(device),
             sharpness=geometric_at(self.config.sharpness, progress), training=True,
-            u=batch.stratification.to(device),
+            u=batch.stratification.to(device), want_normal=value_at(self.losses.eikonal, progress) > 0,
         )
         latents = self.guidance.prior.encode(image.rgb.flatten(0, 1))
         taught = self.guidance(

@@ -1,0 +1,61 @@
+"""Averages and rates against their formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from amortized.training.optim import Ema, OptimizerConfig, build_optimizer, set_learning_rate
+
+
+def test_the_average_is_its_recursion():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, 1.0)
+    ema, expected = Ema(module, 0.5), 1.0
+    for step, value in enumerate([2.0, -1.0, 4.0, 0.5, 3.0] * 4):
+        nn.init.constant_(module.weight, value)
+        ema.update(module, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rates_warm_up_decay_and_differ_by_part():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grid, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    config = OptimizerConfig(
+        learning_rate=0.1, encoding_learning_rate=1.0, warmup_steps=4, decay="cosine", final_share=0.2
+    )
+    model = Model()
+    optimizer = build_optimizer(config, model)
+    rates = {}
+    for step in (0, 3, 50, 100):
+        set_learning_rate(optimizer, config, step, 100)
+        for group in optimizer.param_groups:
+            name = "grid" if group["params"][0] is model.grid.weight else "head"
+            rates[name, step] = group["lr"]
+    for name, base in (("grid", 1.0), ("head", 0.1)):
+        for step, warm in ((0, 0.25), (3, 1.0), (50, 1.0), (100, 1.0)):
+            decay = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 100))
+            assert rates[name, step] == pytest.approx(base * warm * decay), (name, step)
+
+
+def test_an_update_is_skipped_where_the_gradient_is_not_finite():
+    """What the trainer relies on to keep weights finite without waiting for the device."""
+    module = nn.Linear(3, 2)
+    optimizer = build_optimizer(OptimizerConfig(), module)
+    before = [p.detach().clone() for p in module.parameters()]
+    for p in module.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))

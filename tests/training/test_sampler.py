@@ -1,0 +1,78 @@
+"""Batches as pure functions of (seed, step, slot)."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from amortized.cameras import CameraConfig
+from amortized.rendering import BackgroundConfig
+from amortized.training.sampler import Sampler, batch_digest, prompt_at, slots_of
+
+
+def make_sampler(**changes) -> Sampler:
+    settings = {
+        "seed": 3, "num_prompts": 5, "views": 2, "render_size": 4, "num_samples": 3, "latent_shape": (4, 2, 2),
+        "cameras": CameraConfig(), "background": BackgroundConfig(kind="random-rgb"),
+    }
+    return Sampler(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_slots_are_dealt_exactly_once(world_size, accumulation):
+    dealt = [
+        slot for rank in range(world_size) for part in slots_of(rank, world_size, accumulation, 2) for slot in part
+    ]
+    assert sorted(dealt) == list(range(world_size * accumulation * 2))
+
+
+def test_every_epoch_shows_each_prompt_once_in_another_order():
+    order = [prompt_at(11, 0, position) for position in range(33)]
+    epochs = [order[:11], order[11:22], order[22:]]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order != [prompt_at(11, 1, position) for position in range(33)]
+
+
+def test_a_batch_is_its_slots_one_by_one():
+    sampler = make_sampler()
+    whole = sampler.batch(4, range(6), 6)
+    assert whole.cameras.c2w.shape == (6, 2, 4, 4) and whole.stratification.shape == (6, 2 * 16, 3)
+    for slot in range(6):
+        one = sampler.batch(4, [slot], 6)
+        assert one.prompt_indices == [whole.prompt_indices[slot]]
+        assert torch.equal(one.cameras.c2w[0], whole.cameras.c2w[slot])
+        assert torch.equal(one.background[0], whole.background[slot])
+        assert torch.equal(one.draws.noise, whole.draws.noise[2 * slot : 2 * slot + 2])
+        assert torch.equal(one.draws.u_timestep, whole.draws.u_timestep[2 * slot : 2 * slot + 2])
+        assert torch.equal(one.digests[0], whole.digests[slot])
+
+
+def test_steps_slots_and_seeds_draw_differently():
+    noises = [
+        make_sampler(seed=seed).batch(step, [slot], 6).draws.noise
+        for seed in (3, 4) for step in (0, 1) for slot in (0, 1)
+    ]
+    flat = [tuple(noise.flatten().tolist()) for noise in noises]
+    assert len(set(flat)) == 8
+
+
+def test_draws_are_what_they_claim():
+    batch = make_sampler(views=4, latent_shape=(4, 16, 16)).batch(0, range(64), 64)
+    noise = batch.draws.noise
+    assert noise.mean().abs() < 0.02 and abs(noise.std().item() - 1) < 0.02
+    assert 0 <= batch.draws.u_timestep.min() and batch.draws.u_timestep.max() < 1
+    assert abs(batch.draws.u_timestep.mean().item() - 0.5) < 0.06
+    assert Counter(batch.prompt_indices).most_common(1)[0][1] == 13  # 64 slots over 5 prompts: 12 or 13 each
+
+
+def test_the_digest_sees_every_draw_and_no_order():
+    sampler = make_sampler()
+    batch = sampler.batch(2, range(4), 4)
+    assert batch_digest(batch.digests) == batch_digest(batch.digests.flip(0))
+    for other in (
+        sampler.batch(3, range(4), 4), make_sampler(seed=9).batch(2, range(4), 4), sampler.batch(2, range(1, 5), 4),
+        make_sampler(num_prompts=6).batch(2, range(4), 4),
+    ):
+        assert batch_digest(batch.digests) != batch_digest(other.digests)

@@ -1,0 +1,197 @@
+"""Training as a whole: it learns, it resumes bit for bit, it stops when going on is of no use."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from amortized.guidance import GuidanceConfig
+from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
+from amortized.training.checkpoint import list_checkpoints
+from tests.training.toy import TEXTS, log_lines, make_trainer, target_images, weights_of
+
+
+def distance_to_targets(trainer) -> float:
+    """Mean squared distance of what the trainer renders now from the components' means."""
+    batch = trainer.sampler.batch(10**6, list(range(6)), 6)
+    scene = trainer.state.generator(trainer.bank.get([TEXTS[i] for i in batch.prompt_indices]))
+    from amortized.rendering import render
+
+    size = trainer.config.render_size
+    images = render(scene, batch.cameras, size, size, config=trainer.renderer, background=batch.background,
+                    sharpness=30.0, training=False).rgb[:, 0]
+    targets = target_images()[batch.prompt_indices].permute(0, 2, 3, 1)
+    return (images - targets).square().mean().item()
+
+
+def test_thirty_steps_come_closer_to_what_the_prior_knows(tmp_path):
+    # SDS at scale 1: the one whose expected gradient points at the prior's own images.
+    trainer = make_trainer(tmp_path, guidance=GuidanceConfig(method="sds", guidance_scale=1.0))
+    before = distance_to_targets(trainer)
+    assert trainer.train(quiet=True) == 30
+    assert distance_to_targets(trainer) < 0.75 * before
+
+
+def test_a_log_line_tells_step_losses_and_batch(tmp_path):
+    make_trainer(tmp_path, steps=3).train(quiet=True)
+    lines = log_lines(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "guidance", "eikonal", "opacity", "gradient_norm", "batch_digest"} <= set(lines[0])
+    assert len({line["batch_digest"] for line in lines}) == 3
+    assert lines[-1]["prompts_seen"] == 12
+    assert lines[0]["loss"] == pytest.approx(lines[0]["guidance"] + lines[0]["eikonal"], rel=1e-5)
+
+
+@pytest.mark.parametrize("interruption", [10, 20])
+def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train(quiet=True)
+    first = make_trainer(tmp_path / "parts")
+    first._step = stop_after(first._step, interruption + 3)  # three steps beyond the last checkpoint are lost
+    with pytest.raises(KeyboardInterrupt):
+        first.train(quiet=True)
+    second = make_trainer(tmp_path / "parts")
+    assert second.train(quiet=True) == 30
+    expected = weights_of(whole)
+    for name, value in weights_of(second).items():
+        assert torch.equal(value, expected[name]), name
+    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
+
+
+def stop_after(step_function, steps):
+    def step(number, interrupted):
+        if number == steps:
+            raise KeyboardInterrupt
+        return step_function(number, interrupted)
+
+    return step
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    """The same with a real SIGKILL, at whatever moment it strikes."""
+    make_trainer(tmp_path / "whole", steps=60, checkpoint_every=5).train(quiet=True)
+    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path / "killed"), '{"steps": 60, "checkpoint_every": 5}']
+    process = subprocess.Popen(command)
+    wait_until(lambda: len(list_checkpoints(tmp_path / "killed" / "checkpoints")) > 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name != "step_000060", "killed too late to tell"
+    resumed = make_trainer(tmp_path / "killed", steps=60, checkpoint_every=5)
+    resumed.train(quiet=True)
+    for part in ("generator", "ema"):
+        file = f"checkpoints/step_000060/{part}.safetensors"
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_cleanly(tmp_path, number):
+    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), '{"steps": 100000, "checkpoint_every": 100000}']
+    process = subprocess.Popen(command)
+    wait_until(lambda: (tmp_path / "log.jsonl").exists() and (tmp_path / "log.jsonl").stat().st_size > 0)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 0
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert log_lines(tmp_path)[-1]["step"] == int(saved.name[-6:])
+
+
+def wait_until(happened, seconds: float = 90.0) -> None:
+    start = time.monotonic()
+    while not happened():
+        assert time.monotonic() - start < seconds, "the run did not get so far"
+        time.sleep(0.02)
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    large = make_trainer(tmp_path / "large", steps=4, prompts_per_process=4)
+    parts = make_trainer(tmp_path / "parts", steps=4, prompts_per_process=2, accumulation=2)
+    large.train(quiet=True)
+    parts.train(quiet=True)
+    a, b = log_lines(tmp_path / "large"), log_lines(tmp_path / "parts")
+    assert [line["batch_digest"] for line in a] == [line["batch_digest"] for line in b]
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+    for name, value in weights_of(large).items():
+        torch.testing.assert_close(value, weights_of(parts)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path)
+    predict = trainer.guidance.prior.predict_noise
+    calls = []
+
+    def poisoned(*arguments, **keywords):
+        calls.append(1)
+        return predict(*arguments, **keywords) * (math.nan if len(calls) == 14 else 1.0)
+
+    trainer.guidance.prior.predict_noise = poisoned
+    with pytest.raises(TrainingStopped, match=r"step 14: .*loss.* not finite; the last good checkpoint is .*step_000010"):
+        trainer.train(quiet=True)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000010"]
+
+
+def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
+    trainer = make_trainer(tmp_path)
+    step = trainer._step
+
+    def poisoned(number, interrupted):
+        record = step(number, interrupted)
+        if record.step == 10:
+            record.values.fill_(math.nan)
+        return record
+
+    trainer._step = poisoned
+    with pytest.raises(TrainingStopped, match="no checkpoint had been written"):
+        trainer.train(quiet=True)
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_an_emptied_scene_stops_the_run(tmp_path):
+    trainer = make_trainer(
+        tmp_path, steps=400, min_opacity=0.02, patience=5, losses=LossConfig(sparsity=1000.0),
+        optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
+        guidance=GuidanceConfig(method="sds", guidance_scale=1.0, weight=1e-6),
+    )
+    with pytest.raises(TrainingStopped, match="the scene has emptied .* for 5 steps.*losses.sparsity"):
+        trainer.train(quiet=True)
+
+
+def test_old_checkpoints_go(tmp_path):
+    make_trainer(tmp_path, steps=30, checkpoint_every=5, keep_checkpoints=3).train(quiet=True)
+    names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step_000020", "step_000025", "step_000030"]
+
+
+def test_previews_are_pictures(tmp_path):
+    from PIL import Image
+
+    make_trainer(tmp_path, steps=20, preview_every=20).train(quiet=True)
+    with Image.open(tmp_path / "previews" / "step_000020.png") as picture:
+        assert picture.size[0] >= 4 * 64 and len(picture.getcolors(maxcolors=10**6)) > 10
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_see_the_global_batch_of_one(tmp_path, processes):
+    """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
+    changes = f'{{"steps": 6, "prompts_per_process": {8 // processes}}}'
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        "-m", "tests.training.toy", str(tmp_path / "many"), changes,
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=180)
+    one = make_trainer(tmp_path / "one", steps=6, prompts_per_process=8)
+    one.train(quiet=True)
+    expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
+    assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]
+    for a, b in zip(got, expected, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
+        assert a["prompts_seen"] == b["prompts_seen"]
+    from safetensors.torch import load_file
+
+    file = "checkpoints/step_000006/generator.safetensors"
+    for name, value in load_file(tmp_path / "many" / file).items():
+        torch.testing.assert_close(value, one.state.generator.state_dict()[name], rtol=1e-3, atol=2e-5)

@@ -1,0 +1,89 @@
+"""A whole training in miniature: an exact Gaussian-mixture prior, a small generator, seconds a run.
+
+Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from amortized.cameras import CameraConfig
+from amortized.conditioning import TextBank
+from amortized.encodings import HashGridConfig
+from amortized.guidance import Guidance, GuidanceConfig
+from amortized.priors import GaussianMixturePrior
+from amortized.rendering import BackgroundConfig, RendererConfig
+from amortized.training import LossConfig, OptimizerConfig, Sampler, Trainer, TrainerConfig, World, join_world
+from amortized.types import Prompt, TextCondition
+from generators import HyperINGPConfig, build_generator
+
+COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
+TEXTS = tuple(COLOURS)
+SIZE = 8
+
+
+class ColourEncoder:
+    """The mixture weights of a sentence: one component per colour word, all of them without one."""
+
+    def encode(self, texts: Sequence[str]) -> TextCondition:
+        rows = [[float(word in text) for word in TEXTS] for text in texts]
+        pooled = torch.tensor([row if any(row) else [1.0] * len(TEXTS) for row in rows])
+        return TextCondition(
+            pooled=pooled, tokens=pooled[:, None], mask=torch.ones(len(texts), 1, dtype=torch.bool)
+        )
+
+
+def target_images() -> torch.Tensor:
+    """[K, 3, SIZE, SIZE]: a disc of the colour on grey."""
+    axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
+    disc = (axis[:, None] ** 2 + axis[None] ** 2 < 0.45).float()
+    colours = torch.tensor([COLOURS[text] for text in TEXTS])[:, :, None, None]
+    return disc * colours + (1 - disc) * 0.5
+
+
+def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
+    """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole configs."""
+    losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
+    optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
+    guidance = changes.pop("guidance", GuidanceConfig(method="asd", guidance_scale=2.0, weight=0.1))
+    config = replace(
+        TrainerConfig(steps=30, prompts_per_process=4, render_size=SIZE, ema_decay=0.9, checkpoint_every=10,
+                      preview_every=10_000), **changes,
+    )
+    prior = GaussianMixturePrior(means=target_images(), stds=torch.full((len(TEXTS),), 0.2))
+    renderer = RendererConfig(num_coarse=8, num_fine=6, merge_coarse=False)
+    torch.manual_seed(0)
+    grid = HashGridConfig(num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0)
+    generator = build_generator(HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8), text_dim=len(TEXTS))
+    sampler = Sampler(
+        seed=7, num_prompts=len(TEXTS), views=config.views_per_prompt, render_size=SIZE,
+        num_samples=renderer.num_samples, latent_shape=prior.latent_shape,
+        cameras=CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)),
+        background=BackgroundConfig(colour=(0.5, 0.5, 0.5)),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return Trainer(
+        config=config, optimizer=optimizer, losses=losses, renderer=renderer, world=world or World(),
+        generator=generator, guidance=Guidance(prior, guidance), bank=TextBank(ColourEncoder()),
+        sampler=sampler, prompts=lambda i: Prompt(id=TEXTS[i], text=TEXTS[i]), folder=folder,
+    )
+
+
+def log_lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = dict(trainer.state.generator.state_dict())
+    return state | {f"ema.{name}": value for name, value in trainer.state.ema.state_dict().items()}
+
+
+if __name__ == "__main__":
+    with join_world("cpu") as joined:
+        make_trainer(Path(sys.argv[1]), joined, **json.loads(sys.argv[2])).train(quiet=True)
