@@ -7,10 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from amortized.files import atomic_write_text
-from amortized.guidance import Guidance
-from amortized.rendering import RendererConfig
 from amortized.training.distributed import World
-from amortized.training.trainer import TrainerConfig
+from amortized.training.trainer import Trainer
 
 
 def open_run(folder: Path, config_yaml: str, world: World, *, resume: bool) -> None:
@@ -41,30 +39,28 @@ def _first_difference(old: str, new: str) -> str:
     return "one has more settings"
 
 
-def describe(
-    *, generator: nn.Module, guidance: Guidance, trainer: TrainerConfig, renderer: RendererConfig,
-    num_prompts: int, world: World, num_negatives: int,
-) -> str:
+def describe(trainer: Trainer, *, num_negatives: int) -> str:
     """What would be trained, and what it would cost: the text of a dry run."""
-    prior = guidance.prior
-    images = trainer.prompts_per_process * trainer.views_per_prompt
+    config, generator, guidance = trainer.config, trainer.state.generator, trainer.guidance
+    prior, num_prompts = guidance.prior, trainer.sampler.num_prompts
+    images = config.prompts_per_process * config.views_per_prompt
     calls = images * guidance.branches_per_image(num_negatives)
-    prompts = world.size * trainer.accumulation * trainer.prompts_per_process
     weights = sum(p.numel() * p.element_size() for p in generator.parameters())
+    graph = images * config.render_size**2 * trainer.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
         "generator with gradients and moments": 4 * weights,
-        "averaged weights": weights if trainer.ema_decay is not None else 0,
+        "averaged weights": weights if config.ema_decay is not None else 0,
         "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
-        "graph of a render (rough)": images * trainer.render_size**2 * renderer.num_samples * BYTES_PER_SAMPLE,
+        "graph of a render (rough)": graph,
     }
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
         *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
         f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
-        f"# corpus: {num_prompts:,} prompts to train on; {prompts} a step, "
-        f"{trainer.steps * prompts / num_prompts:.1f} visits each",
-        f"# denoiser: {calls * trainer.accumulation} images a step and process, in {trainer.accumulation} calls",
+        f"# corpus: {num_prompts:,} prompts to train on; {trainer.slots_per_step} a step, "
+        f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
+        f"# denoiser: {calls * config.accumulation} images a step and process, in {config.accumulation} calls",
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)

@@ -55,3 +55,40 @@ def test_the_folder_loads_as_a_prior_and_predicts(folder):
         noise = prior.predict_noise(latents, torch.tensor([500]), take_rows(text, torch.tensor([1])))
     assert noise.shape == latents.shape == (1, *prior.latent_shape)
     assert torch.isfinite(noise).all() and noise.std() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, capsys):
+    """Text to 64 px render to 512 px encoding to 5 denoiser branches and back, in float32 on the CPU."""
+    import resource
+    import time
+    from pathlib import Path
+
+    from amortized import config as settings
+    from train import RunConfig, compose, trainer_of
+
+    root = Path(__file__).resolve().parents[2]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a DSLR photo of a squirrel playing guitar\n")
+    config = settings.load(RunConfig, root / "configs" / "hyper-ingp-sd21.yaml", [
+        f"output={tmp_path / 'run'}", f"prior={folder}", "prior.dtype=float32", f"corpus={prompts}",
+        "trainer.steps=1", "device=cpu",
+    ])
+    from amortized.training import World
+
+    started = time.perf_counter()
+    parts = compose(config, World().device)
+    trainer = trainer_of(config, World(), *parts)
+    loaded = time.perf_counter()
+    record = trainer._step(0, interrupted=False)
+    done = time.perf_counter()
+    generator = trainer.state.generator
+    for name in ("grid.table", "hypernet.0.weight", "hypernet.3.weight"):
+        gradient = dict(generator.named_parameters())[name].grad
+        assert gradient.isfinite().all() and gradient.abs().max() > 0, name
+    numbers = dict(zip(record.names, record.values.tolist(), strict=True))
+    assert numbers["denoiser_calls"] == 5 and all(value == value for value in numbers.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with capsys.disabled():
+        print(f"\nload {loaded - started:.0f} s, step {done - loaded:.0f} s, peak memory {peak:.1f} GiB")

@@ -1,0 +1,167 @@
+"""Where the solids of a sentence stand, for every pair of shapes, sizes and relation."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from amortized.cameras import cameras_at
+from corpora.shapes.grammar import COLOURS, RELATIONS, SHAPES, SIZES, WHITE, Description, Item
+from corpora.shapes.render import Light, render_truth
+from corpora.shapes.scene import GAP, MARK_RADIUS, ShapesTruth, truth_of
+from tests.corpora.solids import inside, surface
+
+AXIS = {"on top of": 2, "next to": 1, "in front of": 0}
+TOWARDS = {"on top of": 1, "next to": -1, "in front of": 1}  # the first item's side of that axis
+FLAT = Light(ambient=1.0, diffuse=0.0)
+NUM_PAIRS = (len(SHAPES) * len(SIZES)) ** 2
+
+
+def pair(first: Item, relation: str, second: Item) -> ShapesTruth:
+    return truth_of(Description((first, second), relation=relation))
+
+
+def marked(shape: str, colour: str = "blue", size: str = "") -> ShapesTruth:
+    return truth_of(Description((Item(shape, colour, size),), marked=True))
+
+
+def world(truth: ShapesTruth, spacing: float = 0.06) -> list[np.ndarray]:
+    """Surface points of each solid, in the world."""
+    return [np.array(solid.centre) + solid.scale * surface(solid.shape, spacing) for solid in truth.solids]
+
+
+def look(truth: ShapesTruth, *azimuths_deg: float) -> torch.Tensor:
+    """Images [V, 64, 64, 3] of the bare colours over black, from the height of the origin."""
+    azimuth = torch.tensor([azimuths_deg])
+    cameras = cameras_at(
+        azimuth_deg=azimuth, elevation_deg=torch.zeros_like(azimuth),
+        distance=torch.full_like(azimuth, 2.6), fovy_deg=torch.full_like(azimuth, 38.0),
+    )
+    return render_truth(truth, cameras, 64, light=FLAT, background=torch.zeros(len(azimuths_deg), 3))
+
+
+@pytest.fixture(scope="module", params=RELATIONS)
+def all_pairs(request) -> tuple[str, np.ndarray, np.ndarray]:
+    """The relation; corners [pairs, first or second, low or high, 3] and radius [pairs] of all pairs."""
+    items = [Item(shape, "red", size) for shape, size in itertools.product(SHAPES, SIZES)]
+    pairs = [world(pair(*both)) for both in itertools.product(items, [request.param], items)]
+    boxes = [[(points.min(0), points.max(0)) for points in solids] for solids in pairs]
+    radius = [max(np.linalg.norm(points, axis=-1).max() for points in solids) for solids in pairs]
+    return request.param, np.array(boxes), np.array(radius)
+
+
+def test_pairs_are_disjoint_and_touch(all_pairs):
+    relation, boxes, _ = all_pairs
+    assert boxes.shape == (NUM_PAIRS, 2, 2, 3)
+    along = TOWARDS[relation] * boxes[..., AXIS[relation]]
+    # A plane across the axis of the relation lies between the first and the second.
+    gap = along[:, 0].min(-1) - along[:, 1].max(-1)
+    np.testing.assert_allclose(gap, 0.0 if relation == "on top of" else 2 * GAP, atol=1e-9)
+
+
+def test_pairs_are_centred_along_their_relation(all_pairs):
+    relation, boxes, _ = all_pairs
+    low, high = boxes[:, :, 0].min(1), boxes[:, :, 1].max(1)
+    np.testing.assert_allclose((low + high)[:, AXIS[relation]], 0, atol=1e-9)
+    if relation == "on top of":
+        np.testing.assert_allclose(low + high, 0, atol=1e-9)
+    else:  # they stand on one ground, with the origin halfway up between their middles
+        np.testing.assert_allclose(boxes[:, 0, 0, 2], boxes[:, 1, 0, 2], atol=1e-9)
+        np.testing.assert_allclose(boxes[..., 2].sum((1, 2)), 0, atol=1e-9)
+
+
+def test_everything_is_well_inside_the_unit_ball(all_pairs):
+    assert all_pairs[2].max() < 0.96
+    for shape, size in itertools.product(SHAPES, SIZES):
+        (points,) = world(truth_of(Description((Item(shape, "red", size),))))
+        assert np.linalg.norm(points, axis=-1).max() < 0.95
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_relations_as_cameras_see_them(shape: str):
+    """In images: left is column 0, up is row 0, and what is in front hides what is behind."""
+    red, blue = Item(shape, "red"), Item(shape, "blue")
+
+    def where(image: torch.Tensor, channel: int) -> tuple[float, float, float]:
+        """Mean row, mean column and number of the red (0) or blue (2) pixels."""
+        seen = torch.nonzero((image[..., channel] > 0.5).to(torch.float32))
+        return *seen.float().mean(0).tolist(), len(seen)
+
+    (front,) = look(pair(red, "next to", blue), 0.0)
+    assert where(front, 0)[1] < 31.5 < where(front, 2)[1]
+    (side,) = look(pair(red, "on top of", blue), 90.0)
+    assert where(side, 0)[0] < 31.5 < where(side, 2)[0]
+    front, back = look(pair(red, "in front of", blue), 0.0, 180.0)
+    assert where(front, 0)[2] > 2 * where(front, 2)[2]
+    assert where(back, 2)[2] > 2 * where(back, 0)[2]
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Item("cone", "red", "small"), Item("torus", "blue", "large")),
+        (Item("octahedron", "pink"), Item("pyramid", "cyan", "small")),
+    ],
+)
+def test_distance_and_colour_of_pairs(first: Item, relation: str, second: Item):
+    truth, spacing = pair(first, relation, second), 0.02
+    points = np.random.default_rng(0).uniform(-1, 1, (3000, 3))
+    solids = [cKDTree(samples) for samples in world(truth, spacing)]
+    nearest = np.stack([solid.query(points)[0] for solid in solids])
+    local = [inside(s.shape, (points - np.array(s.centre)) / s.scale) for s in truth.solids]
+    within = local[0] | local[1]
+    assert not (local[0] & local[1]).any()
+
+    distance = truth.sdf(torch.from_numpy(points)).numpy()
+    np.testing.assert_array_equal(distance < 0, within)
+    excess = nearest.min(0) - abs(distance)
+    assert excess.min() > -1e-9 and excess.max() < spacing
+
+    colour = truth.colour(torch.from_numpy(points)).numpy()
+    clear = within | (abs(nearest[0] - nearest[1]) > spacing)
+    owner = np.where(within, local[1], nearest.argmin(0))
+    albedo = np.array([COLOURS[first.colour], COLOURS[second.colour]])[owner]
+    np.testing.assert_allclose(colour[clear], albedo[clear], rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mark_lies_on_the_surface_and_is_white(shape: str, size: str):
+    truth = marked(shape, size=size)
+    centre = torch.tensor([truth.front_mark], dtype=torch.float64)
+    assert truth.sdf(centre).abs().item() < 1e-6
+    (points,) = world(truth)
+    near = np.linalg.norm(points - centre.numpy(), axis=-1) < MARK_RADIUS
+    expected = np.where(near[:, None], WHITE, COLOURS["blue"])
+    assert near.any()
+    np.testing.assert_allclose(truth.colour(torch.from_numpy(points)).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_the_front_shows_the_mark(shape: str):
+    """The middle of the front view is white; a side shows at most the rim of the mark, the back nothing."""
+    white = look(marked(shape), 0.0, 90.0, 180.0, -90.0).amin(-1) > 0.5  # [V, H, W]
+    front, left, back, right = white.sum((1, 2)).tolist()
+    assert white[0, 31:33, 31:33].all() and front > 50
+    assert max(left, right) < front / 3 and not white[1::2, 28:36, 28:36].any()
+    assert back == 0
+
+
+def test_unmarked_sentences_show_no_white():
+    truth = truth_of(Description((Item("sphere", "blue"),)))
+    assert truth.front_mark is None
+    assert not (look(truth, 0.0).amin(-1) > 0.5).any()
+
+
+def test_kinds():
+    assert [truth_of(Description((Item(shape, "red"),))).kind for shape in SHAPES] == list(SHAPES)
+    assert pair(Item("cube", "red"), "next to", Item("cone", "red")).kind == "pair"
+
+
+@pytest.mark.parametrize("item", [Item("cube", None), Item(None, "red")])
+def test_open_sentences_have_no_truth(item: Item):
+    with pytest.raises(ValueError, match="leaves a word open"):
+        truth_of(Description((item,)))
