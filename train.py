@@ -24,7 +24,7 @@ from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
 from amortized.priors import load_prior
 from amortized.settings import RunSettings
-from amortized.training import Sampler, Trainer, World, describe, join_world, open_run
+from amortized.training import Trainer, describe, join_world, open_run
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
 from generators import HyperINGPConfig, build_generator
@@ -52,22 +52,6 @@ def compose(config: RunConfig, device: torch.device) -> tuple[Guidance, TextBank
     return Guidance(prior, config.guidance), bank, generator.to(device)
 
 
-def trainer_of(config: RunConfig, world: World, guidance: Guidance, bank: TextBank, generator: Module) -> Trainer:
-    """The trainer over the corpus' training prompts; held-out ones are never drawn."""
-    corpus = corpus_of(config)
-    trained = [i for i in range(len(corpus)) if corpus[i].split == "train"]
-    sampler = Sampler(
-        seed=config.seed, num_prompts=len(trained), views=config.trainer.views_per_prompt,
-        render_size=config.trainer.render_size, num_samples=config.renderer.num_samples,
-        latent_shape=guidance.prior.latent_shape, cameras=config.cameras, background=config.background,
-    )
-    return Trainer(
-        config=config.trainer, optimizer=config.optimizer, losses=config.losses, renderer=config.renderer,
-        world=world, generator=generator, guidance=guidance, bank=bank, sampler=sampler,
-        prompts=lambda index: corpus[trained[index]], folder=Path(config.output),
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = parser_for("train.py", __doc__)
     parser.add_argument("config", type=Path, help="a preset, e.g. configs/quickstart.yaml")
@@ -77,12 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     with one_sentence_errors("train.py"):
         config = settings.load(RunConfig, given.config, given.overrides)
+        corpus = corpus_of(config)
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
-            config = replace(config, output=f"{config.output}-{corpus_of(config)[0].id}")
+            config = replace(config, output=f"{config.output}-{corpus[0].id}")
         with join_world(config.device) as world:
             if not given.dry_run:
                 open_run(Path(config.output), settings.to_yaml(config), world, resume=given.resume)
-            trainer = trainer_of(config, world, *compose(config, world.device))
+            guidance, bank, generator = compose(config, world.device)
+            trainer = Trainer(
+                config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator
+            )
             if given.dry_run:
                 print(settings.to_yaml(config) + describe(trainer, num_negatives=2 * config.views.perp_neg))
                 return 0

@@ -36,7 +36,9 @@ class CameraConfig:
         if self.elevation_deg[0] < -90 or self.elevation_deg[1] > 90:
             raise ValueError(f"cameras.elevation_deg must lie in [-90, 90], got {list(self.elevation_deg)}")
         if not 0 <= self.uniform_angle_share <= 1:
-            raise ValueError(f"cameras.uniform_angle_share must lie in [0, 1], got {self.uniform_angle_share}")
+            raise ValueError(
+                f"cameras.uniform_angle_share must lie in [0, 1], got {self.uniform_angle_share}"
+            )
 
 
 NUM_CAMERA_DRAWS = 5  # uniform numbers that `cameras_from_uniform` reads per view
@@ -80,7 +82,12 @@ def cameras_at(*, azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor, 
 
 
 def orbit(
-    num_prompts: int, num_views: int, *, elevation_deg: float, distance: float, fovy_deg: float,
+    num_prompts: int,
+    num_views: int,
+    *,
+    elevation_deg: float,
+    distance: float,
+    fovy_deg: float,
     start_azimuth_deg: float = 0.0,
 ) -> Cameras:
     """The same ring of V evenly spaced cameras for each of P prompts; the last is not the first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,11 @@ PRESETS = Path(__file__).resolve().parents[1] / "configs"
 def parser_for(name: str, description: str) -> argparse.ArgumentParser:
     """A parser that prints the description as it is written, and the presets below it."""
     return argparse.ArgumentParser(
-        prog=f"python {name}", description=description, epilog=list_presets(),
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        prog=f"python {name}",
+        description=description,
+        epilog=list_presets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
@@ -48,6 +51,16 @@ def _fail(name: str, error: Exception, status: int) -> None:
     sys.exit(status)
 
 
-def count_parameters(modules: Sequence[tuple[str, object]]) -> list[tuple[str, int]]:
-    """Parameters of each named module."""
-    return [(name, sum(p.numel() for p in module.parameters())) for name, module in modules]  # type: ignore[attr-defined]
+def progress_bar(label: str, *, quiet: bool) -> Callable[[int, int], None]:
+    """`show(done, total)`: a bar on stderr."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=label, unit="prompt", disable=quiet)
+
+    def show(done: int, total: int) -> None:
+        bar.total, bar.n = total, done
+        bar.refresh()
+        if done == total:
+            bar.close()
+
+    return show

@@ -149,6 +149,13 @@ class Corpus(Protocol):
 
 
 __all__ = [
-    "Cameras", "Corpus", "GroundTruth", "Prompt", "RaySamples", "Rays", "Render", "Scene",
+    "Cameras",
+    "Corpus",
+    "GroundTruth",
+    "Prompt",
+    "RaySamples",
+    "Rays",
+    "Render",
+    "Scene",
     "TextCondition",
 ]

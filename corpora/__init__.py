@@ -22,7 +22,9 @@ def open_corpus(name: str) -> Corpus:
         return CORPORA[name]()
     if name.endswith(".txt"):
         return prompt_list(read_prompts(Path(name)), name)
-    raise ValueError(f"corpus must be one of {', '.join(CORPORA)}, or a .txt file with one prompt a line, got '{name}'")
+    raise ValueError(
+        f"corpus must be one of {', '.join(CORPORA)}, or a .txt file with one prompt a line, got '{name}'"
+    )
 
 
 __all__ = ["CORPORA", "PromptList", "open_corpus", "prompt_list", "read_prompts"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ def read_prompts(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a text file with one prompt a line") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); give a text file with one prompt a line"
+        ) from error
     texts = []
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError:

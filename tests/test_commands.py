@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -29,16 +33,27 @@ def prior(tmp_path_factory) -> str:
 
 def small(prior: str, output: Path, *more: str) -> list[str]:
     return [
-        "train.py", "configs/quickstart.yaml", f"prior={prior}", f"output={output}", "trainer.steps=4",
-        "trainer.prompts_per_process=2", "trainer.render_size=16", "trainer.checkpoint_every=2",
-        "trainer.preview_prompts=1", *more,
+        "train.py",
+        "configs/quickstart.yaml",
+        f"prior={prior}",
+        f"output={output}",
+        "trainer.steps=4",
+        "trainer.prompts_per_process=2",
+        "trainer.render_size=16",
+        "trainer.checkpoint_every=2",
+        "trainer.preview_prompts=1",
+        *more,
     ]
 
 
 def test_help_explains_overrides_and_lists_presets():
     shown = run("train.py", "--help")
     assert shown.returncode == 0
-    assert "KEY=VALUE" in shown.stdout and "configs/quickstart.yaml" in shown.stdout and "--dry-run" in shown.stdout
+    assert (
+        "KEY=VALUE" in shown.stdout
+        and "configs/quickstart.yaml" in shown.stdout
+        and "--dry-run" in shown.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,25 +93,37 @@ def test_train_refuse_resume_evaluate(prior, tmp_path):
     for name in ("config.yaml", "log.jsonl", "tensorboard", "previews", "checkpoints"):
         assert (folder / name).exists(), name
     refused = run(*small(prior, folder))
-    assert refused.returncode == 2 and "already holds a run" in refused.stderr and "--resume" in refused.stderr
+    assert (
+        refused.returncode == 2 and "already holds a run" in refused.stderr and "--resume" in refused.stderr
+    )
     other = run(*small(prior, folder, "seed=5", "--resume"))
     assert other.returncode == 2 and "was 'seed: 0', now 'seed: 5'" in other.stderr
     again = run(*small(prior, folder, "--resume"))
     assert again.returncode == 0 and "trained at step 4" in again.stdout
     clip = ROOT / "checkpoints" / "shapes-clip"
     judged = run(
-        "evaluate.py", str(folder), "--prompt", "a red cube", f"evaluation.clip={clip}", "evaluation.views=2",
-        "evaluation.turntable_frames=4", "evaluation.grid=16",
+        "evaluate.py",
+        str(folder),
+        "--prompt",
+        "a red cube",
+        f"evaluation.clip={clip}",
+        "evaluation.views=2",
+        "evaluation.turntable_frames=4",
+        "evaluation.grid=16",
     )
     assert judged.returncode == 0, judged.stderr
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     assert {"clip_similarity", "recall_at_1", "iou", "colour_error"} <= set(results["metrics"])
     assert results["chance"]["gallery"] >= 128 and results["prompts"][0]["text"] == "a red cube"
-    assert (folder / "evaluation" / "index.html").exists() and (folder / "evaluation" / "results.csv").exists()
+    assert (folder / "evaluation" / "index.html").exists() and (
+        folder / "evaluation" / "results.csv"
+    ).exists()
 
 
 def test_a_prompt_is_a_run_of_its_own(prior, tmp_path):
-    overrides = [o for o in small(prior, tmp_path / "x", 'prompt=a "blue": [cone]') if not o.startswith("output=")]
+    overrides = [
+        o for o in small(prior, tmp_path / "x", 'prompt=a "blue": [cone]') if not o.startswith("output=")
+    ]
     shown = run(*overrides, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "output: outputs/quickstart-" in shown.stdout and "corpus: 1 prompts" in shown.stdout

@@ -88,7 +88,10 @@ def test_preset_and_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "corpus: shapes\ntrainer: {lr: 1e-4, ema: false}\noutput: a/b\nseed: 1_000\n")
     run = load(Run, path, ["trainer.steps=3", "cameras.views=[front, 'a, b']", "trainer.steps=7"])
     assert run == Run(
-        corpus="shapes", output=Path("a/b"), seed=1000, trainer=Trainer(steps=7, lr=1e-4, ema=False),
+        corpus="shapes",
+        output=Path("a/b"),
+        seed=1000,
+        trainer=Trainer(steps=7, lr=1e-4, ema=False),
         cameras=Cameras(distance=(2.0, 3.0), views=("front", "a, b")),
     )
 
@@ -163,7 +166,12 @@ def test_build_takes_python_values() -> None:
     assert run.trainer == Trainer(lr=1.0, steps=2) and isinstance(run.trainer.lr, float)
     assert run.cameras.distance == (1.0, 2.0)
     for key, wrong in (
-        ("steps", True), ("steps", 2.0), ("ema", 1), ("lr", "1"), ("lr", math.nan), ("lr", 10**400),
+        ("steps", True),
+        ("steps", 2.0),
+        ("ema", 1),
+        ("lr", "1"),
+        ("lr", math.nan),
+        ("lr", 10**400),
     ):
         with pytest.raises(ConfigError, match=rf"^trainer\.{key} must be"):
             build(Trainer, {key: wrong}, "trainer")

@@ -17,9 +17,7 @@ import amortized
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCK = [
-    line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
-]
+LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 
 
 def canonical(name: str) -> str:

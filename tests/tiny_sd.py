@@ -27,39 +27,74 @@ def make_tiny_sd(
     names = ["!", begin, end, *letters] if legacy_eos else ["!", *letters, begin, end]
     vocab = {name: index for index, name in enumerate(names)}
     tokenizer = CLIPTokenizer(
-        vocab=vocab, merges=[], bos_token=begin, eos_token=end, unk_token=end, pad_token="!",
+        vocab=vocab,
+        merges=[],
+        bos_token=begin,
+        eos_token=end,
+        unk_token=end,
+        pad_token="!",
         model_max_length=48,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_model = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(vocab), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=2, max_position_embeddings=48, projection_dim=32, hidden_act="gelu",
-                bos_token_id=vocab[begin], eos_token_id=vocab[end], pad_token_id=0,
+                vocab_size=len(vocab),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=48,
+                projection_dim=32,
+                hidden_act="gelu",
+                bos_token_id=vocab[begin],
+                eos_token_id=vocab[end],
+                pad_token_id=0,
             )
         )
         vae = AutoencoderKL(
-            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
-            norm_num_groups=4, sample_size=16, scaling_factor=0.18215,
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=0.18215,
         )
         unet = UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=32, attention_head_dim=8, norm_num_groups=4, use_linear_projection=True,
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            norm_num_groups=4,
+            use_linear_projection=True,
         )
         # transformers draws its weights at 0.02: too small for a word to change anything visibly.
         for parameter in text_model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000,
-        prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        num_train_timesteps=1000,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     parts = {
-        "tokenizer": tokenizer, "text_encoder": text_model, "vae": vae, "unet": unet, "scheduler": scheduler
+        "tokenizer": tokenizer,
+        "text_encoder": text_model,
+        "vae": vae,
+        "unet": unet,
+        "scheduler": scheduler,
     }
     for name, part in parts.items():
         part.save_pretrained(folder / name)

@@ -6,6 +6,15 @@ from amortized.conditioning.text_encoder import TextEncoder
 from amortized.conditioning.views import ViewText, ViewTextConfig, view_text
 
 __all__ = [
-    "SentenceEncoder", "TextBank", "TextEncoder", "ViewText", "ViewTextConfig", "concatenate_rows",
-    "expand_row", "mix_rows", "move_rows", "take_rows", "view_text",
+    "SentenceEncoder",
+    "TextBank",
+    "TextEncoder",
+    "ViewText",
+    "ViewTextConfig",
+    "concatenate_rows",
+    "expand_row",
+    "mix_rows",
+    "move_rows",
+    "take_rows",
+    "view_text",
 ]

@@ -28,8 +28,12 @@ class TextBank:
     """Encodes each distinct sentence once, and hands it out on the wanted device."""
 
     def __init__(
-        self, encoder: SentenceEncoder, config: ViewTextConfig | None = None, *,
-        device: torch.device | str = "cpu", batch_size: int = 64,
+        self,
+        encoder: SentenceEncoder,
+        config: ViewTextConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        batch_size: int = 64,
     ) -> None:
         """`batch_size` sentences at most go through the encoder at once; results go to `device`."""
         self.encoder = encoder

@@ -83,7 +83,9 @@ def view_text(
     if not config.perp_neg:
         view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
         return ViewText(
-            positive=pick(view), unconditional=uncond, negatives=(),
+            positive=pick(view),
+            unconditional=uncond,
+            negatives=(),
             negative_weights=texts_by_view.pooled.new_zeros(0, num_prompts * num_views),
         )
     first, second, share, negatives, weights = _perp_neg(cameras, config)

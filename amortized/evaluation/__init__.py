@@ -6,6 +6,14 @@ from amortized.evaluation.report import write_results
 from amortized.evaluation.results import PromptRow, Results, merge_rows, summarize, summary
 
 __all__ = [
-    "ClipScorer", "EvaluationConfig", "PromptRow", "Results", "evaluate", "load_clip", "merge_rows",
-    "summarize", "summary", "write_results",
+    "ClipScorer",
+    "EvaluationConfig",
+    "PromptRow",
+    "Results",
+    "evaluate",
+    "load_clip",
+    "merge_rows",
+    "summarize",
+    "summary",
+    "write_results",
 ]

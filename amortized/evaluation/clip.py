@@ -19,8 +19,15 @@ class ClipScorer:
     """A frozen CLIP with its tokenizer and the preprocessing that its weights were trained with."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, size: tuple[int, int], mean: Sequence[float],
-        std: Sequence[float], interpolation: str = "bicubic", device: torch.device | str = "cpu",
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+        device: torch.device | str = "cpu",
         batch_size: int = 64,
     ) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
@@ -95,9 +102,14 @@ def load_clip(
             "only bicubic and bilinear are known; set preprocess_cfg.interpolation"
         )
     return ClipScorer(
-        model, tokenizer, size=(size, size) if isinstance(size, int) else tuple(size),
-        mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
-        device=device, batch_size=batch_size,
+        model,
+        tokenizer,
+        size=(size, size) if isinstance(size, int) else tuple(size),
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config["interpolation"],
+        device=device,
+        batch_size=batch_size,
     )
 
 
@@ -146,7 +158,9 @@ def _from_hub(architecture: str, tag: str) -> tuple[nn.Module, Any]:
     # The plain architecture names of OpenAI's weights lack their quick GELU, which open_clip only
     # warns of: similarities would be quietly wrong.
     model = open_clip.create_model(
-        architecture, pretrained=tag, require_pretrained=True,
+        architecture,
+        pretrained=tag,
+        require_pretrained=True,
         force_quick_gelu=bool(published.get("quick_gelu")),
     )
     return model, open_clip.get_tokenizer(architecture)

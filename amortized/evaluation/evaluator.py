@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import orbit
-from amortized.media import save_strip, save_turntable
 from amortized.evaluation.metrics import recall_at_1
 from amortized.evaluation.results import PromptRow, Results, summarize
 from amortized.evaluation.truth import TruthScores, score_truths
+from amortized.media import save_strip, save_turntable
 from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene
 
 SceneFor = Callable[[list[Prompt]], Scene]
@@ -61,7 +61,12 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "views", "image_size", "turntable_size", "prompts_per_batch", "views_per_render", "grid",
+            "views",
+            "image_size",
+            "turntable_size",
+            "prompts_per_batch",
+            "views_per_render",
+            "grid",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
@@ -128,8 +133,13 @@ def evaluate(
         strips, turntables = _write_media(batch, views, scene, render, settings, Path(folder), device)
         rows += [
             _row(
-                prompt, truths[p], scores[p], clip_similarity=float(similarity[p]),
-                recall=float(recall[p]), strip=strips[p], turntable=turntables[p],
+                prompt,
+                truths[p],
+                scores[p],
+                clip_similarity=float(similarity[p]),
+                recall=float(recall[p]),
+                strip=strips[p],
+                turntable=turntables[p],
             )
             for p, prompt in enumerate(batch)
         ]
@@ -149,12 +159,20 @@ def _text_scores(images: Tensor, gallery: Tensor, own: Tensor) -> tuple[Tensor, 
 
 
 def _ring(
-    scene: Scene, render: Renderer, num_prompts: int, num_views: int, size: int,
-    settings: EvaluationConfig, device: torch.device | str,
+    scene: Scene,
+    render: Renderer,
+    num_prompts: int,
+    num_views: int,
+    size: int,
+    settings: EvaluationConfig,
+    device: torch.device | str,
 ) -> Tensor:
     """Images [P, V, H, W, 3] on the CPU, of V cameras around the object."""
     cameras = orbit(
-        num_prompts, num_views, elevation_deg=settings.elevation_deg, distance=settings.distance,
+        num_prompts,
+        num_views,
+        elevation_deg=settings.elevation_deg,
+        distance=settings.distance,
         fovy_deg=settings.fovy_deg,
     )
     parts = []
@@ -168,8 +186,13 @@ def _ring(
 
 
 def _write_media(
-    batch: list[Prompt], views: Tensor, scene: Scene, render: Renderer, settings: EvaluationConfig,
-    folder: Path, device: torch.device | str,
+    batch: list[Prompt],
+    views: Tensor,
+    scene: Scene,
+    render: Renderer,
+    settings: EvaluationConfig,
+    folder: Path,
+    device: torch.device | str,
 ) -> tuple[list[str], list[str | None]]:
     """Paths of each prompt's strip and turntable, relative to the folder."""
     names = [safe_name(prompt.id) for prompt in batch]
@@ -188,18 +211,29 @@ def _write_media(
 
 
 def _row(
-    prompt: Prompt, truth: GroundTruth | None, scores: TruthScores | None, *, clip_similarity: float,
-    recall: float, strip: str, turntable: str | None,
+    prompt: Prompt,
+    truth: GroundTruth | None,
+    scores: TruthScores | None,
+    *,
+    clip_similarity: float,
+    recall: float,
+    strip: str,
+    turntable: str | None,
 ) -> PromptRow:
     exact = vars(scores) if scores is not None else {}
     sides = scores.mark_sides if scores is not None else None
     return PromptRow(
-        id=prompt.id, text=prompt.text, split=prompt.split,
+        id=prompt.id,
+        text=prompt.text,
+        split=prompt.split,
         kind=truth.kind if truth is not None else None,
-        clip_similarity=clip_similarity, recall_at_1=recall, **exact,
+        clip_similarity=clip_similarity,
+        recall_at_1=recall,
+        **exact,
         front_shown=float(sides[0]) if sides is not None else None,
         janus=float(any(sides[1:])) if sides is not None else None,
-        strip=strip, turntable=turntable,
+        strip=strip,
+        turntable=turntable,
     )
 
 

@@ -97,9 +97,11 @@ def bootstrap_interval(
         return Interval(mean=math.nan, low=math.nan, high=math.nan, n=len(sample))
     rng = np.random.default_rng(seed)
     rows = max(1, 4_000_000 // len(sample))  # resamples drawn at once: bounds the memory
-    means = np.concatenate([
-        sample[rng.integers(len(sample), size=(min(rows, num_resamples - done), len(sample)))].mean(1)
-        for done in range(0, num_resamples, rows)
-    ])
+    means = np.concatenate(
+        [
+            sample[rng.integers(len(sample), size=(min(rows, num_resamples - done), len(sample)))].mean(1)
+            for done in range(0, num_resamples, rows)
+        ]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean=mean, low=float(low), high=float(high), n=len(sample))

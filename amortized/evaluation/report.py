@@ -26,14 +26,25 @@ from amortized.files import atomic_write_text
 MAX_CARDS = 2000
 
 LABELS = {
-    "clip_similarity": "CLIP similarity", "recall_at_1": "R@1", "iou": "IoU",
-    "iou_any_azimuth": "IoU, any azimuth", "iou_start": "IoU of the start",
-    "iou_best_sphere": "IoU of best sphere", "colour_error": "Colour error",
-    "front_shown": "Front mark", "janus": "Janus",
+    "clip_similarity": "CLIP similarity",
+    "recall_at_1": "R@1",
+    "iou": "IoU",
+    "iou_any_azimuth": "IoU, any azimuth",
+    "iou_start": "IoU of the start",
+    "iou_best_sphere": "IoU of best sphere",
+    "colour_error": "Colour error",
+    "front_shown": "Front mark",
+    "janus": "Janus",
 }
 HEADLINES = ("recall_at_1", "iou", "colour_error", "clip_similarity", "front_shown", "janus")
 SORTABLE = (
-    "recall_at_1", "clip_similarity", "iou", "iou_any_azimuth", "colour_error", "front_shown", "janus",
+    "recall_at_1",
+    "clip_similarity",
+    "iou",
+    "iou_any_azimuth",
+    "colour_error",
+    "front_shown",
+    "janus",
 )
 SIDES = ("front", "left", "back", "right")
 
@@ -160,7 +171,8 @@ def _scale(interval: Interval, marks: list[tuple[str, float]]) -> str:
         return ""
     ticks = "".join(
         f'<i class="tick" style="left:{_percent(value)}" title="{escape(word)} {_number(value, 4)}"></i>'
-        for word, value in marks if math.isfinite(value)
+        for word, value in marks
+        if math.isfinite(value)
     )
     low, high = _clip(interval.low), _clip(interval.high)
     return (
@@ -184,7 +196,8 @@ def _groups(results: Results) -> str:
     for group, means, count, style in groups:
         cells = "".join(
             f"<td>{_number(means[name].mean)}<small>{_range(means[name])}</small></td>"
-            if name in means else "<td>–</td>"
+            if name in means
+            else "<td>–</td>"
             for name in names
         )
         body += f'<tr class="{style}"><th scope="row">{escape(group)}</th><td>{count:,}</td>{cells}</tr>'
@@ -207,7 +220,7 @@ def _controls(results: Results) -> str:
     return (
         '<form class="controls" id="controls"><input id="filter" type="search" autocomplete="off" '
         f'placeholder="Filter prompts" aria-label="Filter prompts by text">{selects}'
-        f'{select("sort", "Sort", {"place": "Corpus order"} | sortable)}'
+        f"{select('sort', 'Sort', {'place': 'Corpus order'} | sortable)}"
         '<button id="direction" type="button" title="Reverse the order">Low first</button>'
         '<output id="count"></output></form>'
     )
@@ -217,12 +230,16 @@ def _card(row: PromptRow, place: int) -> str:
     values = {name: getattr(row, name) for name in SORTABLE}
     data = "".join(
         f' data-{name.replace("_", "-")}="{value:.6g}"'
-        for name, value in values.items() if value is not None and math.isfinite(value)
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
     )
     scores = "".join(
         f"<div><dt>{escape(LABELS[name])}</dt><dd>{_number(values[name])}{extra}</dd></div>"
         for name, extra in (
-            ("recall_at_1", ""), ("clip_similarity", ""), ("iou", _iou_scale(row)), ("colour_error", ""),
+            ("recall_at_1", ""),
+            ("clip_similarity", ""),
+            ("iou", _iou_scale(row)),
+            ("colour_error", ""),
         )
         if values[name] is not None
     )

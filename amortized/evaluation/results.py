@@ -10,8 +10,15 @@ from typing import Any
 from amortized.evaluation.metrics import Interval, bootstrap_interval, chance_recall
 
 METRICS = (
-    "clip_similarity", "recall_at_1", "iou", "iou_any_azimuth", "iou_start", "iou_best_sphere",
-    "colour_error", "front_shown", "janus",
+    "clip_similarity",
+    "recall_at_1",
+    "iou",
+    "iou_any_azimuth",
+    "iou_start",
+    "iou_best_sphere",
+    "colour_error",
+    "front_shown",
+    "janus",
 )
 
 
@@ -119,8 +126,10 @@ def plain(value: Any) -> Any:
 
 def summary(results: Results) -> str:
     """The headline table as text: each metric with its interval, and the chance level of recall."""
-    lines = [f"{results.name}: {len(results.prompts)} prompts, recall among {results.gallery} texts "
-             f"(chance {chance_recall(results.gallery):.4f})"]
+    lines = [
+        f"{results.name}: {len(results.prompts)} prompts, recall among {results.gallery} texts "
+        f"(chance {chance_recall(results.gallery):.4f})"
+    ]
     lines += [
         f"  {name:<18} {interval.mean:7.4f}   [{interval.low:.4f}, {interval.high:.4f}]"
         for name, interval in results.metrics.items()

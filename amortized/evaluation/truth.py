@@ -35,8 +35,13 @@ class TruthScores:
 
 @torch.no_grad()
 def score_truths(
-    scene: Scene, truths: Sequence[GroundTruth | None], *, start_scene: Scene | None = None,
-    resolution: int = 64, extent: float = 1.0, device: torch.device | str = "cpu",
+    scene: Scene,
+    truths: Sequence[GroundTruth | None],
+    *,
+    start_scene: Scene | None = None,
+    resolution: int = 64,
+    extent: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> list[TruthScores | None]:
     """Scores of the P prompts of a scene, None where there is no truth.
 
@@ -60,14 +65,16 @@ def score_truths(
             float(iou(sdf[p], truth.sdf(rotate_z(points, 360.0 * k / NUM_AZIMUTHS))))
             for k in range(1, NUM_AZIMUTHS)
         ]
-        scores.append(TruthScores(
-            iou=straight,
-            iou_any_azimuth=max(straight, *turned),
-            iou_best_sphere=best_sphere_iou(exact, points),
-            iou_start=float(iou(start[p], exact)) if start is not None else None,
-            colour_error=colour_errors[p],
-            mark_sides=sides[p],
-        ))
+        scores.append(
+            TruthScores(
+                iou=straight,
+                iou_any_azimuth=max(straight, *turned),
+                iou_best_sphere=best_sphere_iou(exact, points),
+                iou_start=float(iou(start[p], exact)) if start is not None else None,
+                colour_error=colour_errors[p],
+                mark_sides=sides[p],
+            )
+        )
     return scores
 
 
@@ -114,7 +121,10 @@ def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: flo
 
 
 def _colour_errors(
-    scene: Scene, truths: Sequence[GroundTruth | None], true_sdf: Sequence[Tensor | None], points: Tensor,
+    scene: Scene,
+    truths: Sequence[GroundTruth | None],
+    true_sdf: Sequence[Tensor | None],
+    points: Tensor,
     spacing: float,
 ) -> list[float]:
     """Colour error of each prompt, the scene's radiance read on the true surface (NaN without one)."""
@@ -131,7 +141,8 @@ def _colour_errors(
     _, radiance = scene.sdf_and_radiance(asked)
     return [
         float(colour_error(radiance[p, : len(surface)].float(), truth.colour(surface)))
-        if truth is not None else float("nan")
+        if truth is not None
+        else float("nan")
         for p, (truth, surface) in enumerate(zip(truths, surfaces, strict=True))
     ]
 

@@ -42,7 +42,11 @@ class Guidance:
         self.method = method or METHODS[config.method](config)
 
     def __call__(
-        self, latents: Tensor, text: ViewText, draws: GuidanceDraws, progress: float,
+        self,
+        latents: Tensor,
+        text: ViewText,
+        draws: GuidanceDraws,
+        progress: float,
         cameras: Cameras | None = None,
     ) -> GuidanceOutput:
         """One step at `progress` = step / total in [0, 1].
@@ -93,8 +97,13 @@ class Guidance:
             positive=row, unconditional=row, negatives=(row,) * num_negatives, negative_weights=empty
         )
         step = Step(
-            noisy=empty, noisy_reference=empty, noise=empty, timesteps=empty, timesteps_reference=empty,
-            text=text, guidance_scale=1.0,
+            noisy=empty,
+            noisy_reference=empty,
+            noise=empty,
+            timesteps=empty,
+            timesteps_reference=empty,
+            text=text,
+            guidance_scale=1.0,
         )
         return len(self._questions(step))
 
@@ -115,8 +124,12 @@ class Guidance:
         later = self.method.reference_time(timesteps, u_shift, low, prior.num_timesteps)
         noised = self.method.noise(prior, clean, text, timesteps, later, draws.noise.to(clean))
         step = Step(
-            noisy=noised.noisy, noisy_reference=noised.noisy_reference, noise=noised.noise,
-            timesteps=timesteps, timesteps_reference=later, text=text,
+            noisy=noised.noisy,
+            noisy_reference=noised.noisy_reference,
+            noise=noised.noise,
+            timesteps=timesteps,
+            timesteps_reference=later,
+            text=text,
             guidance_scale=self.config.scale_at(progress),
         )
         return step, noised.num_denoiser_calls

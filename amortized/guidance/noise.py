@@ -26,7 +26,12 @@ class NoiseSource(Protocol):
     """Adds noise to clean latents; runs without gradients."""
 
     def __call__(
-        self, prior: Prior, latents: Tensor, text: ViewText, timesteps: Tensor, timesteps_reference: Tensor,
+        self,
+        prior: Prior,
+        latents: Tensor,
+        text: ViewText,
+        timesteps: Tensor,
+        timesteps_reference: Tensor,
         noise: Tensor,
     ) -> NoisedLatents:
         """latents, noise [B, C, h, w]; timesteps [B] long; `noise` is the step's standard normal draw."""
@@ -34,7 +39,11 @@ class NoiseSource(Protocol):
 
 
 def gaussian_noise(
-    prior: Prior, latents: Tensor, text: ViewText, timesteps: Tensor, timesteps_reference: Tensor,
+    prior: Prior,
+    latents: Tensor,
+    text: ViewText,
+    timesteps: Tensor,
+    timesteps_reference: Tensor,
     noise: Tensor,
 ) -> NoisedLatents:
     """The draw itself, and the same one at both levels."""

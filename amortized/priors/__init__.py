@@ -17,7 +17,22 @@ from amortized.priors.schedule import (
 from amortized.priors.stable_diffusion import StableDiffusionPrior, load_prior, load_stable_diffusion
 
 __all__ = [
-    "DTYPES", "GaussianMixturePrior", "Prior", "PriorConfig", "StableDiffusionPrior", "add_noise",
-    "alphas_at", "ddim", "load_prior", "load_stable_diffusion", "noise_to_velocity", "noise_to_x0", "sample",
-    "scaled_linear_alphas_cumprod", "velocity_to_noise", "velocity_to_x0", "x0_to_noise", "x0_to_velocity",
+    "DTYPES",
+    "GaussianMixturePrior",
+    "Prior",
+    "PriorConfig",
+    "StableDiffusionPrior",
+    "add_noise",
+    "alphas_at",
+    "ddim",
+    "load_prior",
+    "load_stable_diffusion",
+    "noise_to_velocity",
+    "noise_to_x0",
+    "sample",
+    "scaled_linear_alphas_cumprod",
+    "velocity_to_noise",
+    "velocity_to_x0",
+    "x0_to_noise",
+    "x0_to_velocity",
 ]

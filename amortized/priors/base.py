@@ -12,7 +12,10 @@ from amortized.conditioning.bank import SentenceEncoder
 from amortized.types import Cameras, TextCondition
 
 DTYPES = {
-    "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
 }
 
 

@@ -16,7 +16,12 @@ from amortized.types import TextCondition
 
 @torch.no_grad()
 def sample(
-    prior: Prior, texts: Sequence[str], *, seed: int = 0, num_steps: int = 50, cfg: float = 7.5,
+    prior: Prior,
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    num_steps: int = 50,
+    cfg: float = 7.5,
     negative_prompt: str = "",
 ) -> Tensor:
     """Images [N, H, W, 3] in [0, 1] of N sentences, by DDIM.
@@ -35,8 +40,13 @@ def sample(
 
 @torch.no_grad()
 def ddim(
-    prior: Prior, noise: Tensor, text: TextCondition, unconditional: TextCondition, *,
-    num_steps: int, cfg: float,
+    prior: Prior,
+    noise: Tensor,
+    text: TextCondition,
+    unconditional: TextCondition,
+    *,
+    num_steps: int,
+    cfg: float,
 ) -> Tensor:
     """Latents [N, C, h, w] from noise at the last timestep, deterministically (arXiv 2010.02502, eta 0).
 

@@ -54,7 +54,10 @@ class StableDiffusionPrior:
         pixels = images.movedim(-1, 1)  # [B, 3, H, W]
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             pixels = torch.nn.functional.interpolate(
-                pixels, (self.image_size, self.image_size), mode="bilinear", align_corners=False,
+                pixels,
+                (self.image_size, self.image_size),
+                mode="bilinear",
+                align_corners=False,
                 antialias=max(pixels.shape[-2:]) > self.image_size,
             )
         posterior = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist
@@ -83,14 +86,21 @@ class StableDiffusionPrior:
 def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
     """The prior a config names, frozen, on `device`."""
     return load_stable_diffusion(
-        config.path, revision=config.revision, dtype=DTYPES[config.dtype], device=device,
+        config.path,
+        revision=config.revision,
+        dtype=DTYPES[config.dtype],
+        device=device,
         allow_network=config.allow_network,
     )
 
 
 def load_stable_diffusion(
-    path: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu", allow_network: bool = False,
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    allow_network: bool = False,
 ) -> StableDiffusionPrior:
     """A prior from a folder in diffusers format, or from a Hub id, cached or (if allowed) fetched.
 

@@ -6,6 +6,11 @@ from amortized.rendering.renderer import RendererConfig, render
 from amortized.rendering.shading import ShadingConfig, sdf_gradient
 
 __all__ = [
-    "BackgroundConfig", "RendererConfig", "ShadingConfig", "background_from_uniform", "laplace_density",
-    "render", "sdf_gradient",
+    "BackgroundConfig",
+    "RendererConfig",
+    "ShadingConfig",
+    "background_from_uniform",
+    "laplace_density",
+    "render",
+    "sdf_gradient",
 ]

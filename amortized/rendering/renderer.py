@@ -61,8 +61,17 @@ class RendererConfig:
 
 
 def render(
-    scene: Scene, cameras: Cameras, height: int, width: int, *, config: RendererConfig, background: Tensor,
-    sharpness: float | Tensor, training: bool, u: Tensor | None = None, want_normal: bool = False,
+    scene: Scene,
+    cameras: Cameras,
+    height: int,
+    width: int,
+    *,
+    config: RendererConfig,
+    background: Tensor,
+    sharpness: float | Tensor,
+    training: bool,
+    u: Tensor | None = None,
+    want_normal: bool = False,
 ) -> Render:
     """Images of P scenes from V cameras each.
 
@@ -172,7 +181,10 @@ class _Look:
         pixels = pixels.scatter(1, index[..., None].expand_as(values), values)
         outside = self.scene.bounding_radius
         samples = RaySamples(
-            seen=seen, sdf=torch.where(seen[..., None], sdf.view_as(t), outside), weights=weights, gradient=gradient
+            seen=seen,
+            sdf=torch.where(seen[..., None], sdf.view_as(t), outside),
+            weights=weights,
+            gradient=gradient,
         )
         return _Seen(pixels=pixels, samples=samples, num_evaluations=num_evaluations)
 
@@ -221,7 +233,10 @@ def _points(origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
 
 
 def _check_inputs(
-    background: Tensor, u: Tensor | None, sharpness: float | Tensor, sizes: tuple[int, int, int, int],
+    background: Tensor,
+    u: Tensor | None,
+    sharpness: float | Tensor,
+    sizes: tuple[int, int, int, int],
     config: RendererConfig,
 ) -> None:
     if min(sizes) < 1:

@@ -6,9 +6,21 @@ from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
 from amortized.training.runs import describe, open_run
 from amortized.training.sampler import Sampler
-from amortized.training.trainer import Trainer, TrainerConfig, TrainingStopped
+from amortized.training.settings import TrainerConfig, TrainingSettings
+from amortized.training.trainer import Trainer, TrainingStopped
 
 __all__ = [
-    "LossConfig", "OptimizerConfig", "Sampler", "Trainer", "TrainerConfig", "TrainingStopped", "World",
-    "describe", "generator_weights", "join_world", "load_weights", "open_run",
+    "LossConfig",
+    "OptimizerConfig",
+    "Sampler",
+    "Trainer",
+    "TrainerConfig",
+    "TrainingSettings",
+    "TrainingStopped",
+    "World",
+    "describe",
+    "generator_weights",
+    "join_world",
+    "load_weights",
+    "open_run",
 ]

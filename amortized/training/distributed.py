@@ -63,7 +63,9 @@ def join_world(device: str = "auto") -> Iterator[World]:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu" if device == "auto" else device)
+    chosen = (
+        torch.device("cuda", local_rank) if use_cuda else torch.device("cpu" if device == "auto" else device)
+    )
     if use_cuda:
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

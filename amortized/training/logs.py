@@ -20,7 +20,12 @@ class RunLog:
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.bar = tqdm(
-            total=steps, initial=start, desc="training", unit="step", dynamic_ncols=True, mininterval=1.0,
+            total=steps,
+            initial=start,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
             disable=quiet,
         )
 

@@ -28,7 +28,9 @@ class LossConfig:
         for term in fields(self):
             check_schedule(f"losses.{term.name}", getattr(self, term.name))
         if not 0 <= self.floor < self.cap <= 1:
-            raise ValueError(f"losses.floor and losses.cap must satisfy 0 <= floor < cap <= 1, got {self.floor}, {self.cap}")
+            raise ValueError(
+                f"losses must satisfy 0 <= floor < cap <= 1, got floor {self.floor} and cap {self.cap}"
+            )
 
 
 def regularization(render: Render, config: LossConfig, progress: float) -> dict[str, Tensor]:

@@ -31,11 +31,15 @@ class OptimizerConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
         if self.encoding_learning_rate is not None and self.encoding_learning_rate <= 0:
-            raise ValueError(f"optimizer.encoding_learning_rate must be positive, got {self.encoding_learning_rate}")
+            raise ValueError(
+                f"optimizer.encoding_learning_rate must be positive, got {self.encoding_learning_rate}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must lie in [0, 1), got {list(self.betas)}")
         if self.name == "adam" and self.weight_decay:
-            raise ValueError("optimizer.weight_decay needs optimizer.name=adamw: adam would mix it into its moments")
+            raise ValueError(
+                "optimizer.weight_decay needs optimizer.name=adamw: adam would mix it into its moments"
+            )
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0 <= self.final_share <= 1:
@@ -57,12 +61,18 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
     return kind(
-        [group for group in groups if group["params"]], lr=rate, betas=config.betas, eps=config.epsilon,
-        weight_decay=config.weight_decay, fused=fused,
+        [group for group in groups if group["params"]],
+        lr=rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=fused,
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int
+) -> None:
     """Rates for `step`: a function of the step, so that nothing about them needs saving."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     factor = 1.0

@@ -21,10 +21,13 @@ def open_run(folder: Path, config_yaml: str, world: World, *, resume: bool) -> N
     exists = stored.exists()
     world.barrier()  # everybody has looked before anybody writes
     if exists and not resume:
-        raise ValueError(f"{folder} already holds a run: continue it with --resume, or choose another output=FOLDER")
-    if exists and stored.read_text() != config_yaml:
         raise ValueError(
-            f"{folder} holds a run with other settings ({_first_difference(stored.read_text(), config_yaml)}): "
+            f"{folder} already holds a run: continue it with --resume, or choose another output=FOLDER"
+        )
+    if exists and stored.read_text() != config_yaml:
+        difference = _first_difference(stored.read_text(), config_yaml)
+        raise ValueError(
+            f"{folder} holds a run with other settings ({difference}): "
             "give the same ones to continue it, or choose another output=FOLDER"
         )
     if world.is_main and not exists:
@@ -46,7 +49,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     images = config.prompts_per_process * config.views_per_prompt
     calls = images * guidance.branches_per_image(num_negatives)
     weights = sum(p.numel() * p.element_size() for p in generator.parameters())
-    graph = images * config.render_size**2 * trainer.renderer.num_samples * BYTES_PER_SAMPLE
+    graph = images * config.render_size**2 * trainer.settings.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
         "generator with gradients and moments": 4 * weights,
         "averaged weights": weights if config.ema_decay is not None else 0,
@@ -60,7 +63,8 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
         f"# corpus: {num_prompts:,} prompts to train on; {trainer.slots_per_step} a step, "
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
-        f"# denoiser: {calls * config.accumulation} images a step and process, in {config.accumulation} calls",
+        f"# denoiser: {calls * config.accumulation} images a step and process, "
+        f"in {config.accumulation} calls",
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)

@@ -49,9 +49,7 @@ class Sampler:
 
     def batch(self, step: int, slots: Sequence[int], slots_per_step: int) -> Batch:
         """The given slots of a step; rows are in the order of `slots`."""
-        order = [
-            prompt_at(self.num_prompts, self.seed, step * slots_per_step + slot) for slot in slots
-        ]
+        order = [prompt_at(self.num_prompts, self.seed, step * slots_per_step + slot) for slot in slots]
         rows = [self._draw(step, slot) for slot in slots]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         digests = [

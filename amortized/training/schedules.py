@@ -20,7 +20,9 @@ def value_at(schedule: Schedule, progress: float) -> float:
     times, values = _knots(schedule)
     if progress <= times[0]:
         return values[0]
-    for (t0, t1), (v0, v1) in zip(zip(times, times[1:], strict=False), zip(values, values[1:], strict=False), strict=True):
+    for (t0, t1), (v0, v1) in zip(
+        zip(times, times[1:], strict=False), zip(values, values[1:], strict=False), strict=True
+    ):
         if progress < t1:
             return v0 + (v1 - v0) * (progress - t0) / (t1 - t0)
     return values[-1]

@@ -17,49 +17,16 @@ from amortized.cameras import orbit
 from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
 from amortized.media import save_grid
-from amortized.rendering import RendererConfig, render
+from amortized.rendering import render
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
 from amortized.training.distributed import World
 from amortized.training.logs import RunLog
-from amortized.training.losses import LossConfig, regularization
-from amortized.training.optim import Ema, OptimizerConfig, build_optimizer, set_learning_rate
+from amortized.training.losses import regularization
+from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.sampler import Batch, Sampler, batch_digest, slots_of
-from amortized.training.schedules import Schedule, check_schedule, geometric_at, value_at
-from amortized.types import Prompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """How long, how much at once, and what is kept."""
-
-    steps: int = 1000
-    prompts_per_process: int = 1  # prompts in one forward pass of one process
-    views_per_prompt: int = 1
-    accumulation: int = 1  # forward passes per optimizer step
-    render_size: int = 64  # px, of training renders
-    sharpness: Schedule = 30.0  # k of the density, 1 / length; schedules interpolate its logarithm
-    ema_decay: float | None = None  # of averaged weights, which evaluation then prefers
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    log_every: int = 1
-    preview_every: int = 500
-    preview_prompts: int = 16
-    # The object has gone where mean opacity stays under `min_opacity` for `patience` steps.
-    min_opacity: float = 0.005
-    patience: int = 50
-
-    def __post_init__(self) -> None:
-        for name in (
-            "steps", "prompts_per_process", "views_per_prompt", "accumulation", "render_size",
-            "checkpoint_every", "keep_checkpoints", "log_every", "preview_every", "preview_prompts", "patience",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        check_schedule("trainer.sharpness", self.sharpness, positive=True)
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"trainer.ema_decay must lie in (0, 1) or be null, got {self.ema_decay}")
-        if not 0 <= self.min_opacity < 1:
-            raise ValueError(f"trainer.min_opacity must lie in [0, 1), got {self.min_opacity}")
+from amortized.training.schedules import geometric_at, value_at
+from amortized.training.settings import TrainingSettings
+from amortized.types import Corpus
 
 
 class TrainingStopped(RuntimeError):
@@ -67,26 +34,50 @@ class TrainingStopped(RuntimeError):
 
 
 class Trainer:
-    """Trains a generator in `folder`. Settings are in configs, state in `TrainingState` and a step."""
+    """Trains a generator over the corpus' training prompts; held-out ones are never drawn.
+
+    Settings are in frozen sections; what changes is in `state`, and the step.
+    """
 
     def __init__(
-        self, *, config: TrainerConfig, optimizer: OptimizerConfig, losses: LossConfig, renderer: RendererConfig,
-        world: World, generator: nn.Module, guidance: Guidance, bank: TextBank, sampler: Sampler,
-        prompts: Callable[[int], Prompt], folder: Path,
+        self,
+        settings: TrainingSettings,
+        *,
+        world: World,
+        corpus: Corpus,
+        guidance: Guidance,
+        bank: TextBank,
+        generator: nn.Module,
     ) -> None:
-        self.config, self.optimizer_config, self.losses = config, optimizer, losses
-        self.renderer, self.world, self.guidance, self.bank = renderer, world, guidance, bank
-        self.sampler, self.prompts, self.folder = sampler, prompts, folder
-        ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
-        self.ema = ema
+        config = settings.trainer
+        self.settings, self.config, self.world = settings, config, world
+        self.guidance, self.bank, self.folder = guidance, bank, Path(settings.output)
+        self.corpus = corpus
+        self.trained = [index for index in range(len(corpus)) if corpus[index].split == "train"]
+        self.sampler = Sampler(
+            seed=settings.seed,
+            num_prompts=len(self.trained),
+            views=config.views_per_prompt,
+            render_size=config.render_size,
+            num_samples=settings.renderer.num_samples,
+            latent_shape=guidance.prior.latent_shape,
+            cameras=settings.cameras,
+            background=settings.background,
+        )
+        self.ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
         self.state = TrainingState(
-            generator=generator, ema=None if ema is None else ema.module,
-            optimizer=build_optimizer(optimizer, generator),
+            generator=generator,
+            ema=None if self.ema is None else self.ema.module,
+            optimizer=build_optimizer(settings.optimizer, generator),
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.generator = generator if world.size == 1 else DistributedDataParallel(generator, device_ids=ids)
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
+
+    def text(self, index: int) -> str:
+        """The sentence of a sampler's prompt index."""
+        return self.corpus[self.trained[index]].text
 
     # ---- the loop -------------------------------------------------------------------------
 
@@ -97,7 +88,9 @@ class Trainer:
         Raises TrainingStopped on a non-finite loss or an emptied scene.
         """
         step, stop, pending = self._restore(), False, None
-        log = RunLog(self.folder, start=step, steps=self.config.steps, quiet=quiet) if self.world.is_main else None
+        log = None
+        if self.world.is_main:
+            log = RunLog(self.folder, start=step, steps=self.config.steps, quiet=quiet)
         watch = _Watch(self, log)
         try:
             with _signals() as interrupted:
@@ -120,7 +113,7 @@ class Trainer:
     def _step(self, step: int, interrupted: bool) -> _Record:
         """One optimizer step on the global batch of `step`, counted from 0."""
         progress = step / self.config.steps
-        set_learning_rate(self.state.optimizer, self.optimizer_config, step, self.config.steps)
+        set_learning_rate(self.state.optimizer, self.settings.optimizer, step, self.config.steps)
         self.state.optimizer.zero_grad(set_to_none=True)
         parts, digests = [], []
         for part, slots in enumerate(self.slots):
@@ -131,7 +124,7 @@ class Trainer:
                 (terms["loss"] / len(self.slots)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(batch.digests)
-        limit = self.optimizer_config.clip_norm or float("inf")
+        limit = self.settings.optimizer.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.state.generator.parameters(), limit)
         # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
         self.state.optimizer.found_inf = (~norm.isfinite()).float()
@@ -146,22 +139,31 @@ class Trainer:
     def _loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
         device = self.world.device
-        texts = [self.prompts(index).text for index in batch.prompt_indices]
+        texts = [self.text(index) for index in batch.prompt_indices]
         cameras = _to(batch.cameras, device)
         scene = self.generator(self.bank.get(texts))
         size = self.config.render_size
         image = render(
-            scene, cameras, size, size, config=self.renderer, background=batch.background.to(device),
-            sharpness=geometric_at(self.config.sharpness, progress), training=True,
-            u=batch.stratification.to(device), want_normal=value_at(self.losses.eikonal, progress) > 0,
+            scene,
+            cameras,
+            size,
+            size,
+            config=self.settings.renderer,
+            background=batch.background.to(device),
+            sharpness=geometric_at(self.config.sharpness, progress),
+            training=True,
+            u=batch.stratification.to(device),
+            want_normal=value_at(self.settings.losses.eikonal, progress) > 0,
         )
         latents = self.guidance.prior.encode(image.rgb.flatten(0, 1))
         taught = self.guidance(
             latents, self.bank.views(texts, batch.cameras), _to(batch.draws, device), progress, cameras
         )
-        terms = {"guidance": taught.loss, **regularization(image, self.losses, progress)}
+        terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
         return {
-            "loss": sum(terms.values()), **terms, "opacity": image.opacity.detach().mean(),
+            "loss": sum(terms.values()),
+            **terms,
+            "opacity": image.opacity.detach().mean(),
             **{f"guidance/{name}": value for name, value in taught.metrics.items()},
             "denoiser_calls": taught.loss.new_tensor(float(taught.num_denoiser_calls)),
         }
@@ -184,18 +186,36 @@ class Trainer:
             num = min(self.config.preview_prompts, self.sampler.num_prompts)
             cameras, rows = self.sampler.cameras, []
             sides = orbit(
-                1, 4, elevation_deg=20.0, distance=sum(cameras.distance) / 2, fovy_deg=sum(cameras.fovy_deg) / 2,
+                1,
+                4,
+                elevation_deg=20.0,
+                distance=sum(cameras.distance) / 2,
+                fovy_deg=sum(cameras.fovy_deg) / 2,
                 start_azimuth_deg=20.0,
             )
             sides = _to(sides, self.world.device)
             grey = sides.c2w.new_full((1, 4, 3), 0.5)
             for index in range(num):
-                scene = (self.state.ema or self.state.generator)(self.bank.get([self.prompts(index).text]))
-                rows.append(render(
-                    scene, sides, 64, 64, config=self.renderer, background=grey, training=False,
-                    sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
-                ).rgb[0].cpu())
-            save_grid(self.folder / "previews" / f"step_{step:06d}.png", torch.cat(rows), columns=4 * (1 + (num > 4)))
+                scene = (self.state.ema or self.state.generator)(self.bank.get([self.text(index)]))
+                rows.append(
+                    render(
+                        scene,
+                        sides,
+                        64,
+                        64,
+                        config=self.settings.renderer,
+                        background=grey,
+                        training=False,
+                        sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
+                    )
+                    .rgb[0]
+                    .cpu()
+                )
+            save_grid(
+                self.folder / "previews" / f"step_{step:06d}.png",
+                torch.cat(rows),
+                columns=4 * (1 + (num > 4)),
+            )
         self.world.barrier()
 
 

@@ -71,9 +71,8 @@ def shapes_comp() -> ShapesCorpus:
         if kind < 4:
             size = ("", "", "small", "large")[kind]
             return Description((Item(shape, colour, size),), marked=kind == 1)
-        # 64 i -> (13 i + 21 kind) modulo 64 is one-to-one and never maps an item to itself here.
-        other = (13 * item + 21 * (kind - 3) + 5) % 64
-        other = (other + 1) % 64 if other == item else other
+        # i -> 13 i + c modulo 64 is one-to-one (13 is odd), and i never maps to itself: 12 i + c is odd.
+        other = (13 * item + 20 * (kind - 3) + 5) % 64
         second = Item(SHAPES[other // NUM_COLOURS], tuple(COLOURS)[other % NUM_COLOURS])
         relation = grammar.RELATIONS[(item + kind) % len(grammar.RELATIONS)]
         return Description((Item(shape, colour), second), relation=relation)

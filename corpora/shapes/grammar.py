@@ -77,7 +77,10 @@ _SENTENCE = re.compile(
 
 
 def describe(text: str) -> Description | None:
-    """What a sentence says, or None where it is not a sentence of this world."""
+    """What a sentence says, or None where it is not a sentence of this world.
+
+    Case, a final full stop and the choice among a, an and the do not matter.
+    """
     match = _SENTENCE.fullmatch(text.strip().lower().rstrip("."))
     if match is None:
         return None
@@ -115,7 +118,9 @@ def under_specified() -> list[Description]:
 
 
 def pair(index: int) -> Description:
-    """Pair sentence `index` of NUM_PAIRS: a mixed-radix number (relation, first, other second)."""
+    """Pair sentence `index` of NUM_PAIRS: a mixed-radix number (first, other second, relation)."""
+    if not 0 <= index < NUM_PAIRS:
+        raise IndexError(f"pairs are numbered 0 to {NUM_PAIRS - 1}, not {index}")
     index, relation = divmod(index, len(RELATIONS))
     first, second = divmod(index, len(SIZED_ITEMS) - 1)
     second += second >= first  # never the same item twice

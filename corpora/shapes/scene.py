@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from corpora.shapes.geometry import FRONT_X, SOLIDS, SPANS
-from corpora.shapes.grammar import COLOURS, SIZES, WHITE, Description
+from corpora.shapes.grammar import COLOURS, SIZES, WHITE, Description, Item
 
 PAIR_SCALE = 0.5  # two items share the space of one
 GAP = 0.02
@@ -64,20 +64,23 @@ def truth_of(description: Description) -> ShapesTruth:
 
 
 def _place(description: Description) -> tuple[Placed, ...]:
-    items = description.items
-    share = PAIR_SCALE if len(items) == 2 else 1.0
-    scales = [SIZES[item.size] * share for item in items]
-    centres = [(0.0, 0.0, 0.0)] * len(items)
-    if len(items) == 2:
+    words = [_closed(item) for item in description.items]
+    share = PAIR_SCALE if len(words) == 2 else 1.0
+    scales = [SIZES[item.size] * share for item in description.items]
+    centres = [(0.0, 0.0, 0.0)] * len(words)
+    if len(words) == 2:
         (wide_a, high_a), (wide_b, high_b) = (
-            tuple(scale * span for span in SPANS[item.shape]) for item, scale in zip(items, scales, strict=True)
+            tuple(scale * span for span in SPANS[shape])
+            for (shape, _), scale in zip(words, scales, strict=True)
         )
-        # Along the axis of the relation the two touch (but for GAP), and the middle is the origin.
+        # Along the axis of the relation their extents touch (side by side: but for twice GAP), and the
+        # middle of both together is the origin.
         half = (high_a + high_b) if description.relation == "on top of" else (wide_a + wide_b + GAP)
         size_a = high_a if description.relation == "on top of" else wide_a
         size_b = high_b if description.relation == "on top of" else wide_b
         a, b = half - size_a, size_b - half
-        ground = min(high_a, high_b)  # side by side they stand on one ground, centred by the lower one
+        # Side by side they stand on one ground; the origin is halfway up between their two middles.
+        ground = min(high_a, high_b)
         rise_a, rise_b = high_a - ground, high_b - ground
         sink = max(rise_a, rise_b) / 2
         match description.relation:
@@ -88,6 +91,12 @@ def _place(description: Description) -> tuple[Placed, ...]:
             case "in front of":
                 centres = [(a, 0.0, rise_a - sink), (b, 0.0, rise_b - sink)]
     return tuple(
-        Placed(shape=item.shape, albedo=COLOURS[item.colour], scale=scale, centre=centre)
-        for item, scale, centre in zip(items, scales, centres, strict=True)
+        Placed(shape=shape, albedo=COLOURS[colour], scale=scale, centre=centre)
+        for (shape, colour), scale, centre in zip(words, scales, centres, strict=True)
     )
+
+
+def _closed(item: Item) -> tuple[str, str]:
+    """Shape and colour of an item that leaves neither open."""
+    assert item.shape is not None and item.colour is not None, "truth_of lets no open word through"
+    return item.shape, item.colour

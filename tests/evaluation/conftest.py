@@ -103,7 +103,9 @@ class Toys:
             return None
         big = "big" in prompt.text
         return Ball(
-            radius=0.6 if big else 0.4, albedo=COLOURS[colour], kind="big" if big else "small",
+            radius=0.6 if big else 0.4,
+            albedo=COLOURS[colour],
+            kind="big" if big else "small",
             marked=(0,) if "dot" in prompt.text else (),
         )
 

@@ -13,7 +13,11 @@ CONFIG = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
         "text_cfg": {
-            "context_length": 8, "width": 32, "heads": 2, "layers": 1, "hf_tokenizer_name": "here",
+            "context_length": 8,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+            "hf_tokenizer_name": "here",
         },
     },
     "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"},

@@ -13,7 +13,10 @@ from amortized.evaluation.evaluator import safe_name
 from amortized.types import Prompt
 
 TEXTS = {
-    "r": "a red ball", "g": "a green ball", "b": "a big blue ball", "d": "a red ball with a dot",
+    "r": "a red ball",
+    "g": "a green ball",
+    "b": "a big blue ball",
+    "d": "a red ball with a dot",
     "x": "a ball",
 }
 PROMPTS = [
@@ -21,7 +24,13 @@ PROMPTS = [
 ]
 GALLERY = ["a red ball", "a green ball", "a blue ball", "something white"]
 SMALL = EvaluationConfig(
-    views=4, image_size=16, turntable_frames=5, turntable_size=18, grid=24, prompts_per_batch=2, clip="none",
+    views=4,
+    image_size=16,
+    turntable_frames=5,
+    turntable_size=18,
+    grid=24,
+    prompts_per_batch=2,
+    clip="none",
 )
 
 
@@ -32,17 +41,24 @@ def run(toys, folder, prompts=PROMPTS, *, settings=SMALL, wrong=(), **changes):
         assert len(batch) <= settings.prompts_per_batch
         balls = [toys.truth(p) or toys.Ball(albedo=(1.0, 1.0, 1.0)) for p in batch]
         green = toys.COLOURS["green"]
-        return toys.BallScene(tuple(
-            dataclasses.replace(ball, albedo=green, marked=(0, 2)) if p.id in wrong else ball
-            for p, ball in zip(batch, balls, strict=True)
-        ))
+        return toys.BallScene(
+            tuple(
+                dataclasses.replace(ball, albedo=green, marked=(0, 2)) if p.id in wrong else ball
+                for p, ball in zip(batch, balls, strict=True)
+            )
+        )
 
     arguments = {
-        "scene_for": scene_for, "render": toys.render, "prompts": prompts, "gallery_texts": GALLERY,
-        "scorer": toys.MeanColourScorer(), "corpus_truth": toys.truth, "settings": settings,
-        "folder": folder, "name": "toy", "start_scene_for": lambda batch: toys.BallScene(
-            tuple(toys.Ball(radius=0.3) for _ in batch)
-        ),
+        "scene_for": scene_for,
+        "render": toys.render,
+        "prompts": prompts,
+        "gallery_texts": GALLERY,
+        "scorer": toys.MeanColourScorer(),
+        "corpus_truth": toys.truth,
+        "settings": settings,
+        "folder": folder,
+        "name": "toy",
+        "start_scene_for": lambda batch: toys.BallScene(tuple(toys.Ball(radius=0.3) for _ in batch)),
     }
     return evaluate(**(arguments | changes))
 
@@ -111,7 +127,10 @@ def test_recall_is_the_share_of_views(toys, tmp_path):
     settings = dataclasses.replace(SMALL, elevation_deg=0.0)
     prompts = [Prompt(id="w", text="something white"), Prompt(id="g", text="a green ball")]
     made = run(
-        toys, tmp_path, prompts, settings=settings,
+        toys,
+        tmp_path,
+        prompts,
+        settings=settings,
         scene_for=lambda batch: toys.BallScene(tuple(Capped() for _ in batch)),
     )
     assert [row.recall_at_1 for row in made.prompts] == [0.25, 0.75]
@@ -220,7 +239,7 @@ def test_nan_is_written_as_null_and_not_averaged_away(tmp_path):
     assert data["prompts"][0]["colour_error"] is None and data["settings"]["x"] is None
     with open(tmp_path / "results.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert table[0]["colour_error"] == "" and table[1]["text"] == "b,\n\"c\""
+    assert table[0]["colour_error"] == "" and table[1]["text"] == 'b,\n"c"'
     assert "NaN" not in (tmp_path / "index.html").read_text()
 
 
@@ -238,11 +257,22 @@ def test_file_names_are_harmless_and_distinct():
         assert 0 < len(name) <= 100 and name[0] != "-"
 
 
-@pytest.mark.parametrize("change", [
-    {"views": 0}, {"image_size": 0}, {"turntable_frames": -1}, {"grid": 0}, {"distance": 0.0},
-    {"fovy_deg": 180.0}, {"elevation_deg": 91.0}, {"background": 1.5}, {"prompts_per_batch": 0},
-    {"turntable_fps": 0.0}, {"views_per_render": 0},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": 0},
+        {"image_size": 0},
+        {"turntable_frames": -1},
+        {"grid": 0},
+        {"distance": 0.0},
+        {"fovy_deg": 180.0},
+        {"elevation_deg": 91.0},
+        {"background": 1.5},
+        {"prompts_per_batch": 0},
+        {"turntable_fps": 0.0},
+        {"views_per_render": 0},
+    ],
+)
 def test_settings_out_of_range_name_key_and_value(change):
     ((key, value),) = change.items()
     with pytest.raises(ValueError, match=rf"evaluation\.{key} must .*{value}"):

@@ -15,16 +15,18 @@ from amortized.evaluation.metrics import (
 
 
 def test_recall_by_hand_ties_and_nan_are_wrong():
-    similarity = torch.tensor([
-        [0.9, 0.1, 0.2],  # own is best
-        [0.1, 0.2, 0.9],  # another is best
-        [0.5, 0.5, 0.1],  # a tie with own
-        [0.1, 0.5, 0.5],  # a tie among others does not matter, own is worse
-        [0.3, 0.1, 0.8],  # own is last in the row
-        [math.nan] * 3,
-        [0.9, math.nan, 0.1],  # a rival that cannot be compared is not beaten
-        [-0.1, -0.2, -0.3],
-    ])
+    similarity = torch.tensor(
+        [
+            [0.9, 0.1, 0.2],  # own is best
+            [0.1, 0.2, 0.9],  # another is best
+            [0.5, 0.5, 0.1],  # a tie with own
+            [0.1, 0.5, 0.5],  # a tie among others does not matter, own is worse
+            [0.3, 0.1, 0.8],  # own is last in the row
+            [math.nan] * 3,
+            [0.9, math.nan, 0.1],  # a rival that cannot be compared is not beaten
+            [-0.1, -0.2, -0.3],
+        ]
+    )
     own = torch.tensor([0, 1, 0, 0, 2, 0, 0, 0])
     assert recall_at_1(similarity, own).tolist() == [True, False, False, False, True, False, False, True]
 

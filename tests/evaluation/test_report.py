@@ -9,27 +9,36 @@ import pytest
 import torch
 
 from amortized.evaluation import PromptRow, summarize, write_results
-from amortized.media import save_strip, save_turntable
 from amortized.evaluation.report import MAX_CARDS, page
+from amortized.media import save_strip, save_turntable
 
 CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(p)), None)
 EVIL = '<script>alert(1)</script> & "x"'
-EVIL_KIND = "\"><img src=x onerror=\"alert(2)\">"
+EVIL_KIND = '"><img src=x onerror="alert(2)">'
 
 
 def make_rows(count: int = 12) -> list[PromptRow]:
     rows = []
     for i in range(count):
-        rows.append(PromptRow(
-            id=f"p{i}", text=EVIL if i == 3 else f"a {'red' if i % 2 else 'blue'} thing number {i}",
-            split="heldout" if i % 4 == 0 else "train", kind=EVIL_KIND if i == 3 else f"kind-{i % 3}",
-            clip_similarity=0.2 + 0.7 * ((i * 5) % count) / count, recall_at_1=i % 3 / 2,
-            iou=None if i == 5 else 0.3 + 0.6 * ((i * 7) % count) / count,
-            iou_start=0.5, iou_best_sphere=0.58, colour_error=0.02 * i,
-            mark_sides=(True, False, i == 9, False) if i % 3 == 0 else None,
-            front_shown=1.0 if i % 3 == 0 else None, janus=float(i == 9) if i % 3 == 0 else None,
-            strip=f"strips/p{i}.png", turntable=f"turntables/p{i}.mp4",
-        ))
+        rows.append(
+            PromptRow(
+                id=f"p{i}",
+                text=EVIL if i == 3 else f"a {'red' if i % 2 else 'blue'} thing number {i}",
+                split="heldout" if i % 4 == 0 else "train",
+                kind=EVIL_KIND if i == 3 else f"kind-{i % 3}",
+                clip_similarity=0.2 + 0.7 * ((i * 5) % count) / count,
+                recall_at_1=i % 3 / 2,
+                iou=None if i == 5 else 0.3 + 0.6 * ((i * 7) % count) / count,
+                iou_start=0.5,
+                iou_best_sphere=0.58,
+                colour_error=0.02 * i,
+                mark_sides=(True, False, i == 9, False) if i % 3 == 0 else None,
+                front_shown=1.0 if i % 3 == 0 else None,
+                janus=float(i == 9) if i % 3 == 0 else None,
+                strip=f"strips/p{i}.png",
+                turntable=f"turntables/p{i}.mp4",
+            )
+        )
     return rows
 
 

@@ -61,9 +61,7 @@ def test_a_batch_equals_its_items(toys, num_prompts):
         toys.Ball(radius=0.5, albedo=(0.5, 0.5, 0.5)),
     )[:num_prompts]
     start = (toys.Ball(radius=0.2), toys.Ball(radius=0.6), toys.Ball(radius=0.7))[:num_prompts]
-    together = score_truths(
-        toys.BallScene(made), truths, start_scene=toys.BallScene(start), resolution=32
-    )
+    together = score_truths(toys.BallScene(made), truths, start_scene=toys.BallScene(start), resolution=32)
     one_by_one = [
         score_truths(toys.BallScene((m,)), [t], start_scene=toys.BallScene((s,)), resolution=32)[0]
         for m, t, s in zip(made, truths, start, strict=True)

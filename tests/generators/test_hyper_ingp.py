@@ -11,9 +11,7 @@ TEXT_DIM = 12
 GRID = HashGridConfig(
     num_levels=4, features_per_level=4, log2_table_size=11, base_resolution=8, growth=5 ** (1 / 3)
 )
-SMALL = HyperINGPConfig(
-    grid=GRID, include_position=True, shared_width=32, hidden=(32,), bounding_radius=0.85
-)
+SMALL = HyperINGPConfig(grid=GRID, include_position=True, shared_width=32, hidden=(32,), bounding_radius=0.85)
 PLAIN = HyperINGPConfig(grid=GRID, hidden=(16, 8), sphere_radius=0.4)
 
 

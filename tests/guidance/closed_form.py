@@ -55,7 +55,8 @@ def rows(value, index: slice):
         return value[index]
     if isinstance(value, ViewText):
         return ViewText(
-            positive=rows(value.positive, index), unconditional=rows(value.unconditional, index),
+            positive=rows(value.positive, index),
+            unconditional=rows(value.unconditional, index),
             negatives=tuple(rows(negative, index) for negative in value.negatives),
             negative_weights=value.negative_weights[:, index],
         )
@@ -79,8 +80,13 @@ def noise_of(prior: GaussianMixturePrior, x: np.ndarray, t: int, weights: np.nda
 
 
 def gradient_of(
-    prior: GaussianMixturePrior, config: GuidanceConfig, latents: torch.Tensor, text: ViewText,
-    draws: GuidanceDraws, progress: float, batch: int,
+    prior: GaussianMixturePrior,
+    config: GuidanceConfig,
+    latents: torch.Tensor,
+    text: ViewText,
+    draws: GuidanceDraws,
+    progress: float,
+    batch: int,
 ) -> tuple[np.ndarray, int, int]:
     """(d loss / d latents, t, t') of the single image in the arguments, in a step of `batch` images."""
     low = round(1000 * (config.t_min[0] + progress * (config.t_min[1] - config.t_min[0])))

@@ -292,7 +292,8 @@ def test_a_gradient_reaches_pixels_through_a_real_prior(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 8, 8, 3, generator=generator, dtype=torch.float64).requires_grad_()
     draws = GuidanceDraws(
-        u_timestep=torch.rand(2, generator=generator), u_shift=torch.rand(2, generator=generator),
+        u_timestep=torch.rand(2, generator=generator),
+        u_shift=torch.rand(2, generator=generator),
         noise=torch.randn(2, 4, 8, 8, generator=generator),
     )
     latents = prior.encode(images)

@@ -41,8 +41,11 @@ def test_bounds_are_inclusive(low, width):
 
 
 @given(
-    t=st.integers(0, 999), low=st.integers(0, 999), eta=st.floats(0, 5),
-    u=st.floats(0, 1, exclude_max=True), random=st.booleans(),
+    t=st.integers(0, 999),
+    low=st.integers(0, 999),
+    eta=st.floats(0, 5),
+    u=st.floats(0, 1, exclude_max=True),
+    random=st.booleans(),
 )
 def test_shift_against_the_formula(t, low, eta, u, random):
     t = max(t, low)

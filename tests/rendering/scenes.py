@@ -48,7 +48,9 @@ def views(num_prompts: int, num_views: int, *, seed: int = 0, distance: float = 
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(3, num_prompts, num_views, generator=generator)
     return cameras_at(
-        azimuth_deg=360 * u[0], elevation_deg=-20 + 80 * u[1], distance=distance + 0.3 * u[2],
+        azimuth_deg=360 * u[0],
+        elevation_deg=-20 + 80 * u[1],
+        distance=distance + 0.3 * u[2],
         fovy_deg=torch.full_like(u[0], 50.0),
     )
 

@@ -31,9 +31,7 @@ def look(scene: Scene, cameras: Cameras, size: int, config: RendererConfig, **se
 
 def straight_ahead(distance: float = 3.0) -> Cameras:
     zero = torch.zeros(1, 1, dtype=torch.float64)
-    return cameras_at(
-        azimuth_deg=zero, elevation_deg=zero, distance=zero + distance, fovy_deg=zero + 40.0
-    )
+    return cameras_at(azimuth_deg=zero, elevation_deg=zero, distance=zero + distance, fovy_deg=zero + 40.0)
 
 
 @pytest.mark.parametrize("sharpness", [3.0, 8.0])
@@ -198,8 +196,15 @@ def test_a_batch_equals_its_prompts_one_by_one(scheme: str, num_prompts: int, nu
 
     def run(p: slice, cameras: Cameras) -> torch.Tensor:
         result = look(
-            generator(text_of(pooled[p])), cameras, 8, config, background=background[p], u=u[p],
-            training=True, want_normal=True, sharpness=10.0,
+            generator(text_of(pooled[p])),
+            cameras,
+            8,
+            config,
+            background=background[p],
+            u=u[p],
+            training=True,
+            want_normal=True,
+            sharpness=10.0,
         )
         images = torch.cat(
             [result.rgb, result.opacity[..., None], result.depth[..., None], result.normal[..., :1]], dim=-1

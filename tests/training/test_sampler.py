@@ -12,8 +12,14 @@ from amortized.training.sampler import Sampler, batch_digest, prompt_at, slots_o
 
 def make_sampler(**changes) -> Sampler:
     settings = {
-        "seed": 3, "num_prompts": 5, "views": 2, "render_size": 4, "num_samples": 3, "latent_shape": (4, 2, 2),
-        "cameras": CameraConfig(), "background": BackgroundConfig(kind="random-rgb"),
+        "seed": 3,
+        "num_prompts": 5,
+        "views": 2,
+        "render_size": 4,
+        "num_samples": 3,
+        "latent_shape": (4, 2, 2),
+        "cameras": CameraConfig(),
+        "background": BackgroundConfig(kind="random-rgb"),
     }
     return Sampler(**{**settings, **changes})
 
@@ -22,7 +28,10 @@ def make_sampler(**changes) -> Sampler:
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_slots_are_dealt_exactly_once(world_size, accumulation):
     dealt = [
-        slot for rank in range(world_size) for part in slots_of(rank, world_size, accumulation, 2) for slot in part
+        slot
+        for rank in range(world_size)
+        for part in slots_of(rank, world_size, accumulation, 2)
+        for slot in part
     ]
     assert sorted(dealt) == list(range(world_size * accumulation * 2))
 
@@ -52,7 +61,9 @@ def test_a_batch_is_its_slots_one_by_one():
 def test_steps_slots_and_seeds_draw_differently():
     noises = [
         make_sampler(seed=seed).batch(step, [slot], 6).draws.noise
-        for seed in (3, 4) for step in (0, 1) for slot in (0, 1)
+        for seed in (3, 4)
+        for step in (0, 1)
+        for slot in (0, 1)
     ]
     flat = [tuple(noise.flatten().tolist()) for noise in noises]
     assert len(set(flat)) == 8
@@ -72,7 +83,9 @@ def test_the_digest_sees_every_draw_and_no_order():
     batch = sampler.batch(2, range(4), 4)
     assert batch_digest(batch.digests) == batch_digest(batch.digests.flip(0))
     for other in (
-        sampler.batch(3, range(4), 4), make_sampler(seed=9).batch(2, range(4), 4), sampler.batch(2, range(1, 5), 4),
+        sampler.batch(3, range(4), 4),
+        make_sampler(seed=9).batch(2, range(4), 4),
+        sampler.batch(2, range(1, 5), 4),
         make_sampler(num_prompts=6).batch(2, range(4), 4),
     ):
         assert batch_digest(batch.digests) != batch_digest(other.digests)

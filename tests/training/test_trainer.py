@@ -23,8 +23,16 @@ def distance_to_targets(trainer) -> float:
     from amortized.rendering import render
 
     size = trainer.config.render_size
-    images = render(scene, batch.cameras, size, size, config=trainer.renderer, background=batch.background,
-                    sharpness=30.0, training=False).rgb[:, 0]
+    images = render(
+        scene,
+        batch.cameras,
+        size,
+        size,
+        config=trainer.settings.renderer,
+        background=batch.background,
+        sharpness=30.0,
+        training=False,
+    ).rgb[:, 0]
     targets = target_images()[batch.prompt_indices].permute(0, 2, 3, 1)
     return (images - targets).square().mean().item()
 
@@ -75,12 +83,20 @@ def stop_after(step_function, steps):
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     """The same with a real SIGKILL, at whatever moment it strikes."""
     make_trainer(tmp_path / "whole", steps=60, checkpoint_every=5).train(quiet=True)
-    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path / "killed"), '{"steps": 60, "checkpoint_every": 5}']
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.toy",
+        str(tmp_path / "killed"),
+        '{"steps": 60, "checkpoint_every": 5}',
+    ]
     process = subprocess.Popen(command)
     wait_until(lambda: len(list_checkpoints(tmp_path / "killed" / "checkpoints")) > 1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name != "step_000060", "killed too late to tell"
+    assert list_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name != "step_000060", (
+        "killed too late to tell"
+    )
     resumed = make_trainer(tmp_path / "killed", steps=60, checkpoint_every=5)
     resumed.train(quiet=True)
     for part in ("generator", "ema"):
@@ -90,7 +106,13 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_cleanly(tmp_path, number):
-    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), '{"steps": 100000, "checkpoint_every": 100000}']
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.toy",
+        str(tmp_path),
+        '{"steps": 100000, "checkpoint_every": 100000}',
+    ]
     process = subprocess.Popen(command)
     wait_until(lambda: (tmp_path / "log.jsonl").exists() and (tmp_path / "log.jsonl").stat().st_size > 0)
     process.send_signal(number)
@@ -129,7 +151,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         return predict(*arguments, **keywords) * (math.nan if len(calls) == 14 else 1.0)
 
     trainer.guidance.prior.predict_noise = poisoned
-    with pytest.raises(TrainingStopped, match=r"step 14: .*loss.* not finite; the last good checkpoint is .*step_000010"):
+    with pytest.raises(
+        TrainingStopped, match=r"step 14: .*loss.* not finite; the last good checkpoint is .*step_000010"
+    ):
         trainer.train(quiet=True)
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000010"]
 
@@ -152,7 +176,11 @@ def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
 
 def test_an_emptied_scene_stops_the_run(tmp_path):
     trainer = make_trainer(
-        tmp_path, steps=400, min_opacity=0.02, patience=5, losses=LossConfig(sparsity=1000.0),
+        tmp_path,
+        steps=400,
+        min_opacity=0.02,
+        patience=5,
+        losses=LossConfig(sparsity=1000.0),
         optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
         guidance=GuidanceConfig(method="sds", guidance_scale=1.0, weight=1e-6),
     )
@@ -179,8 +207,15 @@ def test_processes_see_the_global_batch_of_one(tmp_path, processes):
     """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
     changes = f'{{"steps": 6, "prompts_per_process": {8 // processes}}}'
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-        "-m", "tests.training.toy", str(tmp_path / "many"), changes,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "tests.training.toy",
+        str(tmp_path / "many"),
+        changes,
     ]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=180)
     one = make_trainer(tmp_path / "one", steps=6, prompts_per_process=8)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -19,8 +20,9 @@ from amortized.encodings import HashGridConfig
 from amortized.guidance import Guidance, GuidanceConfig
 from amortized.priors import GaussianMixturePrior
 from amortized.rendering import BackgroundConfig, RendererConfig
-from amortized.training import LossConfig, OptimizerConfig, Sampler, Trainer, TrainerConfig, World, join_world
-from amortized.types import Prompt, TextCondition
+from amortized.training import LossConfig, OptimizerConfig, Trainer, TrainerConfig, World, join_world
+from amortized.types import TextCondition
+from corpora import prompt_list
 from generators import HyperINGPConfig, build_generator
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
@@ -53,25 +55,41 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
     guidance = changes.pop("guidance", GuidanceConfig(method="asd", guidance_scale=2.0, weight=0.1))
     config = replace(
-        TrainerConfig(steps=30, prompts_per_process=4, render_size=SIZE, ema_decay=0.9, checkpoint_every=10,
-                      preview_every=10_000), **changes,
+        TrainerConfig(
+            steps=30,
+            prompts_per_process=4,
+            render_size=SIZE,
+            ema_decay=0.9,
+            checkpoint_every=10,
+            preview_every=10_000,
+        ),
+        **changes,
     )
     prior = GaussianMixturePrior(means=target_images(), stds=torch.full((len(TEXTS),), 0.2))
     renderer = RendererConfig(num_coarse=8, num_fine=6, merge_coarse=False)
     torch.manual_seed(0)
-    grid = HashGridConfig(num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0)
+    grid = HashGridConfig(
+        num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
+    )
     generator = build_generator(HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8), text_dim=len(TEXTS))
-    sampler = Sampler(
-        seed=7, num_prompts=len(TEXTS), views=config.views_per_prompt, render_size=SIZE,
-        num_samples=renderer.num_samples, latent_shape=prior.latent_shape,
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = SimpleNamespace(
+        output=str(folder),
+        seed=7,
         cameras=CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)),
         background=BackgroundConfig(colour=(0.5, 0.5, 0.5)),
+        renderer=renderer,
+        losses=losses,
+        optimizer=optimizer,
+        trainer=config,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
-        config=config, optimizer=optimizer, losses=losses, renderer=renderer, world=world or World(),
-        generator=generator, guidance=Guidance(prior, guidance), bank=TextBank(ColourEncoder()),
-        sampler=sampler, prompts=lambda i: Prompt(id=TEXTS[i], text=TEXTS[i]), folder=folder,
+        settings,
+        world=world or World(),
+        corpus=prompt_list(TEXTS, "toy"),
+        guidance=Guidance(prior, guidance),
+        bank=TextBank(ColourEncoder()),
+        generator=generator,
     )
 
 

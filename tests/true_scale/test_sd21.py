@@ -66,20 +66,30 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     from pathlib import Path
 
     from amortized import config as settings
-    from train import RunConfig, compose, trainer_of
+    from train import RunConfig, compose, corpus_of
 
     root = Path(__file__).resolve().parents[2]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a DSLR photo of a squirrel playing guitar\n")
-    config = settings.load(RunConfig, root / "configs" / "hyper-ingp-sd21.yaml", [
-        f"output={tmp_path / 'run'}", f"prior={folder}", "prior.dtype=float32", f"corpus={prompts}",
-        "trainer.steps=1", "device=cpu",
-    ])
-    from amortized.training import World
+    config = settings.load(
+        RunConfig,
+        root / "configs" / "hyper-ingp-sd21.yaml",
+        [
+            f"output={tmp_path / 'run'}",
+            f"prior={folder}",
+            "prior.dtype=float32",
+            f"corpus={prompts}",
+            "trainer.steps=1",
+            "device=cpu",
+        ],
+    )
+    from amortized.training import Trainer, World
 
     started = time.perf_counter()
-    parts = compose(config, World().device)
-    trainer = trainer_of(config, World(), *parts)
+    guidance, bank, generator = compose(config, World().device)
+    trainer = Trainer(
+        config, world=World(), corpus=corpus_of(config), guidance=guidance, bank=bank, generator=generator
+    )
     loaded = time.perf_counter()
     record = trainer._step(0, interrupted=False)
     done = time.perf_counter()

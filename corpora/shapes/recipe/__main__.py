@@ -15,10 +15,11 @@ STAGES = ("clip", "prior")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m corpora.shapes.recipe", description=__doc__)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], help=f"what to train (default: {' '.join(STAGES)})")
-    parser.add_argument("--work", type=Path, default=Path("outputs/weights"), help="folder of images and training state")
-    parser.add_argument("--output", type=Path, default=Path("checkpoints"), help="folder of the finished models")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    add = parser.add_argument
+    add("stages", nargs="*", choices=[*STAGES, []], help=f"what to train (default: {' '.join(STAGES)})")
+    add("--work", type=Path, default=Path("outputs/weights"), help="folder of images and training state")
+    add("--output", type=Path, default=Path("checkpoints"), help="folder of the finished models")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for stage in arguments.stages or STAGES:

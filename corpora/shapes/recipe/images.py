@@ -62,7 +62,8 @@ class ImageSet:
 def plan(config: DrawConfig) -> list[tuple[Description, int]]:
     """Scenes and the number of views of each. Pairs are a fixed pseudo-random subset."""
     sized = [Description((item,)) for item in SIZED_ITEMS if item.size]
-    pairs = torch.randperm(NUM_PAIRS, generator=torch.Generator().manual_seed(config.seed))[: config.num_pairs]
+    random = torch.Generator().manual_seed(config.seed)
+    pairs = torch.randperm(NUM_PAIRS, generator=random)[: config.num_pairs]
     return (
         [(d, config.views_single) for d in singles()]
         + [(d, config.views_marked) for d in marked()]

@@ -38,11 +38,14 @@ def sample(pipe, prompts: list[str], seed: int = 0) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     random = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     return pipe(
-        prompts, num_inference_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, generator=random, output_type="pt"
+        prompts, num_inference_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, generator=random,
+        output_type="pt",
     ).images.float()
 
 
-def score_prior(pipe, judge: Callable[[Tensor, list[str]], Tensor], marked_every: int = 2) -> dict[str, float]:
+def score_prior(
+    pipe, judge: Callable[[Tensor, list[str]], Tensor], marked_every: int = 2
+) -> dict[str, float]:
     """Shape, colour and both of one sample a plain sentence; `view`: how often a sample asked for
     from the front shows the mark more than one asked for from the back (0.5 is chance)."""
     texts = [sentence(description) for description in singles()]
@@ -68,7 +71,6 @@ def score_prior(pipe, judge: Callable[[Tensor, list[str]], Tensor], marked_every
 def write_card(folder: Path, title: str, body: str, figures: dict) -> None:
     """README.md of a shipped model: what it is, how it was made, what it scores."""
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
-    (folder / "README.md").write_text(
-        f"---\nlicense: apache-2.0\n---\n\n# {title}\n\n{body.strip()}\n\n| figure | value |\n|---|---|\n{rows}\n"
-    )
+    head = f"---\nlicense: apache-2.0\n---\n\n# {title}\n\n{body.strip()}\n\n"
+    (folder / "README.md").write_text(f"{head}| figure | value |\n|---|---|\n{rows}\n")
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -35,7 +35,8 @@ def build_tokenizer():
     tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(m) for m in merges)]
     # EOS has the largest id: both of transformers' pooling rules then pool at EOS.
     vocabulary = {token: index for index, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)
+    # transformers declares merges as strings, but takes pairs.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore
 
 
 def _apply(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:

@@ -1,0 +1,65 @@
+"""What a training reads of a run's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from amortized.cameras import CameraConfig
+from amortized.rendering import BackgroundConfig, RendererConfig
+from amortized.training.losses import LossConfig
+from amortized.training.optim import OptimizerConfig
+from amortized.training.schedules import Schedule, check_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long, how much at once, and what is kept."""
+
+    steps: int = 1000
+    prompts_per_process: int = 1  # prompts in one forward pass of one process
+    views_per_prompt: int = 1
+    accumulation: int = 1  # forward passes per optimizer step
+    render_size: int = 64  # px, of training renders
+    sharpness: Schedule = 30.0  # k of the density, 1 / length; schedules interpolate its logarithm
+    ema_decay: float | None = None  # of averaged weights, which evaluation then prefers
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    log_every: int = 1
+    preview_every: int = 500
+    preview_prompts: int = 16
+    # The object has gone where mean opacity stays under `min_opacity` for `patience` steps.
+    min_opacity: float = 0.005
+    patience: int = 50
+
+    def __post_init__(self) -> None:
+        counts = "steps prompts_per_process views_per_prompt accumulation render_size checkpoint_every"
+        for name in f"{counts} keep_checkpoints log_every preview_every preview_prompts patience".split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        check_schedule("trainer.sharpness", self.sharpness, positive=True)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"trainer.ema_decay must lie in (0, 1) or be null, got {self.ema_decay}")
+        if not 0 <= self.min_opacity < 1:
+            raise ValueError(f"trainer.min_opacity must lie in [0, 1), got {self.min_opacity}")
+
+
+class TrainingSettings(Protocol):
+    """The sections of a run's settings that the trainer reads."""
+
+    @property
+    def output(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def cameras(self) -> CameraConfig: ...
+    @property
+    def background(self) -> BackgroundConfig: ...
+    @property
+    def renderer(self) -> RendererConfig: ...
+    @property
+    def losses(self) -> LossConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def trainer(self) -> TrainerConfig: ...

@@ -1,0 +1,184 @@
+"""The named corpora: which sentences, in which order, what is held out, what is known."""
+
+import hashlib
+import math
+from collections import Counter
+from functools import cache
+
+import pytest
+import torch
+
+from amortized.types import Prompt
+from corpora import CORPORA, open_corpus
+from corpora.shapes.corpus import shapes16, shapes100k, shapes_comp
+from corpora.shapes.grammar import COLOURS, NUM_PAIRS, RELATIONS, SHAPES, SIZES, describe, sentence, singles
+
+
+@cache
+def prompts(name: str) -> list[Prompt]:
+    corpus = open_corpus(name)
+    return [corpus[index] for index in range(len(corpus))]
+
+
+def digest(ids: list[str]) -> str:
+    return hashlib.blake2b(" ".join(ids).encode(), digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_of_distinct_sentences(name: str):
+    corpus = open_corpus(name)
+    assert corpus.name == name
+    assert len({prompt.text for prompt in prompts(name)}) == len(corpus)
+    assert len({prompt.id for prompt in prompts(name)}) == len(corpus)
+    assert {prompt.split for prompt in prompts(name)} <= {"train", "heldout"}
+    for index in (-1, len(corpus)):
+        with pytest.raises(IndexError, match=f"{name} has prompts 0 to {len(corpus) - 1}, not {index}"):
+            corpus[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "spread"),
+    [
+        ("shapes16", "d12ad832d5456f12", "d12ad832d5456f12"),
+        ("shapes-comp", "3c3aafa21a363917", "45870b6ac205b915"),
+        ("shapes100k", "4741ae751fe757d5", "3d4d5e52d60c503b"),
+    ],
+)
+def test_same_index_same_prompt_on_every_machine(name: str, first: str, spread: str):
+    """Changing these changes what published runs were trained on."""
+    ids = [f"{prompt.id} {prompt.split}" for prompt in prompts(name)]
+    assert digest(ids[:100]) == first
+    assert digest(ids[:: max(1, len(ids) // 100)]) == spread
+
+
+def test_shapes16_holds_every_shape_and_every_colour_twice():
+    items = [describe(prompt.text).items[0] for prompt in prompts("shapes16")]  # type: ignore[union-attr]
+    assert Counter(item.shape for item in items) == dict.fromkeys(SHAPES, 2)
+    assert Counter(item.colour for item in items) == dict.fromkeys(COLOURS, 2)
+
+
+# ---- shapes-comp ------------------------------------------------------------------------------
+
+
+def test_comp_holds_out_a_fifth_of_every_kind():
+    held = [prompt.split == "heldout" for prompt in prompts("shapes-comp")]
+    assert len(held) == 512
+    assert 0.18 < sum(held) / 512 < 0.22
+    for kind in range(8):
+        assert 0.15 < sum(held[64 * kind : 64 * kind + 64]) / 64 < 0.25
+
+
+def test_comp_trains_every_word_of_every_kind():
+    everywhere, trained = set(), set()
+    for index, prompt in enumerate(prompts("shapes-comp")):
+        words = {(min(index // 64, 4), word) for word in prompt.text.split()}
+        everywhere |= words
+        trained |= words if prompt.split == "train" else set()
+    assert trained == everywhere
+    used = {word for _, word in everywhere}
+    assert used >= {*SHAPES, *COLOURS, *filter(None, SIZES), *" ".join(RELATIONS).split()}
+
+
+def test_comp_trains_every_shape_and_colour_in_both_places_of_a_pair():
+    for place in (0, 1):
+        items = [
+            describe(prompt.text).items[place]  # type: ignore[union-attr]
+            for prompt in prompts("shapes-comp")[256:]
+            if prompt.split == "train"
+        ]
+        assert {item.shape for item in items} == set(SHAPES)
+        assert {item.colour for item in items} == set(COLOURS)
+
+
+def test_comp_trains_nothing_that_is_held_out():
+    texts = {"train": set(), "heldout": set()}
+    for prompt in prompts("shapes-comp"):
+        texts[prompt.split].add(prompt.text)
+    assert not texts["train"] & texts["heldout"]
+
+
+def test_comp_pairs_use_every_item_four_times_in_each_place():
+    pairs = [shapes_comp().description(index) for index in range(256, 512)]
+    firsts, seconds = (Counter(description.items[place] for description in pairs) for place in (0, 1))
+    assert set(firsts.values()) == set(seconds.values()) == {4}
+    assert len(firsts) == len(seconds) == 64
+    assert all(description.items[0] != description.items[1] for description in pairs)
+    assert len({description.items for description in pairs}) == 256
+    assert min(Counter(description.relation for description in pairs).values()) > 80
+
+
+# ---- shapes100k -------------------------------------------------------------------------------
+
+
+def test_100k_holds_every_determined_sentence():
+    corpus = shapes100k()
+    assert len(corpus) == 110_272 == NUM_PAIRS + 192 + 64
+    assert math.gcd(len(corpus), 48_611) == 1  # what makes the permutation one
+    # A sentence determines its description, and there are as many distinct ones as there can be.
+    assert len({prompt.text for prompt in prompts("shapes100k")}) == len(corpus)
+    assert all(describe(prompt.text) is not None for prompt in prompts("shapes100k")[::97])
+
+
+@pytest.mark.parametrize("start", [0, 777, 54_321])
+def test_100k_runs_are_fair_samples(start: int):
+    """Any 1000 consecutive prompts hold every shape, colour, size and relation about equally often."""
+    run = [shapes100k().description(index) for index in range(start, start + 1000)]
+    run = [description for description in run if description.relation]
+    assert len(run) > 990
+    for place in (0, 1):
+        for word, choices in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
+            counts = Counter(getattr(description.items[place], word) for description in run)
+            assert set(counts) == set(choices)
+            assert max(counts.values()) < 1.25 * min(counts.values())
+    counts = Counter(description.relation for description in run)
+    assert len(counts) == 3 and max(counts.values()) < 1.1 * min(counts.values())
+
+
+def test_100k_stores_no_sentences():
+    """What it keeps are the 256 sentences of one object; the rest is computed."""
+    kept = [cell.cell_contents for cell in shapes100k().description.__closure__]  # type: ignore[attr-defined]
+    assert max(len(value) for value in kept if hasattr(value, "__len__")) == 256
+
+
+# ---- truth and distractors --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_every_prompt_has_a_truth(name: str):
+    corpus = open_corpus(name)
+    points = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    for prompt in prompts(name)[:: max(1, len(corpus) // 64)]:
+        truth = corpus.truth(prompt)
+        assert truth is not None
+        assert truth.sdf(points)[1] > 1 and truth.colour(points).shape == (2, 3)
+        assert (truth.front_mark is not None) == ("dot" in prompt.text)
+        assert truth.kind in {*SHAPES, "pair"}
+
+
+def test_open_and_foreign_sentences_have_none():
+    corpus = shapes16()
+    for text in ("a cube", "something red", "a cube next to a red sphere", "a corgi in a spaceship"):
+        assert corpus.truth(Prompt(id="x", text=text)) is None
+
+
+def test_truth_is_that_of_the_sentence():
+    """Of the sentence alone: the corpus need not hold it."""
+    truth = shapes16().truth(Prompt(id="x", text="A large purple sphere."))
+    assert truth is not None and truth.kind == "sphere"
+    assert truth.sdf(torch.zeros(1, 3)).item() == pytest.approx(-0.56 * 1.15)
+    assert truth.colour(torch.zeros(1, 3))[0].tolist() == pytest.approx(COLOURS["purple"])
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_distractors(name: str):
+    corpus = open_corpus(name)
+    distractors = corpus.distractors()
+    assert len(set(distractors)) == len(distractors) == 128
+    assert {sentence(description) for description in singles()} <= set(distractors)
+    assert all(describe(text) is not None for text in distractors)
+
+
+def test_shapes16_is_told_apart_from_a_hundred_others():
+    own = {prompt.text for prompt in prompts("shapes16")}
+    assert own < {sentence(description) for description in singles()}
+    assert len(set(shapes16().distractors()) - own) >= 100

@@ -1,0 +1,282 @@
+"""How the embedded models are made: tokenizer, images and resumable stages."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from amortized.cameras import VIEW_NAMES
+from amortized.conditioning import ViewTextConfig
+from amortized.random import generator_for
+from corpora import open_corpus
+from corpora.shapes.grammar import (
+    COLOURS,
+    MARK,
+    NUM_PAIRS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    describe,
+    marked,
+    pair,
+    sentence,
+    singles,
+    under_specified,
+)
+from corpora.shapes.recipe import images
+from corpora.shapes.recipe.images import JUDGE, TEACHER, ImageSet, caption, draw, plan
+from corpora.shapes.recipe.progress import Ema, batch_indices, run_stage
+from corpora.shapes.recipe.tokenizer import BOS, CONTEXT_LENGTH, EOS, build_tokenizer, words
+
+SUFFIXES = ViewTextConfig().suffixes
+# More views than one chunk of the drawing, few scenes, everything random that can be.
+FEW = dataclasses.replace(
+    JUDGE, seed=5, views_single=0, views_marked=0, views_sized=0, num_pairs=2, views_pair=35
+)
+
+
+# ---- tokenizer --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def tokens(tokenizer, text: str) -> list[str]:
+    first, *inner, last = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+    assert (first, last) == (BOS, EOS)
+    return inner
+
+
+def test_words_are_those_of_the_grammar():
+    phrases = [*SHAPES, *COLOURS, *SIZES, *RELATIONS, MARK, *VIEW_NAMES, "a an the something view"]
+    assert set(words()) >= set(" ".join(phrases).split())
+    assert len(words()) == len(set(words()))
+
+
+def test_every_word_is_one_token(tokenizer):
+    assert [tokens(tokenizer, word) for word in words()] == [[f"{word}</w>"] for word in words()]
+    assert tokens(tokenizer, " ".join(words()[:20])) == [f"{word}</w>" for word in words()[:20]]
+
+
+def test_sentences_are_words_and_commas(tokenizer):
+    every = [*singles(), *marked(), *under_specified(), *map(pair, range(0, NUM_PAIRS, 1999))]
+    for description, suffix in zip(every, itertools.cycle(SUFFIXES), strict=False):
+        text = sentence(description) + suffix
+        assert tokens(tokenizer, text) == [f"{word}</w>" for word in text.replace(",", " ,").split()]
+
+
+def test_unknown_words_fall_apart_into_known_pieces(tokenizer):
+    assert tokens(tokenizer, "zzz") == ["z", "z", "z</w>"]
+    for text in ("a corgi, 35 mm", "don't!", "~ `x` {y}"):
+        pieces = tokens(tokenizer, text)
+        assert "".join(pieces).replace("</w>", "") == text.replace(" ", "")
+        assert EOS not in pieces
+
+
+def test_end_of_text_is_the_last_id_and_pads(tokenizer):
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == max(tokenizer.get_vocab().values())
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    settings = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    batch = tokenizer(["a red cube", ""], **settings).input_ids
+    assert batch.shape == (2, CONTEXT_LENGTH)
+    assert (batch[0, 4:] == tokenizer.eos_token_id).all() and (batch[1, 1:] == tokenizer.eos_token_id).all()
+    # Pooling where the id is largest and pooling at the first end-of-text are the same place.
+    assert batch.argmax(-1).tolist() == [4, 1]
+
+
+def test_no_sentence_is_cut_off(tokenizer):
+    longest = max((sentence(pair(i)) for i in range(NUM_PAIRS)), key=lambda text: len(text.split()))
+    for text in (longest, max((sentence(d) for d in marked()), key=lambda text: len(text.split()))):
+        for suffix in SUFFIXES:
+            assert len(tokenizer(text + suffix).input_ids) <= CONTEXT_LENGTH
+
+
+def test_saved_and_loaded_it_says_the_same(tokenizer, tmp_path):
+    from transformers import CLIPTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    loaded = CLIPTokenizer.from_pretrained(tmp_path)
+    texts = ["a small red cube next to an orange torus, back view", "something pink", "", "zebra's 1,5"]
+    settings = {"padding": "max_length", "truncation": True}
+    assert loaded(texts, **settings).input_ids == tokenizer(texts, **settings).input_ids
+    assert loaded.model_max_length == CONTEXT_LENGTH
+
+
+def test_the_recipe_knows_every_prompt_of_the_corpora(tokenizer):
+    known = {f"{word}</w>" for word in words()}
+    for name in ("shapes16", "shapes-comp"):
+        corpus = open_corpus(name)
+        texts = [corpus[index].text for index in range(len(corpus))]
+        assert {piece for text in texts for piece in tokens(tokenizer, text)} <= known
+
+
+# ---- images -----------------------------------------------------------------------------------
+
+
+def test_plan_of_the_two_sets():
+    for config in (TEACHER, JUDGE):
+        scenes = plan(config)
+        descriptions = [description for description, _ in scenes]
+        assert descriptions[:64] == singles() and descriptions[64:128] == marked()
+        assert [n for _, n in scenes[:64]] == [config.views_single] * 64
+        assert len(set(descriptions)) == len(scenes) == 64 + 64 + 128 + config.num_pairs
+        assert all(description.determined for description in descriptions)
+    judge, teacher = (
+        {description for description, _ in plan(config)[256:]} for config in (JUDGE, TEACHER)
+    )
+    assert len(judge & teacher) < 0.05 * len(teacher)  # independent draws of 110,016 share about 1 %
+
+
+@pytest.fixture(scope="module")
+def few() -> ImageSet:
+    return draw(FEW)
+
+
+def test_images_are_a_function_of_the_settings(few, tmp_path):
+    cache = tmp_path / "deep" / "images.safetensors"
+    assert few.images.shape == (70, 64, 64, 3) and few.images.dtype == torch.uint8
+    for other in (draw(FEW, cache), draw(FEW, cache)):  # drawn anew, then loaded
+        assert torch.equal(other.images, few.images)
+        assert torch.equal(other.scene, few.scene) and torch.equal(other.view, few.view)
+        assert other.descriptions == few.descriptions
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+    assert not torch.equal(draw(dataclasses.replace(FEW, seed=6)).images, few.images)
+
+
+def test_a_cache_is_read_and_not_drawn_again(few, tmp_path, monkeypatch):
+    cache = tmp_path / "images.safetensors"
+    draw(FEW, cache)
+    monkeypatch.setattr(images, "render_truth", lambda *_, **__: pytest.fail("drawn again"))
+    assert torch.equal(draw(FEW, cache).images, few.images)
+
+
+def test_scenes_do_not_depend_on_each_other(few):
+    more = draw(dataclasses.replace(FEW, num_pairs=3))
+    assert more.scene.tolist() == [256] * 35 + [257] * 35 + [258] * 35
+    assert torch.equal(more.images[:70], few.images) and torch.equal(more.view[:70], few.view)
+    assert not torch.equal(few.view[:35], few.view[35:])  # nor are they seen alike
+
+
+def test_views_and_backgrounds(few):
+    """The teacher's are grey and bright, the judge's of any colour; every view is drawn."""
+    teacher = draw(dataclasses.replace(TEACHER, views_single=0, views_marked=0, views_sized=0, num_pairs=2))
+    grey, coloured = (data.images[:, 0, 0].float() / 255 for data in (teacher, few))
+    assert torch.equal(grey, grey[:, :1].expand(-1, 3)) and 0.29 < grey.min() < grey.max() < 0.96
+    assert (coloured[:, 0] != coloured[:, 1]).float().mean() > 0.9 and coloured.min() < 0.1
+    assert set(few.view.tolist()) == set(range(len(VIEW_NAMES)))
+
+
+@pytest.mark.parametrize(
+    ("text", "view", "u", "said"),
+    [
+        ("a red cube", None, 1.0, "a red cube"),
+        ("a red cube", 0, 0.12, "a red cube, front view"),
+        ("a red cube", 2, 0.0, "a cube, back view"),
+        ("a red octahedron", None, 0.05, "an octahedron"),
+        ("a red cube", 3, 0.06, "something red, overhead view"),
+        ("a red cube", 1, 0.11, "something red, side view"),
+        ("a small red cube", None, 0.0, "a small red cube"),
+        (f"a red cube {MARK}", 1, 0.0, f"a red cube {MARK}, side view"),
+        ("a red cube next to a blue cone", 0, 0.0, "a red cube next to a blue cone, front view"),
+    ],
+)
+def test_captions(text: str, view: int | None, u: float, said: str):
+    assert caption(describe(text), view, u) == said  # type: ignore[arg-type]
+
+
+def test_captions_speak_of_views_as_guidance_does():
+    (red_cube, *_) = singles()
+    assert [caption(red_cube, view) for view in range(4)] == ViewTextConfig().texts(sentence(red_cube))
+
+
+# ---- stages -----------------------------------------------------------------------------------
+
+
+def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_every: int = 100):
+    """(model, steps made, scores) of twelve steps of fitting a line, saved every five.
+
+    Raises KeyboardInterrupt before step `stop_at`; `score` is called with the model.
+    """
+    model, seen = nn.Linear(3, 2), []
+    with torch.no_grad():
+        model.weight.fill_(0.1)
+        model.bias.zero_()
+
+    def step_fn(step: int):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        seen.append(step)
+        x = torch.randn(8, 3, generator=generator_for("line", step))
+        loss = (model(x) - 2 * x[:, :2]).square().mean()
+        return loss, {"rms": loss.sqrt().item()}
+
+    scores = run_stage(
+        name="line", folder=folder, modules=model, steps=12, save_every=5, learning_rate=0.05, ema_decay=0.9,
+        step_fn=step_fn, score=score and (lambda: score(model)), score_every=score_every,
+    )
+    return model, seen, scores
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 11])
+def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, stop_at: int):
+    whole, _, _ = linear_stage(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        linear_stage(tmp_path / "cut", stop_at=stop_at)
+    resumed, seen, _ = linear_stage(tmp_path / "cut")
+    assert seen == list(range(stop_at // 5 * 5, 12))  # from the last saved state
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
+    logs = [(tmp_path / folder / "line.jsonl").read_text() for folder in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [5, 10, 12]
+
+
+def test_a_finished_stage_is_loaded(tmp_path):
+    first, _, scores = linear_stage(tmp_path, score=lambda model: {"fit": 0.5})
+    again, seen, kept = linear_stage(tmp_path, score=lambda model: pytest.fail("scored again"))
+    assert seen == [] and kept == scores == {"fit": 0.5}
+    assert torch.equal(again.weight, first.weight)
+    assert not again.training and not again.weight.requires_grad
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.jsonl", "line.pt"]
+
+
+def test_scores_are_of_averaged_weights_and_disturb_nothing(tmp_path):
+    scored = []
+
+    def score(model: nn.Linear) -> dict[str, float]:
+        scored.append(model.weight.flatten().tolist())
+        return {"first": scored[-1][0]}
+
+    plain, _, _ = linear_stage(tmp_path / "plain")
+    model, _, scores = linear_stage(tmp_path / "scored", score=score, score_every=4)
+    assert torch.equal(model.weight, plain.weight)
+    # The last score saw the averaged weights that the stage leaves behind.
+    assert len(scored) == 3 and scored[-1] == model.weight.flatten().tolist()
+    assert scores == {"first": scored[-1][0]}
+
+
+def test_moving_average_in_closed_form():
+    model = nn.Linear(1, 1, bias=False)
+    values, expected = [3.0, -1.0, 0.5, 2.0], 1.0
+    with torch.no_grad():
+        model.weight.fill_(expected)
+        ema = Ema(model, decay=0.25)
+        for step, value in enumerate(values):
+            model.weight.fill_(value)
+            ema.update(model, step)
+            decay = min(0.25, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * value
+    ema.copy_to(model)
+    assert model.weight.item() == pytest.approx(expected)
+
+
+def test_batches_are_a_function_of_their_key():
+    assert torch.equal(batch_indices(50, 8, 1, "vae", 3), batch_indices(50, 8, 1, "vae", 3))
+    assert not torch.equal(batch_indices(50, 8, 1, "vae", 3), batch_indices(50, 8, 1, "vae", 4))
+    assert set(batch_indices(4, 200, 1).tolist()) == {0, 1, 2, 3}

@@ -1,0 +1,231 @@
+"""The embedded models: how they are scored, and that what is written is read as it was trained."""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amortized.random import generator_for
+from corpora.shapes.grammar import MARK, Description, Item, describe, sentence, singles
+from corpora.shapes.recipe import __main__ as command
+from corpora.shapes.recipe import clip, prior, scoring
+from corpora.shapes.recipe.images import JUDGE, ImageSet, plan
+from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
+from corpora.shapes.recipe.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+# ---- scores -----------------------------------------------------------------------------------
+
+
+class Painter:
+    """A pipeline that paints what it is told: its images are indices into what it was told."""
+
+    def __init__(self, understand=lambda text: text) -> None:
+        self.understand, self.told = understand, []
+
+    def set_progress_bar_config(self, **_) -> None:
+        pass
+
+    def __call__(self, prompts, **_):
+        self.told = [self.understand(prompt) for prompt in prompts]
+        return type("Output", (), {"images": torch.arange(len(prompts))})
+
+    def judge(self, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """1 where the sentence is what was painted."""
+        return torch.tensor([[float(self.told[int(i)] == text) for text in texts] for i in images])
+
+
+def without_view(text: str) -> str:
+    """What an obedient model shows: the sentence, the mark only from the front."""
+    text, view = text.split(", ")
+    return text if view == "front view" else text.replace(f" {MARK}", "")
+
+
+def test_an_obedient_prior_scores_full_marks():
+    painter = Painter(without_view)
+    assert scoring.score_prior(painter, painter.judge) == {"shape": 1, "colour": 1, "both": 1, "view": 1}
+
+
+def test_a_prior_that_mixes_up_words_or_views_does_not():
+    def in_purple(text: str) -> str:
+        (item,) = describe(without_view(text)).items  # type: ignore[union-attr]
+        return sentence(Description((Item(item.shape, "purple"),)))
+
+    painter = Painter(in_purple)
+    found = scoring.score_prior(painter, painter.judge)
+    assert (found["shape"], found["colour"], found["both"]) == (1, 1 / 8, 1 / 8)
+
+    painter = Painter(lambda text: text.split(", ")[0])  # the mark on every side
+    assert scoring.score_prior(painter, painter.judge)["view"] == 0
+
+    turned = {"front view": "back view", "back view": "front view"}
+    painter = Painter(
+        lambda text: without_view(re.sub("(front|back) view", lambda match: turned[match[0]], text))
+    )
+    assert scoring.score_prior(painter, painter.judge)["view"] == 0
+
+
+def test_card(tmp_path):
+    scoring.write_card(tmp_path, "A model", "\nWhat it is.\n", {"shape": 0.98765})
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nlicense: apache-2.0\n---\n\n# A model\n\nWhat it is.\n")
+    assert "| shape | 0.988 |" in text
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"shape": 0.98765}
+
+
+# ---- formats ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noise() -> ImageSet:
+    """One image of pure noise for each of 340 scenes: quick to make, and enough to train nothing on."""
+    descriptions = [description for description, _ in plan(dataclasses.replace(JUDGE, num_pairs=84))]
+    random = torch.Generator().manual_seed(0)
+    return ImageSet(
+        images=torch.randint(256, (340, 64, 64, 3), generator=random).byte(), scene=torch.arange(340),
+        view=torch.randint(4, (340,), generator=random), descriptions=descriptions,
+    )
+
+
+@pytest.fixture(scope="module")
+def clip_folder(noise, tmp_path_factory) -> Path:
+    """The folder that two steps of training leave."""
+    folder = tmp_path_factory.mktemp("clip")
+    plain = ImageSet(
+        images=noise.images[:64], scene=noise.scene[:64], view=noise.view[:64],
+        descriptions=noise.descriptions[:64],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip, "draw", lambda config, cache: noise)
+        patch.setattr(clip, "draw_held_out", lambda: plain)
+        patch.setattr(clip, "STEPS", 2)
+        patch.setattr(clip, "BATCH", 66)
+        clip.make_clip(folder / "work", folder / "output")
+    return folder / "output"
+
+
+def test_the_judge_is_read_as_it_was_trained(clip_folder, noise, tokenizer):
+    """By evaluation, from the folder alone, and by the recipe: the same embeddings."""
+    from amortized.evaluation.clip import load_clip
+
+    scorer, similarity = load_clip(clip_folder), scoring.load_judge(clip_folder)
+    texts = [sentence(description) for description in noise.descriptions[::40]]
+    padded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(scorer.tokenizer(texts), padded)
+    images = noise.images[:5].float() / 255
+    expected = scorer.encode_images(images) @ scorer.encode_texts(texts).T
+    torch.testing.assert_close(similarity(images.movedim(-1, 1), texts), expected, atol=1e-5, rtol=0)
+    assert (clip_folder / "README.md").exists() and expected.std() > 0
+
+
+def test_a_batch_of_the_judge_is_dealt_once_each():
+    weight = torch.rand(340, generator=torch.Generator().manual_seed(1)) + 0.1
+    starts = set()
+    for step in range(40):
+        scenes = clip.deal(weight, 80, generator_for("deal", step))
+        assert len(scenes) == len(set(scenes.tolist())) == 80 and scenes.max() < 340
+        starts.add(min(int(scenes[0]) // 64, 4))
+    assert starts == set(range(5))  # plain, marked, small, large and pairs all come first at times
+
+
+class Reader:
+    """A CLIP that sees the first pixel of an image and the place of a sentence, or is off by `shift`."""
+
+    def __init__(self, tokenizer, shift: int = 0) -> None:
+        texts = [sentence(description) for description in singles()]
+        self.place = {tuple(tokenizer(text).input_ids): i for i, text in enumerate(texts)}
+        self.eos, self.shift = tokenizer.eos_token_id, shift
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
+
+    def encode_text(self, ids, normalize: bool) -> torch.Tensor:
+        rows = [tuple(row[: row.index(self.eos) + 1]) for row in ids.tolist()]
+        return torch.eye(64)[[self.place[row] for row in rows]]
+
+    def encode_image(self, pixels, normalize: bool) -> torch.Tensor:
+        scene = ((pixels[:, 0, 0, 0] * clip.STD[0] + clip.MEAN[0]) * 255).round().long()
+        return torch.eye(64)[(scene + self.shift) % 64]
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(0, (1, 1, 1)), (8, (0, 1, 0)), (4, (1 / 2, 0, 0)), (9, (0, 0, 0))]
+)
+def test_accuracy_of_the_judge(tokenizer, shift: int, expected: tuple[float, float, float]):
+    scene = torch.arange(64)
+    images = scene[:, None, None, None].expand(64, 4, 4, 3).byte()
+    data = ImageSet(images=images, scene=scene, view=scene, descriptions=singles())
+    found = clip.accuracy(Reader(tokenizer, shift), tokenizer, data)
+    assert (found["shape"], found["colour"], found["both"]) == expected
+
+
+def test_the_encoder_is_whitened_pca_of_patches(noise):
+    """Against NumPy's eigenvectors of the same patches, cut out pixel by pixel."""
+    # Brighter from row to row by chance: unlike noise, it has principal directions.
+    images = (noise.images[:40].float().cumsum(1) / 64).byte()
+    pixels = prior.as_pixels(images)
+    mean, projection, share = principal_directions(pixels, prior.LATENT_CHANNELS)
+    vae = prior.build_vae()
+    make_linear(vae, mean, projection)
+    latents = prior.encode_all(vae, images)
+
+    cut = pixels.unfold(2, 4, 4).unfold(3, 4, 4)  # [N, 3, 16, 16, 4, 4]
+    rows = cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).double().numpy()
+    values, vectors = np.linalg.eigh(np.cov(rows.T))
+    values, vectors = values[::-1][:8], vectors[:, ::-1][:, :8]
+    expected = (rows - rows.mean(0)) @ vectors / np.sqrt(values)
+    got = latents.movedim(1, -1).reshape(-1, 8).double().numpy()
+    signs = np.sign((got * expected).sum(0))
+    np.testing.assert_allclose(got, signs * expected, atol=0.02)
+    assert share == pytest.approx(values.sum() / np.trace(np.cov(rows.T)), rel=1e-6)
+
+
+def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monkeypatch):
+    """Two steps of every stage leave a folder that diffusers and guidance load."""
+    from diffusers import StableDiffusionPipeline
+
+    from amortized.priors import load_stable_diffusion
+
+    monkeypatch.setattr(prior, "load_teacher_images", lambda folder: noise)
+    monkeypatch.setattr(prior, "DECODER_STEPS", 2)
+    monkeypatch.setattr(prior, "STEPS", 2)
+    monkeypatch.setattr(prior, "BATCH", 4)
+    monkeypatch.setattr(scoring, "NUM_STEPS", 2)
+    monkeypatch.setattr(scoring, "score_prior", lambda pipe, judge, marked_every=2: {"shape": 0.25})
+    prior.make_prior(tmp_path / "work", tmp_path / "prior", clip_folder)
+    assert "| shape | 0.250 |" in (tmp_path / "prior" / "README.md").read_text()
+
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "prior", torch_dtype=torch.float32)
+    images = scoring.sample(pipe, ["a red cube", "a blue sphere next to a green cone, back view"])
+    assert images.shape == (2, 3, 64, 64) and images.std() > 0
+    loaded = load_stable_diffusion(tmp_path / "prior")
+    assert (loaded.image_size, loaded.latent_size, loaded.latent_channels) == (64, 16, 8)
+    # The latents that the denoiser was trained on have unit variance.
+    assert loaded.encode(noise.images[::8].float() / 255).std().item() == pytest.approx(1.0, abs=0.01)
+
+
+# ---- command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"), [([], ["clip", "prior"]), (["prior"], ["prior"]), (["clip"], ["clip"])]
+)
+def test_command(arguments: list[str], made: list[str], monkeypatch):
+    done = []
+    monkeypatch.setattr(clip, "make_clip", lambda *folders: done.append(("clip", *map(str, folders))))
+    monkeypatch.setattr(prior, "make_prior", lambda *folders: done.append(("prior", *map(str, folders))))
+    monkeypatch.setattr(sys, "argv", ["recipe", *arguments, "--work", "w", "--output", "o"])
+    command.main()
+    folders = {"clip": ("w", "o/shapes-clip"), "prior": ("w", "o/shapes-prior", "o/shapes-clip")}
+    assert done == [(stage, *folders[stage]) for stage in made]

@@ -1,0 +1,120 @@
+"""Camera conventions, against geometry worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from amortized.cameras import CameraConfig, camera_rays, cameras_at, cameras_from_uniform, orbit, view_index
+
+
+def one(azimuth: float, elevation: float, distance: float = 2.0, fovy: float = 60.0):
+    values = (azimuth, elevation, distance, fovy)
+    azimuth_deg, elevation_deg, distance_, fovy_deg = (torch.tensor([[v]], dtype=torch.float64) for v in values)
+    return cameras_at(
+        azimuth_deg=azimuth_deg, elevation_deg=elevation_deg, distance=distance_, fovy_deg=fovy_deg
+    )
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "position", "right", "up"),
+    [
+        (0, 0, (2, 0, 0), (0, 1, 0), (0, 0, 1)),  # in front, on +x; its right is +y
+        (90, 0, (0, 2, 0), (-1, 0, 0), (0, 0, 1)),
+        (180, 0, (-2, 0, 0), (0, -1, 0), (0, 0, 1)),
+        (0, 90, (0, 0, 2), (0, 1, 0), (-1, 0, 0)),  # straight above, where a cross product with z is 0
+        (0, -90, (0, 0, -2), (0, 1, 0), (1, 0, 0)),
+    ],
+)
+def test_poses_by_hand(azimuth, elevation, position, right, up):
+    c2w = one(azimuth, elevation).c2w[0, 0]
+    backward = torch.tensor(position, dtype=torch.float64) / 2
+    for column, expected in enumerate((right, up, backward, position)):
+        torch.testing.assert_close(
+            c2w[:3, column], torch.as_tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0
+        )
+    assert c2w[3].tolist() == [0, 0, 0, 1]
+
+
+def test_poses_are_rotations_that_look_at_the_origin():
+    u = torch.rand(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cameras = cameras_from_uniform(CameraConfig(elevation_deg=(-80, 80)), u)
+    rotation, position = cameras.c2w[..., :3, :3], cameras.c2w[..., :3, 3]
+    identity = torch.eye(3, dtype=torch.float64).expand(3, 4, 3, 3)
+    torch.testing.assert_close(rotation @ rotation.mT, identity)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(3, 4, dtype=torch.float64))
+    torch.testing.assert_close(position - cameras.distance[..., None] * rotation[..., 2], 0 * position)
+    torch.testing.assert_close(position.norm(dim=-1), cameras.distance)
+
+
+def test_rays_go_through_pixel_centres_top_row_first():
+    cameras = one(0, 0, distance=2.0, fovy=90.0)
+    rays = camera_rays(cameras, 2, 4)
+    assert rays.shape == (1, 2, 4) and rays.origins.shape == rays.directions.shape == (1, 8, 3)
+    # At 90 degrees the image plane at distance 1 spans [-1, 1] vertically and [-2, 2] horizontally.
+    expected = [(-1.0, y, z) for z in (0.5, -0.5) for y in (-1.5, -0.5, 0.5, 1.5)]
+    for direction, point in zip(rays.directions[0], expected, strict=True):
+        length = math.sqrt(sum(value**2 for value in point))
+        assert direction.tolist() == pytest.approx([value / length for value in point])
+
+
+def test_rays_are_prompt_then_view_then_row_major():
+    cameras = orbit(2, 3, elevation_deg=10, distance=2, fovy_deg=40)
+    together = camera_rays(cameras, 2, 2)
+    for prompt in range(2):
+        for view in range(3):
+            part = {name: value[prompt : prompt + 1, view : view + 1] for name, value in vars(cameras).items()}
+            alone = camera_rays(type(cameras)(**part), 2, 2)
+            rows = slice(4 * view, 4 * view + 4)
+            torch.testing.assert_close(together.directions[prompt, rows], alone.directions[0])
+            torch.testing.assert_close(together.origins[prompt, rows], alone.origins[0])
+
+
+def test_sampling_covers_its_ranges_and_the_sphere_evenly():
+    u = torch.rand(1, 40_000, 5, generator=torch.Generator().manual_seed(1))
+    sphere = cameras_from_uniform(CameraConfig(elevation_deg=(-30, 60), uniform_angle_share=0.0), u)
+    angle = cameras_from_uniform(CameraConfig(elevation_deg=(-30, 60), uniform_angle_share=1.0), u)
+    # Uniform on the sphere means uniform in sin(elevation).
+    assert torch.deg2rad(sphere.elevation_deg).sin().mean().item() == pytest.approx(
+        (math.sin(math.radians(-30)) + math.sin(math.radians(60))) / 2, abs=0.01
+    )
+    assert angle.elevation_deg.mean().item() == pytest.approx(15, abs=0.5)
+    for cameras in (sphere, angle):
+        assert -30 <= cameras.elevation_deg.min() and cameras.elevation_deg.max() <= 60
+        assert 1.0 <= cameras.distance.min() and cameras.distance.max() <= 1.5
+        assert 40 <= cameras.fovy_deg.min() and cameras.fovy_deg.max() <= 70
+        assert -180 < cameras.azimuth_deg.min() and cameras.azimuth_deg.max() <= 180
+        assert cameras.azimuth_deg.mean().abs() < 2
+
+
+def test_views_by_azimuth_and_elevation():
+    azimuth = torch.tensor([[0.0, 44, -44, 46, -90, 134, 136, 180, 0]])
+    elevation = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 60, 61]])
+    ones = torch.ones_like(azimuth)
+    cameras = cameras_at(azimuth_deg=azimuth, elevation_deg=elevation, distance=ones, fovy_deg=40 * ones)
+    assert view_index(cameras)[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
+
+
+def test_azimuths_wrap():
+    cameras = one(270.0, 0.0)
+    assert cameras.azimuth_deg.item() == -90 and one(-180.0, 0.0).azimuth_deg.item() == 180
+
+
+def test_orbit_does_not_repeat_its_first_camera():
+    cameras = orbit(1, 8, elevation_deg=0, distance=1, fovy_deg=40)
+    assert len({round(value) for value in cameras.azimuth_deg[0].tolist()}) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distance": (2.0, 1.0)}, r"cameras.distance: the range must be \[low, high\]"),
+        ({"distance": (0.0, 1.0)}, "cameras.distance must be positive"),
+        ({"fovy_deg": (0.0, 40.0)}, r"cameras.fovy_deg must lie in \(0, 180\)"),
+        ({"elevation_deg": (-95.0, 40.0)}, r"cameras.elevation_deg must lie in \[-90, 90\]"),
+        ({"uniform_angle_share": 1.5}, r"cameras.uniform_angle_share must lie in \[0, 1\]"),
+    ],
+)
+def test_ranges_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        CameraConfig(**changes)
