@@ -133,7 +133,8 @@ class GroundTruth(Protocol):
 class Corpus(Protocol):
     """A fixed, ordered set of prompts: the same index is the same prompt on every machine."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -10,7 +10,9 @@ from amortized.cameras import CameraConfig, camera_rays, cameras_at, cameras_fro
 
 def one(azimuth: float, elevation: float, distance: float = 2.0, fovy: float = 60.0):
     values = (azimuth, elevation, distance, fovy)
-    azimuth_deg, elevation_deg, distance_, fovy_deg = (torch.tensor([[v]], dtype=torch.float64) for v in values)
+    azimuth_deg, elevation_deg, distance_, fovy_deg = (
+        torch.tensor([[v]], dtype=torch.float64) for v in values
+    )
     return cameras_at(
         azimuth_deg=azimuth_deg, elevation_deg=elevation_deg, distance=distance_, fovy_deg=fovy_deg
     )
@@ -63,7 +65,9 @@ def test_rays_are_prompt_then_view_then_row_major():
     together = camera_rays(cameras, 2, 2)
     for prompt in range(2):
         for view in range(3):
-            part = {name: value[prompt : prompt + 1, view : view + 1] for name, value in vars(cameras).items()}
+            part = {
+                name: value[prompt : prompt + 1, view : view + 1] for name, value in vars(cameras).items()
+            }
             alone = camera_rays(type(cameras)(**part), 2, 2)
             rows = slice(4 * view, 4 * view + 4)
             torch.testing.assert_close(together.directions[prompt, rows], alone.directions[0])

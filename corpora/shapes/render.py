@@ -38,8 +38,14 @@ class Light:
 
 
 def render_truth(
-    truth: GroundTruth, cameras: Cameras, size: int, *, light: Light | None = None,
-    background: Tensor, supersample: int = 1, tolerance: float = 1e-3,
+    truth: GroundTruth,
+    cameras: Cameras,
+    size: int,
+    *,
+    light: Light | None = None,
+    background: Tensor,
+    supersample: int = 1,
+    tolerance: float = 1e-3,
 ) -> Tensor:
     """Images [V, size, size, 3] of one scene from cameras [1, V] over backgrounds [V, 3].
 

@@ -104,8 +104,11 @@ def _revolve(profile: Points, spacing: float) -> Points:
 
 
 def _faces(
-    faces: list[tuple[int, int, int]], corners: list[tuple[float, float, float]], spacing: float,
-    *, parallelogram: bool = False,
+    faces: list[tuple[int, int, int]],
+    corners: list[tuple[float, float, float]],
+    spacing: float,
+    *,
+    parallelogram: bool = False,
 ) -> Points:
     """Grids over triangles, or over the parallelograms that the triangles are halves of."""
     pieces = []

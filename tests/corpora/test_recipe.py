@@ -127,9 +127,7 @@ def test_plan_of_the_two_sets():
         assert [n for _, n in scenes[:64]] == [config.views_single] * 64
         assert len(set(descriptions)) == len(scenes) == 64 + 64 + 128 + config.num_pairs
         assert all(description.determined for description in descriptions)
-    judge, teacher = (
-        {description for description, _ in plan(config)[256:]} for config in (JUDGE, TEACHER)
-    )
+    judge, teacher = ({description for description, _ in plan(config)[256:]} for config in (JUDGE, TEACHER))
     assert len(judge & teacher) < 0.05 * len(teacher)  # independent draws of 110,016 share about 1 %
 
 
@@ -217,8 +215,16 @@ def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_
         return loss, {"rms": loss.sqrt().item()}
 
     scores = run_stage(
-        name="line", folder=folder, modules=model, steps=12, save_every=5, learning_rate=0.05, ema_decay=0.9,
-        step_fn=step_fn, score=score and (lambda: score(model)), score_every=score_every,
+        name="line",
+        folder=folder,
+        modules=model,
+        steps=12,
+        save_every=5,
+        learning_rate=0.05,
+        ema_decay=0.9,
+        step_fn=step_fn,
+        score=score and (lambda: score(model)),
+        score_every=score_every,
     )
     return model, seen, scores
 

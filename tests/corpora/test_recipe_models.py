@@ -92,8 +92,10 @@ def noise() -> ImageSet:
     descriptions = [description for description, _ in plan(dataclasses.replace(JUDGE, num_pairs=84))]
     random = torch.Generator().manual_seed(0)
     return ImageSet(
-        images=torch.randint(256, (340, 64, 64, 3), generator=random).byte(), scene=torch.arange(340),
-        view=torch.randint(4, (340,), generator=random), descriptions=descriptions,
+        images=torch.randint(256, (340, 64, 64, 3), generator=random).byte(),
+        scene=torch.arange(340),
+        view=torch.randint(4, (340,), generator=random),
+        descriptions=descriptions,
     )
 
 
@@ -102,7 +104,9 @@ def clip_folder(noise, tmp_path_factory) -> Path:
     """The folder that two steps of training leave."""
     folder = tmp_path_factory.mktemp("clip")
     plain = ImageSet(
-        images=noise.images[:64], scene=noise.scene[:64], view=noise.view[:64],
+        images=noise.images[:64],
+        scene=noise.scene[:64],
+        view=noise.view[:64],
         descriptions=noise.descriptions[:64],
     )
     with pytest.MonkeyPatch.context() as patch:

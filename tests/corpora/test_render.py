@@ -49,7 +49,9 @@ def truth_from(text: str) -> ShapesTruth:
 def cameras(*directions_deg: tuple[float, float]) -> Cameras:
     azimuth, elevation = torch.tensor(directions_deg).T[:, None]
     return cameras_at(
-        azimuth_deg=azimuth, elevation_deg=elevation, distance=torch.full_like(azimuth, DISTANCE),
+        azimuth_deg=azimuth,
+        elevation_deg=elevation,
+        distance=torch.full_like(azimuth, DISTANCE),
         fovy_deg=torch.full_like(azimuth, FOVY_DEG),
     )
 
@@ -62,9 +64,13 @@ def rendered(text: str, **settings) -> Tensor:
 def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
     """The same image by small steps and bisection in float64, 8 x 8 rays a pixel, no distances used."""
     truth, (azimuth, elevation) = truth_from(text), map(math.radians, SCENES[text])
-    outward = torch.tensor([
-        math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)
-    ]).double()
+    outward = torch.tensor(
+        [
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        ]
+    ).double()
     right = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).double(), outward)
     right = right / right.norm()
     up = torch.linalg.cross(outward, right)
@@ -116,8 +122,12 @@ def test_finer_rays_come_nearer_to_the_slow_marcher(text: str):
 def covered(radius: float, size: int, tolerance: float) -> Tensor:
     """The share [size, size] of each pixel that a ball of that radius covers."""
     images = render_truth(
-        Ball(radius), cameras((30.0, 40.0)), size, light=Light(ambient=1.0, diffuse=0.0),
-        background=torch.zeros(1, 3), tolerance=tolerance,
+        Ball(radius),
+        cameras((30.0, 40.0)),
+        size,
+        light=Light(ambient=1.0, diffuse=0.0),
+        background=torch.zeros(1, 3),
+        tolerance=tolerance,
     )
     return images[0, :, :, 0]
 
@@ -179,11 +189,18 @@ def test_different_fields_of_view_in_one_batch():
     near = cameras((0.0, 0.0), (0.0, 0.0))
     half = math.tan(math.radians(FOVY_DEG / 2))
     mixed = Cameras(
-        c2w=near.c2w, fovy_deg=torch.tensor([[FOVY_DEG, 2 * math.degrees(math.atan(half / 2))]]),
-        azimuth_deg=near.azimuth_deg, elevation_deg=near.elevation_deg, distance=near.distance,
+        c2w=near.c2w,
+        fovy_deg=torch.tensor([[FOVY_DEG, 2 * math.degrees(math.atan(half / 2))]]),
+        azimuth_deg=near.azimuth_deg,
+        elevation_deg=near.elevation_deg,
+        distance=near.distance,
     )
     images = render_truth(
-        Ball(0.4), mixed, SIZE, light=Light(ambient=1.0, diffuse=0.0), background=torch.zeros(2, 3),
+        Ball(0.4),
+        mixed,
+        SIZE,
+        light=Light(ambient=1.0, diffuse=0.0),
+        background=torch.zeros(2, 3),
         tolerance=EXACT,
     )
     assert images[1].sum().item() == pytest.approx(4 * images[0].sum().item(), rel=0.02)

@@ -36,8 +36,10 @@ def look(truth: ShapesTruth, *azimuths_deg: float) -> torch.Tensor:
     """Images [V, 64, 64, 3] of the bare colours over black, from the height of the origin."""
     azimuth = torch.tensor([azimuths_deg])
     cameras = cameras_at(
-        azimuth_deg=azimuth, elevation_deg=torch.zeros_like(azimuth),
-        distance=torch.full_like(azimuth, 2.6), fovy_deg=torch.full_like(azimuth, 38.0),
+        azimuth_deg=azimuth,
+        elevation_deg=torch.zeros_like(azimuth),
+        distance=torch.full_like(azimuth, 2.6),
+        fovy_deg=torch.full_like(azimuth, 38.0),
     )
     return render_truth(truth, cameras, 64, light=FLAT, background=torch.zeros(len(azimuths_deg), 3))
 

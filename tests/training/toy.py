@@ -1,6 +1,6 @@
 """A whole training in miniature: an exact Gaussian-mixture prior, a small generator, seconds a run.
 
-Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON`.
+Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON [DEVICE]`.
 """
 
 from __future__ import annotations
@@ -65,8 +65,12 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         ),
         **changes,
     )
-    prior = GaussianMixturePrior(means=target_images(), stds=torch.full((len(TEXTS),), 0.2))
+    device = world.device if world else "cpu"
+    prior = GaussianMixturePrior(
+        means=target_images().to(device), stds=torch.full((len(TEXTS),), 0.2, device=device)
+    )
     renderer = RendererConfig(num_coarse=8, num_fine=6, merge_coarse=False)
+    world = world or World()
     torch.manual_seed(0)
     grid = HashGridConfig(
         num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
@@ -85,11 +89,11 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     )
     return Trainer(
         settings,
-        world=world or World(),
+        world=world,
         corpus=prompt_list(TEXTS, "toy"),
         guidance=Guidance(prior, guidance),
-        bank=TextBank(ColourEncoder()),
-        generator=generator,
+        bank=TextBank(ColourEncoder(), device=world.device),
+        generator=generator.to(world.device),
     )
 
 
@@ -103,5 +107,5 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    with join_world("cpu") as joined:
+    with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu") as joined:
         make_trainer(Path(sys.argv[1]), joined, **json.loads(sys.argv[2])).train(quiet=True)

@@ -31,10 +31,18 @@ def model_config(vocabulary: int) -> dict:
     return {
         "embed_dim": 64,
         "vision_cfg": {
-            "image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 48, "patch_size": None,
+            "image_size": 64,
+            "layers": [1, 1, 1, 1],
+            "width": 24,
+            "head_width": 48,
+            "patch_size": None,
         },
         "text_cfg": {
-            "context_length": CONTEXT_LENGTH, "vocab_size": vocabulary, "width": 96, "heads": 4, "layers": 2,
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": vocabulary,
+            "width": 96,
+            "heads": 4,
+            "layers": 2,
             "hf_tokenizer_name": "tokenizer",
         },
     }
@@ -96,18 +104,35 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
         return accuracy(model, tokenizer, held)
 
     scores = run_stage(
-        name="clip", folder=folder, modules=model, steps=steps, learning_rate=2e-3, step_fn=step_fn,
-        score=score, score_every=500, ema_decay=0.995,
+        name="clip",
+        folder=folder,
+        modules=model,
+        steps=steps,
+        learning_rate=2e-3,
+        step_fn=step_fn,
+        score=score,
+        score_every=500,
+        ema_decay=0.995,
     )
     return model, tokenizer, scores
 
 
 def draw_held_out() -> ImageSet:
     """Exact renders of the 64 plain sentences that no training draw contains (another seed)."""
-    return draw(DrawConfig(
-        seed=3, views_single=8, views_marked=0, views_sized=0, num_pairs=0, distance=JUDGE.distance,
-        fovy_deg=JUDGE.fovy_deg, background=JUDGE.background, coloured_background=True, random_light=True,
-    ))
+    return draw(
+        DrawConfig(
+            seed=3,
+            views_single=8,
+            views_marked=0,
+            views_sized=0,
+            num_pairs=0,
+            distance=JUDGE.distance,
+            fovy_deg=JUDGE.fovy_deg,
+            background=JUDGE.background,
+            coloured_background=True,
+            random_light=True,
+        )
+    )
 
 
 @torch.no_grad()

@@ -43,8 +43,16 @@ class DrawConfig:
 
 TEACHER = DrawConfig(seed=1)
 JUDGE = DrawConfig(
-    seed=2, views_single=96, views_marked=40, views_sized=10, num_pairs=1000, views_pair=6,
-    distance=(2.3, 3.0), fovy_deg=(34.0, 42.0), background=(0.0, 1.0), coloured_background=True,
+    seed=2,
+    views_single=96,
+    views_marked=40,
+    views_sized=10,
+    num_pairs=1000,
+    views_pair=6,
+    distance=(2.3, 3.0),
+    fovy_deg=(34.0, 42.0),
+    background=(0.0, 1.0),
+    coloured_background=True,
     random_light=True,
 )
 
@@ -107,8 +115,10 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
         which < 0.74, between(-20, 58), torch.where(which < 0.87, between(-60, -20), between(58, 85))
     )
     cameras = cameras_at(
-        azimuth_deg=between(-180, 180), elevation_deg=elevation,
-        distance=between(*config.distance), fovy_deg=between(*config.fovy_deg),
+        azimuth_deg=between(-180, 180),
+        elevation_deg=elevation,
+        distance=between(*config.distance),
+        fovy_deg=between(*config.fovy_deg),
     )
     low, high = config.background
     channels = 3 if config.coloured_background else 1

@@ -51,8 +51,13 @@ def make_linear(vae, mean: Tensor, projection: Tensor) -> None:
             nn.init.zeros_(residual.conv2.weight)
             nn.init.zeros_(residual.conv2.bias)
     convolutions = [
-        encoder.conv_in, first.downsamplers[0].conv, second.resnets[0].conv_shortcut,
-        second.downsamplers[0].conv, third.resnets[0].conv_shortcut, encoder.conv_out, vae.quant_conv,
+        encoder.conv_in,
+        first.downsamplers[0].conv,
+        second.resnets[0].conv_shortcut,
+        second.downsamplers[0].conv,
+        third.resnets[0].conv_shortcut,
+        encoder.conv_out,
+        vae.quant_conv,
     ]
     for convolution in convolutions:
         nn.init.zeros_(convolution.weight)

@@ -30,9 +30,14 @@ def build_vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        sample_size=64, mid_block_add_attention=False,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        sample_size=64,
+        mid_block_add_attention=False,
     )
 
 
@@ -40,30 +45,51 @@ def build_unet():
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(64, 128, 128), layers_per_block=1,
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16, use_linear_projection=True,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
     )
 
 
 def build_text_encoder(tokenizer):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=CONTEXT_LENGTH,
-        projection_dim=TEXT_WIDTH, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT_LENGTH,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def build_scheduler():
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-        prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
         timestep_spacing="trailing",
     )
 
@@ -94,7 +120,9 @@ def train_decoder(folder: Path, data: ImageSet, vae, steps: int, batch: int = 16
         loss = residual.abs().mean() + 2 * residual.square().mean()
         return loss, {"mse": residual.square().mean().item()}
 
-    run_stage(name="decoder", folder=folder, modules=decoder, steps=steps, learning_rate=1.5e-3, step_fn=step_fn)
+    run_stage(
+        name="decoder", folder=folder, modules=decoder, steps=steps, learning_rate=1.5e-3, step_fn=step_fn
+    )
 
 
 @torch.no_grad()
@@ -138,10 +166,18 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
         loss_words = functional.cross_entropy(words, tokens.view(-1))
         return loss_v + 0.05 * loss_words, {"v": loss_v.item(), "words": loss_words.item()}
 
-    run_score = None if score is None else (lambda: score(assemble(tokenizer, text_encoder, vae, unet, scheduler)))
+    run_score = (
+        None if score is None else (lambda: score(assemble(tokenizer, text_encoder, vae, unet, scheduler)))
+    )
     scores = run_stage(
-        name="denoiser", folder=folder, modules=modules, steps=steps, learning_rate=1e-3, step_fn=step_fn,
-        score=run_score, score_every=1000,
+        name="denoiser",
+        folder=folder,
+        modules=modules,
+        steps=steps,
+        learning_rate=1e-3,
+        step_fn=step_fn,
+        score=run_score,
+        score_every=1000,
     )
     return assemble(tokenizer, text_encoder, vae, unet, scheduler), scores
 
@@ -151,8 +187,14 @@ def assemble(tokenizer, text_encoder, vae, unet, scheduler):
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -189,6 +231,12 @@ def make_prior(work: Path, output: Path, clip: Path) -> None:
     pipe, _ = train_denoiser(work, data, vae, STEPS, BATCH, score=lambda pipe: score_prior(pipe, judge))
     figures = score_prior(pipe, judge, marked_every=1)
     pipe.to(torch.float16).save_pretrained(output)
-    details = {"images": len(data.images), "decoder_steps": DECODER_STEPS, "steps": STEPS, "batch": BATCH, "seed": SEED}
+    details = {
+        "images": len(data.images),
+        "decoder_steps": DECODER_STEPS,
+        "steps": STEPS,
+        "batch": BATCH,
+        "seed": SEED,
+    }
     write_card(output, "Shapes prior", CARD.format(**details), figures)
     print(f"{output}: {figures}")

@@ -35,9 +35,17 @@ class Ema:
 
 
 def run_stage(
-    *, name: str, folder: Path, modules: nn.Module, steps: int, learning_rate: float,
-    step_fn: Callable[[int], tuple[Tensor, dict[str, float]]], ema_decay: float = 0.999,
-    save_every: int = 250, score_every: int = 0, score: Callable[[], dict[str, float]] | None = None,
+    *,
+    name: str,
+    folder: Path,
+    modules: nn.Module,
+    steps: int,
+    learning_rate: float,
+    step_fn: Callable[[int], tuple[Tensor, dict[str, float]]],
+    ema_decay: float = 0.999,
+    save_every: int = 250,
+    score_every: int = 0,
+    score: Callable[[], dict[str, float]] | None = None,
     weight_decay: float = 0.01,
 ) -> dict[str, Any]:
     """Train `modules` for `steps` and leave their averaged weights in them; returns the last scores.
@@ -46,7 +54,9 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file, log_file = folder / f"{name}.pt", folder / f"{name}.jsonl"
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        modules.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05, final_div_factor=100
     )
@@ -73,10 +83,17 @@ def run_stage(
             scores = score()
             modules.load_state_dict(live)
         if done % save_every == 0 or done == steps:
-            _save(state_file, {
-                "modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow,
-                "schedule": schedule.state_dict(), "step": done, "scores": scores,
-            })
+            _save(
+                state_file,
+                {
+                    "modules": modules.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.shadow,
+                    "schedule": schedule.state_dict(),
+                    "step": done,
+                    "scores": scores,
+                },
+            )
             line = {"step": done, "loss": loss.item(), **metrics, **scores}
             with log_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")

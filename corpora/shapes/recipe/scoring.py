@@ -38,7 +38,10 @@ def sample(pipe, prompts: list[str], seed: int = 0) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     random = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     return pipe(
-        prompts, num_inference_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, generator=random,
+        prompts,
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=random,
         output_type="pt",
     ).images.float()
 
