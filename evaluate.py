@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, help="evaluate these sentences instead, one a line")
     parser.add_argument("--prompt", help="evaluate this sentence instead")
     parser.add_argument("--output", type=Path, help="where to write (default: RUN/evaluation)")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)
     with one_sentence_errors("evaluate.py"), torch.no_grad():
         if not (given.run / "config.yaml").exists():
             raise ValueError(f"{given.run} holds no run: train one first (python train.py CONFIG)")

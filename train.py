@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over the preset's")
     parser.add_argument("--resume", action="store_true", help="go on with the run that `output` holds")
     parser.add_argument("--dry-run", action="store_true", help="show settings, parts and costs, and stop")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)
     with one_sentence_errors("train.py"):
         config = settings.load(RunConfig, given.config, given.overrides)
         corpus = corpus_of(config)

@@ -278,12 +278,19 @@ def _to(values, device: torch.device):
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGINT and SIGTERM only set a flag, so that a step is finished and saved first."""
+    """Within, a first SIGINT or SIGTERM only sets a flag, so that the step is finished and saved; a
+    second one interrupts at once."""
     received: list[int] = []
     kept = {}
+
+    def receive(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            kept[number] = signal.signal(number, lambda number, frame: received.append(number))
+            kept[number] = signal.signal(number, receive)
         except ValueError:  # not the main thread: signals are somebody else's business
             pass
     try:
