@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from amortized.cameras import VIEW_NAMES, cameras_at, view_index
+from amortized.files import atomic_path
 from amortized.random import derive_seed
 from corpora.shapes.grammar import NUM_PAIRS, SIZED_ITEMS, Description, Item, marked, pair, sentence, singles
 from corpora.shapes.render import Light, render_truth
@@ -81,12 +83,14 @@ def plan(config: DrawConfig) -> list[tuple[Description, int]]:
 
 
 def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
-    """Draw (or load from `cache`) the whole image set; a function of the config alone."""
+    """Draw (or load from `cache`) the whole image set; a function of the config alone.
+
+    A cache that another config made is drawn anew: it would train on other images without a word.
+    """
     scenes = plan(config)
     descriptions = [description for description, _ in scenes]
-    if cache is not None and cache.exists():
-        stored = load_file(cache)
-        return ImageSet(**stored, descriptions=descriptions)
+    if cache is not None and cache.exists() and _made_by(cache) == repr(config):
+        return ImageSet(**load_file(cache), descriptions=descriptions)
     images, scene, view = [], [], []
     for index, (description, num_views) in enumerate(tqdm(scenes, desc="drawing scenes", mininterval=5)):
         truth = truth_of(description)
@@ -98,11 +102,14 @@ def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
             scene.append(torch.full_like(views, index))
     stored = {"images": torch.cat(images), "scene": torch.cat(scene), "view": torch.cat(view)}
     if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(".partial")
-        save_file(stored, partial)
-        partial.replace(cache)
+        with atomic_path(cache) as partial:
+            save_file(stored, partial, metadata={"config": repr(config)})
     return ImageSet(**stored, descriptions=descriptions)
+
+
+def _made_by(cache: Path) -> str | None:
+    with safe_open(cache, "pt") as file:
+        return (file.metadata() or {}).get("config")
 
 
 def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from amortized.files import atomic_path
 from amortized.random import generator_for
 
 
@@ -114,9 +114,5 @@ def chunks(items: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        torch.save(state, partial)
