@@ -105,5 +105,6 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with capsys.disabled():
         print(
-            f"\nload {loaded - started:.0f} s, steps {first - loaded:.0f} s and {done - first:.0f} s, peak memory {peak:.1f} GiB"
+            f"\nload {loaded - started:.0f} s, steps {first - loaded:.0f} s and {done - first:.0f} s, "
+            f"peak memory {peak:.1f} GiB"
         )
