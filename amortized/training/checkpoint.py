@@ -9,7 +9,6 @@ the right name is always complete. Tensors are read with safetensors or `weights
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from amortized.files import sync
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -43,11 +44,11 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int)
     torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
     (partial / "state.json").write_text(json.dumps({"step": step}) + "\n")
     for file in [*partial.iterdir(), partial]:
-        _flush(file)
+        sync(file)
     if final.exists():  # the same step again, after a resume: same content
         shutil.rmtree(final)
     partial.rename(final)
-    _flush(folder)
+    sync(folder)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -101,11 +102,3 @@ def generator_weights(run: Path) -> Path:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
