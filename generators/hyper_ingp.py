@@ -80,11 +80,11 @@ class HyperINGP(nn.Module):
     def _reset_parameters(self, first: nn.Linear, last: nn.Linear) -> None:
         """Xavier-normal weights and zero biases as published, with one change.
 
-        The rows that write the heads' last layers start at zero, so that every prompt starts as
-        exactly the sphere, in mid-grey. Published starts come close because the grid's features
-        start at 1e-4; with positions or a shared layer the features are of order 1, and random
-        last layers would start from blobs that differ by prompt and may leave the bounding ball.
-        The layers before stay random, so gradients reach the last layers at the first step.
+        The rows that write the heads' last layers start a hundred times smaller, so that every
+        prompt starts as the sphere, in mid-grey. Published starts come close because the grid's
+        features start at 1e-4; with positions or a shared layer the features are of order 1, and
+        full-size last layers would start from blobs that differ by prompt and may leave the
+        bounding ball. Not at zero: the first gradient is to reach the grid, too.
         """
         nn.init.xavier_normal_(first.weight)
         nn.init.xavier_normal_(last.weight)
@@ -92,7 +92,7 @@ class HyperINGP(nn.Module):
         end = 0
         for widths, count in zip(self.config.head_widths, self.num_weights, strict=True):
             end += count
-            last.weight[end - widths[-2] * widths[-1] : end] = 0.0
+            last.weight[end - widths[-2] * widths[-1] : end] *= 0.01
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> HyperINGPScene:
         """Scenes of text.pooled [P, D]; z is ignored."""

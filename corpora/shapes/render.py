@@ -45,13 +45,13 @@ def render_truth(
     light: Light | None = None,
     background: Tensor,
     supersample: int = 1,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-5,
 ) -> Tensor:
     """Images [V, size, size, 3] of one scene from cameras [1, V] over backgrounds [V, 3].
 
     Rays stop within `tolerance` of the eroded surface, so that up to tolerance / pixel width of the
-    background shines through: on average 2 % at 64 pixels. Reference images take 1e-5 and a
-    `supersample`, which renders that many times finer and averages.
+    background shines through. Reference images take a `supersample`, which renders that many times
+    finer and averages.
     """
     fine = size * supersample
     rays = camera_rays(cameras, fine, fine)

@@ -15,7 +15,6 @@ from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import ShapesTruth, truth_of
 
 SIZE, DISTANCE, FOVY_DEG = 24, 2.6, 38.0
-EXACT = 1e-5  # tolerance
 GREY = torch.tensor([0.4, 0.5, 0.6])
 SCENES = {  # sentence: azimuth, elevation
     "a red cube": (35.0, 25.0),
@@ -114,12 +113,12 @@ def test_equals_the_slow_marcher(text: str):
 
 @pytest.mark.parametrize("text", SCENES)
 def test_finer_rays_come_nearer_to_the_slow_marcher(text: str):
-    images = [rendered(text, supersample=n, tolerance=EXACT) for n in (1, 2, 6)]
+    images = [rendered(text, supersample=n) for n in (1, 2, 6)]
     coarse, fine, finest = ((image - marched(text)).abs().mean().item() for image in images)
     assert coarse > 1.5 * fine and fine > 1.8 * finest and finest < 0.0025
 
 
-def covered(radius: float, size: int, tolerance: float) -> Tensor:
+def covered(radius: float, size: int, tolerance: float = 1e-5) -> Tensor:
     """The share [size, size] of each pixel that a ball of that radius covers."""
     images = render_truth(
         Ball(radius),
@@ -141,7 +140,7 @@ def disc_px(radius: float, size: int) -> float:
 @pytest.mark.parametrize("radius", [0.3, 0.56, 0.8])
 def test_a_ball_covers_the_area_of_its_disc(radius: float, size: int):
     disc = disc_px(radius, size)
-    shares = covered(radius, size, EXACT)
+    shares = covered(radius, size)
     # A rim that fades from full to empty over one pixel adds 1 / 12 to the square of the radius.
     assert shares.sum().item() == pytest.approx(math.pi * (disc**2 + 1 / 12), rel=0.01)
     row, column = torch.meshgrid(*[torch.arange(size) + 0.5 - size / 2] * 2, indexing="ij")
@@ -152,7 +151,7 @@ def test_a_ball_covers_the_area_of_its_disc(radius: float, size: int):
 
 
 def test_background_shines_through_by_the_tolerance():
-    """What the default tolerance costs: less than tolerance / pixel width in every full pixel."""
+    """Less than tolerance / pixel width in every full pixel: the reason for so small a default."""
     shares = covered(0.56, 64, 1e-3)
     loss = 1 - shares[shares > 0.9]
     nearest_px = 2 * math.tan(math.radians(FOVY_DEG / 2)) / 64 * (DISTANCE - 0.56)
@@ -201,7 +200,6 @@ def test_different_fields_of_view_in_one_batch():
         SIZE,
         light=Light(ambient=1.0, diffuse=0.0),
         background=torch.zeros(2, 3),
-        tolerance=EXACT,
     )
     assert images[1].sum().item() == pytest.approx(4 * images[0].sum().item(), rel=0.02)
 

@@ -47,12 +47,12 @@ def test_every_prompt_starts_as_the_mid_grey_sphere(config: HyperINGPConfig):
     assert scene.bounding_radius == config.bounding_radius
     points = config.bounding_radius * (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
     sdf, albedo = scene.sdf_and_radiance(points)
-    torch.testing.assert_close(sdf, points.norm(dim=-1) - config.sphere_radius)
-    assert torch.all(albedo == 0.5)
+    torch.testing.assert_close(sdf, points.norm(dim=-1) - config.sphere_radius, rtol=0, atol=0.005)
+    torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.005)
 
 
-def test_the_first_gradient_reaches_the_hypernetwork():
-    """A zero start must not be a dead one: two steps must move prompts apart and train every layer."""
+def test_the_first_gradient_reaches_every_layer():
+    """A quiet start must not be a dead one: one step trains every layer, two move prompts apart."""
     torch.manual_seed(0)
     generator = HyperINGP(SMALL, TEXT_DIM)
     text, points = text_of(torch.randn(2, TEXT_DIM)), torch.rand(2, 200, 3) - 0.5
@@ -61,8 +61,8 @@ def test_the_first_gradient_reaches_the_hypernetwork():
         optimizer.zero_grad()
         sdf, albedo = generator(text).sdf_and_radiance(points)
         (sdf[0].square().mean() + (albedo[1] - 0.9).square().mean()).backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in generator.parameters())
         optimizer.step()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in generator.parameters())
     sdf, albedo = generator(text).sdf_and_radiance(points)
     assert (sdf[0] - sdf[1]).abs().mean() > 1e-3
     assert albedo[1].mean() > 0.51

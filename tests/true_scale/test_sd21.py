@@ -79,7 +79,7 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
             f"prior={folder}",
             "prior.dtype=float32",
             f"corpus={prompts}",
-            "trainer.steps=2",
+            "trainer.steps=1",
             "device=cpu",
         ],
     )
@@ -91,10 +91,7 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
         config, world=World(), corpus=corpus_of(config), guidance=guidance, bank=bank, generator=generator
     )
     loaded = time.perf_counter()
-    # The heads' last layers start at zero, so the layers before them get a gradient from the second step.
-    trainer._step(0, interrupted=False)
-    first = time.perf_counter()
-    record = trainer._step(1, interrupted=False)
+    record = trainer._step(0, interrupted=False)
     done = time.perf_counter()
     generator = trainer.state.generator
     for name in ("grid.table", "hypernet.0.weight", "hypernet.3.weight"):
@@ -104,7 +101,4 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     assert numbers["denoiser_calls"] == 5 and all(value == value for value in numbers.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with capsys.disabled():
-        print(
-            f"\nload {loaded - started:.0f} s, steps {first - loaded:.0f} s and {done - first:.0f} s, "
-            f"peak memory {peak:.1f} GiB"
-        )
+        print(f"\nload {loaded - started:.0f} s, step {done - loaded:.0f} s, peak memory {peak:.1f} GiB")

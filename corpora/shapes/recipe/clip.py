@@ -88,6 +88,8 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
         scenes = deal(weight, batch, random)
         picks = [members[s][torch.randint(len(members[s]), (), generator=random)] for s in scenes.tolist()]
         images = data.images[torch.stack(picks)]
+        if step % 2:  # every sentence is as true in the mirror
+            images = images.flip(2)
         if step % 3 == 0:  # renders and samples are softer than exact images: the judge must not mind
             small = functional.interpolate(images.permute(0, 3, 1, 2).float(), scale_factor=0.5, mode="area")
             soft = functional.interpolate(small, scale_factor=2.0, mode="bilinear")
@@ -167,7 +169,7 @@ tower, own word vocabulary): the embedded judge of evaluations.
 
 Figures: exact renders of a third draw, each given back its sentence among the 64 shape-colour sentences.
 """
-STEPS, BATCH = 1800, 96
+STEPS, BATCH = 5000, 96
 
 
 def make_clip(work: Path, output: Path) -> None:

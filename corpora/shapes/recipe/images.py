@@ -46,7 +46,7 @@ class DrawConfig:
 TEACHER = DrawConfig(seed=1)
 JUDGE = DrawConfig(
     seed=2,
-    views_single=96,
+    views_single=192,
     views_marked=40,
     views_sized=10,
     num_pairs=1000,

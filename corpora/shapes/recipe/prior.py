@@ -219,7 +219,7 @@ Figures: one sample for each of the 64 shape-colour sentences, 25 DDIM steps at 
 back by the embedded CLIP among all 64; `view` is the share of (front, back) pairs of samples of marked
 sentences in which the front one shows the mark more.
 """
-DECODER_STEPS, STEPS, BATCH = 2000, 2400, 32
+DECODER_STEPS, STEPS, BATCH = 3000, 5000, 32
 
 
 def make_prior(work: Path, output: Path, clip: Path) -> None:

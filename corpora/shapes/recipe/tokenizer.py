@@ -18,14 +18,17 @@ def words() -> list[str]:
 
 
 def build_tokenizer():
-    """A `transformers.CLIPTokenizer` with single characters, one merge path per word, BOS and EOS.
+    """A `transformers.CLIPTokenizer` with single bytes, one merge path per word, BOS and EOS.
+
+    All 256 bytes are in: a letter that were not would become EOS, and cut the sentence off there.
 
     Merges are made by simulating BPE: the merges so far are applied to each new word and only what
     is left gets new ones. They come last, so that earlier words stay whole.
     """
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    characters = [chr(c) for c in range(33, 127)]
+    characters = sorted(ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
     for word in words():
         pieces = _apply([*word[:-1], f"{word[-1]}</w>"], merges)
