@@ -11,7 +11,7 @@ from pathlib import Path
 PRESETS = Path(__file__).resolve().parents[1] / "configs"
 
 
-def parser_for(name: str, description: str) -> argparse.ArgumentParser:
+def parser_for(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser that prints the description as it is written, and the presets below it."""
     return argparse.ArgumentParser(
         prog=f"python {name}",
@@ -35,7 +35,7 @@ def list_presets() -> str:
 def one_sentence_errors(name: str) -> Iterator[None]:
     """What the user can mend is said in one sentence on stderr, with exit status 2 (1 for a run that
     had to stop); anything else is a defect of ours and keeps its traceback."""
-    from amortized.training.trainer import TrainingStopped
+    from amortized.training.watch import TrainingStopped
 
     try:
         yield

@@ -7,7 +7,8 @@ from amortized.training.optim import OptimizerConfig
 from amortized.training.runs import describe, open_run
 from amortized.training.sampler import Sampler
 from amortized.training.settings import TrainerConfig, TrainingSettings
-from amortized.training.trainer import Trainer, TrainingStopped
+from amortized.training.trainer import Trainer
+from amortized.training.watch import TrainingStopped
 
 __all__ = [
     "LossConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,11 @@ class World:
         """Wait until every process is here; used after work that only rank 0 does."""
         if self.size > 1:
             dist.barrier()
+
+
+def to_device(values: Any, device: torch.device) -> Any:
+    """A dataclass of tensors, on another device."""
+    return replace(values, **{name: value.to(device) for name, value in vars(values).items()})
 
 
 @contextmanager

@@ -37,10 +37,11 @@ def regularization(render: Render, config: LossConfig, progress: float) -> dict[
     """Weighted terms, scalars, means over prompts: equal however prompts are dealt to processes."""
     samples = render.samples
     assert samples is not None, "regularizers read the samples of a training render"
+    gradient = samples.gradient  # there where the trainer asked for normals: where eikonal weighs
     terms = {
         "sparsity": lambda: regularizers.sparsity(render.opacity),
         "opaque": lambda: regularizers.opaque(render.opacity),
-        "eikonal": lambda: regularizers.eikonal(samples.gradient, samples.seen),
+        "eikonal": lambda: regularizers.eikonal(gradient, samples.seen),  # type: ignore
         "opacity_floor": lambda: regularizers.opacity_floor(render.opacity, config.floor),
         "opacity_cap": lambda: regularizers.opacity_cap(render.opacity, config.cap),
         "inside": lambda: regularizers.inside_hinge(samples.sdf),

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from amortized.cameras import orbit
 from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
-from amortized.media import save_grid
 from amortized.rendering import render
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
-from amortized.training.distributed import World
-from amortized.training.logs import RunLog
+from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
-from amortized.training.sampler import Batch, Sampler, batch_digest, slots_of
+from amortized.training.previews import save_preview
+from amortized.training.sampler import Batch, Sampler, slots_of
 from amortized.training.schedules import geometric_at, value_at
 from amortized.training.settings import TrainingSettings
+from amortized.training.watch import Record, Watch
 from amortized.types import Corpus
-
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why, and what the last good checkpoint is."""
 
 
 class Trainer:
@@ -88,10 +81,14 @@ class Trainer:
         Raises TrainingStopped on a non-finite loss or an emptied scene.
         """
         step, stop, pending = self._restore(), False, None
-        log = None
-        if self.world.is_main:
-            log = RunLog(self.folder, start=step, steps=self.config.steps, quiet=quiet)
-        watch = _Watch(self, log)
+        watch = Watch(
+            self.config,
+            self.world,
+            self.folder,
+            slots_per_step=self.slots_per_step,
+            start=step,
+            quiet=quiet,
+        )
         try:
             with _signals() as interrupted:
                 while step < self.config.steps and not stop:
@@ -110,7 +107,7 @@ class Trainer:
             watch.close()
         return step
 
-    def _step(self, step: int, interrupted: bool) -> _Record:
+    def _step(self, step: int, interrupted: bool) -> Record:
         """One optimizer step on the global batch of `step`, counted from 0."""
         progress = step / self.config.steps
         set_learning_rate(self.state.optimizer, self.settings.optimizer, step, self.config.steps)
@@ -119,28 +116,29 @@ class Trainer:
         for part, slots in enumerate(self.slots):
             batch = self.sampler.batch(step, slots, self.slots_per_step)
             last = part == len(self.slots) - 1
-            with nullcontext() if last or self.world.size == 1 else self.generator.no_sync():
+            with nullcontext() if last or self.world.size == 1 else self.generator.no_sync():  # type: ignore
                 terms = self._loss(batch, progress)
-                (terms["loss"] / len(self.slots)).backward()
+                loss: Tensor = terms["loss"] / len(self.slots)
+                loss.backward()
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(batch.digests)
         limit = self.settings.optimizer.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.state.generator.parameters(), limit)
         # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
-        self.state.optimizer.found_inf = (~norm.isfinite()).float()
+        self.state.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore
         self.state.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.state.generator, step)
-        mean = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         mean |= {"gradient_norm": norm, "interrupted": norm.new_tensor(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
-        return _Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
+        return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
 
     def _loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
         device = self.world.device
         texts = [self.text(index) for index in batch.prompt_indices]
-        cameras = _to(batch.cameras, device)
+        cameras = to_device(batch.cameras, device)
         scene = self.generator(self.bank.get(texts))
         size = self.config.render_size
         image = render(
@@ -157,11 +155,11 @@ class Trainer:
         )
         latents = self.guidance.prior.encode(image.rgb.flatten(0, 1))
         taught = self.guidance(
-            latents, self.bank.views(texts, batch.cameras), _to(batch.draws, device), progress, cameras
+            latents, self.bank.views(texts, batch.cameras), to_device(batch.draws, device), progress, cameras
         )
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
         return {
-            "loss": sum(terms.values()),
+            "loss": torch.stack(list(terms.values())).sum(),
             **terms,
             "opacity": image.opacity.detach().mean(),
             **{f"guidance/{name}": value for name, value in taught.metrics.items()},
@@ -179,101 +177,20 @@ class Trainer:
             save_checkpoint(self.folder / "checkpoints", step, self.state, keep=self.config.keep_checkpoints)
         self.world.barrier()
 
-    @torch.no_grad()
     def _preview(self, step: int) -> None:
-        """A grid of PNGs, a row per prompt, four sides of each."""
         if self.world.is_main:
             num = min(self.config.preview_prompts, self.sampler.num_prompts)
-            cameras, rows = self.sampler.cameras, []
-            sides = orbit(
-                1,
-                4,
-                elevation_deg=20.0,
-                distance=sum(cameras.distance) / 2,
-                fovy_deg=sum(cameras.fovy_deg) / 2,
-                start_azimuth_deg=20.0,
-            )
-            sides = _to(sides, self.world.device)
-            grey = sides.c2w.new_full((1, 4, 3), 0.5)
-            for index in range(num):
-                scene = (self.state.ema or self.state.generator)(self.bank.get([self.text(index)]))
-                rows.append(
-                    render(
-                        scene,
-                        sides,
-                        64,
-                        64,
-                        config=self.settings.renderer,
-                        background=grey,
-                        training=False,
-                        sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
-                    )
-                    .rgb[0]
-                    .cpu()
-                )
-            save_grid(
+            save_preview(
                 self.folder / "previews" / f"step_{step:06d}.png",
-                torch.cat(rows),
-                columns=4 * (1 + (num > 4)),
+                self.state.ema or self.state.generator,
+                self.bank,
+                [self.text(index) for index in range(num)],
+                cameras=self.sampler.cameras,
+                renderer=self.settings.renderer,
+                sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
+                device=self.world.device,
             )
         self.world.barrier()
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What a finished step leaves: numbers still on the device, averaged over processes."""
-
-    step: int  # counted from 1
-    names: list[str]
-    values: Tensor  # one per name
-    digests: Tensor  # int64, one per slot of this process
-
-
-class _Watch:
-    """Logs finished steps and judges them, alike on every process."""
-
-    def __init__(self, trainer: Trainer, log: RunLog | None) -> None:
-        self.trainer, self.log = trainer, log
-        self.empty_for = 0  # steps in a row without an object
-
-    def __call__(self, record: _Record) -> bool:
-        """Whether a signal asks for an end. Raises TrainingStopped where going on is of no use."""
-        config, world = self.trainer.config, self.trainer.world
-        numbers = dict(zip(record.names, record.values.tolist(), strict=True))
-        interrupted = numbers.pop("interrupted") > 0
-        seen = record.step * self.trainer.slots_per_step
-        if record.step % config.log_every == 0:
-            digest = batch_digest(world.gather(record.digests.to(world.device)))
-            if self.log is not None:
-                self.log.write(record.step, {**numbers, "prompts_seen": seen, "batch_digest": digest})
-        if self.log is not None:
-            self.log.advance(loss=numbers["loss"], opacity=numbers["opacity"], prompts=seen)
-        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
-            raise TrainingStopped(
-                f"step {record.step}: {', '.join(bad)} not finite; {self._last_good()}; lower "
-                "optimizer.learning_rate or guidance.weight, and see log.jsonl for where it began"
-            )
-        self.empty_for = self.empty_for + 1 if numbers["opacity"] < config.min_opacity else 0
-        if self.empty_for >= config.patience:
-            raise TrainingStopped(
-                f"step {record.step}: the scene has emptied (mean opacity {numbers['opacity']:.2g}, under "
-                f"{config.min_opacity:g} for {self.empty_for} steps); {self._last_good()}; lower "
-                "losses.sparsity or guidance.weight, or raise losses.opacity_floor or losses.inside"
-            )
-        return interrupted
-
-    def _last_good(self) -> str:
-        kept = list_checkpoints(self.trainer.folder / "checkpoints")
-        return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written"
-
-    def close(self) -> None:
-        if self.log is not None:
-            self.log.close()
-
-
-def _to(values, device: torch.device):
-    """A dataclass of tensors on another device."""
-    return replace(values, **{name: value.to(device) for name, value in vars(values).items()})
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def build_model(tokenizer):
 
     config = model_config(len(tokenizer))
     text = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
-    return CLIP(embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=text)
+    return CLIP(**{**config, "text_cfg": text})
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ head that is thrown away): generators are conditioned on that vector.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,37 +28,52 @@ TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 
 
-def build_vae():
+VAE = {
+    "block_out_channels": (16, 32, 64),
+    "layers_per_block": 1,
+    "latent_channels": LATENT_CHANNELS,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "sample_size": 64,
+    "mid_block_add_attention": False,
+}
+UNET = {
+    "sample_size": 16,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "block_out_channels": (64, 128, 128),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+    "use_linear_projection": True,
+}
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "trailing",
+}
+
+
+def build_vae() -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
+    return AutoencoderKL(**VAE)
 
 
-def build_unet():
+def build_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        use_linear_projection=True,
-    )
+    return UNet2DConditionModel(**UNET)
 
 
 def build_text_encoder(tokenizer):
@@ -79,20 +95,10 @@ def build_text_encoder(tokenizer):
     )
 
 
-def build_scheduler():
+def build_scheduler() -> Any:
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
+    return DDIMScheduler(**SCHEDULER)
 
 
 def as_pixels(images: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def train_decoder(folder: Path, data: ImageSet, vae, steps: int, batch: int = 16
 
 
 @torch.no_grad()
-def encode_all(vae, images: Tensor) -> Tensor:
+def encode_all(vae: Any, images: Tensor) -> Tensor:
     """Posterior means [N, C, 16, 16], unscaled."""
     return torch.cat([vae.encode(as_pixels(part)).latent_dist.mean for part in chunks(images, 256)])
 
@@ -183,19 +189,19 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
     return assemble(tokenizer, text_encoder, vae, unet, scheduler), scores
 
 
-def assemble(tokenizer, text_encoder, vae, unet, scheduler):
+def assemble(tokenizer: Any, text_encoder: Any, vae: Any, unet: Any, scheduler: Any) -> Any:
     """The parts as a `StableDiffusionPipeline`."""
     from diffusers import StableDiffusionPipeline
 
+    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
         requires_safety_checker=False,
+        **absent,
     )
 
 

@@ -1,0 +1,55 @@
+"""Pictures of a training: a row per prompt, four sides of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amortized.cameras import CameraConfig, orbit
+from amortized.conditioning import TextBank
+from amortized.media import save_grid
+from amortized.rendering import RendererConfig, render
+from amortized.training.distributed import to_device
+
+SIZE = 64  # px
+
+
+@torch.no_grad()
+def save_preview(
+    path: Path,
+    generator: nn.Module,
+    bank: TextBank,
+    texts: Sequence[str],
+    *,
+    cameras: CameraConfig,
+    renderer: RendererConfig,
+    sharpness: float,
+    device: torch.device,
+) -> None:
+    """Render each text from four sides over grey, one prompt in memory at a time, into one PNG."""
+    sides = orbit(
+        1,
+        4,
+        elevation_deg=20.0,
+        distance=sum(cameras.distance) / 2,
+        fovy_deg=sum(cameras.fovy_deg) / 2,
+        start_azimuth_deg=20.0,
+    )
+    sides = to_device(sides, device)
+    rows = [
+        render(
+            generator(bank.get([text])),
+            sides,
+            SIZE,
+            SIZE,
+            config=renderer,
+            background=torch.full((1, 4, 3), 0.5, device=device),
+            training=False,
+            sharpness=sharpness,
+        ).rgb[0]
+        for text in texts
+    ]
+    save_grid(path, torch.cat(rows).cpu(), columns=4 * (1 + (len(texts) > 4)))
