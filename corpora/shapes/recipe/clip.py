@@ -78,6 +78,7 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
+    model.visual.to(memory_format=torch.channels_last)  # a third faster on a CPU
     members = [torch.nonzero(data.scene == i).squeeze(-1) for i in range(len(data.descriptions))]
     texts = [sentence(description) for description in data.descriptions]
     weight = torch.tensor([float(len(m)) for m in members])
@@ -169,7 +170,7 @@ tower, own word vocabulary): the embedded judge of evaluations.
 
 Figures: exact renders of a third draw, each given back its sentence among the 64 shape-colour sentences.
 """
-STEPS, BATCH = 5000, 96
+STEPS, BATCH = 4500, 96
 
 
 def make_clip(work: Path, output: Path) -> None:

@@ -145,7 +145,6 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
     text_encoder, unet, scheduler = build_text_encoder(tokenizer), build_unet(), build_scheduler()
     reader = nn.Linear(TEXT_WIDTH, CONTEXT_LENGTH * len(tokenizer))
     modules = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet, "reader": reader})
-    unet.to(memory_format=torch.channels_last)
     latents = encode_all(vae, data.images) * vae.config.scaling_factor
     alphas_cumprod = scheduler.alphas_cumprod
 
@@ -166,7 +165,7 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
         alpha = alphas_cumprod[timesteps].sqrt()[:, None, None, None]
         sigma = (1 - alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
         clean = latents[index]
-        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        noisy = alpha * clean + sigma * noise
         predicted = unet(noisy, timesteps, encoded.last_hidden_state).sample
         loss_v = functional.mse_loss(predicted, alpha * noise - sigma * clean)
         words = reader(encoded.pooler_output).view(batch * CONTEXT_LENGTH, -1)
@@ -225,7 +224,7 @@ Figures: one sample for each of the 64 shape-colour sentences, 25 DDIM steps at 
 back by the embedded CLIP among all 64; `view` is the share of (front, back) pairs of samples of marked
 sentences in which the front one shows the mark more.
 """
-DECODER_STEPS, STEPS, BATCH = 3000, 5000, 32
+DECODER_STEPS, STEPS, BATCH = 3000, 4000, 32
 
 
 def make_prior(work: Path, output: Path, clip: Path) -> None:
