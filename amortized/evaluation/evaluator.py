@@ -15,7 +15,7 @@ from torch import Tensor
 from amortized.cameras import orbit
 from amortized.evaluation.metrics import recall_at_1
 from amortized.evaluation.results import PromptRow, Results, summarize
-from amortized.evaluation.truth import TruthScores, score_truths
+from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_turntable
 from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene
 
@@ -124,6 +124,10 @@ def evaluate(
         own = torch.tensor([columns[_key(prompt.text)][1] for prompt in batch])
         similarity, recall = _text_scores(scorer.encode_images(views.flatten(0, 1)), gallery, own)
         truths = [corpus_truth(prompt) for prompt in batch]
+        ceilings = [
+            _recall_of_truth(truth, render, scorer, gallery, own[p : p + 1], settings, device)
+            for p, truth in enumerate(truths)
+        ]
         scores: Sequence[TruthScores | None] = [None] * len(batch)
         if any(truth is not None for truth in truths):
             start_scene = start_scene_for(batch) if start_scene_for is not None else None
@@ -138,6 +142,7 @@ def evaluate(
                 scores[p],
                 clip_similarity=float(similarity[p]),
                 recall=float(recall[p]),
+                recall_of_truth=ceilings[p],
                 strip=strips[p],
                 turntable=turntables[p],
             )
@@ -156,6 +161,22 @@ def _text_scores(images: Tensor, gallery: Tensor, own: Tensor) -> tuple[Tensor, 
     cosine = similarity.gather(1, own[:, None]).squeeze(1)
     right = recall_at_1(similarity, own).float()
     return cosine.reshape(-1, num_views).mean(1), right.reshape(-1, num_views).mean(1)
+
+
+def _recall_of_truth(
+    truth: GroundTruth | None,
+    render: Renderer,
+    scorer: Scorer,
+    gallery: Tensor,
+    own: Tensor,
+    settings: EvaluationConfig,
+    device: torch.device | str,
+) -> float | None:
+    """What the true object itself scores, rendered and judged in the same way; None without a truth."""
+    if truth is None:
+        return None
+    views = _ring(TruthScene(truth=truth), render, 1, settings.views, settings.image_size, settings, device)
+    return float(_text_scores(scorer.encode_images(views.flatten(0, 1)), gallery, own)[1])
 
 
 def _ring(
@@ -217,6 +238,7 @@ def _row(
     *,
     clip_similarity: float,
     recall: float,
+    recall_of_truth: float | None,
     strip: str,
     turntable: str | None,
 ) -> PromptRow:
@@ -229,6 +251,7 @@ def _row(
         kind=truth.kind if truth is not None else None,
         clip_similarity=clip_similarity,
         recall_at_1=recall,
+        recall_of_truth=recall_of_truth,
         **exact,
         front_shown=float(sides[0]) if sides is not None else None,
         janus=float(any(sides[1:])) if sides is not None else None,

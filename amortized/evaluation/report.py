@@ -28,6 +28,7 @@ MAX_CARDS = 2000
 LABELS = {
     "clip_similarity": "CLIP similarity",
     "recall_at_1": "R@1",
+    "recall_of_truth": "R@1 of the truth",
     "iou": "IoU",
     "iou_any_azimuth": "IoU, any azimuth",
     "iou_start": "IoU of the start",
@@ -137,6 +138,10 @@ def _tiles(results: Results) -> str:
                 chance = chance_recall(results.gallery)
                 marks = [("chance", chance)]
                 note = f"chance {_number(chance, 4)}: 1 of {results.gallery:,} texts"
+                if "recall_of_truth" in metrics:
+                    truth = metrics["recall_of_truth"].mean
+                    marks.append(("truth", truth))
+                    note += f" · the true objects {_number(truth)}"
             case "iou":
                 marks = [
                     (word, metrics[key].mean)

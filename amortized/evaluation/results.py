@@ -12,6 +12,7 @@ from amortized.evaluation.metrics import Interval, bootstrap_interval, chance_re
 METRICS = (
     "clip_similarity",
     "recall_at_1",
+    "recall_of_truth",
     "iou",
     "iou_any_azimuth",
     "iou_start",
@@ -32,6 +33,7 @@ class PromptRow:
     kind: str | None = None  # group of the ground truth
     clip_similarity: float  # mean cosine of its views with its text
     recall_at_1: float  # share of its views whose best text is its own
+    recall_of_truth: float | None = None  # the same of the true object: what the judge lets one reach
     iou: float | None = None
     iou_any_azimuth: float | None = None
     iou_start: float | None = None

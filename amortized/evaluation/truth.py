@@ -33,6 +33,22 @@ class TruthScores:
     mark_sides: tuple[bool, ...] | None  # None where the truth has no mark
 
 
+@dataclass(frozen=True, kw_only=True)
+class TruthScene:
+    """A ground truth as a `Scene` of one prompt, so that it is rendered as a generator's objects are."""
+
+    truth: GroundTruth
+    bounding_radius: float = 1.0
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """Signed distance [1, N] at points [1, N, 3]."""
+        return self.truth.sdf(points)
+
+    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed distance [1, N] and albedo [1, N, 3]."""
+        return self.truth.sdf(points), self.truth.colour(points)
+
+
 @torch.no_grad()
 def score_truths(
     scene: Scene,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import camera_rays
+from amortized.evaluation.truth import TruthScene
 from amortized.types import Cameras, Prompt, Render, Scene
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 0.9)}
@@ -60,17 +61,17 @@ class BallScene:
 
 def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
     """Unshaded pictures by exact intersection of rays with centred balls."""
-    assert isinstance(scene, BallScene)
+    balls = (scene.truth,) if isinstance(scene, TruthScene) else scene.balls
     rays = camera_rays(cameras, height, width)
     images, hits = [], []
-    for ball, origins, directions in zip(scene.balls, rays.origins, rays.directions, strict=True):
+    for ball, origins, directions in zip(balls, rays.origins, rays.directions, strict=True):
         along = -(origins * directions).sum(-1)
         root = ball.radius**2 - origins.square().sum(-1) + along**2
         hit = root > 0
         surface = origins + (along - root.clamp(min=0).sqrt())[:, None] * directions
         images.append(torch.where(hit[:, None], ball.colour(surface), torch.tensor(GREY)))
         hits.append(hit)
-    shape = (len(scene.balls), *rays.shape)
+    shape = (len(balls), *rays.shape)
     opacity = torch.stack(hits).float().reshape(shape)
     return Render(rgb=torch.stack(images).reshape(*shape, 3), opacity=opacity, depth=opacity)
 

@@ -116,6 +116,14 @@ def test_a_wrong_colour_and_a_second_front_are_seen(toys, tmp_path):
     assert cosine(red, green, dim=0) < 0.5
 
 
+def test_recall_of_the_truth_is_what_an_exact_generator_reaches(toys, results, tmp_path):
+    """It tells the judge's failures from the generator's, and a wrong generator does not change it."""
+    exact = [row.recall_of_truth for row in results.prompts]
+    assert exact[:-1] == [row.recall_at_1 for row in results.prompts][:-1] and exact[-1] is None
+    wrong = run(toys, tmp_path, wrong=("g", "b")).prompts
+    assert [row.recall_of_truth for row in wrong] == exact
+
+
 def test_recall_is_the_share_of_views(toys, tmp_path):
     """A ball whose front alone is white: one of four views finds "something white"."""
 
