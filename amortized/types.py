@@ -70,7 +70,10 @@ class Scene(Protocol):
     lies inside the ball of `bounding_radius`; outside it the scene is never queried.
     """
 
-    bounding_radius: float
+    @property
+    def bounding_radius(self) -> float:
+        """Radius of the ball around the origin that holds the object."""
+        ...
 
     def sdf(self, points: Tensor) -> Tensor:
         """Signed distance [P, N] at points [P, N, 3]."""

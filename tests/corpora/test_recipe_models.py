@@ -13,7 +13,7 @@ import torch
 from amortized.random import generator_for
 from corpora.shapes.grammar import MARK, Description, Item, describe, sentence, singles
 from corpora.shapes.recipe import __main__ as command
-from corpora.shapes.recipe import clip, prior, scoring
+from corpora.shapes.recipe import card, clip, prior, scoring
 from corpora.shapes.recipe.images import JUDGE, ImageSet, plan
 from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
 from corpora.shapes.recipe.tokenizer import build_tokenizer
@@ -76,7 +76,7 @@ def test_a_prior_that_mixes_up_words_or_views_does_not():
 
 
 def test_card(tmp_path):
-    scoring.write_card(tmp_path, "A model", "\nWhat it is.\n", {"shape": 0.98765})
+    card.write_card(tmp_path, "A model", "\nWhat it is.\n", {"shape": 0.98765})
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("---\nlicense: apache-2.0\n---\n\n# A model\n\nWhat it is.\n")
     assert "| shape | 0.988 |" in text
@@ -206,7 +206,7 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
     monkeypatch.setattr(prior, "STEPS", 2)
     monkeypatch.setattr(prior, "BATCH", 4)
     monkeypatch.setattr(scoring, "NUM_STEPS", 2)
-    monkeypatch.setattr(scoring, "score_prior", lambda pipe, judge, marked_every=2: {"shape": 0.25})
+    monkeypatch.setattr(prior, "score_prior", lambda pipe, judge, marked_every=2: {"shape": 0.25})
     prior.make_prior(tmp_path / "work", tmp_path / "prior", clip_folder)
     assert "| shape | 0.250 |" in (tmp_path / "prior" / "README.md").read_text()
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from amortized.random import generator_for
 from corpora.shapes.grammar import COLOURS, SHAPES, sentence, singles
+from corpora.shapes.recipe.card import write_card
 from corpora.shapes.recipe.images import JUDGE, DrawConfig, ImageSet, draw
 from corpora.shapes.recipe.progress import run_stage
 from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH, build_tokenizer
@@ -175,8 +176,6 @@ STEPS, BATCH = 4500, 96
 
 def make_clip(work: Path, output: Path) -> None:
     """Train and write `output` in the layout that open_clip's `local-dir:` schema reads."""
-    from corpora.shapes.recipe.scoring import write_card
-
     data = draw(JUDGE, work / "judge_images.safetensors")
     model, tokenizer, scores = train_clip(work, data, STEPS, BATCH)
     output.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amortized.random import generator_for
+from corpora.shapes.recipe.card import write_card
 from corpora.shapes.recipe.images import TEACHER, ImageSet, caption, draw
 from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
 from corpora.shapes.recipe.progress import batch_indices, chunks, run_stage
+from corpora.shapes.recipe.scoring import load_judge, score_prior
 from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 SEED = 11
@@ -229,8 +231,6 @@ DECODER_STEPS, STEPS, BATCH = 3000, 4000, 32
 
 def make_prior(work: Path, output: Path, clip: Path) -> None:
     """Train what is not trained yet and write `output` in Stable Diffusion's folder format."""
-    from corpora.shapes.recipe.scoring import load_judge, score_prior, write_card
-
     judge = load_judge(clip)
     data = load_teacher_images(work)
     vae = make_codec(data)

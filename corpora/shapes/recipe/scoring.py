@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,11 +68,3 @@ def score_prior(
         "both": (guess == own).float().mean().item(),
         "view": (gaps[0][:, None] > gaps[1][None, :]).float().mean().item(),
     }
-
-
-def write_card(folder: Path, title: str, body: str, figures: dict) -> None:
-    """README.md of a shipped model: what it is, how it was made, what it scores."""
-    rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
-    head = f"---\nlicense: apache-2.0\n---\n\n# {title}\n\n{body.strip()}\n\n"
-    (folder / "README.md").write_text(f"{head}| figure | value |\n|---|---|\n{rows}\n")
-    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,0 +1,87 @@
+"""Guidance methods compared at equal denoiser calls: the same run, several seeds of each.
+
+  python -m benchmarks.methods [CONFIG] [--methods asd sds] [--seeds 0 1 2] [KEY=VALUE ...]
+
+Every run is an ordinary `train.py` and `evaluate.py` under outputs/methods; what is done already is
+not done again. Prints a Markdown table: means over prompts and seeds, with 95 % bootstrap intervals
+over prompts (each prompt averaged over seeds first), and each seed's recall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+from amortized import config as settings
+from amortized.evaluation.metrics import bootstrap_interval
+from train import RunConfig
+
+# Overrides, and denoiser images a step per rendered image.
+METHODS: dict[str, tuple[list[str], int]] = {
+    "asd": (["guidance.method=asd"], 3),
+    "sds": (["guidance.method=sds"], 2),
+    "csd": (["guidance.method=csd"], 2),
+    "asd-no-shift": (["guidance.method=asd", "guidance.shift_eta=0"], 3),
+}
+COLUMNS = ("recall_at_1", "iou", "iou_any_azimuth", "colour_error", "clip_similarity")
+
+
+def run(config: Path, method: str, seed: int, calls: int, overrides: list[str]) -> list[dict]:
+    """Rows of one run's prompts, training and evaluating it first where that is still to be done."""
+    changes, calls_per_step = METHODS[method]
+    folder = Path("outputs/methods") / f"{config.stem}-{method}-{seed}"
+    results = folder / "evaluation" / "results.json"
+    if not results.exists():
+        train = [
+            *("train.py", str(config), *overrides, *changes, f"output={folder}", f"seed={seed}"),
+            f"trainer.steps={calls // calls_per_step}",
+        ]
+        resume = ["--resume"] if (folder / "config.yaml").exists() else []
+        subprocess.run([sys.executable, *train, *resume], check=True)
+        subprocess.run([sys.executable, "evaluate.py", str(folder)], check=True)
+    return json.loads(results.read_text())["prompts"]
+
+
+def table(found: dict[str, list[list[dict]]]) -> str:
+    """A Markdown line a method, from each seed's rows."""
+    lines = [
+        f"| method | {' | '.join(COLUMNS)} | recall_at_1 of each seed |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
+    for method, seeds in found.items():
+        cells = []
+        for column in COLUMNS:
+            per_prompt = [mean(row[column] for row in rows) for rows in zip(*seeds, strict=True)]
+            interval = bootstrap_interval(per_prompt, seed=0)
+            cells.append(f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        each = ", ".join(f"{mean(row['recall_at_1'] for row in rows):.3f}" for rows in seeds)
+        lines.append(f"| {method} | {' | '.join(cells)} | {each} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.methods",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    given = parser.parse_intermixed_args()
+    # The budget is what the preset's own steps cost ASD.
+    calls = settings.load(RunConfig, given.config, given.overrides).trainer.steps * METHODS["asd"][1]
+    found: dict[str, list[list[dict]]] = {method: [] for method in given.methods}
+    for seed in given.seeds:
+        for method in given.methods:
+            found[method].append(run(given.config, method, seed, calls, given.overrides))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""The model card of a shipped model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def write_card(folder: Path, title: str, body: str, figures: dict) -> None:
+    """README.md of a shipped model: what it is, how it was made, what it scores."""
+    rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
+    head = f"---\nlicense: apache-2.0\n---\n\n# {title}\n\n{body.strip()}\n\n"
+    (folder / "README.md").write_text(f"{head}| figure | value |\n|---|---|\n{rows}\n")
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
