@@ -1,0 +1,41 @@
+"""The comparison of methods: equal calls, nothing done twice, and a table that averages right."""
+
+import json
+from pathlib import Path
+
+from benchmarks import methods
+
+
+def rows(*recalls: float) -> list[dict]:
+    return [dict.fromkeys(methods.COLUMNS, 0.5) | {"recall_at_1": recall} for recall in recalls]
+
+
+def test_the_table_averages_seeds_before_prompts():
+    found = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 1.0)]}
+    head, rule, asd, sds = methods.table(found).splitlines()
+    assert head.count("|") == rule.count("|") == asd.count("|") == sds.count("|")
+    # Prompts average 0.75 and 0.25 over the seeds; a mean of two such prompts can be no further out.
+    assert asd.startswith("| asd | 0.500 [0.250, 0.750] | 0.500 [0.500, 0.500] |")
+    assert asd.endswith("| 0.500, 0.500 |") and sds.endswith("| 1.000 |")
+
+
+def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = []
+
+    def pretend(command: list[str], check: bool) -> None:
+        commands.append(command[1:])
+        if command[1] == "evaluate.py":
+            folder = Path(command[2]) / "evaluation"
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps({"prompts": rows(0.25)}))
+
+    monkeypatch.setattr(methods.subprocess, "run", pretend)
+    for method, steps in [("asd", 400), ("sds", 600), ("csd", 600), ("asd-no-shift", 400)]:
+        for _ in range(2):
+            found = methods.run(Path("a/quick.yaml"), method, 3, 1200, ["losses.eikonal=1"])
+            assert found == rows(0.25)
+        train, evaluation = commands
+        assert f"trainer.steps={steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
+        assert evaluation == ["evaluate.py", f"outputs/methods/quick-{method}-3"]
+        commands.clear()
