@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from amortized.guidance import Guidance, GuidanceConfig
 from benchmarks import methods
 
 
@@ -39,3 +42,10 @@ def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, mon
         assert f"trainer.steps={steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
         assert evaluation == ["evaluate.py", f"outputs/methods/quick-{method}-3"]
         commands.clear()
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_the_calls_of_a_step_are_what_guidance_asks(name: str):
+    (method, *_), calls = methods.METHODS[name]
+    config = GuidanceConfig(method=method.removeprefix("guidance.method="))
+    assert Guidance(None, config).branches_per_image(num_negatives=0) == calls
