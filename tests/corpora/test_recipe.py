@@ -29,7 +29,7 @@ from corpora.shapes.grammar import (
 )
 from corpora.shapes.recipe import images
 from corpora.shapes.recipe.images import JUDGE, TEACHER, ImageSet, caption, draw, plan
-from corpora.shapes.recipe.progress import Ema, batch_indices, run_stage
+from corpora.shapes.recipe.progress import Ema, backward_in_halves, batch_indices, run_stage
 from corpora.shapes.recipe.tokenizer import BOS, CONTEXT_LENGTH, EOS, build_tokenizer, words
 
 SUFFIXES = ViewTextConfig().suffixes
@@ -212,7 +212,8 @@ def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_
         seen.append(step)
         x = torch.randn(8, 3, generator=generator_for("line", step))
         loss = (model(x) - 2 * x[:, :2]).square().mean()
-        return loss, {"rms": loss.sqrt().item()}
+        loss.backward()
+        return {"loss": loss.item(), "rms": loss.sqrt().item()}
 
     scores = run_stage(
         name="line",
@@ -227,6 +228,24 @@ def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_
         score_every=score_every,
     )
     return model, seen, scores
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_two_halves_leave_the_gradients_of_the_whole(batch: int):
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(3, 2).double(), torch.randn(batch, 3).double()
+
+    def loss_of(rows: slice) -> torch.Tensor:
+        return model(x[rows]).square().mean()
+
+    loss = loss_of(slice(None))
+    loss.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    numbers = backward_in_halves(batch, lambda rows: (loss_of(rows), {"rows": rows.stop - rows.start}))
+    assert numbers == {"loss": pytest.approx(loss.item()), "rows": batch / 2}
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 11])

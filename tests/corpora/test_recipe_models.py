@@ -174,7 +174,7 @@ def test_accuracy_of_the_judge(tokenizer, shift: int, expected: tuple[float, flo
     assert (found["shape"], found["colour"], found["both"]) == expected
 
 
-def test_the_encoder_is_whitened_pca_of_patches(noise):
+def test_the_encoder_is_half_whitened_pca_of_patches(noise):
     """Against NumPy's eigenvectors of the same patches, cut out pixel by pixel."""
     # Brighter from row to row by chance: unlike noise, it has principal directions.
     images = (noise.images[:40].float().cumsum(1) / 64).byte()
@@ -188,7 +188,7 @@ def test_the_encoder_is_whitened_pca_of_patches(noise):
     rows = cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).double().numpy()
     values, vectors = np.linalg.eigh(np.cov(rows.T))
     values, vectors = values[::-1][:8], vectors[:, ::-1][:, :8]
-    expected = (rows - rows.mean(0)) @ vectors / np.sqrt(values)
+    expected = (rows - rows.mean(0)) @ vectors / np.sqrt(np.sqrt(values))
     got = latents.movedim(1, -1).reshape(-1, 8).double().numpy()
     signs = np.sign((got * expected).sum(0))
     np.testing.assert_allclose(got, signs * expected, atol=0.02)

@@ -85,7 +85,7 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
     weight = torch.tensor([float(len(m)) for m in members])
     held = draw_held_out()
 
-    def step_fn(step: int) -> tuple[Tensor, dict[str, float]]:
+    def step_fn(step: int) -> dict[str, float]:
         random = generator_for(SEED, "clip", step)
         scenes = deal(weight, batch, random)
         picks = [members[s][torch.randint(len(members[s]), (), generator=random)] for s in scenes.tolist()]
@@ -102,7 +102,9 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
         logits = scale * image @ text.T
         target = torch.arange(batch)
         loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-        return loss, {"top1": (logits.argmax(-1) == target).float().mean().item()}
+        loss.backward()
+        top1 = (logits.argmax(-1) == target).float().mean()
+        return {"loss": loss.item(), "top1": top1.item()}
 
     def score() -> dict[str, float]:
         return accuracy(model, tokenizer, held)

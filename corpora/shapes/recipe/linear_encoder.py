@@ -1,8 +1,10 @@
-"""An AutoencoderKL encoder that is, by construction, whitened PCA of 4 x 4 patches.
+"""An AutoencoderKL encoder that is, by construction, half-whitened PCA of 4 x 4 patches.
 
-Learning an encoder from scratch takes far longer than a small codec is worth; PCA is exact, in
-closed form, and being linear it hands guidance's gradient to pixels undistorted. The format's own
-layers can compute it:
+Learning an encoder from scratch takes far longer than a small codec is worth; PCA is exact, and in
+closed form. Channels are scaled by the inverse square root of their deviation. Fully whitened, the
+weakest channel (a pattern within a patch) would weigh as much as the strongest (its colour), and
+count 300 times as much per pixel in guidance's gradient; not whitened at all, it would drown in
+noise at nearly every time. The format's own layers can compute it:
 
 - both stride-2 convolutions gather 2 x 2 blocks: the first rearranges 3 x 2 x 2 values into 12
   channels, the second projects 12 x 2 x 2 = 48 values onto the principal directions;
@@ -31,12 +33,12 @@ def patches(images: Tensor) -> Tensor:
 
 
 def principal_directions(images: Tensor, count: int) -> tuple[Tensor, Tensor, float]:
-    """(mean [48], whitened projection [count, 48], share of the variance kept) of NCHW images."""
+    """(mean [48], half-whitened projection [count, 48], share of the variance kept) of NCHW images."""
     rows = patches(images).double()
     mean = rows.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(rows.T))
     values, vectors = values.flip(0), vectors.flip(1)
-    projection = vectors[:, :count].T / values[:count].sqrt()[:, None]
+    projection = vectors[:, :count].T / values[:count].pow(0.25)[:, None]
     return mean.float(), projection.float(), (values[:count].sum() / values.sum()).item()
 
 

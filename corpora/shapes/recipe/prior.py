@@ -1,6 +1,6 @@
 """The embedded prior: tokenizer, text encoder, VAE, UNet and scheduler in Stable Diffusion's format.
 
-Three stages. The VAE's encoder is whitened PCA, its decoder learns to reconstruct, and text encoder
+Three stages. The VAE's encoder is half-whitened PCA, its decoder learns to reconstruct, and text encoder
 and UNet learn together on the latents, with v-prediction. High noise levels are drawn more often:
 there, where the image no longer tells the colour, the network has to read the colour word, and the
 plain loss hardly rewards it.
@@ -21,7 +21,7 @@ from amortized.random import generator_for
 from corpora.shapes.recipe.card import write_card
 from corpora.shapes.recipe.images import TEACHER, ImageSet, caption, draw
 from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
-from corpora.shapes.recipe.progress import batch_indices, chunks, run_stage
+from corpora.shapes.recipe.progress import backward_in_halves, batch_indices, chunks, run_stage
 from corpora.shapes.recipe.scoring import load_judge, score_prior
 from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
@@ -109,7 +109,7 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def make_codec(data: ImageSet):
-    """Stage 1. A VAE whose encoder is whitened PCA (see `linear_encoder`); its decoder is untrained."""
+    """Stage 1. A VAE whose encoder is half-whitened PCA (see `linear_encoder`); its decoder is untrained."""
     torch.manual_seed(SEED)
     vae = build_vae()
     mean, projection, _ = principal_directions(as_pixels(data.images[::7]), LATENT_CHANNELS)
@@ -123,11 +123,15 @@ def train_decoder(folder: Path, data: ImageSet, vae, steps: int, batch: int = 16
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True).train()
     latents = encode_all(vae, data.images)
 
-    def step_fn(step: int) -> tuple[Tensor, dict[str, float]]:
+    def step_fn(step: int) -> dict[str, float]:
         index = batch_indices(len(latents), batch, SEED, "decoder", step)
-        residual = vae.decode(latents[index]).sample - as_pixels(data.images[index])
-        loss = residual.abs().mean() + 2 * residual.square().mean()
-        return loss, {"mse": residual.square().mean().item()}
+
+        def half_fn(rows: slice) -> tuple[Tensor, dict[str, float]]:
+            residual = vae.decode(latents[index[rows]]).sample - as_pixels(data.images[index[rows]])
+            loss = residual.abs().mean() + 2 * residual.square().mean()
+            return loss, {"mse": residual.square().mean().item()}
+
+        return backward_in_halves(batch, half_fn)
 
     run_stage(
         name="decoder", folder=folder, modules=decoder, steps=steps, learning_rate=1.5e-3, step_fn=step_fn
@@ -150,29 +154,32 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
     latents = encode_all(vae, data.images) * vae.config.scaling_factor
     alphas_cumprod = scheduler.alphas_cumprod
 
-    def step_fn(step: int) -> tuple[Tensor, dict[str, float]]:
+    def step_fn(step: int) -> dict[str, float]:
         index = batch_indices(len(latents), batch, SEED, "denoiser", step)
         random = generator_for(SEED, "denoiser noise", step)
         u = torch.rand(batch, 3, generator=random)
         noise = torch.randn(batch, *latents.shape[1:], generator=random)
+        t01 = torch.rand(batch, generator=random) ** 0.7
+        timesteps = (t01 * scheduler.config.num_train_timesteps).long().clamp_max(999)
         texts = []
         for i, (open_word, drop, view) in zip(index.tolist(), u.tolist(), strict=True):
             seen = int(data.view[i]) if view > 0.1 else None
             text = caption(data.descriptions[int(data.scene[i])], seen, open_word)
             texts.append("" if drop < 0.1 else text)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        encoded = text_encoder(tokens)
-        t01 = torch.rand(batch, generator=random) ** 0.7
-        timesteps = (t01 * scheduler.config.num_train_timesteps).long().clamp_max(999)
         alpha = alphas_cumprod[timesteps].sqrt()[:, None, None, None]
         sigma = (1 - alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
-        clean = latents[index]
-        noisy = alpha * clean + sigma * noise
-        predicted = unet(noisy, timesteps, encoded.last_hidden_state).sample
-        loss_v = functional.mse_loss(predicted, alpha * noise - sigma * clean)
-        words = reader(encoded.pooler_output).view(batch * CONTEXT_LENGTH, -1)
-        loss_words = functional.cross_entropy(words, tokens.view(-1))
-        return loss_v + 0.05 * loss_words, {"v": loss_v.item(), "words": loss_words.item()}
+        noisy, velocity = alpha * latents[index] + sigma * noise, alpha * noise - sigma * latents[index]
+
+        def half_fn(rows: slice) -> tuple[Tensor, dict[str, float]]:
+            encoded = text_encoder(tokens[rows])
+            predicted = unet(noisy[rows], timesteps[rows], encoded.last_hidden_state).sample
+            loss_v = functional.mse_loss(predicted, velocity[rows])
+            words = reader(encoded.pooler_output).view(tokens[rows].numel(), -1)
+            loss_words = functional.cross_entropy(words, tokens[rows].flatten())
+            return loss_v + 0.05 * loss_words, {"v": loss_v.item(), "words": loss_words.item()}
+
+        return backward_in_halves(batch, half_fn)
 
     run_score = (
         None if score is None else (lambda: score(assemble(tokenizer, text_encoder, vae, unet, scheduler)))
@@ -226,7 +233,7 @@ Figures: one sample for each of the 64 shape-colour sentences, 25 DDIM steps at 
 back by the embedded CLIP among all 64; `view` is the share of (front, back) pairs of samples of marked
 sentences in which the front one shows the mark more.
 """
-DECODER_STEPS, STEPS, BATCH = 3000, 4000, 32
+DECODER_STEPS, STEPS, BATCH = 3000, 4500, 32
 
 
 def make_prior(work: Path, output: Path, clip: Path) -> None:
