@@ -51,7 +51,8 @@ def run_stage(
 ) -> dict[str, Any]:
     """Train `modules` for `steps` and leave their averaged weights in them; returns the last scores.
 
-    step_fn(step) leaves gradients in the modules, and returns numbers to log, "loss" among them. Saved state is loaded when there is any, so that the same command goes on after an interruption.
+    step_fn(step) leaves gradients in the modules, and returns numbers to log, "loss" among them.
+    Saved state is loaded when there is any, so that the same command goes on after an interruption.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file, log_file = folder / f"{name}.pt", folder / f"{name}.jsonl"
