@@ -10,6 +10,11 @@ READY := $(VENV)/.installed
 RUN ?= outputs/quickstart
 PYTEST_WORKERS ?= 2
 ARGS ?=
+# The quickstart's processes share its 16 prompts: 4, 2 or 1, as there are cores.
+CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
+PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
+LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
 .PHONY: help quickstart test bench lint report weights lock clean
 
@@ -17,8 +22,9 @@ help: ## list these commands
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 quickstart: $(READY) ## train on 16 prompts, evaluate, and say where the report is; again: goes on where it stopped
-	$(BIN)/python train.py configs/quickstart.yaml $(if $(wildcard outputs/quickstart/.),--resume)
-	$(BIN)/python evaluate.py outputs/quickstart
+	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) )) \
+		$(if $(wildcard outputs/quickstart/.),--resume)
+	$(LAUNCH) evaluate.py outputs/quickstart
 	@echo "The report: file://$(CURDIR)/outputs/quickstart/evaluation/index.html"
 
 # One thread a worker: more would only contend for the cores that the workers already fill.

@@ -93,7 +93,7 @@ def test_targets_make_the_environment_first(target: str, tmp_path: Path) -> None
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     install = next(i for i, line in enumerate(lines) if "-r requirements.lock" in line)
-    command = re.compile(r"(OMP_NUM_THREADS=1 )?\.venv/bin/(?!python -m pip )")
+    command = re.compile(r"(OMP_NUM_THREADS=.+ )?\.venv/bin/(?!python -m pip )")
     use = next(i for i, line in enumerate(lines) if command.match(line))
     assert install < use
 
@@ -112,10 +112,20 @@ def test_quickstart_goes_on_where_it_stopped(tmp_path: Path) -> None:
     copy_of_house(tmp_path)
     assert "--resume" not in make(tmp_path, "--dry-run", "quickstart").stdout
     (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
-    lines = make(tmp_path, "--dry-run", "quickstart").stdout.splitlines()
-    train = next(line for line in lines if "train.py" in line)
-    assert train.endswith("configs/quickstart.yaml --resume")
-    assert "evaluate.py outputs/quickstart" in lines[lines.index(train) + 1]
+    again = make(tmp_path, "--dry-run", "quickstart").stdout.replace("\\\n", "")
+    train, evaluate = re.findall(r"^.*(?:train|evaluate)\.py.*$", again, re.MULTILINE)
+    assert train.endswith("--resume") and evaluate.endswith("evaluate.py outputs/quickstart")
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (3, 2), (4, 4), (12, 4)])
+def test_quickstart_shares_its_prompts_between_the_cores(tmp_path: Path, cores: int, processes: int) -> None:
+    copy_of_house(tmp_path)
+    commands = make(tmp_path, "--dry-run", "quickstart", f"CORES={cores}").stdout.replace("\\\n", "")
+    train = next(line for line in commands.splitlines() if "train.py" in line)
+    shown = subprocess.run(["bash", "-c", f"echo {train}"], check=True, capture_output=True, text=True).stdout
+    assert f"--nproc-per-node {processes} " in shown
+    assert f"trainer.prompts_per_process={16 // processes}" in shown
+    assert shown.startswith(f"OMP_NUM_THREADS={cores // processes} ")
 
 
 def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
-from amortized.rendering import render
+from amortized.rendering import render, with_compass
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
 from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
@@ -24,6 +25,9 @@ from amortized.training.schedules import geometric_at, value_at
 from amortized.training.settings import TrainingSettings
 from amortized.training.watch import Record, Watch
 from amortized.types import Corpus
+
+# After Ctrl-C, torchrun signals its processes once more within a moment: that is the same wish.
+ONE_WISH_S = 2.0
 
 
 class Trainer:
@@ -141,13 +145,16 @@ class Trainer:
         cameras = to_device(batch.cameras, device)
         scene = self.generator(self.bank.get(texts))
         size = self.config.render_size
+        background, compass = batch.background.to(device), self.settings.background.compass
+        if compass > 0:
+            background = with_compass(background, cameras, size, size, compass)
         image = render(
             scene,
             cameras,
             size,
             size,
             config=self.settings.renderer,
-            background=batch.background.to(device),
+            background=background,
             sharpness=geometric_at(self.config.sharpness, progress),
             training=True,
             u=batch.stratification.to(device),
@@ -195,15 +202,15 @@ class Trainer:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Within, a first SIGINT or SIGTERM only sets a flag, so that the step is finished and saved; a
-    second one interrupts at once."""
-    received: list[int] = []
+    """Within, a first SIGINT or SIGTERM only sets a flag, so that the step is finished and saved; one
+    that comes ONE_WISH_S later or more interrupts at once."""
+    received: list[float] = []
     kept = {}
 
     def receive(number: int, frame: object) -> None:
-        if received:
+        received.append(time.monotonic())
+        if received[-1] - received[0] >= ONE_WISH_S:
             raise KeyboardInterrupt
-        received.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:

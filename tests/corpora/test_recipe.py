@@ -162,10 +162,14 @@ def test_scenes_do_not_depend_on_each_other(few):
 
 
 def test_views_and_backgrounds(few):
-    """The teacher's are grey and bright, the judge's of any colour; every view is drawn."""
-    teacher = draw(dataclasses.replace(TEACHER, views_single=0, views_marked=0, views_sized=0, num_pairs=2))
-    grey, coloured = (data.images[:, 0, 0].float() / 255 for data in (teacher, few))
-    assert torch.equal(grey, grey[:, :1].expand(-1, 3)) and 0.29 < grey.min() < grey.max() < 0.96
+    """The teacher's turn their hue with the direction, the judge's are of any colour; every view is drawn."""
+    of_pairs = dataclasses.replace(TEACHER, views_single=0, views_marked=0, views_sized=0, num_pairs=2)
+    turning, plain = draw(of_pairs), draw(dataclasses.replace(of_pairs, compass=0.0))
+    corner, grey, coloured = (data.images[:, 0, 0].float() / 255 for data in (turning, plain, few))
+    assert torch.equal(grey, grey[:, :1].expand(-1, 3)) and 0.29 < grey.min() < grey.max() < 0.76
+    assert (corner.mean(dim=1) - grey[:, 0]).abs().max() < 0.01  # a tint, on the same greys
+    redder = {view: (corner[:, 0] - grey[:, 0])[turning.view == view].mean().item() for view in (0, 2)}
+    assert redder[2] > 0.08 and redder[0] < -0.08  # red lies ahead of who looks from the back
     assert (coloured[:, 0] != coloured[:, 1]).float().mean() > 0.9 and coloured.min() < 0.1
     assert set(few.view.tolist()) == set(range(len(VIEW_NAMES)))
 

@@ -1,8 +1,8 @@
 """Training images for the embedded models, drawn from the Shapes world.
 
-The prior (the teacher) and the CLIP (the judge) see different draws: the teacher always the light
-and camera distance that a generator is rendered with, the judge random lights, backgrounds, fields
-of view and distances.
+The prior (the teacher) and the CLIP (the judge) see different draws. The teacher sees always the
+light and camera distance that a generator is rendered with, before a background whose hue tells the
+direction of sight; the judge random lights, plain backgrounds, fields of view and distances.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from amortized.cameras import VIEW_NAMES, cameras_at, view_index
 from amortized.files import atomic_path
 from amortized.random import derive_seed
+from amortized.rendering import with_compass
 from corpora.shapes.grammar import NUM_PAIRS, SIZED_ITEMS, Description, Item, marked, pair, sentence, singles
 from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import truth_of
@@ -38,12 +39,13 @@ class DrawConfig:
     views_pair: int = 8
     distance: tuple[float, float] = (2.54, 2.66)
     fovy_deg: tuple[float, float] = (38.0, 38.0)
-    background: tuple[float, float] = (0.3, 0.95)
+    background: tuple[float, float] = (0.0, 1.0)
     coloured_background: bool = False
+    compass: float = 0.0  # tint of the background by the direction of sight
     random_light: bool = False
 
 
-TEACHER = DrawConfig(seed=1)
+TEACHER = DrawConfig(seed=1, background=(0.3, 0.75), compass=0.25)
 JUDGE = DrawConfig(
     seed=2,
     views_single=192,
@@ -53,7 +55,6 @@ JUDGE = DrawConfig(
     views_pair=6,
     distance=(2.3, 3.0),
     fovy_deg=(34.0, 42.0),
-    background=(0.0, 1.0),
     coloured_background=True,
     random_light=True,
 )
@@ -130,6 +131,8 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
     low, high = config.background
     channels = 3 if config.coloured_background else 1
     background = (low + (high - low) * torch.rand(num_views, channels, generator=random)).expand(num_views, 3)
+    if config.compass > 0:
+        background = with_compass(background[None], cameras, IMAGE_SIZE, IMAGE_SIZE, config.compass)[0]
     light = Light()
     if config.random_light:
         x, y, z = torch.randn(3, generator=random).tolist()

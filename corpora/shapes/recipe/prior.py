@@ -222,8 +222,9 @@ A small text-to-image diffusion model of the Shapes world (64 x 64 pixels, 16 x 
 Diffusion's format: `StableDiffusionPipeline.from_pretrained` loads it offline. It is the embedded
 default prior, for tests, the quickstart and comparisons of guidance methods; it knows nothing else.
 
-- **Data**: {images} exact renders of procedural scenes (plain, sized, marked, pairs), fixed light, grey
-  backgrounds, elevations -60 to 85 degrees; captions with view words, dropped in 10 %.
+- **Data**: {images} exact renders of procedural scenes (plain, sized, marked, pairs), fixed light, elevations
+  -60 to 85 degrees, before grey that is tinted by the direction of sight (once around the horizon is once
+  around the hue circle): the model can tell from where it looks; captions with view words, dropped in 10 %.
 - **Training**: `make weights` on a CPU, fp32, AdamW; the VAE's encoder is PCA, its decoder took
   {decoder_steps} steps, UNet with text encoder {steps} steps of batch {batch}; v-prediction, averaged
   weights, seed {seed}. Stored in fp16.
