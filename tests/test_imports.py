@@ -46,10 +46,7 @@ ROOMS = {
 GENERATORS = ("amortized.types", "amortized.encodings")
 CORPORA = ("amortized.types", "amortized.cameras", "amortized.random")
 # A recipe makes a corpus' embedded models, so it also drives the parts that will read them.
-RECIPES = (
-    *CORPORA, "amortized.files", "amortized.priors", "amortized.rendering", "amortized.evaluation",
-    "amortized.conditioning",
-)  # fmt: skip
+RECIPES = (*CORPORA, "amortized.files", "amortized.priors", "amortized.evaluation", "amortized.conditioning")
 
 CUDA_ONLY = ("tinycudann", "nerfacc", "gsplat", "nvdiffrast", "deepspeed", "xformers", "flash_attn")
 HEAVY = ("diffusers", "transformers", "open_clip", "torchvision", "tensorboard")

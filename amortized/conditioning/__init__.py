@@ -3,7 +3,7 @@
 from amortized.conditioning.bank import SentenceEncoder, TextBank
 from amortized.conditioning.rows import concatenate_rows, expand_row, mix_rows, move_rows, take_rows
 from amortized.conditioning.text_encoder import TextEncoder
-from amortized.conditioning.views import ViewText, ViewTextConfig, view_text
+from amortized.conditioning.views import ViewText, ViewTextConfig, view_text, view_words
 
 __all__ = [
     "SentenceEncoder",
@@ -17,4 +17,5 @@ __all__ = [
     "move_rows",
     "take_rows",
     "view_text",
+    "view_words",
 ]

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from amortized.conditioning.rows import concatenate_rows, move_rows
-from amortized.conditioning.views import ViewText, ViewTextConfig, view_text
+from amortized.conditioning.rows import concatenate_rows, expand_row, move_rows
+from amortized.conditioning.views import ViewText, ViewTextConfig, view_text, view_words
 from amortized.types import Cameras, TextCondition
 
 
@@ -47,7 +47,8 @@ class TextBank:
         return len(self._cache)
 
     def prepare(self, texts: Sequence[str], batch_size: int | None = None) -> None:
-        """Encode ahead of time all that `get` and `views` will need for these prompts."""
+        """Encode ahead of time all that `get` and `views` will need for these prompts, but for numbered
+        directions: those are encoded as they come."""
         sentences = [*texts, *self._view_sentences(texts), self.config.negative_prompt]
         self._encode_missing(sentences, batch_size or self.batch_size)
 
@@ -59,7 +60,16 @@ class TextBank:
     def views(self, texts: Sequence[str], cameras: Cameras) -> ViewText:
         """The P prompts as their V cameras see them, B = P * V rows: what guidance reads."""
         unconditional = self.get([self.config.negative_prompt])
-        return view_text(self.get(self._view_sentences(texts)), unconditional, cameras, self.config)
+        if self.config.direction_step_deg == 0:
+            return view_text(self.get(self._view_sentences(texts)), unconditional, cameras, self.config)
+        words, views = view_words(cameras, self.config), cameras.azimuth_deg.shape[1]
+        positive = self.get([texts[image // views] + seen for image, seen in enumerate(words)])
+        return ViewText(
+            positive=positive,
+            unconditional=expand_row(unconditional, len(words)),
+            negatives=(),
+            negative_weights=positive.pooled.new_zeros(0, len(words)),
+        )
 
     def _view_sentences(self, texts: Iterable[str]) -> list[str]:
         return [sentence for text in texts for sentence in self.config.texts(text)]

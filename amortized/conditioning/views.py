@@ -23,6 +23,8 @@ class ViewTextConfig:
     suffixes: tuple[str, str, str, str] = (", front view", ", side view", ", back view", ", overhead view")
     front_deg: float = 45.0  # front within this of azimuth 0, back within this of 180; unused by perp-neg
     overhead_deg: float = 60.0  # overhead above this elevation
+    # Above 0: azimuth and elevation follow the suffix, to the nearest multiple: ", front view 30 -10".
+    direction_step_deg: int = 0
     negative_prompt: str = ""  # the unconditional branch
     perp_neg: bool = False  # interpolate between views, and push away from the wrong ones
     perp_neg_weight: float = -0.5  # multiplies the weights of the negatives
@@ -37,6 +39,10 @@ class ViewTextConfig:
             raise ValueError(f"views.front_deg must lie in [0, 90], got {self.front_deg}")
         if not -90 <= self.overhead_deg <= 90:
             raise ValueError(f"views.overhead_deg must lie in [-90, 90], got {self.overhead_deg}")
+        if not 0 <= self.direction_step_deg <= 90:
+            raise ValueError(f"views.direction_step_deg must lie in [0, 90], got {self.direction_step_deg}")
+        if self.direction_step_deg > 0 and self.perp_neg:
+            raise ValueError("views.perp_neg mixes whole views: it needs views.direction_step_deg = 0")
         if self.perp_neg_weight > 0:
             raise ValueError(
                 f"views.perp_neg_weight must not be positive, got {self.perp_neg_weight}: "
@@ -46,6 +52,20 @@ class ViewTextConfig:
     def texts(self, prompt: str) -> list[str]:
         """The prompt as each view of VIEW_NAMES is captioned."""
         return [prompt + suffix for suffix in self.suffixes]
+
+
+def view_words(cameras: Cameras, config: ViewTextConfig) -> list[str]:
+    """What is appended to the prompt of each of the P * V images, prompt-major."""
+    view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
+    names = [config.suffixes[index] for index in view.flatten().tolist()]
+    step = config.direction_step_deg
+    if step == 0:
+        return names
+    azimuth, elevation = (
+        (angle.flatten() / step).round().int().mul(step).tolist()
+        for angle in (cameras.azimuth_deg, cameras.elevation_deg)
+    )
+    return [f"{name} {a % 360} {e}" for name, a, e in zip(names, azimuth, elevation, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Scenes to images, differentiably."""
 
-from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform, with_compass
+from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform
 from amortized.rendering.density import laplace_density
 from amortized.rendering.renderer import RendererConfig, render
 from amortized.rendering.shading import ShadingConfig, sdf_gradient
@@ -13,5 +13,4 @@ __all__ = [
     "laplace_density",
     "render",
     "sdf_gradient",
-    "with_compass",
 ]

@@ -75,7 +75,7 @@ def render(
 ) -> Render:
     """Images of P scenes from V cameras each.
 
-    background: in [0, 1], a colour per image [P, V, 3] or per pixel [P, V, H, W, 3]. sharpness: k of the Laplace density, in 1/length.
+    background: colour [P, V, 3] in [0, 1]. sharpness: k of the Laplace density, in 1/length.
     u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one position in each interval;
     None takes the middles. Training keeps the graph of all rays and fills `samples` for the rays that
     were rendered. Otherwise no graph is made and rays are rendered chunk by chunk; images do not
@@ -108,9 +108,8 @@ def render(
             ]
     pixels = torch.cat([part.pixels for part in parts], dim=1).unflatten(1, rays.shape)
     rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
-    behind = background[:, :, None, None] if background.dim() == 3 else background
     return Render(
-        rgb=rgb + (1 - opacity) * behind,
+        rgb=rgb + (1 - opacity) * background[:, :, None, None],
         opacity=opacity.squeeze(-1),
         depth=depth.squeeze(-1),
         normal=normal if want_normal else None,
@@ -242,10 +241,10 @@ def _check_inputs(
 ) -> None:
     if min(sizes) < 1:
         raise ValueError(f"render: P, V, height and width must each be at least 1, got {list(sizes)}")
-    if background.shape not in ((*sizes[:2], 3), (*sizes, 3)):
+    if background.shape != (*sizes[:2], 3):
         raise ValueError(
-            f"render: background must be a colour per image, {[*sizes[:2], 3]}, or per pixel, "
-            f"{[*sizes, 3]}, got {list(background.shape)}"
+            f"render: background must be one colour per image, {[*sizes[:2], 3]}, "
+            f"got {list(background.shape)}"
         )
     expected = [sizes[0], math.prod(sizes[1:]), config.num_samples]
     if u is not None and list(u.shape) != expected:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
-from amortized.rendering import render, with_compass
+from amortized.rendering import render
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
 from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
@@ -145,16 +145,13 @@ class Trainer:
         cameras = to_device(batch.cameras, device)
         scene = self.generator(self.bank.get(texts))
         size = self.config.render_size
-        background, compass = batch.background.to(device), self.settings.background.compass
-        if compass > 0:
-            background = with_compass(background, cameras, size, size, compass)
         image = render(
             scene,
             cameras,
             size,
             size,
             config=self.settings.renderer,
-            background=background,
+            background=batch.background.to(device),
             sharpness=geometric_at(self.config.sharpness, progress),
             training=True,
             u=batch.stratification.to(device),

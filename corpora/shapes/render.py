@@ -47,9 +47,7 @@ def render_truth(
     supersample: int = 1,
     tolerance: float = 1e-5,
 ) -> Tensor:
-    """Images [V, size, size, 3] of one scene from cameras [1, V] over backgrounds.
-
-    background: a colour per image [V, 3], or per ray [V, size * supersample, size * supersample, 3].
+    """Images [V, size, size, 3] of one scene from cameras [1, V] over backgrounds [V, 3].
 
     Rays stop within `tolerance` of the eroded surface, so that up to tolerance / pixel width of the
     background shines through. Reference images take a `supersample`, which renders that many times
@@ -65,7 +63,7 @@ def render_truth(
     distance, coverage, chosen = _trace(truth, origins, directions, pixel, tolerance)
     points = origins[chosen] + distance[:, None] * directions[chosen]
     colour = truth.colour(points) * (light or Light()).shade(_normals(truth, points))[:, None]
-    image = background.reshape(num_views, -1, 3).expand(num_views, fine * fine, 3).reshape(-1, 3).clone()
+    image = background[:, None, :].expand(num_views, fine * fine, 3).reshape(-1, 3).clone()
     image[chosen] = torch.lerp(image[chosen], colour.clamp(0, 1), coverage[:, None])
     image = image.view(num_views, size, supersample, size, supersample, 3)
     return image.mean(dim=(2, 4))

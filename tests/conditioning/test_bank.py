@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amortized.cameras import orbit
+from amortized.cameras import cameras_at, orbit
 from amortized.conditioning import TextBank, ViewTextConfig
 from amortized.types import TextCondition
 
@@ -61,6 +61,27 @@ def test_views_are_prompt_major(num_prompts, perp_neg):
     if perp_neg:
         wrong = ["front", "side", "side", "side"]
         assert read(view.negatives[0]) == [f"{prompt}, {name} view" for prompt in prompts for name in wrong]
+
+
+@pytest.mark.parametrize("num_views", [1, 4])
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_directions_are_told_in_degrees(num_prompts, num_views):
+    bank = TextBank(RecordingEncoder(), ViewTextConfig(negative_prompt="ugly", direction_step_deg=10))
+    azimuth = torch.tensor([[4.0, 94.9, 178.0, -34.0]]).expand(num_prompts, 4)[:, :num_views]
+    elevation = torch.tensor([[-3.0], [64.9], [-26.0]])[:num_prompts].expand_as(azimuth)
+    ones = torch.ones_like(azimuth)
+    cameras = cameras_at(azimuth_deg=azimuth, elevation_deg=elevation, distance=ones, fovy_deg=ones)
+    view = bank.views(["cone", "cube", "ball"][:num_prompts], cameras)
+    names = [["front 0", "side 90", "back 180", "front 330"], ["overhead 0", "overhead 90", "overhead 180",
+             "overhead 330"], ["front 0", "side 90", "back 180", "front 330"]]  # fmt: skip
+    expected = [
+        f"{prompt}, {name.split()[0]} view {name.split()[1]} {height}"
+        for prompt, row, height in zip(["cone", "cube", "ball"], names, ["0", "60", "-30"], strict=True)
+        for name in row[:num_views]
+    ]
+    assert read(view.positive) == expected[: num_prompts * num_views]
+    assert read(view.unconditional) == ["ugly"] * (num_prompts * num_views)
+    assert view.negatives == () and view.negative_weights.shape == (0, num_prompts * num_views)
 
 
 def test_suffixes_that_are_alike_are_encoded_once():

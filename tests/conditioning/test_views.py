@@ -139,6 +139,8 @@ def test_expanding_needs_one_row():
         ({"suffixes": ("a", "b")}, "suffixes must be 4"),
         ({"front_deg": 120.0}, "front_deg must lie"),
         ({"overhead_deg": -91.0}, "overhead_deg must lie"),
+        ({"direction_step_deg": 91}, "direction_step_deg must lie"),
+        ({"direction_step_deg": 10, "perp_neg": True}, "needs views.direction_step_deg = 0"),
         ({"perp_neg_weight": 0.5}, "perp_neg_weight must not be positive"),
     ],
 )

@@ -169,15 +169,6 @@ def test_background_is_untouched_where_nothing_is():
         assert not torch.equal(image[SIZE // 2, SIZE // 2], colour)
 
 
-def test_a_background_per_ray():
-    truth, views = truth_from("a small red sphere"), cameras((0.0, 0.0), (120.0, 30.0))
-    background = torch.rand(2, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0))
-    black, white = (render_truth(truth, views, SIZE, background=torch.full((2, 3), c)) for c in (0.0, 1.0))
-    expected = black + (white - black) * background
-    image = render_truth(truth, views, SIZE, background=background)
-    torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("supersample", [1, 2])
 def test_a_batch_of_views_equals_one_by_one(supersample: int):
     truth = truth_from("a purple capsule in front of a cyan octahedron")

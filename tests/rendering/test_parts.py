@@ -1,19 +1,16 @@
 """Density, sampling, compositing, backgrounds and shading, each against its formula."""
 
-import colorsys
 import math
 
 import pytest
 import torch
 
-from amortized.cameras import camera_rays, cameras_at
 from amortized.rendering import (
     BackgroundConfig,
     ShadingConfig,
     background_from_uniform,
     laplace_density,
     sdf_gradient,
-    with_compass,
 )
 from amortized.rendering.compositing import compositing_weights
 from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
@@ -122,36 +119,6 @@ def test_backgrounds():
         BackgroundConfig(kind="grey")
     with pytest.raises(ValueError, match="colour"):
         BackgroundConfig(colour=(0.0, 1.0, 2.0))
-    with pytest.raises(ValueError, match="compass"):
-        BackgroundConfig(compass=1.5)
-
-
-@pytest.mark.parametrize("azimuth_deg", [0, 60, 120, 180, 240, 300])
-def test_the_compass_turns_the_hue_with_the_direction_of_sight(azimuth_deg: int):
-    """At multiples of 60 degrees the standard hue is the angle itself; a camera looks where it is not."""
-    one = torch.ones(1, 1)
-    cameras = cameras_at(
-        azimuth_deg=one * (azimuth_deg + 180), elevation_deg=one * 0, distance=one * 3, fovy_deg=one * 40
-    )
-    pixel = with_compass(torch.full((1, 1, 3), 0.5), cameras, 1, 1, 0.2).flatten()
-    hue, _, _ = colorsys.rgb_to_hsv(*pixel.tolist())
-    assert (hue * 360 - azimuth_deg + 180) % 360 == pytest.approx(180, abs=0.01)
-    assert pixel.mean().item() == pytest.approx(0.5, abs=1e-6)
-    assert (pixel.max() - pixel.min()).item() == pytest.approx(1.5 * 0.2, abs=1e-6)
-
-
-def test_the_compass_is_each_pixels_own_and_fades_upwards():
-    up = torch.tensor([[10.0, 10.0]])
-    cameras = cameras_at(
-        azimuth_deg=up, elevation_deg=torch.tensor([[89.999, 0.0]]), distance=up, fovy_deg=up * 9
-    )
-    image = with_compass(torch.full((1, 2, 3), 0.9), cameras, 5, 5, 0.3)
-    assert image.shape == (1, 2, 5, 5, 3) and image.max() == 1.0  # clamped
-    torch.testing.assert_close(image[0, 0, 2, 2], torch.full((3,), 0.9), atol=1e-4, rtol=0)
-    below = camera_rays(cameras, 5, 5).directions.view(2, 5, 5, 3)[1, 4, 0].double()
-    angles = [torch.atan2(below[1], below[0]) - math.radians(120 * i) for i in range(3)]
-    expected = [0.9 + 0.3 * below[:2].norm() * torch.cos(angle) for angle in angles]
-    torch.testing.assert_close(image[0, 1, 4, 0].double(), torch.stack(expected).clamp(0, 1))
 
 
 def test_gradient_takes_four_evaluations_and_is_the_exact_normal():

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from amortized.guidance import GuidanceConfig
-from amortized.rendering import BackgroundConfig, with_compass
 from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
 from amortized.training.checkpoint import list_checkpoints
 from tests.training.toy import TEXTS, log_lines, make_trainer, target_images, weights_of
@@ -192,21 +191,6 @@ def test_an_emptied_scene_stops_the_run(tmp_path):
     )
     with pytest.raises(TrainingStopped, match="the scene has emptied .* for 5 steps.*losses.sparsity"):
         trainer.train(quiet=True)
-
-
-def test_training_views_stand_before_the_compass(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, steps=1)
-    trainer.settings.background = BackgroundConfig(colour=(0.5, 0.5, 0.5), compass=0.25)
-    prior, images = trainer.guidance.prior, []
-    encode = prior.encode
-    monkeypatch.setattr(prior, "encode", lambda image: images.append(image.detach()) or encode(image))
-    trainer.train(quiet=True)
-    batch, size = trainer.sampler.batch(0, trainer.slots[0], trainer.slots_per_step), images[0].shape[1]
-    expected = with_compass(batch.background, batch.cameras, size, size, 0.25).flatten(0, 1)
-    corners = ((0, 0), (0, -1), (-1, 0), (-1, -1))
-    for row, column in corners:
-        torch.testing.assert_close(images[0][:, row, column], expected[:, row, column])
-    assert (images[0][:, 0, 0] - 0.5).abs().amax(dim=1).min() > 0.02
 
 
 def test_old_checkpoints_go(tmp_path):

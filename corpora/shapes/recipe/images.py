@@ -1,8 +1,8 @@
 """Training images for the embedded models, drawn from the Shapes world.
 
-The prior (the teacher) and the CLIP (the judge) see different draws. The teacher sees always the
-light and camera distance that a generator is rendered with, before a background whose hue tells the
-direction of sight; the judge random lights, plain backgrounds, fields of view and distances.
+The prior (the teacher) and the CLIP (the judge) see different draws: the teacher always the light
+and camera distance that a generator is rendered with, the judge random lights, backgrounds, fields
+of view and distances.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from amortized.cameras import VIEW_NAMES, cameras_at, view_index
+from amortized.cameras import cameras_at
 from amortized.files import atomic_path
 from amortized.random import derive_seed
-from amortized.rendering import with_compass
+from amortized.types import Cameras
 from corpora.shapes.grammar import NUM_PAIRS, SIZED_ITEMS, Description, Item, marked, pair, sentence, singles
 from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import truth_of
@@ -39,13 +39,12 @@ class DrawConfig:
     views_pair: int = 8
     distance: tuple[float, float] = (2.54, 2.66)
     fovy_deg: tuple[float, float] = (38.0, 38.0)
-    background: tuple[float, float] = (0.0, 1.0)
+    background: tuple[float, float] = (0.3, 0.95)
     coloured_background: bool = False
-    compass: float = 0.0  # tint of the background by the direction of sight
     random_light: bool = False
 
 
-TEACHER = DrawConfig(seed=1, background=(0.3, 0.75), compass=0.25)
+TEACHER = DrawConfig(seed=1)
 JUDGE = DrawConfig(
     seed=2,
     views_single=192,
@@ -55,6 +54,7 @@ JUDGE = DrawConfig(
     views_pair=6,
     distance=(2.3, 3.0),
     fovy_deg=(34.0, 42.0),
+    background=(0.0, 1.0),
     coloured_background=True,
     random_light=True,
 )
@@ -62,11 +62,12 @@ JUDGE = DrawConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images with what they show: scene index into `descriptions`, and view index."""
+    """Images with what they show, a scene of `descriptions`, and from where."""
 
     images: Tensor  # [N, 64, 64, 3] uint8
     scene: Tensor  # [N] long
-    view: Tensor  # [N] long, into VIEW_NAMES
+    azimuth_deg: Tensor  # [N] float
+    elevation_deg: Tensor  # [N] float
     descriptions: list[Description]
 
 
@@ -92,16 +93,22 @@ def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
     descriptions = [description for description, _ in scenes]
     if cache is not None and cache.exists() and _made_by(cache) == repr(config):
         return ImageSet(**load_file(cache), descriptions=descriptions)
-    images, scene, view = [], [], []
+    images, scene, azimuth, elevation = [], [], [], []
     for index, (description, num_views) in enumerate(tqdm(scenes, desc="drawing scenes", mininterval=5)):
         truth = truth_of(description)
         random = torch.Generator().manual_seed(derive_seed(config.seed, "views", index))
         for start in range(0, num_views, 32):
-            pixels, views = _draw_views(config, truth, min(32, num_views - start), random)
+            pixels, cameras = _draw_views(config, truth, min(32, num_views - start), random)
             images.append(pixels)
-            view.append(views)
-            scene.append(torch.full_like(views, index))
-    stored = {"images": torch.cat(images), "scene": torch.cat(scene), "view": torch.cat(view)}
+            scene.append(torch.full((len(pixels),), index))
+            azimuth.append(cameras.azimuth_deg[0])
+            elevation.append(cameras.elevation_deg[0])
+    stored = {
+        "images": torch.cat(images),
+        "scene": torch.cat(scene),
+        "azimuth_deg": torch.cat(azimuth),
+        "elevation_deg": torch.cat(elevation),
+    }
     if cache is not None:
         with atomic_path(cache) as partial:
             save_file(stored, partial, metadata={"config": repr(config)})
@@ -113,7 +120,7 @@ def _made_by(cache: Path) -> str | None:
         return (file.metadata() or {}).get("config")
 
 
-def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generator) -> tuple[Tensor, Cameras]:
     def between(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(1, num_views, generator=random)
 
@@ -131,24 +138,21 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
     low, high = config.background
     channels = 3 if config.coloured_background else 1
     background = (low + (high - low) * torch.rand(num_views, channels, generator=random)).expand(num_views, 3)
-    if config.compass > 0:
-        background = with_compass(background[None], cameras, IMAGE_SIZE, IMAGE_SIZE, config.compass)[0]
     light = Light()
     if config.random_light:
         x, y, z = torch.randn(3, generator=random).tolist()
         ambient = 0.2 + 0.3 * torch.rand((), generator=random).item()
         light = Light(direction=(x, y, abs(z) + 0.3), ambient=ambient, diffuse=1 - ambient)
     images = render_truth(truth, cameras, IMAGE_SIZE, light=light, background=background)
-    return (images * 255).round().to(torch.uint8), view_index(cameras)[0]
+    return (images * 255).round().to(torch.uint8), cameras
 
 
-def caption(description: Description, view: int | None, u: float = 1.0) -> str:
-    """The sentence of an image, with its view words; a small u leaves a word of a single item open."""
+def caption(description: Description, seen: str = "", u: float = 1.0) -> str:
+    """The sentence of an image, with words for the view; a small u leaves a word of a single item open."""
     item = description.items[0]
     if len(description.items) == 1 and not description.marked and not item.size:
         if u < 0.06:
             description = Description((Item(item.shape, None),))
         elif u < 0.12:
             description = Description((Item(None, item.colour),))
-    text = sentence(description)
-    return text if view is None else f"{text}, {VIEW_NAMES[view]} view"
+    return sentence(description) + seen

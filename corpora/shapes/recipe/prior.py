@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from amortized.cameras import cameras_at
+from amortized.conditioning import ViewTextConfig, view_words
 from amortized.random import generator_for
 from corpora.shapes.recipe.card import write_card
 from corpora.shapes.recipe.images import TEACHER, ImageSet, caption, draw
@@ -26,6 +28,7 @@ from corpora.shapes.recipe.scoring import load_judge, score_prior
 from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 SEED = 11
+VIEWS = ViewTextConfig(direction_step_deg=10)
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 
@@ -52,6 +55,11 @@ UNET = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
     "use_linear_projection": True,
+    # The pooled text joins the time embedding, which scales and shifts every residual block: attention to
+    # the text, in the coarser half of the network only, was slow to learn what the directions look like.
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 4,
+    "resnet_time_scale_shift": "scale_shift",
 }
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -153,17 +161,24 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
     modules = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet, "reader": reader})
     latents = encode_all(vae, data.images) * vae.config.scaling_factor
     alphas_cumprod = scheduler.alphas_cumprod
+    where = cameras_at(
+        azimuth_deg=data.azimuth_deg[None],
+        elevation_deg=data.elevation_deg[None],
+        distance=torch.ones(1, len(latents)),
+        fovy_deg=torch.ones(1, len(latents)),
+    )
+    named, numbered = view_words(where, ViewTextConfig()), view_words(where, VIEWS)
 
     def step_fn(step: int) -> dict[str, float]:
         index = batch_indices(len(latents), batch, SEED, "denoiser", step)
         random = generator_for(SEED, "denoiser noise", step)
         u = torch.rand(batch, 3, generator=random)
         noise = torch.randn(batch, *latents.shape[1:], generator=random)
-        t01 = torch.rand(batch, generator=random) ** 0.7
+        t01 = torch.rand(batch, generator=random) ** 0.6
         timesteps = (t01 * scheduler.config.num_train_timesteps).long().clamp_max(999)
         texts = []
         for i, (open_word, drop, view) in zip(index.tolist(), u.tolist(), strict=True):
-            seen = int(data.view[i]) if view > 0.1 else None
+            seen = "" if view < 0.1 else named[i] if view < 0.25 else numbered[i]
             text = caption(data.descriptions[int(data.scene[i])], seen, open_word)
             texts.append("" if drop < 0.1 else text)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -222,9 +237,8 @@ A small text-to-image diffusion model of the Shapes world (64 x 64 pixels, 16 x 
 Diffusion's format: `StableDiffusionPipeline.from_pretrained` loads it offline. It is the embedded
 default prior, for tests, the quickstart and comparisons of guidance methods; it knows nothing else.
 
-- **Data**: {images} exact renders of procedural scenes (plain, sized, marked, pairs), fixed light, elevations
-  -60 to 85 degrees, before grey that is tinted by the direction of sight (once around the horizon is once
-  around the hue circle): the model can tell from where it looks; captions with view words, dropped in 10 %.
+- **Data**: {images} exact renders of procedural scenes (plain, sized, marked, pairs), fixed light, grey
+  backgrounds, elevations -60 to 85 degrees; captions with view words, dropped in 10 %.
 - **Training**: `make weights` on a CPU, fp32, AdamW; the VAE's encoder is PCA, its decoder took
   {decoder_steps} steps, UNet with text encoder {steps} steps of batch {batch}; v-prediction, averaged
   weights, seed {seed}. Stored in fp16.
@@ -234,7 +248,7 @@ Figures: one sample for each of the 64 shape-colour sentences, 25 DDIM steps at 
 back by the embedded CLIP among all 64; `view` is the share of (front, back) pairs of samples of marked
 sentences in which the front one shows the mark more.
 """
-DECODER_STEPS, STEPS, BATCH = 3000, 4500, 32
+DECODER_STEPS, STEPS, BATCH = 3000, 6000, 32
 
 
 def make_prior(work: Path, output: Path, clip: Path) -> None:
