@@ -1,10 +1,11 @@
 """Guidance methods compared at equal denoiser calls: the same run, several seeds of each.
 
-  python -m benchmarks.methods [CONFIG] [--methods asd sds] [--seeds 0 1 2] [KEY=VALUE ...]
+  python -m benchmarks.methods [CONFIG] [--methods asd sds] [--seeds 0 1 2] [--processes 2] [KEY=VALUE ...]
 
-Every run is an ordinary `train.py` and `evaluate.py` under outputs/methods; what is done already is
-not done again. Prints a Markdown table: means over prompts and seeds, with 95 % bootstrap intervals
-over prompts (each prompt averaged over seeds first), and each seed's recall.
+Every run is an ordinary `train.py` and `evaluate.py` under outputs/methods, with the preset's prompts
+shared among the processes; what is done already is not done again. Prints a Markdown table: means over
+prompts and seeds, with 95 % bootstrap intervals over prompts (each prompt averaged over seeds first),
+and each seed's recall.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ METHODS: dict[str, tuple[list[str], int]] = {
 COLUMNS = ("recall_at_1", "iou", "iou_any_azimuth", "colour_error", "clip_similarity")
 
 
-def run(config: Path, method: str, seed: int, calls: int, overrides: list[str]) -> list[dict]:
+def run(
+    config: Path, method: str, seed: int, calls: int, overrides: list[str], processes: int = 1
+) -> list[dict]:
     """Rows of one run's prompts, training and evaluating it first where that is still to be done."""
     changes, calls_per_step = METHODS[method]
     folder = Path("outputs/methods") / f"{config.stem}-{method}-{seed}"
@@ -41,8 +44,11 @@ def run(config: Path, method: str, seed: int, calls: int, overrides: list[str]) 
             f"trainer.steps={calls // calls_per_step}",
         ]
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
-        subprocess.run([sys.executable, *train, *resume], check=True)
-        subprocess.run([sys.executable, "evaluate.py", str(folder)], check=True)
+        alone = [sys.executable]
+        shared = [*alone, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launch = alone if processes == 1 else shared
+        subprocess.run([*launch, *train, *resume], check=True)
+        subprocess.run([*launch, "evaluate.py", str(folder)], check=True)
     return json.loads(results.read_text())["prompts"]
 
 
@@ -73,13 +79,19 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=1, help="for each run, on this machine")
     given = parser.parse_intermixed_args()
-    # The budget is what the preset's own steps cost ASD.
-    calls = settings.load(RunConfig, given.config, given.overrides).trainer.steps * METHODS["asd"][1]
+    trainer = settings.load(RunConfig, given.config, given.overrides).trainer
+    calls = trainer.steps * METHODS["asd"][1]  # the budget is what the preset's own steps cost ASD
+    prompts, rest = divmod(trainer.prompts_per_process, given.processes)
+    if rest:
+        parser.error(f"{given.processes} processes cannot share {trainer.prompts_per_process} prompts evenly")
+    overrides = [*given.overrides, f"trainer.prompts_per_process={prompts}"]
     found: dict[str, list[list[dict]]] = {method: [] for method in given.methods}
     for seed in given.seeds:
         for method in given.methods:
-            found[method].append(run(given.config, method, seed, calls, given.overrides))
+            rows = run(given.config, method, seed, calls, overrides, given.processes)
+            found[method].append(rows)
     print(table(found))
 
 

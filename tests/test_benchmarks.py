@@ -28,8 +28,8 @@ def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, mon
 
     def pretend(command: list[str], check: bool) -> None:
         commands.append(command[1:])
-        if command[1] == "evaluate.py":
-            folder = Path(command[2]) / "evaluation"
+        if "evaluate.py" in command:
+            folder = Path(command[-1]) / "evaluation"
             folder.mkdir(parents=True)
             (folder / "results.json").write_text(json.dumps({"prompts": rows(0.25)}))
 
@@ -42,6 +42,29 @@ def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, mon
         assert f"trainer.steps={steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
         assert evaluation == ["evaluate.py", f"outputs/methods/quick-{method}-3"]
         commands.clear()
+    methods.run(Path("a/quick.yaml"), "asd", 4, 1200, [], processes=2)
+    for command, script in zip(commands, ("train.py", "evaluate.py"), strict=True):
+        assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        assert command[4] == script
+
+
+def test_processes_share_the_prompts_evenly(monkeypatch, capsys):
+    asked = []
+
+    def pretend(*arguments) -> list[dict]:
+        asked.append(arguments)
+        return rows(0.5)
+
+    monkeypatch.setattr(methods, "run", pretend)
+    monkeypatch.setattr(
+        methods.sys, "argv", ["methods", "--methods", "csd", "--seeds", "7", "--processes", "2"]
+    )
+    methods.main()
+    assert asked == [(Path("configs/quickstart.yaml"), "csd", 7, 1800, ["trainer.prompts_per_process=8"], 2)]
+    monkeypatch.setattr(methods.sys, "argv", ["methods", "--processes", "3"])
+    with pytest.raises(SystemExit):
+        methods.main()
+    assert "3 processes cannot share 16 prompts evenly" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
