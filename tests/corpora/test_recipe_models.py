@@ -94,7 +94,8 @@ def noise() -> ImageSet:
     return ImageSet(
         images=torch.randint(256, (340, 64, 64, 3), generator=random).byte(),
         scene=torch.arange(340),
-        view=torch.randint(4, (340,), generator=random),
+        azimuth_deg=360 * torch.rand(340, generator=random) - 180,
+        elevation_deg=145 * torch.rand(340, generator=random) - 60,
         descriptions=descriptions,
     )
 
@@ -106,7 +107,8 @@ def clip_folder(noise, tmp_path_factory) -> Path:
     plain = ImageSet(
         images=noise.images[:64],
         scene=noise.scene[:64],
-        view=noise.view[:64],
+        azimuth_deg=noise.azimuth_deg[:64],
+        elevation_deg=noise.elevation_deg[:64],
         descriptions=noise.descriptions[:64],
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -169,7 +171,10 @@ class Reader:
 def test_accuracy_of_the_judge(tokenizer, shift: int, expected: tuple[float, float, float]):
     scene = torch.arange(64)
     images = scene[:, None, None, None].expand(64, 4, 4, 3).byte()
-    data = ImageSet(images=images, scene=scene, view=scene, descriptions=singles())
+    angle = torch.zeros(64)
+    data = ImageSet(
+        images=images, scene=scene, azimuth_deg=angle, elevation_deg=angle, descriptions=singles()
+    )
     found = clip.accuracy(Reader(tokenizer, shift), tokenizer, data)
     assert (found["shape"], found["colour"], found["both"]) == expected
 
@@ -201,7 +206,8 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
 
     from amortized.priors import load_stable_diffusion
 
-    monkeypatch.setattr(prior, "load_teacher_images", lambda folder: noise)
+    small = dataclasses.replace(noise, images=noise.images[:, ::2, ::2])
+    monkeypatch.setattr(prior, "load_teacher_images", lambda folder: small)
     monkeypatch.setattr(prior, "DECODER_STEPS", 2)
     monkeypatch.setattr(prior, "STEPS", 2)
     monkeypatch.setattr(prior, "BATCH", 4)
@@ -212,11 +218,11 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "prior", torch_dtype=torch.float32)
     images = scoring.sample(pipe, ["a red cube", "a blue sphere next to a green cone, back view"])
-    assert images.shape == (2, 3, 64, 64) and images.std() > 0
+    assert images.shape == (2, 3, 32, 32) and images.std() > 0
     loaded = load_stable_diffusion(tmp_path / "prior")
-    assert (loaded.image_size, loaded.latent_size, loaded.latent_channels) == (64, 16, 8)
+    assert (loaded.image_size, loaded.latent_size, loaded.latent_channels) == (32, 8, 8)
     # The latents that the denoiser was trained on have unit variance.
-    assert loaded.encode(noise.images[::8].float() / 255).std().item() == pytest.approx(1.0, abs=0.01)
+    assert loaded.encode(small.images[::8].float() / 255).std().item() == pytest.approx(1.0, abs=0.01)
 
 
 # ---- command ----------------------------------------------------------------------------------

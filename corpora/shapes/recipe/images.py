@@ -24,14 +24,13 @@ from corpora.shapes.grammar import NUM_PAIRS, SIZED_ITEMS, Description, Item, ma
 from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import truth_of
 
-IMAGE_SIZE = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig:
     """How many images of what, seen how."""
 
     seed: int
+    image_size: int = 64  # each pixel the mean of what 64 x 64 pixels show there
     views_single: int = 160  # per plain sentence, of 64
     views_marked: int = 48  # per marked sentence, of 64
     views_sized: int = 16  # per small or large sentence, of 128
@@ -44,7 +43,9 @@ class DrawConfig:
     random_light: bool = False
 
 
-TEACHER = DrawConfig(seed=1)
+TEACHER = DrawConfig(
+    seed=1, image_size=32, views_single=320, views_marked=64, views_sized=24, num_pairs=1200, views_pair=10
+)
 JUDGE = DrawConfig(
     seed=2,
     views_single=192,
@@ -64,7 +65,7 @@ JUDGE = DrawConfig(
 class ImageSet:
     """Images with what they show, a scene of `descriptions`, and from where."""
 
-    images: Tensor  # [N, 64, 64, 3] uint8
+    images: Tensor  # [N, image_size, image_size, 3] uint8
     scene: Tensor  # [N] long
     azimuth_deg: Tensor  # [N] float
     elevation_deg: Tensor  # [N] float
@@ -143,7 +144,14 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
         x, y, z = torch.randn(3, generator=random).tolist()
         ambient = 0.2 + 0.3 * torch.rand((), generator=random).item()
         light = Light(direction=(x, y, abs(z) + 0.3), ambient=ambient, diffuse=1 - ambient)
-    images = render_truth(truth, cameras, IMAGE_SIZE, light=light, background=background)
+    images = render_truth(
+        truth,
+        cameras,
+        config.image_size,
+        light=light,
+        background=background,
+        supersample=64 // config.image_size,
+    )
     return (images * 255).round().to(torch.uint8), cameras
 
 

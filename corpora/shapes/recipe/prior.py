@@ -40,11 +40,11 @@ VAE = {
     "norm_num_groups": 8,
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "sample_size": 64,
+    "sample_size": TEACHER.image_size,
     "mid_block_add_attention": False,
 }
 UNET = {
-    "sample_size": 16,
+    "sample_size": TEACHER.image_size // 4,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
     "block_out_channels": (64, 128, 128),
@@ -148,7 +148,7 @@ def train_decoder(folder: Path, data: ImageSet, vae, steps: int, batch: int = 16
 
 @torch.no_grad()
 def encode_all(vae: Any, images: Tensor) -> Tensor:
-    """Posterior means [N, C, 16, 16], unscaled."""
+    """Posterior means [N, C, h, w], unscaled."""
     return torch.cat([vae.encode(as_pixels(part)).latent_dist.mean for part in chunks(images, 256)])
 
 
@@ -233,7 +233,7 @@ def load_teacher_images(folder: Path) -> ImageSet:
 
 
 CARD = """
-A small text-to-image diffusion model of the Shapes world (64 x 64 pixels, 16 x 16 latents) in Stable
+A small text-to-image diffusion model of the Shapes world (32 x 32 pixels, 8 x 8 latents) in Stable
 Diffusion's format: `StableDiffusionPipeline.from_pretrained` loads it offline. It is the embedded
 default prior, for tests, the quickstart and comparisons of guidance methods; it knows nothing else.
 
@@ -248,7 +248,7 @@ Figures: one sample for each of the 64 shape-colour sentences, 25 DDIM steps at 
 back by the embedded CLIP among all 64; `view` is the share of (front, back) pairs of samples of marked
 sentences in which the front one shows the mark more.
 """
-DECODER_STEPS, STEPS, BATCH = 3000, 6000, 32
+DECODER_STEPS, STEPS, BATCH = 3000, 6000, 64
 
 
 def make_prior(work: Path, output: Path, clip: Path) -> None:

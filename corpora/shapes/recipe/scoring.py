@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from corpora.shapes.grammar import COLOURS, PLAIN_ITEMS, Description, sentence, singles
 from corpora.shapes.recipe.clip import build_model, normalize
@@ -17,7 +18,8 @@ NUM_STEPS, GUIDANCE_SCALE = 25, 4.0
 
 
 def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
-    """`similarity(images [N, 3, H, W] in [0, 1], texts [M]) -> [N, M]` of the finished CLIP."""
+    """`similarity(images [N, 3, H, W] in [0, 1], texts [M]) -> [N, M]` of the finished CLIP, which sees
+    images of other sizes than its own resized."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
@@ -26,6 +28,8 @@ def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
     @torch.no_grad()
     def similarity(images: Tensor, texts: list[str]) -> Tensor:
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        size = (model.visual.image_size, model.visual.image_size)
+        images = functional.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
         pixels = normalize(images.permute(0, 2, 3, 1) * 255)
         return model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).T
 
