@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from corpora.shapes.grammar import COLOURS, PLAIN_ITEMS, Description, sentence, singles
-from corpora.shapes.recipe.clip import build_model, normalize
+from corpora.shapes.recipe.clip import build_model, model_config, normalize
 from corpora.shapes.recipe.tokenizer import build_tokenizer
 
 NUM_STEPS, GUIDANCE_SCALE = 25, 4.0
@@ -24,12 +24,12 @@ def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
     model = build_model(tokenizer)
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
     model.eval()
+    size = model_config(len(tokenizer))["vision_cfg"]["image_size"]
 
     @torch.no_grad()
     def similarity(images: Tensor, texts: list[str]) -> Tensor:
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        size = (model.visual.image_size, model.visual.image_size)
-        images = functional.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
+        images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
         pixels = normalize(images.permute(0, 2, 3, 1) * 255)
         return model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).T
 
