@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from amortized.conditioning.rows import concatenate_rows, expand_row, move_rows
-from amortized.conditioning.views import ViewText, ViewTextConfig, view_text, view_words
+from amortized.conditioning.rows import concatenate_rows, move_rows
+from amortized.conditioning.views import ViewText, ViewTextConfig, plain_text, view_text, view_words
 from amortized.types import Cameras, TextCondition
 
 
@@ -46,15 +46,9 @@ class TextBank:
         """Distinct sentences encoded so far."""
         return len(self._cache)
 
-    def prepare(self, texts: Sequence[str], batch_size: int | None = None) -> None:
-        """Encode ahead of time all that `get` and `views` will need for these prompts, but for numbered
-        directions: those are encoded as they come."""
-        sentences = [*texts, *self._view_sentences(texts), self.config.negative_prompt]
-        self._encode_missing(sentences, batch_size or self.batch_size)
-
     def get(self, texts: Sequence[str]) -> TextCondition:
         """The plain prompts, N rows: what a generator reads."""
-        self._encode_missing(texts, self.batch_size)
+        self._encode_missing(texts)
         return move_rows(concatenate_rows([self._cache[text] for text in texts]), self.device)
 
     def views(self, texts: Sequence[str], cameras: Cameras) -> ViewText:
@@ -62,22 +56,18 @@ class TextBank:
         unconditional = self.get([self.config.negative_prompt])
         if self.config.direction_step_deg == 0:
             return view_text(self.get(self._view_sentences(texts)), unconditional, cameras, self.config)
-        words, views = view_words(cameras, self.config), cameras.azimuth_deg.shape[1]
-        positive = self.get([texts[image // views] + seen for image, seen in enumerate(words)])
-        return ViewText(
-            positive=positive,
-            unconditional=expand_row(unconditional, len(words)),
-            negatives=(),
-            negative_weights=positive.pooled.new_zeros(0, len(words)),
-        )
+        num_views = cameras.azimuth_deg.shape[1]
+        words = view_words(cameras, self.config)
+        sentences = [texts[image // num_views] + seen for image, seen in enumerate(words)]
+        return plain_text(self.get(sentences), unconditional)
 
     def _view_sentences(self, texts: Iterable[str]) -> list[str]:
         return [sentence for text in texts for sentence in self.config.texts(text)]
 
-    def _encode_missing(self, sentences: Iterable[str], batch_size: int) -> None:
+    def _encode_missing(self, sentences: Iterable[str]) -> None:
         missing = [text for text in dict.fromkeys(sentences) if text not in self._cache]
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
             encoded = self.encoder.encode(batch)
             pooled, tokens = encoded.pooled.float().cpu(), encoded.tokens.float().cpu()
             mask = encoded.mask.cpu()

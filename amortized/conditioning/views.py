@@ -78,6 +78,17 @@ class ViewText:
     negative_weights: Tensor  # [K, B], zero or negative
 
 
+def plain_text(positive: TextCondition, unconditional: TextCondition) -> ViewText:
+    """The text of B images, one row each, and the one unconditional row; nothing to push away from."""
+    num_images = len(positive.pooled)
+    return ViewText(
+        positive=positive,
+        unconditional=expand_row(unconditional, num_images),
+        negatives=(),
+        negative_weights=positive.pooled.new_zeros(0, num_images),
+    )
+
+
 def view_text(
     texts_by_view: TextCondition, unconditional: TextCondition, cameras: Cameras, config: ViewTextConfig
 ) -> ViewText:
@@ -99,19 +110,13 @@ def view_text(
     def pick(view: Tensor) -> TextCondition:  # view [P, V], indices into VIEW_NAMES
         return take_rows(texts_by_view, (first_row + view.to(device)).flatten())
 
-    uncond = expand_row(unconditional, num_prompts * num_views)
     if not config.perp_neg:
         view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
-        return ViewText(
-            positive=pick(view),
-            unconditional=uncond,
-            negatives=(),
-            negative_weights=texts_by_view.pooled.new_zeros(0, num_prompts * num_views),
-        )
+        return plain_text(pick(view), unconditional)
     first, second, share, negatives, weights = _perp_neg(cameras, config)
     return ViewText(
         positive=mix_rows(pick(first), pick(second), share.flatten().to(device)),
-        unconditional=uncond,
+        unconditional=expand_row(unconditional, num_prompts * num_views),
         negatives=tuple(pick(view) for view in negatives),
         negative_weights=weights.flatten(1).to(texts_by_view.pooled),
     )

@@ -36,15 +36,15 @@ def test_get_returns_the_sentences_in_order_repeats_included():
     assert bank.encoder.calls[1:] == [["c"]]
 
 
-def test_prepare_covers_all_later_needs_in_batches():
-    bank = TextBank(RecordingEncoder())
-    bank.prepare(["a", "b", "a", "c"], batch_size=4)
+def test_each_sentence_is_encoded_once_and_in_batches():
+    bank = TextBank(RecordingEncoder(), batch_size=4)
+    cameras = orbit(3, 4, elevation_deg=0, distance=1, fovy_deg=40)
+    for _ in range(2):
+        bank.get(["a", "b", "a", "c"])
+        bank.views(["b", "c", "a"], cameras)
     sent = [text for call in bank.encoder.calls for text in call]
     assert max(map(len, bank.encoder.calls)) == 4
     assert sorted(sent) == sorted(set(sent)) and len(bank) == len(sent) == 3 * 5 + 1
-    bank.get(["c", "a"])
-    bank.views(["b", "c"], orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40))
-    assert sum(map(len, bank.encoder.calls)) == 16  # nothing was encoded after `prepare`
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
@@ -86,20 +86,20 @@ def test_directions_are_told_in_degrees(num_prompts, num_views):
 
 def test_suffixes_that_are_alike_are_encoded_once():
     bank = TextBank(RecordingEncoder(), ViewTextConfig(suffixes=("", "", "", "")))
-    bank.prepare(["a"])
+    bank.views(["a"], orbit(1, 4, elevation_deg=0, distance=1, fovy_deg=40))
     assert len(bank) == 2  # the prompt and the empty negative prompt
 
 
 def test_a_stored_row_does_not_keep_its_batch_alive():
     bank = TextBank(RecordingEncoder())
-    bank.prepare(["a", "b"])
+    bank.get(["a", "b"])
     for row in bank._cache.values():
         assert row.tokens.untyped_storage().nbytes() == row.tokens.nbytes
 
 
 def test_a_real_encoder_gives_the_same_rows_through_the_bank(encoder):
     bank = TextBank(encoder)
-    bank.prepare(["a cube", "a cone"])
+    bank.get(["a cube"])  # encoded before the other, in another batch
     got, expected = bank.get(["a cone", "a cube"]), encoder.encode(["a cone", "a cube"])
     torch.testing.assert_close(got.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.tokens, expected.tokens, rtol=1e-4, atol=1e-5)
