@@ -25,7 +25,7 @@ class SentenceEncoder(Protocol):
 
 
 class TextBank:
-    """Encodes each distinct sentence once, and hands it out on the wanted device."""
+    """Encodes each distinct sentence once (numbered directions each time), and hands it out on the wanted device."""
 
     def __init__(
         self,
@@ -33,17 +33,15 @@ class TextBank:
         config: ViewTextConfig | None = None,
         *,
         device: torch.device | str = "cpu",
-        batch_size: int = 64,
     ) -> None:
-        """`batch_size` sentences at most go through the encoder at once; results go to `device`."""
+        """Results go to `device`."""
         self.encoder = encoder
         self.config = config or ViewTextConfig()
         self.device = torch.device(device)
-        self.batch_size = batch_size
         self._cache: dict[str, TextCondition] = {}  # one row each, CPU float32
 
     def __len__(self) -> int:
-        """Distinct sentences encoded so far."""
+        """Distinct sentences kept so far."""
         return len(self._cache)
 
     def get(self, texts: Sequence[str]) -> TextCondition:
@@ -59,21 +57,15 @@ class TextBank:
         num_views = cameras.azimuth_deg.shape[1]
         words = view_words(cameras, self.config)
         sentences = [texts[image // num_views] + seen for image, seen in enumerate(words)]
-        return plain_text(self.get(sentences), unconditional)
+        # A numbered direction hardly ever comes twice: kept, these would only fill the memory.
+        return plain_text(move_rows(self.encoder.encode(sentences), self.device), unconditional)
 
     def _view_sentences(self, texts: Iterable[str]) -> list[str]:
         return [sentence for text in texts for sentence in self.config.texts(text)]
 
     def _encode_missing(self, sentences: Iterable[str]) -> None:
-        missing = [text for text in dict.fromkeys(sentences) if text not in self._cache]
-        for start in range(0, len(missing), self.batch_size):
-            batch = missing[start : start + self.batch_size]
-            encoded = self.encoder.encode(batch)
-            pooled, tokens = encoded.pooled.float().cpu(), encoded.tokens.float().cpu()
-            mask = encoded.mask.cpu()
-            for row, text in enumerate(batch):
-                one = slice(row, row + 1)
-                # Cloned, or each row would keep its whole batch alive.
-                self._cache[text] = TextCondition(
-                    pooled=pooled[one].clone(), tokens=tokens[one].clone(), mask=mask[one].clone()
-                )
+        for text in sentences:
+            if text not in self._cache:
+                # Alone, so that its last digit does not depend on which others were missing with it:
+                # a resumed run asks for them in another order.
+                self._cache[text] = move_rows(self.encoder.encode([text]), "cpu")
