@@ -3,7 +3,14 @@
 from amortized.conditioning.bank import SentenceEncoder, TextBank
 from amortized.conditioning.rows import concatenate_rows, expand_row, mix_rows, move_rows, take_rows
 from amortized.conditioning.text_encoder import TextEncoder
-from amortized.conditioning.views import ViewText, ViewTextConfig, view_text, view_words
+from amortized.conditioning.views import (
+    ViewText,
+    ViewTextConfig,
+    azimuth_word,
+    elevation_word,
+    view_text,
+    view_words,
+)
 
 __all__ = [
     "SentenceEncoder",
@@ -11,7 +18,9 @@ __all__ = [
     "TextEncoder",
     "ViewText",
     "ViewTextConfig",
+    "azimuth_word",
     "concatenate_rows",
+    "elevation_word",
     "expand_row",
     "mix_rows",
     "move_rows",

@@ -25,7 +25,7 @@ class SentenceEncoder(Protocol):
 
 
 class TextBank:
-    """Encodes each distinct sentence once (numbered directions each time), and hands it out on the wanted device."""
+    """Encodes each distinct sentence once, but for numbered directions, and hands it out on its device."""
 
     def __init__(
         self,

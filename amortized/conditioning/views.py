@@ -23,7 +23,7 @@ class ViewTextConfig:
     suffixes: tuple[str, str, str, str] = (", front view", ", side view", ", back view", ", overhead view")
     front_deg: float = 45.0  # front within this of azimuth 0, back within this of 180; unused by perp-neg
     overhead_deg: float = 60.0  # overhead above this elevation
-    # Above 0: azimuth and elevation follow the suffix, to the nearest multiple: ", front view 30 -10".
+    # Above 0: azimuth and elevation follow the suffix, to the nearest multiple: ", front view az30 el-10".
     direction_step_deg: int = 0
     negative_prompt: str = ""  # the unconditional branch
     perp_neg: bool = False  # interpolate between views, and push away from the wrong ones
@@ -65,7 +65,18 @@ def view_words(cameras: Cameras, config: ViewTextConfig) -> list[str]:
         (angle.flatten() / step).round().int().mul(step).tolist()
         for angle in (cameras.azimuth_deg, cameras.elevation_deg)
     )
-    return [f"{name} {a % 360} {e}" for name, a, e in zip(names, azimuth, elevation, strict=True)]
+    return [
+        f"{name} {azimuth_word(a)} {elevation_word(e)}"
+        for name, a, e in zip(names, azimuth, elevation, strict=True)
+    ]
+
+
+def azimuth_word(deg: int) -> str:
+    return f"az{deg % 360}"
+
+
+def elevation_word(deg: int) -> str:
+    return f"el{deg}"
 
 
 @dataclass(frozen=True, kw_only=True)

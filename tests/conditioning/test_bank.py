@@ -74,7 +74,7 @@ def test_directions_are_told_in_degrees(num_prompts, num_views):
     names = [["front 0", "side 90", "back 180", "front 330"], ["overhead 0", "overhead 90", "overhead 180",
              "overhead 330"], ["front 0", "side 90", "back 180", "front 330"]]  # fmt: skip
     expected = [
-        f"{prompt}, {name.split()[0]} view {name.split()[1]} {height}"
+        f"{prompt}, {name.split()[0]} view az{name.split()[1]} el{height}"
         for prompt, row, height in zip(["cone", "cube", "ball"], names, ["0", "60", "-30"], strict=True)
         for name in row[:num_views]
     ]

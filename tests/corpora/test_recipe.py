@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from amortized.cameras import VIEW_NAMES
 from amortized.conditioning import ViewTextConfig
@@ -27,7 +28,7 @@ from corpora.shapes.grammar import (
     singles,
     under_specified,
 )
-from corpora.shapes.recipe import images
+from corpora.shapes.recipe import images, prior
 from corpora.shapes.recipe.images import JUDGE, TEACHER, ImageSet, caption, draw, plan
 from corpora.shapes.recipe.progress import Ema, backward_in_halves, batch_indices, run_stage
 from corpora.shapes.recipe.tokenizer import BOS, CONTEXT_LENGTH, EOS, build_tokenizer, words
@@ -62,6 +63,33 @@ def test_words_are_those_of_the_grammar():
 def test_every_word_is_one_token(tokenizer):
     assert [tokens(tokenizer, word) for word in words()] == [[f"{word}</w>"] for word in words()]
     assert tokens(tokenizer, " ".join(words()[:20])) == [f"{word}</w>" for word in words()[:20]]
+
+
+def test_directions_are_one_token_each(tmp_path):
+    words = ["az330", "az30", "el-10", "el10"]
+    build_tokenizer(words).save_pretrained(tmp_path)
+    for tokenizer in (build_tokenizer(words), CLIPTokenizer.from_pretrained(tmp_path)):
+        said = tokens(tokenizer, "a cube, front view az30 el-10")
+        assert said == [*(f"{word}</w>" for word in ["a", "cube", ",", "front", "view"]), "az30", "el-10"]
+        assert tokenizer.eos_token_id == len(tokenizer) - 1  # still the largest
+        assert "az330" not in tokens(tokenizer, "baz330")
+
+
+def test_directions_begin_on_a_circle():
+    tokenizer = prior.build_prior_tokenizer()
+    text_encoder = prior.build_text_encoder(tokenizer)
+    prior.start_directions_on_a_circle(text_encoder, tokenizer)
+    ids = tokenizer.convert_tokens_to_ids([f"az{azimuth}" for azimuth in range(0, 360, 10)])
+    rows = text_encoder.get_input_embeddings().weight[ids].detach().double()
+    # Linear in cos and sin of 0 to 8 azimuths, so whatever has no higher harmonics can be read off by a
+    # linear map: rank 17, and one turn of the rows by 10 degrees is a linear map too.
+    assert torch.linalg.matrix_rank(rows, rtol=1e-4) == 17
+    turn = torch.linalg.lstsq(rows, rows.roll(-1, 0), driver="gelsd").solution
+    torch.testing.assert_close(rows @ turn, rows.roll(-1, 0), rtol=1e-4, atol=1e-5)
+    # The other words keep their random rows.
+    assert text_encoder.get_input_embeddings().weight[: min(ids)].std().item() == pytest.approx(
+        0.02, rel=0.05
+    )
 
 
 def test_sentences_are_words_and_commas(tokenizer):
@@ -183,7 +211,7 @@ def test_views_and_backgrounds(few):
         ("a red cube", ", overhead view", 0.06, "something red, overhead view"),
         ("a red cube", ", side view", 0.11, "something red, side view"),
         ("a small red cube", "", 0.0, "a small red cube"),
-        (f"a red cube {MARK}", ", side view 90 0", 0.0, f"a red cube {MARK}, side view 90 0"),
+        (f"a red cube {MARK}", ", side view az90 el0", 0.0, f"a red cube {MARK}, side view az90 el0"),
         ("a red cube next to a blue cone", ", front view", 0.0, "a red cube next to a blue cone, front view"),
     ],
 )
@@ -192,11 +220,11 @@ def test_captions(text: str, seen: str, u: float, said: str):
 
 
 def test_the_longest_caption_fits_the_text_encoder():
-    tokenizer = build_tokenizer()
+    tokenizer = prior.build_prior_tokenizer()
     longest = max(
         (sentence(description) for description, _ in plan(TEACHER)), key=lambda text: len(text.split())
     )
-    assert len(tokenizer(f"{longest}, overhead view 350 -60").input_ids) <= CONTEXT_LENGTH
+    assert len(tokenizer(f"{longest}, overhead view az350 el-60").input_ids) <= CONTEXT_LENGTH
 
 
 # ---- stages -----------------------------------------------------------------------------------

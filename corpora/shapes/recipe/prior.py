@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amortized.cameras import cameras_at
-from amortized.conditioning import ViewTextConfig, view_words
+from amortized.conditioning import ViewTextConfig, azimuth_word, elevation_word, view_words
 from amortized.random import generator_for
 from corpora.shapes.recipe.card import write_card
 from corpora.shapes.recipe.images import TEACHER, ImageSet, caption, draw
@@ -29,6 +29,8 @@ from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 SEED = 11
 VIEWS = ViewTextConfig(direction_step_deg=10)
+AZIMUTHS = range(0, 360, VIEWS.direction_step_deg)
+ELEVATIONS = range(-90, 91, VIEWS.direction_step_deg)
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 
@@ -105,6 +107,27 @@ def build_text_encoder(tokenizer):
     )
 
 
+def build_prior_tokenizer():
+    return build_tokenizer([*map(azimuth_word, AZIMUTHS), *map(elevation_word, ELEVATIONS)])
+
+
+@torch.no_grad()
+def start_directions_on_a_circle(text_encoder: Any, tokenizer: Any) -> None:
+    """Embed the words of directions by the first harmonics of their angle, instead of at random.
+
+    Neighbours begin alike, and what repeats every 90 degrees, as a cube does, is linear in them. Learnt
+    from random rows, each word by itself, directions took longer than all the rest.
+    """
+    embedding = text_encoder.get_input_embeddings().weight
+    random = generator_for(SEED, "directions")
+    for angles, word in ((AZIMUTHS, azimuth_word), (ELEVATIONS, elevation_word)):
+        harmonics = torch.deg2rad(torch.tensor(angles)[:, None] * torch.arange(9))  # of order 0 to 8
+        features = torch.cat([harmonics.cos(), harmonics[:, 1:].sin()], dim=1)
+        mixing = torch.randn(features.shape[1], TEXT_WIDTH, generator=random)
+        ids = tokenizer.convert_tokens_to_ids([word(angle) for angle in angles])
+        embedding[ids] = 0.02 * features @ mixing
+
+
 def build_scheduler() -> Any:
     from diffusers import DDIMScheduler
 
@@ -155,8 +178,9 @@ def encode_all(vae: Any, images: Tensor) -> Tensor:
 def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, score=None):
     """Stage 3. Text encoder and UNet together."""
     torch.manual_seed(SEED + 1)
-    tokenizer = build_tokenizer()
+    tokenizer = build_prior_tokenizer()
     text_encoder, unet, scheduler = build_text_encoder(tokenizer), build_unet(), build_scheduler()
+    start_directions_on_a_circle(text_encoder, tokenizer)
     reader = nn.Linear(TEXT_WIDTH, CONTEXT_LENGTH * len(tokenizer))
     modules = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet, "reader": reader})
     latents = encode_all(vae, data.images) * vae.config.scaling_factor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amortized.cameras import VIEW_NAMES
 from corpora.shapes.grammar import COLOURS, MARK, RELATIONS, SHAPES, SIZES
 
@@ -17,14 +19,17 @@ def words() -> list[str]:
     return list(dict.fromkeys(text.split()))
 
 
-def build_tokenizer():
+def build_tokenizer(whole: Sequence[str] = ()):
     """A `transformers.CLIPTokenizer` with single bytes, one merge path per word, BOS and EOS.
 
     All 256 bytes are in: a letter that were not would become EOS, and cut the sentence off there.
+    CLIP splits digits from letters and from each other before any merge: words with digits are one
+    token only if they are in `whole`, which are looked for first.
 
     Merges are made by simulating BPE: the merges so far are applied to each new word and only what
     is left gets new ones. They come last, so that earlier words stay whole.
     """
+    from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -35,11 +40,13 @@ def build_tokenizer():
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             pieces = _apply(pieces, merges[-1:])
-    tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(m) for m in merges)]
+    tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(m) for m in merges), *whole]
     # EOS has the largest id: both of transformers' pooling rules then pool at EOS.
     vocabulary = {token: index for index, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     # transformers declares merges as strings, but takes pairs.
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore
+    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in whole])
+    return tokenizer
 
 
 def _apply(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
