@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,10 @@ from corpora.shapes.grammar import (
     under_specified,
 )
 from corpora.shapes.recipe import images, prior
-from corpora.shapes.recipe.images import JUDGE, TEACHER, ImageSet, caption, draw, plan
+from corpora.shapes.recipe.images import CORNERED, JUDGE, TEACHER, ImageSet, caption, draw, plan
 from corpora.shapes.recipe.progress import Ema, backward_in_halves, batch_indices, run_stage
 from corpora.shapes.recipe.tokenizer import BOS, CONTEXT_LENGTH, EOS, build_tokenizer, words
+from corpora.shapes.scene import truth_of
 
 SUFFIXES = ViewTextConfig().suffixes
 # More views than one chunk of the drawing, few scenes, everything random that can be.
@@ -152,11 +154,28 @@ def test_plan_of_the_two_sets():
         scenes = plan(config)
         descriptions = [description for description, _ in scenes]
         assert descriptions[:64] == singles() and descriptions[64:128] == marked()
-        assert [n for _, n in scenes[:64]] == [config.views_single] * 64
+        views = {description.items[0].shape: views for description, views in scenes[:64]}
+        more = config.views_cornered or config.views_single
+        assert [views[shape] for shape in ("sphere", "cone", "torus")] == [config.views_single] * 3
+        assert [views[shape] for shape in ("cube", "pyramid", "octahedron")] == [more] * 3
         assert len(set(descriptions)) == len(scenes) == 64 + 64 + 128 + config.num_pairs
         assert all(description.determined for description in descriptions)
     judge, teacher = ({description for description, _ in plan(config)[256:]} for config in (JUDGE, TEACHER))
     assert len(judge & teacher) < 0.05 * len(teacher)  # independent draws of 110,016 share about 1 %
+    cornered = sum(
+        views for description, views in plan(TEACHER)[:64] if description.items[0].shape in CORNERED
+    )
+    assert 0.4 < cornered / sum(views for _, views in plan(TEACHER)) < 0.6
+
+
+def test_what_has_no_corners_looks_the_same_from_every_side():
+    points = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    c, s = math.cos(0.7), math.sin(0.7)
+    turned = points @ torch.tensor([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+    for shape in SHAPES:
+        sdf = truth_of(describe(f"a red {shape}")).sdf
+        change = (sdf(points) - sdf(turned)).abs().max().item()
+        assert (change > 0.05) if shape in CORNERED else (change < 1e-5), shape
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +212,11 @@ def test_scenes_do_not_depend_on_each_other(few):
 
 def test_views_and_backgrounds(few):
     """The teacher's are grey and bright, the judge's of any colour; every view is drawn."""
-    teacher = draw(dataclasses.replace(TEACHER, views_single=0, views_marked=0, views_sized=0, num_pairs=2))
+    teacher = draw(
+        dataclasses.replace(
+            TEACHER, views_single=0, views_cornered=0, views_marked=0, views_sized=0, num_pairs=2
+        )
+    )
     grey, coloured = (data.images[:, 0, 0].float() / 255 for data in (teacher, few))
     assert torch.equal(grey, grey[:, :1].expand(-1, 3)) and 0.29 < grey.min() < grey.max() < 0.96
     assert (coloured[:, 0] != coloured[:, 1]).float().mean() > 0.9 and coloured.min() < 0.1

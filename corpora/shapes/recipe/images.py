@@ -24,6 +24,8 @@ from corpora.shapes.grammar import NUM_PAIRS, SIZED_ITEMS, Description, Item, ma
 from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import truth_of
 
+CORNERED = ("cube", "pyramid", "octahedron")  # all others are solids of revolution about z
+
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig:
@@ -32,6 +34,7 @@ class DrawConfig:
     seed: int
     image_size: int = 64  # each pixel the mean of what 64 x 64 pixels show there
     views_single: int = 160  # per plain sentence, of 64
+    views_cornered: int | None = None  # instead, where the shape has corners
     views_marked: int = 48  # per marked sentence, of 64
     views_sized: int = 16  # per small or large sentence, of 128
     num_pairs: int = 800
@@ -43,8 +46,17 @@ class DrawConfig:
     random_light: bool = False
 
 
+# Half of the teacher's images are of what has corners: in 7 of 8 shapes and in all pairs, what the azimuth
+# does to a corner is a small part of the loss, and was hardly learnt.
 TEACHER = DrawConfig(
-    seed=1, image_size=32, views_single=320, views_marked=64, views_sized=24, num_pairs=1200, views_pair=10
+    seed=1,
+    image_size=32,
+    views_single=160,
+    views_cornered=880,
+    views_marked=64,
+    views_sized=24,
+    num_pairs=1200,
+    views_pair=10,
 )
 JUDGE = DrawConfig(
     seed=2,
@@ -77,8 +89,9 @@ def plan(config: DrawConfig) -> list[tuple[Description, int]]:
     sized = [Description((item,)) for item in SIZED_ITEMS if item.size]
     random = torch.Generator().manual_seed(config.seed)
     pairs = torch.randperm(NUM_PAIRS, generator=random)[: config.num_pairs]
+    more = config.views_single if config.views_cornered is None else config.views_cornered
     return (
-        [(d, config.views_single) for d in singles()]
+        [(d, more if d.items[0].shape in CORNERED else config.views_single) for d in singles()]
         + [(d, config.views_marked) for d in marked()]
         + [(d, config.views_sized) for d in sized]
         + [(pair(int(i)), config.views_pair) for i in pairs]

@@ -4,8 +4,9 @@ Three stages. The VAE's encoder is half-whitened PCA, its decoder learns to reco
 and UNet learn together on the latents, with v-prediction. High noise levels are drawn more often:
 there, where the image no longer tells the colour, the network has to read the colour word, and the
 plain loss hardly rewards it.
-The text encoder's pooled vector is also asked for the whole sentence, word by word (an auxiliary
-head that is thrown away): generators are conditioned on that vector.
+The text encoder's pooled vector is also asked for the whole sentence, word by word, as generators are
+conditioned on that vector; and the vector that joins the time embedding for the camera's direction, without
+which the network sees the corners of a cube everywhere and nowhere. Both heads are thrown away.
 """
 
 from __future__ import annotations
@@ -111,6 +112,12 @@ def build_prior_tokenizer():
     return build_tokenizer([*map(azimuth_word, AZIMUTHS), *map(elevation_word, ELEVATIONS)])
 
 
+def harmonics_of(angles_deg: Tensor) -> Tensor:
+    """[N] => [N, 17]: cos of 0 to 8 times the angle, and sin of 1 to 8 times."""
+    turns = torch.deg2rad(angles_deg[:, None] * torch.arange(9))
+    return torch.cat([turns.cos(), turns[:, 1:].sin()], dim=1)
+
+
 @torch.no_grad()
 def start_directions_on_a_circle(text_encoder: Any, tokenizer: Any) -> None:
     """Embed the words of directions by the first harmonics of their angle, instead of at random.
@@ -121,8 +128,7 @@ def start_directions_on_a_circle(text_encoder: Any, tokenizer: Any) -> None:
     embedding = text_encoder.get_input_embeddings().weight
     random = generator_for(SEED, "directions")
     for angles, word in ((AZIMUTHS, azimuth_word), (ELEVATIONS, elevation_word)):
-        harmonics = torch.deg2rad(torch.tensor(angles)[:, None] * torch.arange(9))  # of order 0 to 8
-        features = torch.cat([harmonics.cos(), harmonics[:, 1:].sin()], dim=1)
+        features = harmonics_of(torch.tensor(angles))
         mixing = torch.randn(features.shape[1], TEXT_WIDTH, generator=random)
         ids = tokenizer.convert_tokens_to_ids([word(angle) for angle in angles])
         embedding[ids] = 0.02 * features @ mixing
@@ -182,7 +188,11 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
     text_encoder, unet, scheduler = build_text_encoder(tokenizer), build_unet(), build_scheduler()
     start_directions_on_a_circle(text_encoder, tokenizer)
     reader = nn.Linear(TEXT_WIDTH, CONTEXT_LENGTH * len(tokenizer))
-    modules = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet, "reader": reader})
+    harmonics = torch.cat([harmonics_of(data.azimuth_deg), harmonics_of(data.elevation_deg)], dim=1)
+    pointer = nn.Linear(unet.time_embedding.linear_2.out_features, harmonics.shape[1])
+    modules = nn.ModuleDict(
+        {"text_encoder": text_encoder, "unet": unet, "reader": reader, "pointer": pointer}
+    )
     latents = encode_all(vae, data.images) * vae.config.scaling_factor
     alphas_cumprod = scheduler.alphas_cumprod
     where = cameras_at(
@@ -200,7 +210,7 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
         noise = torch.randn(batch, *latents.shape[1:], generator=random)
         t01 = torch.rand(batch, generator=random) ** 0.6
         timesteps = (t01 * scheduler.config.num_train_timesteps).long().clamp_max(999)
-        texts = []
+        texts, told = [], (u[:, 1] >= 0.1) & (u[:, 2] >= 0.25)  # captions that name the direction
         for i, (open_word, drop, view) in zip(index.tolist(), u.tolist(), strict=True):
             seen = "" if view < 0.1 else named[i] if view < 0.25 else numbered[i]
             text = caption(data.descriptions[int(data.scene[i])], seen, open_word)
@@ -216,7 +226,10 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
             loss_v = functional.mse_loss(predicted, velocity[rows])
             words = reader(encoded.pooler_output).view(tokens[rows].numel(), -1)
             loss_words = functional.cross_entropy(words, tokens[rows].flatten())
-            return loss_v + 0.05 * loss_words, {"v": loss_v.item(), "words": loss_words.item()}
+            pointed = pointer(unet.add_embedding(encoded.last_hidden_state))
+            misses = (pointed - harmonics[index[rows]]).square() * told[rows, None]
+            loss = loss_v + 0.05 * loss_words + 0.1 * misses.mean()
+            return loss, {"v": loss_v.item(), "words": loss_words.item(), "directions": misses.mean().item()}
 
         return backward_in_halves(batch, half_fn)
 
