@@ -134,6 +134,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.state.generator, step)
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        # The whole step's, of all parts and processes.
+        mean["denoiser_calls"] = mean["denoiser_calls"] * len(self.slots) * self.world.size
         mean |= {"gradient_norm": norm, "interrupted": norm.new_tensor(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
         return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))

@@ -142,6 +142,7 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     assert [line["batch_digest"] for line in a] == [line["batch_digest"] for line in b]
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+        assert x["denoiser_calls"] == y["denoiser_calls"] == 4 * 3
     for name, value in weights_of(large).items():
         torch.testing.assert_close(value, weights_of(parts)[name], rtol=1e-3, atol=1e-5)
 
@@ -229,7 +230,7 @@ def test_processes_see_the_global_batch_of_one(tmp_path, processes):
     assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]
     for a, b in zip(got, expected, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
-        assert a["prompts_seen"] == b["prompts_seen"]
+        assert a["prompts_seen"] == b["prompts_seen"] and a["denoiser_calls"] == b["denoiser_calls"]
     from safetensors.torch import load_file
 
     file = "checkpoints/step_000006/generator.safetensors"
