@@ -48,12 +48,17 @@ class Painter:
 def without_view(text: str) -> str:
     """What an obedient model shows: the sentence, the mark only from the front."""
     text, view = text.split(", ")
-    return text if view == "front view" else text.replace(f" {MARK}", "")
+    return text if view.startswith("front view") else text.replace(f" {MARK}", "")
 
 
 def test_an_obedient_prior_scores_full_marks():
     painter = Painter(without_view)
-    assert scoring.score_prior(painter, painter.judge) == {"shape": 1, "colour": 1, "both": 1, "view": 1}
+    assert scoring.score_prior(painter, painter.judge, prior.VIEWS) == {
+        "shape": 1,
+        "colour": 1,
+        "both": 1,
+        "view": 1,
+    }
 
 
 def test_a_prior_that_mixes_up_words_or_views_does_not():
@@ -62,17 +67,17 @@ def test_a_prior_that_mixes_up_words_or_views_does_not():
         return sentence(Description((Item(item.shape, "purple"),)))
 
     painter = Painter(in_purple)
-    found = scoring.score_prior(painter, painter.judge)
+    found = scoring.score_prior(painter, painter.judge, prior.VIEWS)
     assert (found["shape"], found["colour"], found["both"]) == (1, 1 / 8, 1 / 8)
 
     painter = Painter(lambda text: text.split(", ")[0])  # the mark on every side
-    assert scoring.score_prior(painter, painter.judge)["view"] == 0
+    assert scoring.score_prior(painter, painter.judge, prior.VIEWS)["view"] == 0
 
     turned = {"front view": "back view", "back view": "front view"}
     painter = Painter(
         lambda text: without_view(re.sub("(front|back) view", lambda match: turned[match[0]], text))
     )
-    assert scoring.score_prior(painter, painter.judge)["view"] == 0
+    assert scoring.score_prior(painter, painter.judge, prior.VIEWS)["view"] == 0
 
 
 def test_card(tmp_path):
@@ -212,7 +217,7 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
     monkeypatch.setattr(prior, "STEPS", 2)
     monkeypatch.setattr(prior, "BATCH", 4)
     monkeypatch.setattr(scoring, "NUM_STEPS", 2)
-    monkeypatch.setattr(prior, "score_prior", lambda pipe, judge, marked_every=2: {"shape": 0.25})
+    monkeypatch.setattr(prior, "score_prior", lambda pipe, judge, views, marked_every=2: {"shape": 0.25})
     prior.make_prior(tmp_path / "work", tmp_path / "prior", clip_folder)
     assert "| shape | 0.250 |" in (tmp_path / "prior" / "README.md").read_text()
 

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from amortized.cameras import cameras_at
+from amortized.conditioning import ViewTextConfig, view_words
 from corpora.shapes.grammar import COLOURS, PLAIN_ITEMS, Description, sentence, singles
 from corpora.shapes.recipe.clip import build_model, model_config, normalize
 from corpora.shapes.recipe.tokenizer import build_tokenizer
 
-NUM_STEPS, GUIDANCE_SCALE = 25, 4.0
+NUM_STEPS, GUIDANCE_SCALE = 25, 2.0
 
 
 def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
@@ -49,22 +51,34 @@ def sample(pipe, prompts: list[str], seed: int = 0) -> Tensor:
     ).images.float()
 
 
+def seen_from(
+    texts: list[str], azimuth_deg: Tensor, elevation_deg: Tensor, views: ViewTextConfig
+) -> list[str]:
+    """Each text with the words for its direction, [N] each."""
+    ones = torch.ones(1, len(texts))
+    cameras = cameras_at(
+        azimuth_deg=azimuth_deg[None], elevation_deg=elevation_deg[None], distance=ones, fovy_deg=ones
+    )
+    return [text + words for text, words in zip(texts, view_words(cameras, views), strict=True)]
+
+
 def score_prior(
-    pipe, judge: Callable[[Tensor, list[str]], Tensor], marked_every: int = 2
+    pipe, judge: Callable[[Tensor, list[str]], Tensor], views: ViewTextConfig, marked_every: int = 2
 ) -> dict[str, float]:
-    """Shape, colour and both of one sample a plain sentence; `view`: how often a sample asked for
-    from the front shows the mark more than one asked for from the back (0.5 is chance)."""
+    """Shape, colour and both of one sample a plain sentence, from any side; `view`: how often a sample
+    asked for from the front shows the mark more than one asked for from the back (0.5 is chance)."""
     texts = [sentence(description) for description in singles()]
-    views = ("front", "side", "back", "overhead")
-    images = sample(pipe, [f"{text}, {views[i % 4]} view" for i, text in enumerate(texts)])
+    azimuth, elevation = torch.rand(2, len(texts), generator=torch.Generator().manual_seed(0))
+    images = sample(pipe, seen_from(texts, 360 * azimuth - 180, 70 * elevation - 15, views))
     guess = judge(images, texts).argmax(-1)
     own, num = torch.arange(len(texts)), len(COLOURS)
-    gaps = []
     some = PLAIN_ITEMS[::marked_every]
-    for view in ("front", "back"):
-        marked = [sentence(Description((item,), marked=True)) for item in some]
-        plain = [sentence(Description((item,))) for item in some]
-        pictures = sample(pipe, [f"{text}, {view} view" for text in marked], seed=1000)
+    marked = [sentence(Description((item,), marked=True)) for item in some]
+    plain = [sentence(Description((item,))) for item in some]
+    gaps = []
+    for degrees in (0.0, 180.0):
+        side = torch.full((len(some),), degrees)
+        pictures = sample(pipe, seen_from(marked, side, torch.full_like(side, 15.0), views), seed=1000)
         gaps.append((judge(pictures, marked) - judge(pictures, plain)).diagonal())
     return {
         "shape": (guess // num == own // num).float().mean().item(),

@@ -45,7 +45,8 @@ def build_tokenizer(whole: Sequence[str] = ()):
     vocabulary = {token: index for index, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     # transformers declares merges as strings, but takes pairs.
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore
-    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in whole])
+    for word in whole:
+        tokenizer.add_tokens(AddedToken(word, single_word=True))
     return tokenizer
 
 
