@@ -29,9 +29,8 @@ def build_tokenizer(whole: Sequence[str] = ()):
     Merges are made by simulating BPE: the merges so far are applied to each new word and only what
     is left gets new ones. They come last, so that earlier words stay whole.
     """
-    from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer
+    from transformers import AddedToken, CLIPTokenizer
 
     characters = sorted(ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
