@@ -111,7 +111,13 @@ def test_mistakes_are_one_sentence_and_status_2(run, tmp_path, override, sentenc
 def test_a_dry_run_shows_what_would_be_and_writes_nothing(run, prior, tmp_path):
     shown = run(*small(prior, tmp_path / "run", "--dry-run"))
     assert shown.returncode == 0, shown.stderr
-    for part in ("guidance_scale: [1.5, 1.25]", "HyperINGP", "parameters", "MiB", "denoiser: 6 images a step"):
+    for part in (
+        "guidance_scale: [1.5, 1.25]",
+        "HyperINGP",
+        "parameters",
+        "MiB",
+        "denoiser: 6 images a step",
+    ):
         assert part in shown.stdout, part
     assert not (tmp_path / "run").exists()
 

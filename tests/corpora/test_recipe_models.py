@@ -236,11 +236,22 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "made"), [([], ["clip", "prior"]), (["prior"], ["prior"]), (["clip"], ["clip"])]
 )
-def test_command(arguments: list[str], made: list[str], monkeypatch):
+def test_command(arguments: list[str], made: list[str], tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr(clip, "make_clip", lambda *folders: done.append(("clip", *map(str, folders))))
-    monkeypatch.setattr(prior, "make_prior", lambda *folders: done.append(("prior", *map(str, folders))))
-    monkeypatch.setattr(sys, "argv", ["recipe", *arguments, "--work", "w", "--output", "o"])
+    monkeypatch.setattr(clip, "make_clip", lambda *folders: done.append(("clip", *folders)))
+    monkeypatch.setattr(prior, "make_prior", lambda *folders: done.append(("prior", *folders)))
+    monkeypatch.setattr(sys, "argv", ["recipe", *arguments, "--work", "w", "--output", str(tmp_path)])
+    judge = tmp_path / "shapes-clip"
+    judge.mkdir()
+    (judge / "open_clip_model.safetensors").touch()
     command.main()
-    folders = {"clip": ("w", "o/shapes-clip"), "prior": ("w", "o/shapes-prior", "o/shapes-clip")}
+    folders = {"clip": (Path("w"), judge), "prior": (Path("w"), tmp_path / "shapes-prior", judge)}
     assert done == [(stage, *folders[stage]) for stage in made]
+
+
+def test_without_a_judge_no_prior_is_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prior, "make_prior", lambda *folders: pytest.fail("begun"))
+    monkeypatch.setattr(sys, "argv", ["recipe", "prior", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert f"python -m corpora.shapes.recipe clip --output {tmp_path}" in capsys.readouterr().err

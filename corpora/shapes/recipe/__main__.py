@@ -31,7 +31,13 @@ def main() -> None:
         else:
             from corpora.shapes.recipe.prior import make_prior
 
-            make_prior(arguments.work, arguments.output / "shapes-prior", arguments.output / "shapes-clip")
+            judge = arguments.output / "shapes-clip"
+            if not (judge / "open_clip_model.safetensors").exists():
+                parser.error(
+                    f"the prior is judged by a CLIP, and there is none in {judge}; "
+                    f"first run: python -m corpora.shapes.recipe clip --output {arguments.output}"
+                )
+            make_prior(arguments.work, arguments.output / "shapes-prior", judge)
 
 
 if __name__ == "__main__":
