@@ -72,10 +72,12 @@ def view_words(cameras: Cameras, config: ViewTextConfig) -> list[str]:
 
 
 def azimuth_word(deg: int) -> str:
+    """The word for an azimuth in degrees, any turn of it."""
     return f"az{deg % 360}"
 
 
 def elevation_word(deg: int) -> str:
+    """The word for an elevation in degrees."""
     return f"el{deg}"
 
 

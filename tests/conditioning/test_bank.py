@@ -90,6 +90,13 @@ def test_suffixes_that_are_alike_are_encoded_once():
     assert len(bank) == 2  # the prompt and the empty negative prompt
 
 
+def test_a_stored_row_does_not_keep_others_alive():
+    bank = TextBank(RecordingEncoder())
+    bank.get(["a", "b"])
+    for row in bank._cache.values():
+        assert row.tokens.untyped_storage().nbytes() == row.tokens.nbytes
+
+
 def test_a_row_does_not_depend_on_what_was_encoded_with_it(encoder):
     sentences = ["a cube", "a cone", "a red cube on top of a blue cone"]
     together, alone = TextBank(encoder), TextBank(encoder)
@@ -102,3 +109,4 @@ def test_a_row_does_not_depend_on_what_was_encoded_with_it(encoder):
     for row, sentence in enumerate(sentences[::-1]):
         one = encoder.encode([sentence])
         assert torch.equal(got.tokens[row], one.tokens[0]) and torch.equal(got.pooled[row], one.pooled[0])
+        assert torch.equal(got.mask[row], one.mask[0])

@@ -46,8 +46,8 @@ class DrawConfig:
     random_light: bool = False
 
 
-# Half of the teacher's images are of what has corners: in 7 of 8 shapes and in all pairs, what the azimuth
-# does to a corner is a small part of the loss, and was hardly learnt.
+# Half of the teacher's images are of what has corners: with as many views of each shape, what the azimuth
+# does to a corner was too small a part of the loss to be learnt.
 TEACHER = DrawConfig(
     seed=1,
     image_size=32,

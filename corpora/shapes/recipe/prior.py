@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amortized.cameras import cameras_at
-from amortized.conditioning import ViewTextConfig, azimuth_word, elevation_word, view_words
+from amortized.conditioning import ViewTextConfig, azimuth_word, elevation_word
 from amortized.random import generator_for
 from corpora.shapes.recipe.card import write_card
 from corpora.shapes.recipe.images import TEACHER, ImageSet, caption, draw
 from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
 from corpora.shapes.recipe.progress import backward_in_halves, batch_indices, chunks, run_stage
-from corpora.shapes.recipe.scoring import load_judge, score_prior
+from corpora.shapes.recipe.scoring import load_judge, score_prior, seen_from
 from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 SEED = 11
@@ -195,13 +194,10 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
     )
     latents = encode_all(vae, data.images) * vae.config.scaling_factor
     alphas_cumprod = scheduler.alphas_cumprod
-    where = cameras_at(
-        azimuth_deg=data.azimuth_deg[None],
-        elevation_deg=data.elevation_deg[None],
-        distance=torch.ones(1, len(latents)),
-        fovy_deg=torch.ones(1, len(latents)),
+    named, numbered = (
+        seen_from([""] * len(latents), data.azimuth_deg, data.elevation_deg, views)
+        for views in (ViewTextConfig(), VIEWS)
     )
-    named, numbered = view_words(where, ViewTextConfig()), view_words(where, VIEWS)
 
     def step_fn(step: int) -> dict[str, float]:
         index = batch_indices(len(latents), batch, SEED, "denoiser", step)
