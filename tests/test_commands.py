@@ -12,6 +12,7 @@ import pytest
 
 import evaluate
 import train
+from amortized import config as settings
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,6 +155,12 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     assert (folder / "evaluation" / "index.html").exists() and (
         folder / "evaluation" / "results.csv"
     ).exists()
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_valid_and_write_where_their_name_says(preset):
+    config = settings.load(train.RunConfig, preset, ["corpus=shapes16", "prior=p"])
+    assert config.output == f"outputs/{preset.stem}"
 
 
 def test_a_prompt_is_a_run_of_its_own(run, prior, tmp_path):
