@@ -1,6 +1,6 @@
 """Maps from points to features, and the small networks that read them."""
 
 from amortized.encodings.hash_grid import HashGrid, HashGridConfig
-from amortized.encodings.mlp import batched_mlp, num_mlp_weights, split_mlp_weights
+from amortized.encodings.mlp import BiasFreeMLP, batched_mlp, num_mlp_weights, split_mlp_weights
 
-__all__ = ["HashGrid", "HashGridConfig", "batched_mlp", "num_mlp_weights", "split_mlp_weights"]
+__all__ = ["BiasFreeMLP", "HashGrid", "HashGridConfig", "batched_mlp", "num_mlp_weights", "split_mlp_weights"]

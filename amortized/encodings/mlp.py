@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def num_mlp_weights(widths: Sequence[int]) -> int:
@@ -32,3 +32,18 @@ def batched_mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     for layer in weights[:-1]:
         x = torch.relu(torch.bmm(layer.mT, x))
     return torch.bmm(weights[-1].mT, x).mT
+
+
+class BiasFreeMLP(nn.Sequential):
+    """One bias-free ReLU MLP for all prompts, [..., in] to [..., out].
+
+    Its last layer starts a hundred times smaller than usual, so that outputs start near zero.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
+        super().__init__(*layers[:-1])
+        with torch.no_grad():
+            self[-1].weight.mul_(0.01)

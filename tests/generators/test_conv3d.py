@@ -1,0 +1,148 @@
+"""3DConv-net: published sizes, the style convolution against kernels per prompt, and z."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from amortized.types import Scene, TextCondition
+from generators.conv3d import Conv3DConfig, Conv3DNet, Conv3DScene, _StyleConv
+
+TEXT_DIM = 6
+TINY = Conv3DConfig(resolution=16, base_channels=6, num_features=5, z_dim=4, style_dim=8, hidden=(7,))
+
+
+def text_of(pooled: torch.Tensor) -> TextCondition:
+    return TextCondition(
+        pooled=pooled, tokens=pooled[:, None], mask=torch.ones(len(pooled), 1, dtype=torch.bool)
+    )
+
+
+def trained_like(config: Conv3DConfig) -> Conv3DNet:
+    """A generator whose every parameter, noise strengths among them, has moved away from its start."""
+    torch.manual_seed(0)
+    generator = Conv3DNet(config, TEXT_DIM)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return generator
+
+
+@pytest.mark.parametrize(("width", "total", "volumes"), [(1, 88.7, 44.3), (2, 144.8, 86.2)])
+def test_published_parameter_counts(width: int, total: float, volumes: float):
+    with torch.device("meta"):
+        generator = Conv3DNet(Conv3DConfig(width=width), 1024)
+    counts = {name: p.numel() for name, p in generator.named_parameters()}
+    assert round(sum(counts.values()) / 1e6, 1) == total
+    assert round(sum(n for name, n in counts.items() if name.endswith("volume")) / 1e6, 1) == volumes
+
+
+def test_every_prompt_starts_as_the_mid_grey_sphere():
+    torch.manual_seed(0)
+    scene = Conv3DNet(TINY, TEXT_DIM)(text_of(torch.randn(3, TEXT_DIM)))
+    assert isinstance(scene, Scene) and scene.volume.shape == (3, 5, 16, 16, 16)
+    points = (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
+    sdf, albedo = scene.sdf_and_radiance(points)
+    torch.testing.assert_close(sdf, points.norm(dim=-1) - 0.8, rtol=0, atol=0.06)
+    torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_the_style_convolution_is_one_with_kernels_per_prompt(upsample: bool):
+    """StyleGAN2's equations 1 and 3, prompt by prompt and in float64."""
+    torch.manual_seed(0)
+    layer = _StyleConv(3, 4, 5, resolution=6, upsample=upsample).double()
+    layer.bias.data.normal_()
+    x, style = (
+        torch.randn(2, 3, 3 + 3 * (not upsample), *[3 + 3 * (not upsample)] * 2).double(),
+        torch.randn(2, 5),
+    )
+    got = layer(x, style.double(), [0, 1])
+    for p in range(2):
+        scale = style[p].double() @ layer.affine.weight.T / 5**0.5 + layer.affine.bias
+        kernel = layer.weight * scale[None, :, None, None, None]
+        kernel = kernel / (kernel.square().sum(dim=(1, 2, 3, 4), keepdim=True) + 1e-8).sqrt()
+        y = functional.conv3d(x[p][None], kernel, padding=1)
+        if upsample:
+            y = functional.interpolate(y, size=(6, 6, 6), mode="trilinear", align_corners=True)
+        y = y + layer.bias[None, :, None, None, None]
+        y = torch.where(y > 0, y, 0.2 * y) * 2**0.5
+        torch.testing.assert_close(got[p], y[0])
+
+
+def test_a_point_reads_its_own_place():
+    """A volume whose features are the coordinates of its cells' centres gives points back themselves."""
+    centres = (torch.arange(16) + 0.5) / 8 - 1
+    z, y, x = torch.meshgrid(centres, centres, centres, indexing="ij")
+    volume = torch.stack([torch.stack([x, y, z]), torch.stack([-x, -y, -z])])
+    config = Conv3DConfig(bounding_radius=1.5)
+    scene = Conv3DScene(
+        config=config, volume=volume, head_sdf=torch.nn.Identity(), head_rgb=torch.nn.Identity()
+    )
+    points = (2 * torch.rand(2, 40, 3) - 1) * 0.9
+    expected = points / 1.5 * torch.tensor([1.0, -1.0])[:, None, None]
+    torch.testing.assert_close(scene._features(points), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batch_equals_its_prompts_one_by_one(num_prompts: int, checkpointing: bool):
+    generator = trained_like(Conv3DConfig(**{**vars(TINY), "checkpointing": checkpointing}))
+    pooled, z = torch.randn(num_prompts, TEXT_DIM), torch.randn(num_prompts, 4)
+    points, seed = torch.rand(num_prompts, 30, 3) - 0.5, torch.randn(num_prompts, 30)
+
+    def run(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        scene = generator(text_of(pooled[rows]), z[rows])
+        sdf, albedo = scene.sdf_and_radiance(points[rows])
+        torch.testing.assert_close(scene.sdf(points[rows]), sdf)
+        (sdf * seed[rows] + albedo.sum(dim=-1)).sum().backward()
+        return sdf, albedo
+
+    together = run(slice(None))
+    gradients = [p.grad.clone() for p in generator.parameters()]
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    generator.zero_grad()
+    apart = [run(slice(i, i + 1)) for i in range(num_prompts)]
+    for got, parts in zip(together, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
+    for got, parameter in zip(gradients, generator.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad, rtol=2e-3, atol=2e-4)
+
+
+def test_z_changes_the_scene_and_the_same_z_repeats_it():
+    generator = trained_like(TINY)
+    text = text_of(torch.randn(1, TEXT_DIM).expand(3, -1))
+    z = torch.randn(2, 4)
+    with torch.no_grad():
+        first, again, other = generator(text, z[[0, 0, 1]]).volume
+        without = generator(text).volume
+    torch.testing.assert_close(first, again)
+    torch.testing.assert_close(without[0], without[1])
+    assert not torch.allclose(first, other, atol=1e-2)
+
+
+def test_noise_differs_by_prompt_and_resolution_and_is_off_at_the_start():
+    torch.manual_seed(0)
+    generator = Conv3DNet(TINY, TEXT_DIM)
+    text = text_of(torch.randn(1, TEXT_DIM).expand(2, -1))
+    nearly = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.000001, 0.0, 0.0, 0.0]])  # same style, other bytes
+    with torch.no_grad():
+        quiet = generator(text, nearly).volume
+        torch.testing.assert_close(quiet[0], quiet[1], rtol=0, atol=1e-4)
+        for stage in generator.stages:
+            stage.keep.noise_strength.fill_(0.5)
+        noisy = generator(text, nearly).volume
+    assert (noisy[0] - noisy[1]).abs().mean() > 0.05
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match=r"z must be \[P, z_dim\] = \[2, 4\], got \[2, 3\]"):
+        Conv3DNet(TINY, TEXT_DIM)(text_of(torch.randn(2, TEXT_DIM)), torch.randn(2, 3))
+    for name, value in (
+        ("resolution", 48),
+        ("z_dim", 0),
+        ("hidden", (0,)),
+        ("sphere_radius", 1.0),
+        ("width", 0.001),
+    ):
+        with pytest.raises(ValueError, match=name):
+            Conv3DConfig(**{name: value})

@@ -1,0 +1,142 @@
+"""Triplane-Transformer: published size, attention against PyTorch's module, planes, and masks."""
+
+import pytest
+import torch
+
+from amortized.types import Scene, TextCondition
+from generators.triplane_transformer import (
+    TriplaneScene,
+    TriplaneTransformer,
+    TriplaneTransformerConfig,
+    _Attention,
+)
+
+TEXT_DIM = 6
+TINY = TriplaneTransformerConfig(
+    plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7, 5)
+)
+POOLED = TriplaneTransformerConfig(**{**vars(TINY), "text": "pooled"})
+
+
+def texts(num_prompts: int, length: int = 5) -> TextCondition:
+    """Random text; prompt p has length - p tokens of its own, the rest is padding."""
+    random = torch.Generator().manual_seed(3)
+    return TextCondition(
+        pooled=torch.randn(num_prompts, TEXT_DIM, generator=random),
+        tokens=torch.randn(num_prompts, length, TEXT_DIM, generator=random),
+        mask=torch.arange(length) < length - torch.arange(num_prompts)[:, None],
+    )
+
+
+def rows_of(text: TextCondition, rows: slice) -> TextCondition:
+    return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
+
+
+def trained_like(config: TriplaneTransformerConfig) -> TriplaneTransformer:
+    torch.manual_seed(0)
+    generator = TriplaneTransformer(config, TEXT_DIM)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return generator
+
+
+def test_published_parameter_count():
+    with torch.device("meta"):
+        generator = TriplaneTransformer(TriplaneTransformerConfig(), 1024)
+    assert round(sum(p.numel() for p in generator.parameters()) / 1e6, 1) == 120.5
+
+
+@pytest.mark.parametrize("config", [TINY, POOLED])
+def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerConfig):
+    torch.manual_seed(0)
+    scene = TriplaneTransformer(config, TEXT_DIM)(texts(3))
+    assert isinstance(scene, Scene) and scene.planes.shape == (3, 3, 4, 6, 6)
+    points = (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
+    sdf, albedo = scene.sdf_and_radiance(points)
+    torch.testing.assert_close(sdf, points.norm(dim=-1) - 0.8, rtol=0, atol=0.02)
+    torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.01)
+
+
+def test_attention_is_pytorchs_own():
+    torch.manual_seed(0)
+    ours = _Attention(12, 3, 6)
+    theirs = torch.nn.MultiheadAttention(12, 3, kdim=6, vdim=6, bias=False, batch_first=True)
+    with torch.no_grad():
+        theirs.q_proj_weight.copy_(ours.query.weight)
+        theirs.k_proj_weight.copy_(ours.key.weight)
+        theirs.v_proj_weight.copy_(ours.value.weight)
+        theirs.out_proj.weight.copy_(ours.out.weight)
+    x, text = torch.randn(2, 7, 12), texts(2)
+    expected, _ = theirs(x, text.tokens, text.tokens, key_padding_mask=~text.mask)
+    torch.testing.assert_close(ours(x, text.tokens, text.mask[:, None, None]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_point_reads_its_own_place_on_every_plane():
+    """Planes whose features are their cells' centres give back xy, xz and zy, in this order."""
+    centres = (torch.arange(8) + 0.5) / 4 - 1
+    row, column = torch.meshgrid(centres, centres, indexing="ij")
+    plane = torch.stack([column, row])
+    planes = torch.stack([torch.stack([plane] * 3), torch.stack([-plane] * 3)])
+    scene = TriplaneScene(
+        config=TriplaneTransformerConfig(bounding_radius=1.5),
+        planes=planes,
+        head_sdf=torch.nn.Identity(),
+        head_rgb=torch.nn.Identity(),
+    )
+    points = 2 * torch.rand(2, 40, 3) - 1
+    x, y, z = (points / 1.5 * torch.tensor([1.0, -1.0])[:, None, None]).unbind(-1)
+    expected = torch.stack([x, y, x, z, z, y], dim=-1)
+    torch.testing.assert_close(scene._features(points), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, POOLED])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_a_batch_equals_its_prompts_one_by_one(
+    config: TriplaneTransformerConfig, checkpointing: bool, num_prompts: int
+):
+    generator = trained_like(TriplaneTransformerConfig(**{**vars(config), "checkpointing": checkpointing}))
+    text, points = texts(num_prompts), torch.rand(num_prompts, 30, 3) - 0.5
+    seed = torch.randn(num_prompts, 30)
+
+    def run(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        scene = generator(rows_of(text, rows))
+        sdf, albedo = scene.sdf_and_radiance(points[rows])
+        torch.testing.assert_close(scene.sdf(points[rows]), sdf)
+        (sdf * seed[rows] + albedo.sum(dim=-1)).sum().backward()
+        return sdf, albedo
+
+    together = run(slice(None))
+    gradients = [p.grad.clone() for p in generator.parameters()]
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    generator.zero_grad()
+    apart = [run(slice(i, i + 1)) for i in range(num_prompts)]
+    for got, parts in zip(together, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
+    for got, parameter in zip(gradients, generator.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad, rtol=2e-3, atol=2e-4)
+
+
+def test_padding_is_not_read():
+    generator, text = trained_like(TINY), texts(3)
+    noise = torch.where(text.mask[..., None], text.tokens, 100 * torch.randn(3, 5, TEXT_DIM))
+    other = TextCondition(pooled=text.pooled, tokens=noise, mask=text.mask)
+    with torch.no_grad():
+        torch.testing.assert_close(generator(text).planes, generator(other).planes)
+
+
+@pytest.mark.parametrize(("config", "read"), [(TINY, "tokens"), (POOLED, "pooled")])
+def test_it_is_conditioned_on_what_it_says(config: TriplaneTransformerConfig, read: str):
+    generator, text = trained_like(config), texts(1)
+    with torch.no_grad():
+        planes = generator(text).planes
+        for name in ("tokens", "pooled"):
+            changed = TextCondition(**{**vars(text), name: getattr(text, name) + 1})
+            assert torch.allclose(generator(changed).planes, planes, atol=1e-4) == (name != read)
+
+
+def test_bad_sizes_are_named():
+    for name, value in (("num_heads", 7), ("plane_tokens", 0), ("hidden", (0,)), ("sphere_radius", 1.0)):
+        with pytest.raises(ValueError, match=name):
+            TriplaneTransformerConfig(**{name: value})
