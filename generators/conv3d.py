@@ -20,7 +20,6 @@ z gives the same scene, on any number of processes and after any resume.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -103,18 +102,16 @@ class Conv3DNet(nn.Module):
         self.head_rgb = BiasFreeMLP((config.num_features, *config.hidden, 3))
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> Conv3DScene:
-        """Scenes of text.pooled [P, D] and z [P, z_dim], standard normal; give z on the CPU, where its
-        bytes can be read without waiting for the device.
+        """Scenes of text.pooled [P, D] and z [P, z_dim], standard normal.
 
         Raises ValueError where z has another shape.
         """
         pooled = text.pooled
         expected = (len(pooled), self.config.z_dim)
-        z = torch.zeros(expected) if z is None else z
+        z = pooled.new_zeros(expected) if z is None else z.to(pooled.device)
         if z.shape != expected:
             raise ValueError(f"3dconv-net: z must be [P, z_dim] = {list(expected)}, got {list(z.shape)}")
-        seeds = _seeds(z)
-        style = z.to(pooled)
+        style = z.to(pooled.dtype)
         style = style * (style.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.mapping:
             style = functional.leaky_relu(layer(style), 0.2) * GAIN
@@ -122,9 +119,9 @@ class Conv3DNet(nn.Module):
         x, features = self.constant.expand(len(pooled), -1, -1, -1, -1), None
         for stage in self.stages:
             if self.config.checkpointing and torch.is_grad_enabled():
-                x, features = checkpoint(stage, x, features, style, seeds, use_reentrant=False)
+                x, features = checkpoint(stage, x, features, style, z, use_reentrant=False)
             else:
-                x, features = stage(x, features, style, seeds)
+                x, features = stage(x, features, style, z)
         return Conv3DScene(
             config=self.config, volume=features.float(), head_sdf=self.head_sdf, head_rgb=self.head_rgb
         )
@@ -178,14 +175,12 @@ class _Stage(nn.Module):
         self.keep = _StyleConv(after, after, style, resolution=resolution)
         self.project = _StyleProjection(after, config.num_features, style)
 
-    def forward(
-        self, x: Tensor, features: Tensor | None, style: Tensor, seeds: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, features: Tensor | None, style: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         if self.grow is not None:
-            x = self.grow(x, style, seeds)
+            x = self.grow(x, style, z)
         if self.volume is not None:
             x = x + self.volume
-        x = self.keep(x, style, seeds)
+        x = self.keep(x, style, z)
         added = self.project(x, style)
         return x, added if features is None else _double(features) + added
 
@@ -208,13 +203,13 @@ class _StyleConv(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(channels_out))
 
-    def forward(self, x: Tensor, style: Tensor, seeds: list[int]) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor, z: Tensor) -> Tensor:
         scale = self.affine(style)  # [P, in]
         power = scale.square() @ self.weight.square().sum(dim=(2, 3, 4)).T  # [P, out]
         x = functional.conv3d(x * _per_channel(scale), self.weight.to(x.dtype), padding=1)
         x = x * _per_channel((power + 1e-8).rsqrt())
         x = _double(x) if self.upsample else x
-        x = x + self.noise_strength * _noise(seeds, self.resolution, x) + _per_channel(self.bias[None])
+        x = x + self.noise_strength * _noise(z, self.resolution, x) + _per_channel(self.bias[None])
         return (functional.leaky_relu(x, 0.2) * GAIN).clamp(-LIMIT, LIMIT)
 
 
@@ -254,17 +249,24 @@ def _double(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=True)
 
 
-def _seeds(z: Tensor) -> list[int]:
-    """A seed for each prompt, from the bytes of its z."""
-    rows = z.detach().cpu().float().contiguous().numpy()
-    return [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=7).digest(), "big") for row in rows]
+def _noise(z: Tensor, resolution: int, like: Tensor) -> Tensor:
+    """Standard normal volumes [P, 1, R, R, R], a function of z's bits, the resolution and the place.
+
+    By hashing instead of a random stream: the same on every device, without waiting for any.
+    """
+    bits = z.detach().float().contiguous().view(torch.int32).long()  # [P, z_dim]
+    seeds = _scramble(bits + torch.arange(bits.shape[1], device=z.device) * 2**32).sum(dim=1) + resolution
+    places = torch.arange(resolution**3, device=z.device)
+    mixed = _scramble(_scramble(seeds)[:, None] + places)  # [P, R^3]
+    # 24 bits for the radius, never 0, and 24 others for the angle (Box and Muller).
+    radius = (((mixed >> 40) & 0xFFFFFF) + 1).float() / 2**24
+    angle = (mixed & 0xFFFFFF).float() * (2 * math.pi / 2**24)
+    return ((-2 * radius.log()).sqrt() * angle.cos()).view(-1, 1, *[resolution] * 3).to(like.dtype)
 
 
-def _noise(seeds: list[int], resolution: int, like: Tensor) -> Tensor:
-    """Standard normal volumes [P, 1, R, R, R], each a function of its seed and the resolution."""
-
-    def volume(seed: int) -> Tensor:
-        random = torch.Generator(like.device).manual_seed(seed + resolution)
-        return torch.randn(1, *[resolution] * 3, generator=random, device=like.device, dtype=torch.float32)
-
-    return torch.stack([volume(seed) for seed in seeds]).to(like.dtype)
+def _scramble(x: Tensor) -> Tensor:
+    """A bijection of 64-bit integers whose output looks random: the finalizer of SplitMix64."""
+    x = x * -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed number
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from amortized.types import Scene, TextCondition
-from generators.conv3d import Conv3DConfig, Conv3DNet, Conv3DScene, _StyleConv
+from generators.conv3d import Conv3DConfig, Conv3DNet, Conv3DScene, _noise, _scramble, _StyleConv
 
 TEXT_DIM = 6
 TINY = Conv3DConfig(resolution=16, base_channels=6, num_features=5, z_dim=4, style_dim=8, hidden=(7,))
@@ -56,7 +56,7 @@ def test_the_style_convolution_is_one_with_kernels_per_prompt(upsample: bool):
         torch.randn(2, 3, 3 + 3 * (not upsample), *[3 + 3 * (not upsample)] * 2).double(),
         torch.randn(2, 5),
     )
-    got = layer(x, style.double(), [0, 1])
+    got = layer(x, style.double(), torch.zeros(2, 1))
     for p in range(2):
         scale = style[p].double() @ layer.affine.weight.T / 5**0.5 + layer.affine.bias
         kernel = layer.weight * scale[None, :, None, None, None]
@@ -132,6 +132,32 @@ def test_noise_differs_by_prompt_and_resolution_and_is_off_at_the_start():
             stage.keep.noise_strength.fill_(0.5)
         noisy = generator(text, nearly).volume
     assert (noisy[0] - noisy[1]).abs().mean() > 0.05
+
+
+def test_noise_is_standard_normal_and_never_the_same():
+    z = torch.randn(3, 8)
+    noise = torch.cat([_noise(z, 32, z).flatten(1), _noise(z, 16, z).flatten(1)], dim=1)  # [3, 36864]
+    torch.testing.assert_close(noise.mean(dim=1), torch.zeros(3), rtol=0, atol=0.02)
+    torch.testing.assert_close(noise.square().mean(dim=1), torch.ones(3), rtol=0, atol=0.03)
+    torch.testing.assert_close(noise.pow(4).mean(dim=1), torch.full((3,), 3.0), rtol=0, atol=0.2)
+    correlation = torch.corrcoef(torch.cat([noise, noise.roll(1, dims=1), noise.roll(32, dims=1)]))
+    assert (correlation - torch.eye(9)).abs().max() < 0.025
+    assert torch.equal(_noise(z, 16, z)[1], _noise(z[1:2], 16, z)[0])
+
+
+def test_scramble_is_splitmix64():
+    """Against the published C code's arithmetic, in Python's unbounded integers."""
+
+    def reference(x: int) -> int:
+        mask = 2**64 - 1
+        x = x * 0x9E3779B97F4A7C15 & mask
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+        return x ^ x >> 31
+
+    numbers = [0, 1, 2, 12345, 2**40 + 7, 2**62 + 3, -1, -(2**63)]
+    got = _scramble(torch.tensor(numbers))
+    assert [int(n) % 2**64 for n in got] == [reference(n % 2**64) for n in numbers]
 
 
 def test_bad_sizes_are_named():
