@@ -31,6 +31,7 @@ class Batch:
     background: Tensor  # [P, V, 3]
     stratification: Tensor  # [P, V * H * W, S] in [0, 1)
     draws: GuidanceDraws  # B = P * V images
+    z: Tensor  # [P, z_dim] standard normal: what of a scene the text leaves open
     digests: Tensor  # [P] int64: a digest of all of a slot's draws
 
 
@@ -44,6 +45,7 @@ class Sampler:
     render_size: int
     num_samples: int  # stratified samples a ray
     latent_shape: tuple[int, int, int]  # C, h, w
+    z_dim: int  # 0 where the generator takes no z
     cameras: CameraConfig
     background: BackgroundConfig
 
@@ -53,7 +55,7 @@ class Sampler:
         rows = [self._draw(step, slot) for slot in slots]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         digests = [
-            _digest(index, *(row[name] for name in ("camera", "timestep", "shift", "noise")))
+            _digest(index, *(row[name] for name in ("camera", "timestep", "shift", "noise", "z")))
             for index, row in zip(order, rows, strict=True)
         ]
         return Batch(
@@ -66,6 +68,7 @@ class Sampler:
                 u_shift=stacked["shift"].flatten(),
                 noise=stacked["noise"].flatten(0, 1),
             ),
+            z=stacked["z"],
             digests=torch.tensor(digests, dtype=torch.int64),
         )
 
@@ -79,6 +82,7 @@ class Sampler:
             "shift": torch.rand(views, generator=random),
             "noise": torch.randn(views, *self.latent_shape, generator=random),
             "stratification": torch.rand(pixels, self.num_samples, generator=random),
+            "z": torch.randn(self.z_dim, generator=random),
         }
 
 

@@ -58,6 +58,7 @@ class Trainer:
             render_size=config.render_size,
             num_samples=settings.renderer.num_samples,
             latent_shape=guidance.prior.latent_shape,
+            z_dim=generator.z_dim,
             cameras=settings.cameras,
             background=settings.background,
         )
@@ -145,7 +146,7 @@ class Trainer:
         device = self.world.device
         texts = [self.text(index) for index in batch.prompt_indices]
         cameras = to_device(batch.cameras, device)
-        scene = self.generator(self.bank.get(texts))
+        scene = self.generator(self.bank.get(texts), batch.z.to(device))
         size = self.config.render_size
         image = render(
             scene,
