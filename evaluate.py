@@ -19,7 +19,7 @@ from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for, progress_bar
 from amortized.evaluation import evaluate, load_clip, merge_rows, summarize, summary, write_results
 from amortized.rendering import render
-from amortized.training import generator_weights, join_world, load_weights
+from amortized.training import generator_weights, join_world, load_weights, z_of
 from amortized.training.schedules import geometric_at
 from amortized.types import Cameras, Prompt, Render, Scene
 from corpora import prompt_list, read_prompts
@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
             def scenes_of(generator: torch.nn.Module):
                 def scene_for(prompts: list[Prompt]) -> Scene:
-                    return generator(bank.get([prompt.text for prompt in prompts]))
+                    z = z_of(prompts, generator, config.seed).to(world.device)
+                    return generator(bank.get([prompt.text for prompt in prompts]), z)
 
                 return scene_for
 

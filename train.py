@@ -27,14 +27,14 @@ from amortized.settings import RunSettings
 from amortized.training import Trainer, describe, join_world, open_run
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
-from generators import HyperINGPConfig, build_generator
+from generators import DEFAULT, GeneratorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RunSettings):
     """Everything that determines a run."""
 
-    generator: HyperINGPConfig = field(default_factory=HyperINGPConfig)
+    generator: GeneratorConfig = field(default_factory=DEFAULT)
 
 
 def corpus_of(config: RunConfig) -> Corpus:
@@ -48,7 +48,7 @@ def compose(config: RunConfig, device: torch.device) -> tuple[Guidance, TextBank
     prior = load_prior(config.prior, device)
     bank = TextBank(prior.text_encoder, config.views, device=device)
     torch.manual_seed(config.seed)
-    generator = build_generator(config.generator, text_dim=prior.text_encoder.width)
+    generator = config.generator.build(text_dim=prior.text_encoder.width)
     return Guidance(prior, config.guidance), bank, generator.to(device)
 
 

@@ -51,7 +51,7 @@ def measure(config: RunConfig) -> dict[str, float]:
         config, world=world, corpus=corpus_of(config), guidance=guidance, bank=bank, generator=generator
     )
     batch = trainer.sampler.batch(0, trainer.slots[0], trainer.slots_per_step)
-    texts = [trainer.text(index) for index in batch.prompt_indices]
+    texts = [trainer.prompt(index).text for index in batch.prompt_indices]
     size = config.trainer.render_size
     sharpness = geometric_at(config.trainer.sharpness, 0.5)
 

@@ -1,24 +1,48 @@
-"""Generators: text in, scene out. One file each, named here."""
+"""Generators: text in, scene out. One file each.
+
+A generator's file defines a frozen dataclass of its settings, told from the others by its `name`, with
+`build(text_dim)`, the module; and that module, whose `forward(text: TextCondition, z) -> Scene` takes z
+[P, z_dim] where it has a `z_dim` (standard normal: what the text leaves open), and ignores it otherwise.
+"""
 
 from __future__ import annotations
 
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from typing import TYPE_CHECKING, Protocol
+
 from torch import nn
 
-from generators.hyper_ingp import HyperINGP, HyperINGPConfig
-
-# name -> (config class, module built from (config, text_dim))
-GENERATORS: dict[str, tuple[type, type[nn.Module]]] = {
-    "hyper-ingp": (HyperINGPConfig, HyperINGP),
-}
-
-
-def build_generator(config: object, text_dim: int) -> nn.Module:
-    """The generator whose config class `config` is an instance of, for text of width `text_dim`."""
-    for config_class, module_class in GENERATORS.values():
-        if type(config) is config_class:
-            return module_class(config, text_dim)
-    known = ", ".join(f"{name} ({config_class.__name__})" for name, (config_class, _) in GENERATORS.items())
-    raise ValueError(f"no generator has a config of type {type(config).__name__}; known generators: {known}")
+# One line a generator: its file, and there the class of its settings.
+GENERATORS = (
+    "hyper_ingp.HyperINGPConfig",
+    "conv3d.Conv3DConfig",
+    "triplane_transformer.TriplaneTransformerConfig",
+)
 
 
-__all__ = ["GENERATORS", "HyperINGP", "HyperINGPConfig", "build_generator"]
+def config_class(path: str) -> type:
+    """The class of settings that a line of GENERATORS names."""
+    file, _, name = path.partition(".")
+    return getattr(import_module(f"{__name__}.{file}"), name)
+
+
+if TYPE_CHECKING:
+
+    class GeneratorConfig(Protocol):
+        """Settings of any generator."""
+
+        @property
+        def name(self) -> str: ...
+
+        def build(self, text_dim: int) -> nn.Module:
+            """The untrained generator, for text of width `text_dim`."""
+            ...
+
+else:
+    GeneratorConfig = reduce(or_, map(config_class, GENERATORS))
+
+DEFAULT = config_class(GENERATORS[0])
+
+__all__ = ["DEFAULT", "GENERATORS", "GeneratorConfig", "config_class"]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
+from generators.field import FeatureField, check_sizes, checked_z
 
 GAIN = math.sqrt(2)  # restores the second moment after a leaky ReLU of slope 0.2, nearly
 LIMIT = 256.0  # activations stay within, so that bfloat16 and float16 cannot overflow
@@ -55,18 +57,13 @@ class Conv3DConfig:
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise ValueError(f"generator resolution must be a power of two from 8, got {self.resolution}")
-        for name in ("base_channels", "num_features", "z_dim", "style_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generator {name} must be at least 1, got {getattr(self, name)}")
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"generator hidden widths must be at least 1, got {list(self.hidden)}")
+        check_sizes(
+            self.hidden, self.sphere_radius, self.bounding_radius,
+            base_channels=self.base_channels, num_features=self.num_features,
+            z_dim=self.z_dim, style_dim=self.style_dim,
+        )  # fmt: skip
         if self.channels(self.resolution) < 1:
             raise ValueError(f"generator width {self.width} leaves no channel at {self.resolution}^3")
-        if not 0 < self.sphere_radius < self.bounding_radius:
-            raise ValueError(
-                f"generator sphere_radius must lie between 0 and bounding_radius {self.bounding_radius}, "
-                f"got {self.sphere_radius}"
-            )
 
     def channels(self, resolution: int) -> int:
         """Channels of the volume at a resolution: halved at each doubling beyond 16^3."""
@@ -79,14 +76,17 @@ class Conv3DConfig:
         """4, 8, ..., resolution."""
         return [4 << i for i in range(int(math.log2(self.resolution)) - 1)]
 
+    def build(self, text_dim: int) -> Conv3DNet:
+        """The untrained generator, for text of width `text_dim`."""
+        return Conv3DNet(self, text_dim)
+
 
 class Conv3DNet(nn.Module):
     """Text of width `text_dim` and z [P, z_dim] to P scenes; without z, all prompts share z = 0."""
 
     def __init__(self, config: Conv3DConfig, text_dim: int) -> None:
         super().__init__()
-        self.config = config
-        self.z_dim = config.z_dim
+        self.config, self.z_dim = config, config.z_dim
         style = config.style_dim
         self.mapping = nn.ModuleList([_Dense(config.z_dim, style), _Dense(style, style)])
         self.join = _Dense(text_dim + style, style)
@@ -101,64 +101,41 @@ class Conv3DNet(nn.Module):
         self.head_sdf = BiasFreeMLP((config.num_features, *config.hidden, 1))
         self.head_rgb = BiasFreeMLP((config.num_features, *config.hidden, 3))
 
-    def forward(self, text: TextCondition, z: Tensor | None = None) -> Conv3DScene:
+    def forward(self, text: TextCondition, z: Tensor | None = None) -> FeatureField:
         """Scenes of text.pooled [P, D] and z [P, z_dim], standard normal.
 
         Raises ValueError where z has another shape.
         """
         pooled = text.pooled
-        expected = (len(pooled), self.config.z_dim)
-        z = pooled.new_zeros(expected) if z is None else z.to(pooled.device)
-        if z.shape != expected:
-            raise ValueError(f"3dconv-net: z must be [P, z_dim] = {list(expected)}, got {list(z.shape)}")
-        style = z.to(pooled.dtype)
-        style = style * (style.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        z = checked_z(z, len(pooled), self.z_dim, pooled)
+        style = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.mapping:
             style = functional.leaky_relu(layer(style), 0.2) * GAIN
         style = self.join(torch.cat([pooled, style], dim=1))
-        x, features = self.constant.expand(len(pooled), -1, -1, -1, -1), None
+        x = self.constant.expand(len(pooled), -1, -1, -1, -1)
+        features = x.new_zeros(len(pooled), self.config.num_features, 2, 2, 2)  # summed in float32
         for stage in self.stages:
             if self.config.checkpointing and torch.is_grad_enabled():
                 x, features = checkpoint(stage, x, features, style, z, use_reentrant=False)
             else:
                 x, features = stage(x, features, style, z)
-        return Conv3DScene(
-            config=self.config, volume=features.float(), head_sdf=self.head_sdf, head_rgb=self.head_rgb
+        return FeatureField(
+            features=partial(read_volume, features.float()),
+            head_sdf=self.head_sdf,
+            head_rgb=self.head_rgb,
+            sphere_radius=self.config.sphere_radius,
+            bounding_radius=self.config.bounding_radius,
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Conv3DScene:
-    """P objects; a `Scene`. Holds the graph of the call that made it."""
+def read_volume(volume: Tensor, points: Tensor) -> Tensor:
+    """Features [P, N, F] at points [P, N, 3] in [-1, 1], from volumes [P, F, R, R, R] with axes z, y, x.
 
-    config: Conv3DConfig
-    volume: Tensor  # [P, F, R, R, R], axes z, y, x
-    head_sdf: nn.Module
-    head_rgb: nn.Module
-
-    @property
-    def bounding_radius(self) -> float:
-        """Radius of the ball that holds the object."""
-        return self.config.bounding_radius
-
-    def sdf(self, points: Tensor) -> Tensor:
-        """Signed distance [P, N] at points [P, N, 3]."""
-        return self._sdf(points, self._features(points))
-
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [P, N] and albedo [P, N, 3] in (0, 1), from one lookup."""
-        features = self._features(points)
-        return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))
-
-    def _features(self, points: Tensor) -> Tensor:
-        """[P, N, F] interpolated from each prompt's own volume; zero outside the cube."""
-        where = (points / self.bounding_radius)[:, :, None, None]  # [P, N, 1, 1, 3]
-        found = functional.grid_sample(self.volume, where, padding_mode="zeros", align_corners=False)
-        return found[..., 0, 0].mT
-
-    def _sdf(self, points: Tensor, features: Tensor) -> Tensor:
-        start = torch.linalg.vector_norm(points, dim=-1) - self.config.sphere_radius
-        return start + self.head_sdf(features).squeeze(-1)
+    Interpolated from each prompt's own volume; zero outside the cube.
+    """
+    where = points[:, :, None, None]  # [P, N, 1, 1, 3]
+    found = functional.grid_sample(volume, where, padding_mode="zeros", align_corners=False)
+    return found[..., 0, 0].mT
 
 
 class _Stage(nn.Module):
@@ -175,14 +152,13 @@ class _Stage(nn.Module):
         self.keep = _StyleConv(after, after, style, resolution=resolution)
         self.project = _StyleProjection(after, config.num_features, style)
 
-    def forward(self, x: Tensor, features: Tensor | None, style: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, features: Tensor, style: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         if self.grow is not None:
             x = self.grow(x, style, z)
         if self.volume is not None:
             x = x + self.volume
         x = self.keep(x, style, z)
-        added = self.project(x, style)
-        return x, added if features is None else _double(features) + added
+        return x, _double(features) + self.project(x, style)
 
 
 class _StyleConv(nn.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
+from generators.field import FeatureField, check_sizes, checked_tokens
 
 # Which two coordinates of a point (x, y, z) look up each plane; the first runs along its width.
 AXES = ((0, 1), (0, 2), (2, 1))
@@ -47,20 +49,19 @@ class TriplaneTransformerConfig:
     checkpointing: bool = False  # recompute each layer in the backward pass instead of storing it
 
     def __post_init__(self) -> None:
-        for name in ("plane_tokens", "width", "num_layers", "num_heads", "plane_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generator {name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(
+            self.hidden, self.sphere_radius, self.bounding_radius,
+            plane_tokens=self.plane_tokens, width=self.width, num_layers=self.num_layers,
+            num_heads=self.num_heads, plane_channels=self.plane_channels,
+        )  # fmt: skip
         if self.width % self.num_heads:
             raise ValueError(
                 f"generator width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
             )
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"generator hidden widths must be at least 1, got {list(self.hidden)}")
-        if not 0 < self.sphere_radius < self.bounding_radius:
-            raise ValueError(
-                f"generator sphere_radius must lie between 0 and bounding_radius {self.bounding_radius}, "
-                f"got {self.sphere_radius}"
-            )
+
+    def build(self, text_dim: int) -> TriplaneTransformer:
+        """The untrained generator, for text of width `text_dim`."""
+        return TriplaneTransformer(self, text_dim)
 
 
 class TriplaneTransformer(nn.Module):
@@ -82,12 +83,16 @@ class TriplaneTransformer(nn.Module):
         self.head_sdf = BiasFreeMLP((features, *config.hidden, 1))
         self.head_rgb = BiasFreeMLP((features, *config.hidden, 3))
 
-    def forward(self, text: TextCondition, z: Tensor | None = None) -> TriplaneScene:
-        """Scenes of text.tokens [P, L, D] under their mask, or of text.pooled [P, D]; z is ignored."""
+    def forward(self, text: TextCondition, z: Tensor | None = None) -> FeatureField:
+        """Scenes of text.tokens [P, L, D] under their mask, or of text.pooled [P, D]; z is ignored.
+
+        Raises ValueError where tokens have no mask.
+        """
         num_prompts = len(text.pooled)
         x = self.tokens.expand(num_prompts, -1, -1)
         if self.text_in is None:
-            context, mask = text.tokens, text.mask[:, None, None]  # [P, 1, 1, L]: every head, every query
+            context, mask = checked_tokens(text)
+            mask = mask[:, None, None]  # [P, 1, 1, L]: every head, every query
         else:
             context, mask = self.text_in(text.pooled)[:, None], None
         for layer in self.layers:
@@ -98,47 +103,23 @@ class TriplaneTransformer(nn.Module):
         side = self.config.plane_tokens
         grid = self.norm(x).view(num_prompts * 3, side, side, -1).movedim(-1, 1)
         planes = self.to_planes(grid).float().unflatten(0, (num_prompts, 3))
-        return TriplaneScene(
-            config=self.config, planes=planes, head_sdf=self.head_sdf, head_rgb=self.head_rgb
+        return FeatureField(
+            features=partial(read_planes, planes),
+            head_sdf=self.head_sdf,
+            head_rgb=self.head_rgb,
+            sphere_radius=self.config.sphere_radius,
+            bounding_radius=self.config.bounding_radius,
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TriplaneScene:
-    """P objects; a `Scene`. Holds the graph of the call that made it."""
+def read_planes(planes: Tensor, points: Tensor) -> Tensor:
+    """Features [P, N, 3 F] at points [P, N, 3] in [-1, 1], from planes [P, 3, F, H, W].
 
-    config: TriplaneTransformerConfig
-    planes: Tensor  # [P, 3, F, H, W]
-    head_sdf: nn.Module
-    head_rgb: nn.Module
-
-    @property
-    def bounding_radius(self) -> float:
-        """Radius of the ball that holds the object."""
-        return self.config.bounding_radius
-
-    def sdf(self, points: Tensor) -> Tensor:
-        """Signed distance [P, N] at points [P, N, 3]."""
-        return self._sdf(points, self._features(points))
-
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [P, N] and albedo [P, N, 3] in (0, 1), from one lookup."""
-        features = self._features(points)
-        return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))
-
-    def _features(self, points: Tensor) -> Tensor:
-        """[P, N, 3 F] interpolated from each prompt's own planes, concatenated; zero outside the cube."""
-        num_prompts = len(points)
-        where = (points / self.bounding_radius)[:, :, AXES]  # [P, N, 3, 2]
-        where = where.transpose(1, 2).flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
-        found = functional.grid_sample(
-            self.planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False
-        )  # [P * 3, F, N, 1]
-        return found.squeeze(-1).view(num_prompts, -1, points.shape[1]).mT
-
-    def _sdf(self, points: Tensor, features: Tensor) -> Tensor:
-        start = torch.linalg.vector_norm(points, dim=-1) - self.config.sphere_radius
-        return start + self.head_sdf(features).squeeze(-1)
+    Interpolated from each prompt's own planes and concatenated; zero outside the cube.
+    """
+    where = points[:, :, AXES].transpose(1, 2).flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
+    found = functional.grid_sample(planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False)
+    return found.squeeze(-1).view(len(points), -1, points.shape[1]).mT
 
 
 class _Layer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -41,9 +42,6 @@ class BiasFreeMLP(nn.Sequential):
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
-        layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
-        super().__init__(*layers[:-1])
-        with torch.no_grad():
-            self[-1].weight.mul_(0.01)
+        linear = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
+        nn.init.normal_(linear[-1].weight, std=0.01 / math.sqrt(3 * widths[-2]))
+        super().__init__(*(module for layer in linear[:-1] for module in (layer, nn.ReLU())), linear[-1])

@@ -5,7 +5,7 @@ from amortized.training.distributed import World, join_world
 from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
 from amortized.training.runs import describe, open_run
-from amortized.training.sampler import Sampler
+from amortized.training.sampler import Sampler, z_of
 from amortized.training.settings import TrainerConfig, TrainingSettings
 from amortized.training.trainer import Trainer
 from amortized.training.watch import TrainingStopped
@@ -24,4 +24,5 @@ __all__ = [
     "join_world",
     "load_weights",
     "open_run",
+    "z_of",
 ]

@@ -13,6 +13,8 @@ from amortized.conditioning import TextBank
 from amortized.media import save_grid
 from amortized.rendering import RendererConfig, render
 from amortized.training.distributed import to_device
+from amortized.training.sampler import z_of
+from amortized.types import Prompt
 
 SIZE = 64  # px
 
@@ -22,14 +24,15 @@ def save_preview(
     path: Path,
     generator: nn.Module,
     bank: TextBank,
-    texts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
+    seed: int,
     cameras: CameraConfig,
     renderer: RendererConfig,
     sharpness: float,
     device: torch.device,
 ) -> None:
-    """Render each text from four sides over grey, one prompt in memory at a time, into one PNG."""
+    """Render each prompt from four sides over grey, one prompt in memory at a time, into one PNG."""
     sides = orbit(
         1,
         4,
@@ -41,7 +44,7 @@ def save_preview(
     sides = to_device(sides, device)
     rows = [
         render(
-            generator(bank.get([text])),
+            generator(bank.get([prompt.text]), z_of([prompt], generator, seed).to(device)),
             sides,
             SIZE,
             SIZE,
@@ -50,6 +53,6 @@ def save_preview(
             training=False,
             sharpness=sharpness,
         ).rgb[0]
-        for text in texts
+        for prompt in prompts
     ]
-    save_grid(path, torch.cat(rows).cpu(), columns=4 * (1 + (len(texts) > 4)))
+    save_grid(path, torch.cat(rows).cpu(), columns=4 * (1 + (len(prompts) > 4)))

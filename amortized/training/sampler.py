@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_uniform
 from amortized.guidance import GuidanceDraws
-from amortized.random import generator_for
+from amortized.random import generator_for, normal
 from amortized.rendering import BackgroundConfig, background_from_uniform
-from amortized.types import Cameras
+from amortized.types import Cameras, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,17 @@ class Sampler:
             "stratification": torch.rand(pixels, self.num_samples, generator=random),
             "z": torch.randn(self.z_dim, generator=random),
         }
+
+
+def z_width(generator: nn.Module) -> int:
+    """Width of the z that a generator takes; 0 where it takes none."""
+    return int(getattr(generator, "z_dim", 0))  # type: ignore[arg-type]
+
+
+def z_of(prompts: Sequence[Prompt], generator: nn.Module, seed: int) -> Tensor:
+    """z [P, z_dim] of prompts outside training: each has its own, the same at every look."""
+    rows = [normal((z_width(generator),), seed, "z", prompt.id) for prompt in prompts]
+    return torch.stack(rows)
 
 
 def prompt_at(num_prompts: int, seed: int, position: int) -> int:

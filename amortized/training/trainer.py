@@ -20,11 +20,11 @@ from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.previews import save_preview
-from amortized.training.sampler import Batch, Sampler, slots_of
+from amortized.training.sampler import Batch, Sampler, slots_of, z_width
 from amortized.training.schedules import geometric_at, value_at
 from amortized.training.settings import TrainingSettings
 from amortized.training.watch import Record, Watch
-from amortized.types import Corpus
+from amortized.types import Corpus, Prompt
 
 # After Ctrl-C, torchrun signals its processes once more within a moment: that is the same wish.
 ONE_WISH_S = 2.0
@@ -58,7 +58,7 @@ class Trainer:
             render_size=config.render_size,
             num_samples=settings.renderer.num_samples,
             latent_shape=guidance.prior.latent_shape,
-            z_dim=generator.z_dim,
+            z_dim=z_width(generator),
             cameras=settings.cameras,
             background=settings.background,
         )
@@ -73,9 +73,9 @@ class Trainer:
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
 
-    def text(self, index: int) -> str:
-        """The sentence of a sampler's prompt index."""
-        return self.corpus[self.trained[index]].text
+    def prompt(self, index: int) -> Prompt:
+        """The prompt of a sampler's prompt index."""
+        return self.corpus[self.trained[index]]
 
     # ---- the loop -------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Trainer:
     def _loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
         device = self.world.device
-        texts = [self.text(index) for index in batch.prompt_indices]
+        texts = [self.prompt(index).text for index in batch.prompt_indices]
         cameras = to_device(batch.cameras, device)
         scene = self.generator(self.bank.get(texts), batch.z.to(device))
         size = self.config.render_size
@@ -191,7 +191,8 @@ class Trainer:
                 self.folder / "previews" / f"step_{step:06d}.png",
                 self.state.ema or self.state.generator,
                 self.bank,
-                [self.text(index) for index in range(num)],
+                [self.prompt(index) for index in range(num)],
+                seed=self.settings.seed,
                 cameras=self.sampler.cameras,
                 renderer=self.settings.renderer,
                 sharpness=geometric_at(self.config.sharpness, step / self.config.steps),

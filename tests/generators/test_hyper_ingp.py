@@ -5,7 +5,7 @@ import torch
 
 from amortized.encodings import HashGridConfig
 from amortized.types import Scene, TextCondition
-from generators import GENERATORS, HyperINGP, HyperINGPConfig, build_generator
+from generators.hyper_ingp import HyperINGP, HyperINGPConfig, TokenPooling
 
 TEXT_DIM = 12
 GRID = HashGridConfig(
@@ -13,12 +13,20 @@ GRID = HashGridConfig(
 )
 SMALL = HyperINGPConfig(grid=GRID, include_position=True, shared_width=32, hidden=(32,), bounding_radius=0.85)
 PLAIN = HyperINGPConfig(grid=GRID, hidden=(16, 8), sphere_radius=0.4)
+RICH = HyperINGPConfig(
+    grid=GRID, hidden=(8,), text="tokens", token_queries=3, z_dim=5, spectral_norm=True, include_position=True
+)
 
 
 def text_of(pooled: torch.Tensor) -> TextCondition:
-    return TextCondition(
-        pooled=pooled, tokens=pooled[:, None], mask=torch.ones(len(pooled), 1, dtype=torch.bool)
-    )
+    """Prompt p has 4 - p tokens, made of its pooled vector; the rest is padding."""
+    tokens = torch.stack([pooled * (i + 1) for i in range(4)], dim=1).sin()
+    mask = torch.arange(4) < 4 - torch.arange(len(pooled))[:, None]
+    return TextCondition(pooled=pooled, tokens=tokens, mask=mask)
+
+
+def rows_of(text: TextCondition, rows: slice) -> TextCondition:
+    return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
 
 
 def trained_like(config: HyperINGPConfig) -> HyperINGP:
@@ -28,18 +36,18 @@ def trained_like(config: HyperINGPConfig) -> HyperINGP:
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return generator
+    return generator.eval()  # spectral norms are refined by every call in training
 
 
 def test_published_parameter_counts():
-    generator = build_generator(HyperINGPConfig(), 1024)
+    generator = HyperINGPConfig().build(1024)
     assert generator.grid.table.numel() == 12_599_920
     assert sum(p.numel() for p in generator.hypernet.parameters()) == 348_544
     assert sum(p.numel() for p in generator.parameters()) == 12_599_920 + 348_544
     assert generator.num_weights == [2048 + 64, 2048 + 192]
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN, HyperINGPConfig(grid=GRID, include_position=True)])
+@pytest.mark.parametrize("config", [SMALL, PLAIN, RICH, HyperINGPConfig(grid=GRID, include_position=True)])
 def test_every_prompt_starts_as_the_mid_grey_sphere(config: HyperINGPConfig):
     generator = HyperINGP(config, TEXT_DIM)
     scene = generator(text_of(torch.randn(3, TEXT_DIM)))
@@ -68,15 +76,15 @@ def test_the_first_gradient_reaches_every_layer():
     assert albedo[1].mean() > 0.51
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN])
+@pytest.mark.parametrize("config", [SMALL, PLAIN, RICH])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_a_batch_equals_its_prompts_one_by_one(config: HyperINGPConfig, num_prompts: int):
     generator = trained_like(config)
     pooled, points = torch.randn(num_prompts, TEXT_DIM), torch.rand(num_prompts, 30, 3) - 0.5
-    seed = torch.randn(num_prompts, 30)
+    text, z, seed = text_of(pooled), torch.randn(num_prompts, config.z_dim), torch.randn(num_prompts, 30)
 
     def run(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = generator(text_of(pooled[rows]))
+        scene = generator(rows_of(text, rows), z[rows])
         sdf, albedo = scene.sdf_and_radiance(points[rows])
         torch.testing.assert_close(scene.sdf(points[rows]), sdf)
         (sdf * seed[rows] + albedo.sum(dim=-1)).sum().backward()
@@ -91,7 +99,8 @@ def test_a_batch_equals_its_prompts_one_by_one(config: HyperINGPConfig, num_prom
     for got, parameter in zip(gradients, generator.parameters(), strict=True):
         torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-4)
     if num_prompts > 1:
-        assert not torch.allclose(together[0][0], generator(text_of(pooled[1:2])).sdf(points[:1])[0])
+        other = generator(rows_of(text, slice(1, 2)), z[1:2])
+        assert not torch.allclose(together[0][0], other.sdf(points[:1])[0])
 
 
 def test_heads_follow_the_formula():
@@ -112,13 +121,54 @@ def test_heads_follow_the_formula():
     torch.testing.assert_close(albedo[0], 1 / (1 + torch.exp(-rgb)))
 
 
-def test_table_of_generators():
-    assert set(GENERATORS) == {"hyper-ingp"}
-    with pytest.raises(ValueError, match="known generators: hyper-ingp"):
-        build_generator(GRID, TEXT_DIM)
-    with pytest.raises(ValueError, match="sphere_radius"):
-        HyperINGPConfig(sphere_radius=1.2)
-    with pytest.raises(ValueError, match="hidden"):
-        HyperINGPConfig(hidden=(0,))
-    with pytest.raises(ValueError, match="shared_width"):
-        HyperINGPConfig(shared_width=0)
+def test_tokens_z_and_spectral_norm_are_read_where_asked_for():
+    generator, points = trained_like(RICH), torch.rand(1, 50, 3) - 0.5
+    text, z = text_of(torch.randn(1, TEXT_DIM)), torch.randn(1, 5)
+
+    def sdf(**changes) -> torch.Tensor:
+        z_now = changes.pop("z", z)
+        with torch.no_grad():
+            return generator(TextCondition(**{**vars(text), **changes}), z_now).sdf(points)
+
+    now = sdf()
+    assert torch.equal(now, sdf())
+    assert (sdf(tokens=text.tokens + torch.randn_like(text.tokens)) - now).abs().max() > 1e-4
+    assert (sdf(z=-z) - now).abs().max() > 1e-4
+    shorter = torch.tensor([[True, True, False, False]])
+    padded = text.tokens.clone()
+    padded[:, 2:] = 100.0
+    torch.testing.assert_close(sdf(mask=shorter, tokens=padded), sdf(mask=shorter))
+    first, last = generator.hypernet[0], generator.hypernet[3]
+    for _ in range(60):  # power iterations
+        generator.train()(text, z)
+    for layer in (first, last):
+        assert torch.linalg.svdvals(layer.weight.detach())[0].item() == pytest.approx(1, abs=0.02)
+
+
+def test_pooling_is_pytorchs_attention_with_the_tokens_as_keys_and_values():
+    torch.manual_seed(0)
+    pooling, text = TokenPooling(TEXT_DIM, 3), text_of(torch.randn(3, TEXT_DIM))
+    with torch.no_grad():
+        pooling.queries.normal_()
+        got = pooling(text.tokens, text.mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        pooling.queries.expand(3, -1, -1), text.tokens, text.tokens, attn_mask=text.mask[:, None]
+    )
+    torch.testing.assert_close(got, expected.flatten(1))
+
+
+def test_bad_sizes_are_named():
+    text = text_of(torch.randn(2, TEXT_DIM))
+    with pytest.raises(ValueError, match=r"z must be \[P, z_dim\] = \[2, 5\], got \[2, 3\]"):
+        trained_like(RICH)(text, torch.randn(2, 3))
+    with pytest.raises(ValueError, match="need a bool mask"):
+        trained_like(RICH)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
+    for name, value in (
+        ("sphere_radius", 1.2),
+        ("hidden", (0,)),
+        ("shared_width", 0),
+        ("z_dim", -1),
+        ("token_queries", 0),
+    ):
+        with pytest.raises(ValueError, match=name):
+            HyperINGPConfig(**{name: value})

@@ -5,10 +5,10 @@ import torch
 
 from amortized.types import Scene, TextCondition
 from generators.triplane_transformer import (
-    TriplaneScene,
     TriplaneTransformer,
     TriplaneTransformerConfig,
     _Attention,
+    read_planes,
 )
 
 TEXT_DIM = 6
@@ -32,6 +32,11 @@ def rows_of(text: TextCondition, rows: slice) -> TextCondition:
     return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
 
 
+def planes_of(scene: Scene) -> torch.Tensor:
+    """[P, 3, F, H, W]"""
+    return scene.features.args[0]
+
+
 def trained_like(config: TriplaneTransformerConfig) -> TriplaneTransformer:
     torch.manual_seed(0)
     generator = TriplaneTransformer(config, TEXT_DIM)
@@ -51,7 +56,7 @@ def test_published_parameter_count():
 def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerConfig):
     torch.manual_seed(0)
     scene = TriplaneTransformer(config, TEXT_DIM)(texts(3))
-    assert isinstance(scene, Scene) and scene.planes.shape == (3, 3, 4, 6, 6)
+    assert isinstance(scene, Scene) and planes_of(scene).shape == (3, 3, 4, 6, 6)
     points = (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
     sdf, albedo = scene.sdf_and_radiance(points)
     torch.testing.assert_close(sdf, points.norm(dim=-1) - 0.8, rtol=0, atol=0.02)
@@ -78,16 +83,10 @@ def test_a_point_reads_its_own_place_on_every_plane():
     row, column = torch.meshgrid(centres, centres, indexing="ij")
     plane = torch.stack([column, row])
     planes = torch.stack([torch.stack([plane] * 3), torch.stack([-plane] * 3)])
-    scene = TriplaneScene(
-        config=TriplaneTransformerConfig(bounding_radius=1.5),
-        planes=planes,
-        head_sdf=torch.nn.Identity(),
-        head_rgb=torch.nn.Identity(),
-    )
     points = 2 * torch.rand(2, 40, 3) - 1
-    x, y, z = (points / 1.5 * torch.tensor([1.0, -1.0])[:, None, None]).unbind(-1)
+    x, y, z = (points * torch.tensor([1.0, -1.0])[:, None, None]).unbind(-1)
     expected = torch.stack([x, y, x, z, z, y], dim=-1)
-    torch.testing.assert_close(scene._features(points), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(read_planes(planes, 0.8 * points), 0.8 * expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [TINY, POOLED])
@@ -123,20 +122,23 @@ def test_padding_is_not_read():
     noise = torch.where(text.mask[..., None], text.tokens, 100 * torch.randn(3, 5, TEXT_DIM))
     other = TextCondition(pooled=text.pooled, tokens=noise, mask=text.mask)
     with torch.no_grad():
-        torch.testing.assert_close(generator(text).planes, generator(other).planes)
+        torch.testing.assert_close(planes_of(generator(text)), planes_of(generator(other)))
 
 
 @pytest.mark.parametrize(("config", "read"), [(TINY, "tokens"), (POOLED, "pooled")])
 def test_it_is_conditioned_on_what_it_says(config: TriplaneTransformerConfig, read: str):
     generator, text = trained_like(config), texts(1)
     with torch.no_grad():
-        planes = generator(text).planes
+        planes = planes_of(generator(text))
         for name in ("tokens", "pooled"):
             changed = TextCondition(**{**vars(text), name: getattr(text, name) + 1})
-            assert torch.allclose(generator(changed).planes, planes, atol=1e-4) == (name != read)
+            assert torch.allclose(planes_of(generator(changed)), planes, atol=1e-4) == (name != read)
 
 
 def test_bad_sizes_are_named():
+    text = texts(2)
+    with pytest.raises(ValueError, match=r"tokens \[2, 5, 6\] need a bool mask \[2, 5\], got none"):
+        trained_like(TINY)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
     for name, value in (("num_heads", 7), ("plane_tokens", 0), ("hidden", (0,)), ("sphere_radius", 1.0)):
         with pytest.raises(ValueError, match=name):
             TriplaneTransformerConfig(**{name: value})

@@ -10,7 +10,7 @@ from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
 from amortized.rendering.sampling import sphere_bounds
 from amortized.types import Cameras, Render, Scene, TextCondition
-from generators import HyperINGP, HyperINGPConfig
+from generators.hyper_ingp import HyperINGP, HyperINGPConfig
 from tests.rendering.scenes import Balls, Cubes, in_double, pick, views
 
 LIT = ShadingConfig(kind="lambert", light=(1.0, 2.0, 3.0), ambient=0.4, diffuse=0.6, wrap=True)

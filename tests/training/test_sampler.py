@@ -18,6 +18,7 @@ def make_sampler(**changes) -> Sampler:
         "render_size": 4,
         "num_samples": 3,
         "latent_shape": (4, 2, 2),
+        "z_dim": 3,
         "cameras": CameraConfig(),
         "background": BackgroundConfig(kind="random-rgb"),
     }
@@ -87,5 +88,6 @@ def test_the_digest_sees_every_draw_and_no_order():
         make_sampler(seed=9).batch(2, range(4), 4),
         sampler.batch(2, range(1, 5), 4),
         make_sampler(num_prompts=6).batch(2, range(4), 4),
+        make_sampler(z_dim=2).batch(2, range(4), 4),
     ):
         assert batch_digest(batch.digests) != batch_digest(other.digests)

@@ -23,7 +23,7 @@ from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training import LossConfig, OptimizerConfig, Trainer, TrainerConfig, World, join_world
 from amortized.types import TextCondition
 from corpora import prompt_list
-from generators import HyperINGPConfig, build_generator
+from generators.hyper_ingp import HyperINGPConfig
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
 TEXTS = tuple(COLOURS)
@@ -75,7 +75,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     grid = HashGridConfig(
         num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
     )
-    generator = build_generator(HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8), text_dim=len(TEXTS))
+    generator = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8).build(text_dim=len(TEXTS))
     folder.mkdir(parents=True, exist_ok=True)
     settings = SimpleNamespace(
         output=str(folder),

@@ -1,0 +1,154 @@
+"""What holds of every generator: images of a batch equal those one by one, bfloat16 is safe."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from amortized import config as settings
+from amortized.cameras import orbit
+from amortized.encodings import HashGridConfig
+from amortized.rendering import RendererConfig, ShadingConfig, render
+from amortized.types import Scene, TextCondition
+from generators import GENERATORS, config_class
+from generators.conv3d import Conv3DConfig
+from generators.hyper_ingp import HyperINGPConfig
+from generators.triplane_transformer import TriplaneTransformerConfig
+
+TEXT_DIM = 6
+GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
+TINY = {
+    "hyper-ingp": HyperINGPConfig(grid=GRID, hidden=(8,), include_position=True, sphere_radius=0.6),
+    "hyper-ingp with all": HyperINGPConfig(
+        grid=GRID, hidden=(8,), text="tokens", z_dim=3, spectral_norm=True, sphere_radius=0.6
+    ),
+    "3dconv-net": Conv3DConfig(
+        resolution=8, base_channels=6, num_features=5, z_dim=3, style_dim=8, hidden=(7,), sphere_radius=0.6
+    ),
+    "triplane-transformer": TriplaneTransformerConfig(
+        plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7,), sphere_radius=0.6
+    ),
+}
+RENDERER = RendererConfig(num_coarse=10, num_fine=8, shading=ShadingConfig(kind="lambert"))
+
+
+def texts(num_prompts: int) -> TextCondition:
+    random = torch.Generator().manual_seed(3)
+    return TextCondition(
+        pooled=torch.randn(num_prompts, TEXT_DIM, generator=random),
+        tokens=torch.randn(num_prompts, 5, TEXT_DIM, generator=random),
+        mask=torch.arange(5) < 5 - torch.arange(num_prompts)[:, None],
+    )
+
+
+def rows_of(text: TextCondition, rows: slice) -> TextCondition:
+    return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
+
+
+def trained_like(name: str, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    generator = TINY[name].build(TEXT_DIM)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return generator.eval()
+
+
+def images(scene: Scene, num_prompts: int, num_views: int) -> torch.Tensor:
+    """[P, V, 8, 8, 3] of a training render."""
+    cameras = orbit(num_prompts, num_views, elevation_deg=20, distance=2.6, fovy_deg=45, start_azimuth_deg=10)
+    background = torch.full((num_prompts, num_views, 3), 0.3)
+    u = torch.rand(1, num_views * 64, RENDERER.num_samples, generator=torch.Generator().manual_seed(1))
+    look = render(
+        scene, cameras, 8, 8, config=RENDERER, background=background, sharpness=20.0, training=True,
+        u=u.expand(num_prompts, -1, -1),
+    )  # fmt: skip
+    return look.rgb
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("num_views", [1, 4])
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, num_views: int):
+    generator, text = trained_like(name), texts(num_prompts)
+    z = torch.randn(num_prompts, getattr(generator, "z_dim", 0))
+    seed = torch.randn(num_prompts, num_views, 8, 8, 3)
+
+    def run(rows: slice) -> torch.Tensor:
+        rgb = images(generator(rows_of(text, rows), z[rows]), len(z[rows]), num_views)
+        (rgb * seed[rows]).sum().backward()
+        return rgb.detach()
+
+    together = run(slice(None))
+    gradients = [p.grad.clone() for p in generator.parameters()]
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    generator.zero_grad()
+    apart = torch.cat([run(slice(i, i + 1)) for i in range(num_prompts)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    for got, parameter in zip(gradients, generator.parameters(), strict=True):
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(got, parameter.grad, rtol=1e-2, atol=1e-3 * scale)
+    if num_prompts > 1:
+        assert (together[0] - together[1]).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
+    generator, text = trained_like(name), texts(2)
+    z, points = torch.randn(2, getattr(generator, "z_dim", 0)), torch.rand(2, 200, 3) - 0.5
+    exact = generator(text, z).sdf(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        scene = generator(text, z)
+    sdf, rgb = scene.sdf_and_radiance(points)
+    assert sdf.dtype == rgb.dtype == torch.float32
+    change = (exact - (points.norm(dim=-1) - 0.6)).square().mean().sqrt()
+    assert 0 < (sdf - exact).square().mean().sqrt() < 0.1 * change
+    (sdf.sum() + rgb.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in generator.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_weights_move_to_another_module(name: str):
+    generator, other, text = trained_like(name), trained_like(name, seed=1), texts(2)
+    points = torch.rand(2, 50, 3) - 0.5
+    assert not torch.allclose(generator(text).sdf(points), other(text).sdf(points))
+    other.load_state_dict(generator.state_dict())
+    assert torch.equal(generator(text).sdf(points), other(text).sdf(points))
+
+
+def test_names_choose_settings():
+    from train import RunConfig
+
+    assert {name.split(" ")[0] for name in TINY} == {config_class(line)().name for line in GENERATORS}
+    given = ["output=o", "corpus=shapes16", "prior=p"]
+    for line in GENERATORS:
+        cls = config_class(line)
+        chosen = settings.load(RunConfig, None, [*given, f"generator.name={cls().name}"]).generator
+        assert chosen == cls()
+    assert settings.load(RunConfig, None, given).generator == HyperINGPConfig()
+    with pytest.raises(settings.ConfigError, match="generator.name must be one of hyper-ingp, 3dconv-net"):
+        settings.load(RunConfig, None, [*given, "generator.name=nerf"])
+    with pytest.raises(settings.ConfigError, match="num_layers.* is a setting of generator.name=triplane"):
+        settings.load(RunConfig, None, [*given, "generator.num_layers=3"])
+
+
+@pytest.mark.parametrize("generator", ["3dconv-net", "triplane-transformer"])
+def test_a_dry_run_shows_the_generator_that_was_chosen(generator: str):
+    command = [
+        sys.executable,
+        "train.py",
+        "configs/quickstart.yaml",
+        "--dry-run",
+        f"generator.name={generator}",
+    ]
+    small = ["generator.resolution=8", "generator.base_channels=8"]
+    small = small if generator == "3dconv-net" else ["generator.num_layers=1", "generator.width=48"]
+    done = subprocess.run(
+        [*command, f"generator.name={generator}", *small],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert f"name: {generator}" in done.stdout and "generator:" in done.stdout
