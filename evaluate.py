@@ -45,15 +45,16 @@ def main(argv: list[str] | None = None) -> int:
         folder = given.output or given.run / "evaluation"
         with join_world(config.device) as world:
             _, bank, start = compose(config, world.device)
-            trained = copy.deepcopy(start)  # the untrained one stays, to compare with
+            trained = copy.deepcopy(start.eval())  # the untrained one stays, to compare with
             load_weights(generator_weights(given.run), trained)
 
             def look(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
                 grey = torch.full_like(cameras.c2w[..., :3, 3], config.evaluation.background)
+                own = torch.full(grey.shape[:2], config.evaluation.own_background, device=grey.device)
                 sharpness = geometric_at(config.trainer.sharpness, 1.0)
                 return render(
                     scene, cameras, height, width, config=config.renderer, background=grey,
-                    sharpness=sharpness, training=False,
+                    own_background=own, sharpness=sharpness, training=False,
                 )  # fmt: skip
 
             def scenes_of(generator: torch.nn.Module):

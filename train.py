@@ -28,6 +28,7 @@ from amortized.training import Trainer, describe, join_world, open_run
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT, GeneratorConfig
+from generators.surroundings import Surrounded, SurroundingsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class RunConfig(RunSettings):
     """Everything that determines a run."""
 
     generator: GeneratorConfig = field(default_factory=DEFAULT)
+    surroundings: SurroundingsConfig | None = None
 
 
 def corpus_of(config: RunConfig) -> Corpus:
@@ -49,6 +51,8 @@ def compose(config: RunConfig, device: torch.device) -> tuple[Guidance, TextBank
     bank = TextBank(prior.text_encoder, config.views, device=device)
     torch.manual_seed(config.seed)
     generator = config.generator.build(text_dim=prior.text_encoder.width)
+    if config.surroundings is not None:
+        generator = Surrounded(generator, config.surroundings.build(prior.text_encoder.width))
     return Guidance(prior, config.guidance), bank, generator.to(device)
 
 

@@ -17,7 +17,7 @@ in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -84,6 +84,16 @@ class Scene(Protocol):
         ...
 
 
+@runtime_checkable
+class SurroundedScene(Scene, Protocol):
+    """A scene with a background of its own, which may depend on the direction of sight."""
+
+    @property
+    def background(self) -> Callable[[Tensor], Tensor]:
+        """Colours [P, R, 3] in [0, 1] seen along unit directions [P, R, 3] where the object is not."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RaySamples:
     """What regularizers read of a training render.
@@ -94,6 +104,8 @@ class RaySamples:
     """
 
     seen: Tensor  # [P, K] bool
+    directions: Tensor  # [P, K, 3] of the rays, unit length
+    t: Tensor  # [P, K, S] distances of the samples from the camera
     sdf: Tensor  # [P, K, S]
     weights: Tensor  # [P, K, S] compositing weights, front to back
     gradient: Tensor | None = None  # [P, K, 3] at the expected surface point of each ray
@@ -161,5 +173,6 @@ __all__ = [
     "Rays",
     "Render",
     "Scene",
+    "SurroundedScene",
     "TextCondition",
 ]

@@ -120,7 +120,7 @@ class Conv3DNet(nn.Module):
             else:
                 x, features = stage(x, features, style, z)
         return FeatureField(
-            features=partial(read_volume, features.float()),
+            features=partial(read_volume, features.to(self.constant.dtype)),
             head_sdf=self.head_sdf,
             head_rgb=self.head_rgb,
             sphere_radius=self.config.sphere_radius,

@@ -102,7 +102,7 @@ class TriplaneTransformer(nn.Module):
                 x = layer(x, context, mask)
         side = self.config.plane_tokens
         grid = self.norm(x).view(num_prompts * 3, side, side, -1).movedim(-1, 1)
-        planes = self.to_planes(grid).float().unflatten(0, (num_prompts, 3))
+        planes = self.to_planes(grid).to(self.tokens.dtype).unflatten(0, (num_prompts, 3))
         return FeatureField(
             features=partial(read_planes, planes),
             head_sdf=self.head_sdf,

@@ -2,5 +2,14 @@
 
 from amortized.encodings.hash_grid import HashGrid, HashGridConfig
 from amortized.encodings.mlp import BiasFreeMLP, batched_mlp, num_mlp_weights, split_mlp_weights
+from amortized.encodings.spherical_harmonics import spherical_harmonics
 
-__all__ = ["BiasFreeMLP", "HashGrid", "HashGridConfig", "batched_mlp", "num_mlp_weights", "split_mlp_weights"]
+__all__ = [
+    "BiasFreeMLP",
+    "HashGrid",
+    "HashGridConfig",
+    "batched_mlp",
+    "num_mlp_weights",
+    "spherical_harmonics",
+    "split_mlp_weights",
+]

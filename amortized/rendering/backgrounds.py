@@ -17,6 +17,7 @@ class BackgroundConfig:
     colour: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of kind "fixed", RGB in [0, 1]
     low: float = 0.0  # random kinds draw uniformly from [low, high]
     high: float = 1.0
+    own_share: float = 0.8  # of images show the scene's own background instead, where it has one
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -25,6 +26,8 @@ class BackgroundConfig:
             raise ValueError(f"background colour must lie in [0, 1], got {list(self.colour)}")
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"background must satisfy 0 <= low <= high <= 1, got {self.low} and {self.high}")
+        if not 0 <= self.own_share <= 1:
+            raise ValueError(f"background own_share must lie in [0, 1], got {self.own_share}")
 
 
 def background_from_uniform(config: BackgroundConfig, u: Tensor) -> Tensor:

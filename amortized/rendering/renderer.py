@@ -2,9 +2,10 @@
 
 A ray is cut into intervals; each contributes by the density at one position inside it. Where
 `num_fine` > 0, a first look without gradient at `num_coarse` intervals decides which rays are
-worth rendering and where along them the intervals lie. Rows of every tensor belong to one prompt
-from beginning to end, so prompts cannot mix; prompts with fewer rays to render than the busiest
-one are filled up with further rays of their own, which do not count in the image.
+worth rendering and where along them the intervals lie; it reads a lattice of distances, made once
+for all views of a scene, so that only rendered samples ask the field. Rows of every tensor belong to
+one prompt from beginning to end, so prompts cannot mix; prompts with fewer rays to render than the
+busiest one are filled up with further rays of their own, which do not count in the image.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch import Tensor
 from amortized.cameras import camera_rays
 from amortized.rendering.compositing import compositing_weights
 from amortized.rendering.density import laplace_density
+from amortized.rendering.lattice import distance_lattice, read_lattice
 from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
 from amortized.rendering.shading import ShadingConfig, brightness, normals, sdf_gradient
-from amortized.types import Cameras, RaySamples, Render, Scene
+from amortized.types import Cameras, RaySamples, Render, Scene, SurroundedScene
 
-# The first look reads the field at the edges of its intervals and takes it as linear between them,
-# as a distance nearly is: so many parts per interval locate the surface at no further evaluation.
+# The first look reads distances at the edges of its intervals and takes them as linear between them,
+# as they nearly are: so many parts per interval locate the surface at no further reading.
 PARTS = 4
 
 # Share of a prompt's rays that training renders even if they look empty: an object that has
@@ -37,16 +39,18 @@ class RendererConfig:
 
     num_coarse: int = 64  # intervals of the first look, or of the only pass where num_fine is 0
     num_fine: int = 32  # intervals placed by importance; 0 = one pass over the coarse ones
-    merge_coarse: bool = True  # render fine and coarse intervals together, or the fine ones only
+    lattice: int = 32  # vertices a side of the grid that the first look reads; 0 = it asks the field
     min_optical_depth: float = 1e-3  # rays that look emptier than this show the background
     normal_epsilon: float = 0.01  # reach of the finite difference for normals
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     chunk: int = 2**18  # field evaluations held at once outside training
 
     def __post_init__(self) -> None:
-        for name, least in (("num_coarse", 1), ("num_fine", 0), ("chunk", 1)):
+        for name, least in (("num_coarse", 1), ("num_fine", 0), ("lattice", 0), ("chunk", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"renderer {name} must be at least {least}, got {getattr(self, name)}")
+        if self.lattice == 1:
+            raise ValueError("renderer lattice must be 0 (none) or at least 2, got 1")
         if self.min_optical_depth < 0:
             raise ValueError(f"renderer min_optical_depth must be at least 0, got {self.min_optical_depth}")
         if self.normal_epsilon <= 0:
@@ -55,9 +59,7 @@ class RendererConfig:
     @property
     def num_samples(self) -> int:
         """Rendered intervals per ray: how many uniform numbers a ray reads."""
-        if self.num_fine == 0:
-            return self.num_coarse
-        return self.num_fine + (self.num_coarse - 1 if self.merge_coarse else 0)
+        return self.num_fine or self.num_coarse
 
 
 def render(
@@ -71,19 +73,21 @@ def render(
     sharpness: float | Tensor,
     training: bool,
     u: Tensor | None = None,
+    own_background: Tensor | None = None,
     want_normal: bool = False,
 ) -> Render:
     """Images of P scenes from V cameras each.
 
-    background: colour [P, V, 3] in [0, 1]. sharpness: k of the Laplace density, in 1/length.
-    u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one position in each interval;
-    None takes the middles. Training keeps the graph of all rays and fills `samples` for the rays that
-    were rendered. Otherwise no graph is made and rays are rendered chunk by chunk; images do not
-    depend on the chunks, nor on which other prompts are in the batch. Normals (unit, or
-    zero where nothing was rendered) cost 4 field evaluations per rendered ray and are computed only
-    for shading or where `want_normal` asks.
+    background: colour [P, V, 3] in [0, 1]. own_background: which images [P, V] (bool) show the scene's
+    own background instead, where it is a `SurroundedScene`; None = no image. sharpness: k of the Laplace
+    density, in 1/length. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one position in
+    each interval; None takes the middles.
+    Training keeps the graph of all rays and fills `samples` for the rays that were rendered. Otherwise
+    no graph is made and rays are rendered chunk by chunk; images do not depend on the chunks, nor on
+    which other prompts are in the batch. Normals (unit, or zero where nothing was rendered) cost 4 field
+    evaluations per rendered ray and are computed only for shading or where `want_normal` asks.
     Differentiable in the scene and in sharpness, not in the cameras. Autocast is switched off inside:
-    a distance in bfloat16 is off by up to 0.004.
+    a distance in bfloat16 is off by up to 0.004. Where the field is not finite, neither is the image.
 
     Raises ValueError where sizes do not fit together.
     """
@@ -91,8 +95,19 @@ def render(
     _check_inputs(background, u, sharpness, (num_prompts, num_views, height, width), config)
     rays = camera_rays(cameras, height, width)
     shaded = config.shading.kind != "none"
+    lattice, num_evaluations = None, 0
+    if config.num_fine and config.lattice:
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            lattice, num_evaluations = distance_lattice(
+                scene, num_prompts, config.lattice, like=rays.origins, chunk=config.chunk
+            )
     look = _Look(
-        scene=scene, sharpness=sharpness, config=config, want_normal=shaded or want_normal, training=training
+        scene=scene,
+        lattice=lattice,
+        sharpness=sharpness,
+        config=config,
+        want_normal=shaded or want_normal,
+        training=training,
     )
     if training:
         with torch.autocast(rays.origins.device.type, enabled=False):
@@ -108,13 +123,17 @@ def render(
             ]
     pixels = torch.cat([part.pixels for part in parts], dim=1).unflatten(1, rays.shape)
     rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
+    behind = background[:, :, None, None]
+    if own_background is not None and isinstance(scene, SurroundedScene):
+        own = scene.background(rays.directions).unflatten(1, rays.shape)
+        behind = torch.where(own_background[:, :, None, None, None], own, behind)
     return Render(
-        rgb=rgb + (1 - opacity) * background[:, :, None, None],
+        rgb=rgb + (1 - opacity) * behind,
         opacity=opacity.squeeze(-1),
         depth=depth.squeeze(-1),
         normal=normal if want_normal else None,
         samples=parts[0].samples if training else None,
-        num_evaluations=sum(part.num_evaluations for part in parts),
+        num_evaluations=num_evaluations + sum(part.num_evaluations for part in parts),
     )
 
 
@@ -132,6 +151,7 @@ class _Look:
     """One call looks along R rays of each prompt."""
 
     scene: Scene
+    lattice: Tensor | None  # [P, G, G, G] distances, where the first look reads them
     sharpness: float | Tensor
     config: RendererConfig
     want_normal: bool
@@ -150,7 +170,7 @@ class _Look:
         )
         edges = even_edges(near, far, self.config.num_coarse)  # [P, K, S + 1]
         if self.config.num_fine:
-            num_evaluations += num_prompts * index.shape[1] * (self.config.num_coarse + 1)
+            num_evaluations += 0 if self.lattice is not None else edges.numel()
             least = int(LEAST_SHARE * num_rays)
             kept, seen, edges = self._place(origins, directions, seen, edges, least=least)
             origins, directions, index = (_pick(values, kept) for values in (origins, directions, index))
@@ -182,6 +202,8 @@ class _Look:
         outside = self.scene.bounding_radius
         samples = RaySamples(
             seen=seen,
+            directions=directions,
+            t=t,
             sdf=torch.where(seen[..., None], sdf.view_as(t), outside),
             weights=weights,
             gradient=gradient,
@@ -194,7 +216,11 @@ class _Look:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Which of K rays to render [P, K'], which of them count [P, K'], their edges [P, K', S + 1]."""
         config = self.config
-        sdf = self.scene.sdf(_points(origins, directions, edges)).view_as(edges)
+        points = _points(origins, directions, edges)
+        if self.lattice is None:
+            sdf = self.scene.sdf(points).view_as(edges)
+        else:
+            sdf = read_lattice(self.lattice, points / self.scene.bounding_radius).view_as(edges)
         parts, middles = subdivide(edges, sdf, PARTS)
         densities, lengths = laplace_density(middles, self.sharpness), parts.diff(dim=-1)
         # Ranked by optical depth, which unlike opacity still tells nearly empty rays apart.
@@ -203,14 +229,10 @@ class _Look:
         threshold = torch.full_like(optical_depth[:, 0], config.min_optical_depth)
         if least > 0:
             threshold = torch.minimum(threshold, optical_depth.topk(least, dim=1).values[:, -1])
-        seen = hit & (optical_depth >= threshold[:, None])
+        seen = hit & ~(optical_depth < threshold[:, None])  # what is not finite is to be seen
         kept = _first(seen)
-        weights = compositing_weights(_pick(densities, kept), _pick(lengths, kept))
-        fine = importance_edges(_pick(parts, kept), weights, config.num_fine)
-        if config.merge_coarse:
-            both = torch.cat([_pick(edges, kept), fine[..., 1:-1]], dim=-1)  # the ends are in both
-            fine = both.sort(dim=-1).values
-        return kept, _pick(seen, kept), fine
+        weights = compositing_weights(_pick(densities, kept), _pick(lengths, kept)).nan_to_num()
+        return kept, _pick(seen, kept), importance_edges(_pick(parts, kept), weights, config.num_fine)
 
 
 def _first(wanted: Tensor) -> Tensor:

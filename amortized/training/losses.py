@@ -15,9 +15,11 @@ from amortized.types import Render
 class LossConfig:
     """Weights of the regularizers; a term of weight 0 is not computed."""
 
-    sparsity: Schedule = 20.0
+    sparsity: Schedule = (0.0, 0.0, 20.0, 0.05)  # warmed up: at once it empties young scenes
     opaque: Schedule = 0.0
     eikonal: Schedule = 0.0
+    orient: Schedule = 0.0
+    z_variance: Schedule = 0.0
     opacity_floor: Schedule = 0.0
     opacity_cap: Schedule = 0.0
     inside: Schedule = 0.0
@@ -32,16 +34,21 @@ class LossConfig:
                 f"losses must satisfy 0 <= floor < cap <= 1, got floor {self.floor} and cap {self.cap}"
             )
 
+    def need_normals(self, progress: float) -> bool:
+        """Whether a term reads the SDF's gradient, which the renderer computes only where asked for."""
+        return any(value_at(schedule, progress) > 0 for schedule in (self.eikonal, self.orient))
+
 
 def regularization(render: Render, config: LossConfig, progress: float) -> dict[str, Tensor]:
     """Weighted terms, scalars, means over prompts: equal however prompts are dealt to processes."""
     samples = render.samples
     assert samples is not None, "regularizers read the samples of a training render"
-    gradient = samples.gradient  # there where the trainer asked for normals: where eikonal weighs
     terms = {
         "sparsity": lambda: regularizers.sparsity(render.opacity),
         "opaque": lambda: regularizers.opaque(render.opacity),
-        "eikonal": lambda: regularizers.eikonal(gradient, samples.seen),  # type: ignore
+        "eikonal": lambda: regularizers.eikonal(samples),
+        "orient": lambda: regularizers.orient(samples),
+        "z_variance": lambda: regularizers.z_variance(samples),
         "opacity_floor": lambda: regularizers.opacity_floor(render.opacity, config.floor),
         "opacity_cap": lambda: regularizers.opacity_cap(render.opacity, config.cap),
         "inside": lambda: regularizers.inside_hinge(samples.sdf),

@@ -17,7 +17,8 @@ class OptimizerConfig:
 
     name: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 4e-3
-    encoding_learning_rate: float | None = None  # None: the same rate
+    encoding_learning_rate: float | None = None  # of parts named `grid`; None: the same rate
+    surroundings_learning_rate: float | None = None  # of parts named `surroundings`; None: the same rate
     betas: tuple[float, float] = (0.0, 0.99)
     epsilon: float = 1e-8
     weight_decay: float = 0.0  # adamw only
@@ -30,10 +31,10 @@ class OptimizerConfig:
         for name in ("learning_rate", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
-        if self.encoding_learning_rate is not None and self.encoding_learning_rate <= 0:
-            raise ValueError(
-                f"optimizer.encoding_learning_rate must be positive, got {self.encoding_learning_rate}"
-            )
+        for name in ("encoding_learning_rate", "surroundings_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and rate <= 0:
+                raise ValueError(f"optimizer.{name} must be positive or null, got {rate}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must lie in [0, 1), got {list(self.betas)}")
         if self.name == "adam" and self.weight_decay:
@@ -49,14 +50,17 @@ class OptimizerConfig:
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """One parameter group for encodings (parameters under a part named `grid`), one for the rest."""
-    encodings = [p for name, p in module.named_parameters() if "grid" in name.split(".")]
-    chosen = {id(p) for p in encodings}
-    others = [p for p in module.parameters() if id(p) not in chosen]
+    """A parameter group for each part with a rate of its own, and one for the rest."""
+    own = {"surroundings": config.surroundings_learning_rate, "grid": config.encoding_learning_rate}
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *own)}
+    for name, parameter in module.named_parameters():
+        inside = name.split(".")
+        parts[next((part for part in own if part in inside), "")].append(parameter)
     rate = config.learning_rate
     groups = [
-        {"params": others, "lr": rate, "base_lr": rate},
-        {"params": encodings, "base_lr": config.encoding_learning_rate or rate},
+        {"params": parameters, "lr": rate, "base_lr": own.get(part) or rate}
+        for part, parameters in parts.items()
+        if parameters
     ]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
@@ -91,10 +95,12 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the weights after `step`, counted from 0."""
+        """Take in the weights after `step`, counted from 0; buffers are copied."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), share)
+        for mine, new in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(new)

@@ -32,7 +32,11 @@ def save_preview(
     sharpness: float,
     device: torch.device,
 ) -> None:
-    """Render each prompt from four sides over grey, one prompt in memory at a time, into one PNG."""
+    """Render each prompt from four sides, one prompt in memory at a time, into one PNG.
+
+    Behind it is its own background, or grey. The generator is left in evaluation mode.
+    """
+    generator.eval()
     sides = orbit(
         1,
         4,
@@ -50,6 +54,7 @@ def save_preview(
             SIZE,
             config=renderer,
             background=torch.full((1, 4, 3), 0.5, device=device),
+            own_background=torch.ones(1, 4, dtype=torch.bool, device=device),
             training=False,
             sharpness=sharpness,
         ).rgb[0]

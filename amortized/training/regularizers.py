@@ -1,15 +1,16 @@
 """Terms that keep geometry alive and clean. Plain functions, unweighted, one value per prompt [P].
 
-`opacity` is a render's [P, V, H, W] in [0, 1]; `sdf` and `gradient` are a render's samples
-(`amortized.types.RaySamples`). The first three are ScaleDreamer's (arXiv 2407.02040), the last
-three are guards against collapse: an emptied or all-filling object gives no guidance gradient
-from which it could recover.
+`opacity` is a render's [P, V, H, W] in [0, 1]; `samples` are a training render's. The first five are
+ScaleDreamer's (arXiv 2407.02040), the last three are guards against collapse: an emptied or
+all-filling object gives no guidance gradient from which it could recover.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from amortized.types import RaySamples
 
 
 def sparsity(opacity: Tensor) -> Tensor:
@@ -26,10 +27,29 @@ def opaque(opacity: Tensor) -> Tensor:
     return -(a * a.log() + (1 - a) * (-a).log1p()).mean(dim=(1, 2, 3))
 
 
-def eikonal(gradient: Tensor, seen: Tensor) -> Tensor:
-    """mean (|g| - 1)^2 of SDF gradients [P, K, 3] where seen [P, K]: zero where the field is a distance."""
-    error = (torch.linalg.vector_norm(gradient, dim=-1) - 1).square() * seen
-    return error.sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+def eikonal(samples: RaySamples) -> Tensor:
+    """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero where the field is a distance."""
+    error = (torch.linalg.vector_norm(_gradient(samples), dim=-1) - 1).square()
+    return _mean(error, samples.seen)
+
+
+def orient(samples: RaySamples) -> Tensor:
+    """mean opacity * max(n . d, 0)^2 over rays of direction d: surfaces face the camera (Ref-NeRF)."""
+    normal = torch.nn.functional.normalize(_gradient(samples), dim=-1)
+    away = (normal * samples.directions).sum(dim=-1).relu()
+    return _mean(samples.weights.sum(dim=-1).detach() * away.square(), samples.seen)
+
+
+def z_variance(samples: RaySamples) -> Tensor:
+    """Mean variance of the samples' depth under their weights, over rays of opacity above 0.5.
+
+    Low where each ray meets one thin surface (HiFA, arXiv 2305.18766).
+    """
+    opacity = samples.weights.sum(dim=-1)
+    share = samples.weights / opacity.clamp(min=1e-6)[..., None]
+    mean = (share * samples.t).sum(dim=-1, keepdim=True)
+    variance = (share * (samples.t - mean).square()).sum(dim=-1)
+    return _mean(variance, samples.seen & (opacity > 0.5))
 
 
 def opacity_floor(opacity: Tensor, floor: float) -> Tensor:
@@ -51,3 +71,13 @@ def inside_hinge(sdf: Tensor, margin: float = 0.1) -> Tensor:
     Reaches objects that have become invisible, where opacity no longer has a gradient.
     """
     return (sdf.flatten(1).amin(dim=1) + margin).relu()
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Each prompt's mean [P] of values [P, K] over the rays `where` [P, K]; 0 where there are none."""
+    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+
+
+def _gradient(samples: RaySamples) -> Tensor:
+    assert samples.gradient is not None, "the render was not asked for normals"
+    return samples.gradient

@@ -29,6 +29,7 @@ class Batch:
     prompt_indices: list[int]  # P
     cameras: Cameras  # [P, V]
     background: Tensor  # [P, V, 3]
+    own_background: Tensor  # [P, V] bool: which images show the scene's own, where it has one
     stratification: Tensor  # [P, V * H * W, S] in [0, 1)
     draws: GuidanceDraws  # B = P * V images
     z: Tensor  # [P, z_dim] standard normal: what of a scene the text leaves open
@@ -62,6 +63,7 @@ class Sampler:
             prompt_indices=order,
             cameras=cameras_from_uniform(self.cameras, stacked["camera"]),
             background=background_from_uniform(self.background, stacked["background"]),
+            own_background=stacked["own_background"] < self.background.own_share,
             stratification=stacked["stratification"],
             draws=GuidanceDraws(
                 u_timestep=stacked["timestep"].flatten(),
@@ -83,6 +85,7 @@ class Sampler:
             "noise": torch.randn(views, *self.latent_shape, generator=random),
             "stratification": torch.rand(pixels, self.num_samples, generator=random),
             "z": torch.randn(self.z_dim, generator=random),
+            "own_background": torch.rand(views, generator=random),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from amortized.cameras import CameraConfig
 from amortized.rendering import BackgroundConfig, RendererConfig
@@ -22,14 +22,16 @@ class TrainerConfig:
     accumulation: int = 1  # forward passes per optimizer step
     render_size: int = 64  # px, of training renders
     sharpness: Schedule = 30.0  # k of the density, 1 / length; schedules interpolate its logarithm
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the generator; scenes are float32 always
     ema_decay: float | None = None  # of averaged weights, which evaluation then prefers
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     log_every: int = 1
     preview_every: int = 500
     preview_prompts: int = 16
-    # The object has gone where mean opacity stays under `min_opacity` for `patience` steps.
+    # The scene has collapsed where mean opacity stays under or over these for `patience` steps.
     min_opacity: float = 0.005
+    max_opacity: float = 0.98
     patience: int = 50
 
     def __post_init__(self) -> None:
@@ -40,8 +42,11 @@ class TrainerConfig:
         check_schedule("trainer.sharpness", self.sharpness, positive=True)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay must lie in (0, 1) or be null, got {self.ema_decay}")
-        if not 0 <= self.min_opacity < 1:
-            raise ValueError(f"trainer.min_opacity must lie in [0, 1), got {self.min_opacity}")
+        if not 0 <= self.min_opacity < self.max_opacity <= 1:
+            raise ValueError(
+                "trainer must satisfy 0 <= min_opacity < max_opacity <= 1, "
+                f"got {self.min_opacity} and {self.max_opacity}"
+            )
 
 
 class TrainingSettings(Protocol):

@@ -21,7 +21,7 @@ from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.previews import save_preview
 from amortized.training.sampler import Batch, Sampler, slots_of, z_width
-from amortized.training.schedules import geometric_at, value_at
+from amortized.training.schedules import geometric_at
 from amortized.training.settings import TrainingSettings
 from amortized.training.watch import Record, Watch
 from amortized.types import Corpus, Prompt
@@ -114,6 +114,7 @@ class Trainer:
 
     def _step(self, step: int, interrupted: bool) -> Record:
         """One optimizer step on the global batch of `step`, counted from 0."""
+        self.generator.train()
         progress = step / self.config.steps
         set_learning_rate(self.state.optimizer, self.settings.optimizer, step, self.config.steps)
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +147,9 @@ class Trainer:
         device = self.world.device
         texts = [self.prompt(index).text for index in batch.prompt_indices]
         cameras = to_device(batch.cameras, device)
-        scene = self.generator(self.bank.get(texts), batch.z.to(device))
+        bfloat16 = self.config.precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            scene = self.generator(self.bank.get(texts), batch.z.to(device))
         size = self.config.render_size
         image = render(
             scene,
@@ -158,17 +161,20 @@ class Trainer:
             sharpness=geometric_at(self.config.sharpness, progress),
             training=True,
             u=batch.stratification.to(device),
-            want_normal=value_at(self.settings.losses.eikonal, progress) > 0,
+            own_background=batch.own_background.to(device),
+            want_normal=self.settings.losses.need_normals(progress),
         )
         latents = self.guidance.prior.encode(image.rgb.flatten(0, 1))
         taught = self.guidance(
             latents, self.bank.views(texts, batch.cameras), to_device(batch.draws, device), progress, cameras
         )
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
+        opacity = image.opacity.detach().mean(dim=(1, 2, 3))
         return {
             "loss": torch.stack(list(terms.values())).sum(),
             **terms,
-            "opacity": image.opacity.detach().mean(),
+            "opacity": opacity.mean(),
+            "emptied": (opacity < self.config.min_opacity).float().mean(),  # share of prompts
             **{f"guidance/{name}": value for name, value in taught.metrics.items()},
             "denoiser_calls": taught.loss.new_tensor(float(taught.num_denoiser_calls)),
         }

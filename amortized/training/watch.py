@@ -44,7 +44,7 @@ class Watch:
     ) -> None:
         self.config, self.world, self.folder = config, world, folder
         self.slots_per_step = slots_per_step
-        self.empty_for = 0  # steps in a row without an object
+        self.empty_for = self.full_for = 0  # steps in a row without an object, or with nothing else
         self.log = RunLog(folder, start=start, steps=config.steps, quiet=quiet) if world.is_main else None
 
     def __call__(self, record: Record) -> bool:
@@ -57,13 +57,20 @@ class Watch:
                 f"step {record.step}: {', '.join(bad)} not finite; {self._last_good()}; lower "
                 "optimizer.learning_rate or guidance.weight, and see log.jsonl for where it began"
             )
-        least = self.config.min_opacity
-        self.empty_for = self.empty_for + 1 if numbers["opacity"] < least else 0
+        opacity, least, most = numbers["opacity"], self.config.min_opacity, self.config.max_opacity
+        self.empty_for = self.empty_for + 1 if opacity < least else 0
+        self.full_for = self.full_for + 1 if opacity > most else 0
         if self.empty_for >= self.config.patience:
             raise TrainingStopped(
-                f"step {record.step}: the scene has emptied (mean opacity {numbers['opacity']:.2g}, under "
+                f"step {record.step}: the scene has emptied (mean opacity {opacity:.2g}, under "
                 f"{least:g} for {self.empty_for} steps); {self._last_good()}; lower losses.sparsity or "
                 "guidance.weight, or raise losses.opacity_floor or losses.inside"
+            )
+        if self.full_for >= self.config.patience:
+            raise TrainingStopped(
+                f"step {record.step}: the scene fills all of the image (mean opacity {opacity:.3g}, over "
+                f"{most:g} for {self.full_for} steps); {self._last_good()}; raise losses.sparsity or "
+                "losses.opacity_cap, or move the cameras back"
             )
         return interrupted
 

@@ -15,6 +15,7 @@ from generators import GENERATORS, config_class
 from generators.conv3d import Conv3DConfig
 from generators.hyper_ingp import HyperINGPConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
+from tests.rendering.scenes import in_double
 
 TEXT_DIM = 6
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
@@ -36,10 +37,14 @@ RENDERER = RendererConfig(num_coarse=10, num_fine=8, shading=ShadingConfig(kind=
 def texts(num_prompts: int) -> TextCondition:
     random = torch.Generator().manual_seed(3)
     return TextCondition(
-        pooled=torch.randn(num_prompts, TEXT_DIM, generator=random),
-        tokens=torch.randn(num_prompts, 5, TEXT_DIM, generator=random),
+        pooled=torch.randn(num_prompts, TEXT_DIM, generator=random).double(),
+        tokens=torch.randn(num_prompts, 5, TEXT_DIM, generator=random).double(),
         mask=torch.arange(5) < 5 - torch.arange(num_prompts)[:, None],
     )
+
+
+def in_float(text: TextCondition) -> TextCondition:
+    return TextCondition(pooled=text.pooled.float(), tokens=text.tokens.float(), mask=text.mask)
 
 
 def rows_of(text: TextCondition, rows: slice) -> TextCondition:
@@ -52,14 +57,16 @@ def trained_like(name: str, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return generator.eval()
+    return generator.double().eval()
 
 
 def images(scene: Scene, num_prompts: int, num_views: int) -> torch.Tensor:
     """[P, V, 8, 8, 3] of a training render."""
     cameras = orbit(num_prompts, num_views, elevation_deg=20, distance=2.6, fovy_deg=45, start_azimuth_deg=10)
-    background = torch.full((num_prompts, num_views, 3), 0.3)
-    u = torch.rand(1, num_views * 64, RENDERER.num_samples, generator=torch.Generator().manual_seed(1))
+    cameras = in_double(cameras)
+    background = torch.full((num_prompts, num_views, 3), 0.3).double()
+    random = torch.Generator().manual_seed(1)
+    u = torch.rand(1, num_views * 64, RENDERER.num_samples, generator=random).double()
     look = render(
         scene, cameras, 8, 8, config=RENDERER, background=background, sharpness=20.0, training=True,
         u=u.expand(num_prompts, -1, -1),
@@ -72,8 +79,8 @@ def images(scene: Scene, num_prompts: int, num_views: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, num_views: int):
     generator, text = trained_like(name), texts(num_prompts)
-    z = torch.randn(num_prompts, getattr(generator, "z_dim", 0))
-    seed = torch.randn(num_prompts, num_views, 8, 8, 3)
+    z = torch.randn(num_prompts, getattr(generator, "z_dim", 0)).double()
+    seed = torch.randn(num_prompts, num_views, 8, 8, 3).double()
 
     def run(rows: slice) -> torch.Tensor:
         rgb = images(generator(rows_of(text, rows), z[rows]), len(z[rows]), num_views)
@@ -85,17 +92,16 @@ def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, n
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     generator.zero_grad()
     apart = torch.cat([run(slice(i, i + 1)) for i in range(num_prompts)])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-9)
     for got, parameter in zip(gradients, generator.parameters(), strict=True):
-        scale = parameter.grad.abs().max().item()
-        torch.testing.assert_close(got, parameter.grad, rtol=1e-2, atol=1e-3 * scale)
+        torch.testing.assert_close(got, parameter.grad, rtol=1e-6, atol=1e-8)
     if num_prompts > 1:
         assert (together[0] - together[1]).abs().mean() > 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
-    generator, text = trained_like(name), texts(2)
+    generator, text = trained_like(name).float(), in_float(texts(2))
     z, points = torch.randn(2, getattr(generator, "z_dim", 0)), torch.rand(2, 200, 3) - 0.5
     exact = generator(text, z).sdf(points)
     with torch.autocast("cpu", torch.bfloat16):
@@ -111,7 +117,7 @@ def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
 @pytest.mark.parametrize("name", TINY)
 def test_weights_move_to_another_module(name: str):
     generator, other, text = trained_like(name), trained_like(name, seed=1), texts(2)
-    points = torch.rand(2, 50, 3) - 0.5
+    points = torch.rand(2, 50, 3).double() - 0.5
     assert not torch.allclose(generator(text).sdf(points), other(text).sdf(points))
     other.load_state_dict(generator.state_dict())
     assert torch.equal(generator(text).sdf(points), other(text).sdf(points))

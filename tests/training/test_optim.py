@@ -21,24 +21,38 @@ def test_the_average_is_its_recursion():
         assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_average_is_ready_for_use_and_copies_buffers():
+    module = nn.BatchNorm1d(2)
+    ema = Ema(module, 0.9)
+    module(torch.randn(8, 2) + 3)
+    ema.update(module, 0)
+    assert not ema.module.training and module.training
+    assert torch.equal(ema.module.running_mean, module.running_mean)
+    assert ema.module.num_batches_tracked == 1
+
+
 def test_rates_warm_up_decay_and_differ_by_part():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.grid, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.surroundings = nn.ModuleDict({"grid": nn.Linear(2, 2)})
 
     config = OptimizerConfig(
-        learning_rate=0.1, encoding_learning_rate=1.0, warmup_steps=4, decay="cosine", final_share=0.2
-    )
+        learning_rate=0.1, encoding_learning_rate=1.0, surroundings_learning_rate=0.5,
+        warmup_steps=4, decay="cosine", final_share=0.2,
+    )  # fmt: skip
     model = Model()
     optimizer = build_optimizer(config, model)
     rates = {}
+    parts = {id(parameter): name.split(".")[0] for name, parameter in model.named_parameters()}
     for step in (0, 3, 50, 100):
         set_learning_rate(optimizer, config, step, 100)
         for group in optimizer.param_groups:
-            name = "grid" if group["params"][0] is model.grid.weight else "head"
+            (name,) = {parts[id(parameter)] for parameter in group["params"]}
             rates[name, step] = group["lr"]
-    for name, base in (("grid", 1.0), ("head", 0.1)):
+    assert {name for name, _ in rates} == {"grid", "head", "surroundings"}
+    for name, base in (("grid", 1.0), ("head", 0.1), ("surroundings", 0.5)):
         for step, warm in ((0, 0.25), (3, 1.0), (50, 1.0), (100, 1.0)):
             decay = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 100))
             assert rates[name, step] == pytest.approx(base * warm * decay), (name, step)

@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from amortized.training import regularizers
+from amortized.types import RaySamples
 
 
 def images(*values: float) -> torch.Tensor:
     """One prompt per value, 2 plain views of 3 x 4 pixels."""
     return torch.tensor(values, dtype=torch.float64)[:, None, None, None].expand(-1, 2, 3, 4)
+
+
+def rays(seen: torch.Tensor, **values: torch.Tensor) -> RaySamples:
+    """Samples [P, K, 2]: half of each ray's light from either, at 1 and 1; `values` change that."""
+    like = torch.ones(*seen.shape, 2, dtype=torch.float64)
+    ahead = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64).expand(*seen.shape, 3)
+    plain = {"sdf": like, "weights": 0.5 * like, "t": like, "directions": ahead}
+    return RaySamples(seen=seen, **{**plain, **values})
 
 
 def test_sparsity():
@@ -35,15 +44,38 @@ def test_opaque_is_finite_and_flat_at_the_ends_in_float32():
 def test_eikonal_is_the_mean_over_the_rays_that_are_seen():
     gradient = torch.tensor([[[0.0, 0.6, 0.8], [2.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]]])
     all_seen = torch.ones(2, 2, dtype=torch.bool)
-    assert regularizers.eikonal(gradient, all_seen).tolist() == pytest.approx([(0 + 1) / 2, (1 + 16) / 2])
+    got = regularizers.eikonal(rays(all_seen, gradient=gradient))
+    assert got.tolist() == pytest.approx([(0 + 1) / 2, (1 + 16) / 2])
     some = torch.tensor([[False, True], [False, False]])
-    assert regularizers.eikonal(gradient, some).tolist() == pytest.approx([1.0, 0.0])
+    assert regularizers.eikonal(rays(some, gradient=gradient)).tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_eikonal_has_a_finite_gradient_at_zero():
     gradient = torch.zeros(1, 2, 3, requires_grad=True)
-    regularizers.eikonal(gradient, torch.ones(1, 2, dtype=torch.bool)).sum().backward()
+    regularizers.eikonal(rays(torch.ones(1, 2, dtype=torch.bool), gradient=gradient)).sum().backward()
     assert gradient.grad.isfinite().all()
+
+
+def test_orient_punishes_what_looks_away_by_its_opacity():
+    """Rays look down -z. Normals at the camera, away from it, and at 60 degrees from away."""
+    slant = [math.sqrt(3) / 2, 0.0, -0.5]
+    gradient = torch.tensor([[[0, 0, 2.0], [0, 0, -3.0]], [slant, slant]], dtype=torch.float64)
+    weights = torch.tensor([[[0.5, 0.5], [0.25, 0.5]], [[0.5, 0.5], [0.1, 0.1]]], dtype=torch.float64)
+    seen = torch.tensor([[True, True], [True, False]])
+    got = regularizers.orient(rays(seen, gradient=gradient, weights=weights))
+    assert got.tolist() == pytest.approx([(0 + 0.75) / 2, 0.25])
+
+
+def test_z_variance_is_that_of_the_samples_depth():
+    t = torch.tensor([[[1.0, 3.0], [1.0, 9.0]], [[2.0, 2.0], [1.0, 2.0]]], dtype=torch.float64)
+    weights = torch.tensor([[[0.6, 0.2], [0.2, 0.2]], [[0.5, 0.5], [0.3, 0.6]]], dtype=torch.float64)
+    got = regularizers.z_variance(rays(torch.ones(2, 2, dtype=torch.bool), t=t, weights=weights))
+    # Means 1.5 and 5/3; the second ray of the first prompt is too thin to count.
+    first = 0.75 * 0.25 + 0.25 * 2.25
+    second = (0 + (1 / 3 * 4 / 9 + 2 / 3 * 1 / 9)) / 2
+    assert got.tolist() == pytest.approx([first, second])
+    empty = rays(torch.ones(1, 2, dtype=torch.bool), weights=torch.zeros(1, 2, 2).double())
+    assert regularizers.z_variance(empty).tolist() == [0.0]
 
 
 def test_floor_and_cap_look_at_images_not_at_their_mean():

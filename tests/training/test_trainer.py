@@ -49,7 +49,9 @@ def test_a_log_line_tells_step_losses_and_batch(tmp_path):
     make_trainer(tmp_path, steps=3).train(quiet=True)
     lines = log_lines(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert {"loss", "guidance", "eikonal", "opacity", "gradient_norm", "batch_digest"} <= set(lines[0])
+    assert {"loss", "guidance", "eikonal", "opacity", "emptied", "gradient_norm", "batch_digest"} <= set(
+        lines[0]
+    )
     assert len({line["batch_digest"] for line in lines}) == 3
     assert lines[-1]["prompts_seen"] == 12
     assert lines[0]["loss"] == pytest.approx(lines[0]["guidance"] + lines[0]["eikonal"], rel=1e-5)
@@ -192,6 +194,31 @@ def test_an_emptied_scene_stops_the_run(tmp_path):
     )
     with pytest.raises(TrainingStopped, match="the scene has emptied .* for 5 steps.*losses.sparsity"):
         trainer.train(quiet=True)
+
+
+def test_a_scene_that_fills_everything_stops_the_run(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        steps=400,
+        max_opacity=0.5,
+        patience=5,
+        losses=LossConfig(sparsity=0.0, opacity_floor=1000.0, floor=0.98, cap=1.0),
+        optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
+        guidance=GuidanceConfig(method="sds", guidance_scale=1.0, weight=1e-6),
+    )
+    with pytest.raises(TrainingStopped, match="fills all of the image .* for 5 steps.*losses.opacity_cap"):
+        trainer.train(quiet=True)
+
+
+def test_the_generator_may_run_in_bfloat16(tmp_path):
+    exact, rounded = (
+        make_trainer(tmp_path / "a", steps=5),
+        make_trainer(tmp_path / "b", steps=5, precision="bfloat16"),
+    )
+    exact.train(quiet=True)
+    rounded.train(quiet=True)
+    for a, b in zip(log_lines(tmp_path / "a"), log_lines(tmp_path / "b"), strict=True):
+        assert a["loss"] != b["loss"] and a["loss"] == pytest.approx(b["loss"], rel=0.05)
 
 
 def test_old_checkpoints_go(tmp_path):

@@ -69,7 +69,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     prior = GaussianMixturePrior(
         means=target_images().to(device), stds=torch.full((len(TEXTS),), 0.2, device=device)
     )
-    renderer = RendererConfig(num_coarse=8, num_fine=6, merge_coarse=False)
+    renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8)
     world = world or World()
     torch.manual_seed(0)
     grid = HashGridConfig(
