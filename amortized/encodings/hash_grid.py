@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+from amortized.encodings.engines import check_engine, engine_on, tiny_cuda_nn_encoding
+
 # Multipliers of y and z (x has 1) as the int32 numbers of the same 32 bits: products and xor then
 # wrap exactly like unsigned ones, in half the memory traffic of int64.
 PRIME_Y = 2654435761 - 2**32
@@ -42,8 +44,10 @@ class HashGridConfig:
     log2_table_size: int = 19
     base_resolution: int = 16
     growth: float = 1.4473
+    engine: str = "auto"  # one of ENGINES; all read the same weights
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.features_per_level)
         for name in ("num_levels", "features_per_level", "base_resolution"):
             if getattr(self, name) < 1:
                 raise ValueError(f"hash grid {name} must be at least 1, got {getattr(self, name)}")
@@ -90,9 +94,9 @@ def grid_levels(config: HashGridConfig) -> tuple[GridLevel, ...]:
 class HashGrid(nn.Module):
     """Points [..., 3] in [0, 1] to features [..., L * F], level by level; points outside are clamped.
 
-    The only parameter is `table` [rows, F]; keep it float32 (sums of bfloat16 gradients saturate).
-    Gradients with respect to points are given where points require them, through plain autograd
-    operations that are several times slower and hold every corner in memory.
+    The only parameter is `table` [rows, F], laid out as tiny-cuda-nn's; keep it float32 (sums of bfloat16
+    gradients saturate). Gradients with respect to points are given where points require them, through
+    plain autograd operations that are several times slower and hold every corner in memory.
     """
 
     def __init__(self, config: HashGridConfig) -> None:
@@ -101,14 +105,37 @@ class HashGrid(nn.Module):
         self.levels = grid_levels(config)
         rows = self.levels[-1].offset + self.levels[-1].size
         self.table = nn.Parameter(torch.empty(rows, config.features_per_level).uniform_(-1e-4, 1e-4))
+        sizes = [[level.resolution, level.size, level.offset] for level in self.levels]
+        self.register_buffer("scales", torch.tensor([level.scale for level in self.levels]), persistent=False)
+        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        self._encoding: Any = None  # of tiny-cuda-nn, made at the first call
+
+    @property
+    def engine(self) -> str:
+        """The engine that looks up where the table is now."""
+        return engine_on(self.table.device, self.config)
 
     def forward(self, points: Tensor) -> Tensor:
         flat = points.reshape(-1, 3).to(self.table.dtype).clamp(0, 1)
         if flat.requires_grad:
             features = torch.cat([self._interpolate(flat, level) for level in self.levels], dim=-1)
         else:
-            features = _Lookup.apply(flat, self.table, self.levels)
+            features = self._look_up(flat)
         return features.view(*points.shape[:-1], self.config.num_features)
+
+    def _look_up(self, points: Tensor) -> Tensor:
+        """Features [N, L * F] of points [N, 3], differentiable in the table only."""
+        engine = self.engine
+        if engine == "triton":
+            from amortized.encodings.triton_grid import TritonLookup
+
+            return TritonLookup.apply(points, self.table, self.scales, self.sizes)
+        if engine == "tiny-cuda-nn":
+            if self._encoding is None:
+                self._encoding = (tiny_cuda_nn_encoding(self.config, self.table),)  # a tuple: no submodule
+            self._encoding[0].params = self.table.view(-1)
+            return self._encoding[0](points)
+        return _Lookup.apply(points, self.table, self.levels)
 
     def _interpolate(self, points: Tensor, level: GridLevel) -> Tensor:
         rows, weights = corners(points.t(), level)

@@ -37,6 +37,12 @@ class RunLog:
             if not isinstance(value, str):
                 self.board.add_scalar(name, value, step)
 
+    def note(self, text: str) -> None:
+        """A line above the progress bar, kept in TensorBoard."""
+        self.board.add_text("notes", text)
+        if not self.bar.disable:
+            self.bar.write(text)
+
     def advance(self, **shown: float | int) -> None:
         self.bar.set_postfix(
             {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in shown.items()},

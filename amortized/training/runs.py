@@ -8,7 +8,7 @@ from torch import nn
 
 from amortized.files import atomic_write_text
 from amortized.training.distributed import World
-from amortized.training.trainer import Trainer
+from amortized.training.trainer import Trainer, engines
 
 
 def open_run(folder: Path, config_yaml: str, world: World, *, resume: bool) -> None:
@@ -59,6 +59,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
         *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
+        *(f"#   {name} is looked up by {engine}" for name, engine in engines(generator).items()),
         f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
         f"# corpus: {num_prompts:,} prompts to train on; {trainer.slots_per_step} a step, "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from amortized.conditioning import TextBank
+from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.rendering import render
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
@@ -69,7 +70,15 @@ class Trainer:
             optimizer=build_optimizer(settings.optimizer, generator),
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
-        self.generator = generator if world.size == 1 else DistributedDataParallel(generator, device_ids=ids)
+        self.generator = (
+            generator
+            if world.size == 1
+            else DistributedDataParallel(
+                generator,
+                device_ids=ids,
+                broadcast_buffers=False,  # all processes compute the same ones
+            )
+        )
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
 
@@ -94,6 +103,8 @@ class Trainer:
             start=step,
             quiet=quiet,
         )
+        for name, engine in engines(self.state.generator).items():
+            watch.note(f"{name} is looked up by {engine} on {self.world.device}")
         try:
             with _signals() as interrupted:
                 while step < self.config.steps and not stop:
@@ -205,6 +216,11 @@ class Trainer:
                 device=self.world.device,
             )
         self.world.barrier()
+
+
+def engines(generator: nn.Module) -> dict[str, str]:
+    """Engine of each hash grid in a generator, by its dotted name."""
+    return {name: part.engine for name, part in generator.named_modules() if isinstance(part, HashGrid)}
 
 
 @contextmanager

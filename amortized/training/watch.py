@@ -74,6 +74,11 @@ class Watch:
             )
         return interrupted
 
+    def note(self, text: str) -> None:
+        """Log a sentence about the run."""
+        if self.log is not None:
+            self.log.note(text)
+
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
