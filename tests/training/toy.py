@@ -50,7 +50,8 @@ def target_images() -> torch.Tensor:
 
 
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
-    """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole configs."""
+    """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts."""
+    generator = changes.pop("generator", None)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
     guidance = changes.pop("guidance", GuidanceConfig(method="asd", guidance_scale=2.0, weight=0.1))
@@ -75,7 +76,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     grid = HashGridConfig(
         num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
     )
-    generator = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8).build(text_dim=len(TEXTS))
+    plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8)
+    generator = generator or plain.build(text_dim=len(TEXTS))
     folder.mkdir(parents=True, exist_ok=True)
     settings = SimpleNamespace(
         output=str(folder),

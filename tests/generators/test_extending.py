@@ -1,0 +1,56 @@
+"""The worked example of docs/extending.md: one file and one line, taken from the page, train a generator."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+USE = """
+import sys
+from pathlib import Path
+
+import torch
+from amortized import config as settings
+from tests.training.toy import COLOURS, TEXTS, make_trainer
+from train import RunConfig
+
+given = ["output=o", "corpus=shapes16", "prior=p", "generator.name=film", "generator.width=16"]
+config = settings.load(RunConfig, None, given).generator
+generator = config.build(len(TEXTS))
+trainer = make_trainer(Path(sys.argv[1]), steps=100, generator=generator)
+trainer.train(quiet=True)
+text = trainer.bank.get(list(TEXTS))
+points = torch.rand(3, 20, 3) - 0.5
+together = generator(text).sdf(points)
+apart = [generator(trainer.bank.get([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
+torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+albedo = generator(text).sdf_and_radiance(points)[1].mean(dim=1)  # [P, 3]
+colours = torch.tensor([COLOURS[name] for name in TEXTS])
+assert torch.cdist(albedo, colours).argmin(dim=1).tolist() == [0, 1, 2], albedo
+"""
+
+
+def test_the_worked_example(tmp_path: Path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    file, line = re.search(
+        r"^```python\n(.*?)^```.*?^```\n(.*?\n)```", page, re.MULTILINE | re.DOTALL
+    ).groups()
+    name = file.splitlines()[0].removeprefix("# ")
+    for folder in ("amortized", "generators", "corpora", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    (tmp_path / name).write_text(file)
+    table = tmp_path / "generators" / "__init__.py"
+    text = table.read_text()
+    assert text.count("GENERATORS = (\n") == 1
+    table.write_text(text.replace("GENERATORS = (\n", f"GENERATORS = (\n{line}"))
+    done = subprocess.run([sys.executable, "-c", USE, "run"], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for action in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *action, "--config", str(ROOT / "pyproject.toml"), name]
+        styled = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert styled.returncode == 0, styled.stdout
