@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from amortized.guidance import Guidance, GuidanceConfig
-from benchmarks import methods
+from benchmarks import __main__ as bench
+from benchmarks import methods, rendering, steps
+from corpora import open_corpus
+from generators.hyper_ingp import HyperINGPConfig
 
 
 def rows(*recalls: float) -> list[dict]:
@@ -34,12 +38,12 @@ def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, mon
             (folder / "results.json").write_text(json.dumps({"prompts": rows(0.25)}))
 
     monkeypatch.setattr(methods.subprocess, "run", pretend)
-    for method, steps in [("asd", 400), ("sds", 600), ("csd", 600), ("asd-no-shift", 400)]:
+    for method, num_steps in [("asd", 400), ("sds", 600), ("csd", 600), ("asd-no-shift", 400)]:
         for _ in range(2):
             found = methods.run(Path("a/quick.yaml"), method, 3, 1200, ["losses.eikonal=1"])
             assert found == rows(0.25)
         train, evaluation = commands
-        assert f"trainer.steps={steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
+        assert f"trainer.steps={num_steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
         assert evaluation == ["evaluate.py", f"outputs/methods/quick-{method}-3"]
         commands.clear()
     methods.run(Path("a/quick.yaml"), "asd", 4, 1200, [], processes=2)
@@ -72,3 +76,32 @@ def test_the_calls_of_a_step_are_what_guidance_asks(name: str):
     (method, *_), calls = methods.METHODS[name]
     config = GuidanceConfig(method=method.removeprefix("guidance.method="))
     assert Guidance(None, config).branches_per_image(num_negatives=0) == calls
+
+
+def test_tables_are_markdown():
+    assert bench.table([{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}]).splitlines() == [
+        "| a | b |", "| --- | --- |", "| 1 | x |", "| 2.5 | y |",
+    ]  # fmt: skip
+
+
+def test_memory_of_a_graph_is_counted_once_and_without_weights():
+    layer, x = torch.nn.Linear(8, 8), torch.randn(100, 8, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        hidden = layer(x).sigmoid()  # keeps x for the weight's gradient, and itself
+        return hidden * hidden  # keeps hidden twice: counted once
+
+    assert steps.graph_bytes(forward, layer.parameters()) == 2 * 100 * 8 * 4
+
+
+def test_true_scenes_are_what_the_corpus_knows():
+    corpus = open_corpus("shapes16")
+    truths = [corpus.truth(corpus[i]) for i in (0, 5)]
+    points = torch.rand(2, 20, 3) - 0.5
+    sdf, rgb = rendering.TrueScene(truths).sdf_and_radiance(points)
+    for p in range(2):
+        assert torch.equal(sdf[p], truths[p].sdf(points[p])) and torch.equal(
+            rgb[p], truths[p].colour(points[p])
+        )
+    assert rendering.untrained(HyperINGPConfig(hidden=(4,))).sdf(points[:1]).shape == (1, 20)
+    assert rendering.PUBLIC_PER_RAY * 64**2 == 3_686_400

@@ -1,0 +1,49 @@
+"""Points a second through the published hash grid, engine by engine.
+
+Baseline: the same lookup by plain indexing, as autograd would differentiate it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from amortized.encodings import HashGrid, HashGridConfig
+from amortized.encodings.engines import PACKAGES, installed
+from benchmarks.timing import seconds
+
+POINTS = {"cpu": 2**16, "cuda": 2**20}
+
+
+def measure(device: torch.device) -> list[dict[str, str | float]]:
+    """A row for each engine that runs on the device."""
+    points = torch.rand(POINTS[device.type], 3, device=device)
+    config = HashGridConfig()
+    engines = ["torch", *(name for name in PACKAGES if device.type == "cuda" and installed(name))]
+    actions = {"plain indexing": (HashGrid(config).to(device), points.clone().requires_grad_())}
+    for name in engines:
+        asked = name if device.type == "cuda" else "auto"
+        actions[name] = (HashGrid(replace(config, engine=asked)).to(device), points)
+    rows, baseline = [], None
+    for name, (grid, where) in actions.items():
+
+        def forward(grid: HashGrid = grid, where: torch.Tensor = where) -> torch.Tensor:
+            return grid(where)
+
+        def both(grid: HashGrid = grid, where: torch.Tensor = where) -> None:
+            torch.autograd.grad(grid(where).sum(), grid.table)
+
+        with torch.no_grad():
+            once = seconds(forward, 3)
+        twice = seconds(both, 3)
+        baseline = baseline or twice
+        rows.append(
+            {
+                "engine": name,
+                "million points/s, forward": round(len(points) / once / 1e6, 2),
+                "forward and backward": round(len(points) / twice / 1e6, 2),
+                "plain indexing / this": round(baseline / twice, 1),
+            }
+        )
+    return rows

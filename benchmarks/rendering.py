@@ -1,0 +1,98 @@
+"""Field evaluations per image, and how close the picture is to dense marching.
+
+Baseline: the public renderer of amortized ASD, 128 coarse intervals and 193 rendered ones with a
+finite-difference normal (4 evaluations) on every ray: 900 evaluations a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from amortized.rendering import RendererConfig, ShadingConfig, render
+from amortized.types import GroundTruth, Scene, TextCondition
+from benchmarks.timing import seconds
+from corpora import open_corpus
+from generators.hyper_ingp import HyperINGPConfig
+
+PUBLIC_PER_RAY = 128 + 193 * 4
+DENSE = 768  # intervals of the reference, on every ray
+SHARPNESS = 30.0  # the published one
+LIT = ShadingConfig(kind="lambert")
+
+
+@dataclass(frozen=True)
+class TrueScene:
+    """The exact objects of P prompts; a `Scene`."""
+
+    truths: Sequence[GroundTruth]
+    bounding_radius: float = 1.0
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """Signed distance [P, N] at points [P, N, 3]."""
+        return torch.stack([truth.sdf(rows) for truth, rows in zip(self.truths, points, strict=True)])
+
+    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed distance [P, N] and albedo [P, N, 3]."""
+        rows = zip(self.truths, points, strict=True)
+        return self.sdf(points), torch.stack([truth.colour(row) for truth, row in rows])
+
+
+def untrained(config: HyperINGPConfig) -> Scene:
+    """One prompt's scene before any training: a ball."""
+    pooled = torch.randn(1, 1024)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    with torch.no_grad():
+        return config.build(1024)(TextCondition(pooled=pooled, tokens=pooled[:, None], mask=mask))
+
+
+def measure(own: RendererConfig) -> list[dict[str, str | float]]:
+    """A row for each resolution and sampling: `own` is the config's, default the preset for big runs.
+
+    Evaluations and PSNR are those of 16 true objects, times those of a published Hyper-iNGP's ball.
+    """
+    corpus = open_corpus("shapes16")
+    truths = [corpus.truth(corpus[index]) for index in range(len(corpus))]
+    scene = TrueScene([truth for truth in truths if truth is not None])
+    num = len(scene.truths)
+    published = untrained(HyperINGPConfig())
+    samplings = {
+        "default": RendererConfig(shading=LIT),
+        "default, the field in place of the lattice": RendererConfig(shading=LIT, lattice=0),
+        "this config": replace(own, shading=LIT),
+    }
+    rows = []
+    for size in (32, 64, 128):
+
+        def look(config: RendererConfig, size: int = size):
+            return render(
+                scene,
+                cameras,
+                size,
+                size,
+                config=config,
+                background=grey,
+                sharpness=SHARPNESS,
+                training=False,
+            )
+
+        reference = look(RendererConfig(num_coarse=DENSE, num_fine=0, shading=LIT), scene, num).rgb
+        for name, config in samplings.items():
+            image = look(config, scene, num)
+            evaluations = image.num_evaluations / num
+            error = (image.rgb - reference).square().mean().clamp(min=1e-12)
+            rows.append(
+                {
+                    "pixels": f"{size} x {size}",
+                    "sampling": name,
+                    "evaluations": round(evaluations),
+                    "public code's / ours": round(PUBLIC_PER_RAY * size**2 / evaluations, 1),
+                    "PSNR against dense, dB": round(-10 * error.log10().item(), 1),
+                    "ms of Hyper-iNGP": round(1000 * seconds(partial(look, config, published, 1), 3), 1),
+                }
+            )
+    return rows

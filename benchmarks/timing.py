@@ -1,0 +1,47 @@
+"""Wall times, and what machine they are of."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def seconds(action: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of an action after one warm-up; waits for the GPU where there is one."""
+    times = []
+    for _ in range(repeats + 1):
+        start = now()
+        action()
+        times.append(now() - start)
+    return statistics.median(times[1:])
+
+
+def now() -> float:
+    """Time in seconds at which everything asked of the device so far is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def machine(device: torch.device) -> dict[str, str | float]:
+    """What figures are to be read against; the matrix speed tells a shared machine from a free one."""
+    a = torch.randn(1024, 1024, device=device)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "float32 matmul, GFLOP/s": round(2 * 1024**3 / seconds(lambda: a @ a) / 1e9, 1),
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
