@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from amortized.cameras import orbit
 from amortized.rendering import RendererConfig, ShadingConfig, render
-from amortized.types import GroundTruth, Scene, TextCondition
+from amortized.types import GroundTruth, Render, Scene, TextCondition
 from benchmarks.timing import seconds
 from corpora import open_corpus
 from generators.hyper_ingp import HyperINGPConfig
@@ -68,17 +69,12 @@ def measure(own: RendererConfig) -> list[dict[str, str | float]]:
     rows = []
     for size in (32, 64, 128):
 
-        def look(config: RendererConfig, size: int = size):
+        def look(config: RendererConfig, scene: Scene, num: int, size: int = size) -> Render:
+            cameras = orbit(num, 1, elevation_deg=20.0, distance=2.6, fovy_deg=42.0, start_azimuth_deg=25.0)
             return render(
-                scene,
-                cameras,
-                size,
-                size,
-                config=config,
-                background=grey,
-                sharpness=SHARPNESS,
-                training=False,
-            )
+                scene, cameras, size, size, config=config, background=torch.full((num, 1, 3), 0.5),
+                sharpness=SHARPNESS, training=False,
+            )  # fmt: skip
 
         reference = look(RendererConfig(num_coarse=DENSE, num_fine=0, shading=LIT), scene, num).rgb
         for name, config in samplings.items():

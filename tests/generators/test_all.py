@@ -123,6 +123,24 @@ def test_weights_move_to_another_module(name: str):
     assert torch.equal(generator(text).sdf(points), other(text).sdf(points))
 
 
+@pytest.mark.parametrize("name", ["3dconv-net", "triplane-transformer"])
+def test_parts_compile_whole(name: str):
+    """Each part is one graph without breaks, forward and backward, and computes the same."""
+    generator, text = trained_like(name), texts(2)
+    z, points = torch.randn(2, getattr(generator, "z_dim", 0)).double(), torch.rand(2, 50, 3).double() - 0.5
+    parts = generator.stages if name == "3dconv-net" else generator.layers
+
+    def run() -> list[torch.Tensor]:
+        sdf = generator(text, z).sdf(points)
+        return [sdf, *torch.autograd.grad(sdf.square().sum(), [*parts.parameters()])]
+
+    expected = run()
+    for part in parts:
+        part.compile(fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(run(), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_names_choose_settings():
     from train import RunConfig
 
