@@ -1,5 +1,6 @@
 """Training as a whole: it learns, it resumes bit for bit, it stops when going on is of no use."""
 
+import json
 import math
 import os
 import signal
@@ -235,10 +236,13 @@ def test_previews_are_pictures(tmp_path):
         assert picture.size[0] >= 4 * 64 and len(picture.getcolors(maxcolors=10**6)) > 10
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_see_the_global_batch_of_one(tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "generator"),
+    [(2, None), (4, None), (2, "surrounded"), (2, "3dconv-net"), (2, "triplane-transformer")],
+)
+def test_processes_see_the_global_batch_of_one(tmp_path, processes, generator):
     """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
-    changes = f'{{"steps": 6, "prompts_per_process": {8 // processes}}}'
+    changes = {"steps": 6, "generator": generator}
     command = [
         sys.executable,
         "-m",
@@ -248,10 +252,10 @@ def test_processes_see_the_global_batch_of_one(tmp_path, processes):
         "-m",
         "tests.training.toy",
         str(tmp_path / "many"),
-        changes,
+        json.dumps({**changes, "prompts_per_process": 8 // processes}),
     ]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=180)
-    one = make_trainer(tmp_path / "one", steps=6, prompts_per_process=8)
+    one = make_trainer(tmp_path / "one", **changes, prompts_per_process=8)
     one.train(quiet=True)
     expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
     assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]

@@ -23,11 +23,24 @@ from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training import LossConfig, OptimizerConfig, Trainer, TrainerConfig, World, join_world
 from amortized.types import TextCondition
 from corpora import prompt_list
+from generators.conv3d import Conv3DConfig
 from generators.hyper_ingp import HyperINGPConfig
+from generators.surroundings import HashSurroundingsConfig, Surrounded
+from generators.triplane_transformer import TriplaneTransformerConfig
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
 TEXTS = tuple(COLOURS)
 SIZE = 8
+
+
+TINY = {
+    "3dconv-net": Conv3DConfig(
+        resolution=8, base_channels=6, num_features=4, z_dim=3, style_dim=8, hidden=(8,)
+    ),
+    "triplane-transformer": TriplaneTransformerConfig(
+        plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(8,)
+    ),
+}
 
 
 class ColourEncoder:
@@ -50,7 +63,10 @@ def target_images() -> torch.Tensor:
 
 
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
-    """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts."""
+    """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts.
+
+    generator: a module, or one of TINY, or "surrounded"; a small Hyper-iNGP where none is given.
+    """
     generator = changes.pop("generator", None)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
@@ -76,8 +92,12 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     grid = HashGridConfig(
         num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
     )
-    plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8)
-    generator = generator or plain.build(text_dim=len(TEXTS))
+    plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8).build(len(TEXTS))
+    if generator == "surrounded":
+        generator = Surrounded(plain, HashSurroundingsConfig(grid=grid, hidden=4).build(len(TEXTS)))
+    elif isinstance(generator, str):
+        generator = TINY[generator].build(len(TEXTS))
+    generator = generator or plain
     folder.mkdir(parents=True, exist_ok=True)
     settings = SimpleNamespace(
         output=str(folder),
