@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -93,48 +94,41 @@ def render(
     """
     num_prompts, num_views = cameras.fovy_deg.shape
     _check_inputs(background, u, sharpness, (num_prompts, num_views, height, width), config)
-    rays = camera_rays(cameras, height, width)
-    shaded = config.shading.kind != "none"
-    lattice, num_evaluations = None, 0
-    if config.num_fine and config.lattice:
-        with torch.autocast(rays.origins.device.type, enabled=False):
+    keep_graph = training and torch.is_grad_enabled()
+    with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):
+        rays = camera_rays(cameras, height, width)
+        lattice, num_evaluations = None, 0
+        if config.num_fine and config.lattice:
             lattice, num_evaluations = distance_lattice(
                 scene, num_prompts, config.lattice, like=rays.origins, chunk=config.chunk
             )
-    look = _Look(
-        scene=scene,
-        lattice=lattice,
-        sharpness=sharpness,
-        config=config,
-        want_normal=shaded or want_normal,
-        training=training,
-    )
-    if training:
-        with torch.autocast(rays.origins.device.type, enabled=False):
-            parts = [look(rays.origins, rays.directions, u)]
-    else:
-        step = max(1, config.chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4)))
-        with torch.no_grad(), torch.autocast(rays.origins.device.type, enabled=False):
-            parts = [
-                look(origins, directions, None if u is None else u[:, i * step : (i + 1) * step])
-                for i, (origins, directions) in enumerate(
-                    zip(rays.origins.split(step, dim=1), rays.directions.split(step, dim=1), strict=True)
-                )
-            ]
-    pixels = torch.cat([part.pixels for part in parts], dim=1).unflatten(1, rays.shape)
-    rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
-    behind = background[:, :, None, None]
-    if own_background is not None and isinstance(scene, SurroundedScene):
-        own = scene.background(rays.directions).unflatten(1, rays.shape)
-        behind = torch.where(own_background[:, :, None, None, None], own, behind)
-    return Render(
-        rgb=rgb + (1 - opacity) * behind,
-        opacity=opacity.squeeze(-1),
-        depth=depth.squeeze(-1),
-        normal=normal if want_normal else None,
-        samples=parts[0].samples if training else None,
-        num_evaluations=num_evaluations + sum(part.num_evaluations for part in parts),
-    )
+        look = _Look(
+            scene=scene,
+            lattice=lattice,
+            sharpness=sharpness,
+            config=config,
+            want_normal=want_normal or config.shading.kind != "none",
+            training=training,
+        )
+        at_once = config.chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4))
+        step = rays.origins.shape[1] if training else max(1, at_once)
+        numbers = repeat(None) if u is None else u.split(step, dim=1)
+        chunks = zip(rays.origins.split(step, dim=1), rays.directions.split(step, dim=1), numbers)  # noqa: B905
+        parts = [look(*chunk) for chunk in chunks]
+        pixels = torch.cat([part.pixels for part in parts], dim=1).unflatten(1, rays.shape)
+        rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
+        behind = background[:, :, None, None]
+        if own_background is not None and isinstance(scene, SurroundedScene):
+            own = scene.background(rays.directions).unflatten(1, rays.shape)
+            behind = torch.where(own_background[:, :, None, None, None], own, behind)
+        return Render(
+            rgb=rgb + (1 - opacity) * behind,
+            opacity=opacity.squeeze(-1),
+            depth=depth.squeeze(-1),
+            normal=normal if want_normal else None,
+            samples=parts[0].samples if training else None,
+            num_evaluations=num_evaluations + sum(part.num_evaluations for part in parts),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

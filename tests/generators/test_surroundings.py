@@ -90,6 +90,13 @@ def test_the_corner_of_an_image_is_the_colour_of_its_direction(kind: str):
     assert torch.equal(own[0, 1, 0, 0], plain[0, 1, 0, 0]) and torch.equal(own[1, 0], plain[1, 0])
     torch.testing.assert_close(own[0, 0, 0, 0], expected[0, 0])
     torch.testing.assert_close(own[1, 1, 0, 0], expected[1, 1])
+    assert own.requires_grad
+    evaluated = render(
+        scene, cameras, 8, 8, config=RENDERER, background=plain[:, :, 0, 0].detach(), sharpness=20.0,
+        training=False, own_background=torch.ones(2, 2, dtype=torch.bool),
+    )  # fmt: skip
+    assert not evaluated.rgb.requires_grad
+    torch.testing.assert_close(evaluated.rgb[:, :, 0, 0], expected.detach())
     same = scene.background(rays[:1].expand(2, -1, -1))
     assert torch.allclose(same[0], same[1]) == (kind == "sh")  # harmonics are shared by all prompts
 
