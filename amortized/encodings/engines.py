@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from amortized.encodings.hash_grid import HashGridConfig
 
 ENGINES = ("auto", "torch", "tiny-cuda-nn", "triton")
 PACKAGES = {"tiny-cuda-nn": "tinycudann", "triton": "triton"}
@@ -43,43 +40,31 @@ def check_engine(name: str, features_per_level: int) -> None:
         )
 
 
-def engine_on(device: torch.device, config: HashGridConfig) -> str:
-    """The engine of a grid on a device; raises ValueError where the one asked for cannot run there."""
+def engine_on(device: torch.device, name: str, features_per_level: int) -> str:
+    """The engine that `name` stands for on a device; raises ValueError where it cannot run there."""
     if device.type != "cuda":
-        if config.engine in PACKAGES:
+        if name in PACKAGES:
             raise ValueError(
-                f"hash grid engine {config.engine} needs a CUDA device, the grid is on {device}: "
+                f"hash grid engine {name} needs a CUDA device, the grid is on {device}: "
                 "set engine=auto, which reads the same weights"
             )
         return "torch"
-    if config.engine != "auto":
-        return config.engine
-    if config.features_per_level not in GPU_FEATURES:
+    if name != "auto":
+        return name
+    if features_per_level not in GPU_FEATURES:
         return "torch"
-    return next((name for name in PACKAGES if installed(name)), "torch")
+    return next((package for package in PACKAGES if installed(package)), "torch")
 
 
-def tiny_cuda_nn_encoding(config: HashGridConfig, table: Tensor) -> Any:
-    """tiny-cuda-nn's encoding of this shape, without parameters of its own.
+def tiny_cuda_nn_encoding(settings: dict[str, int | float], table: Tensor) -> Any:
+    """tiny-cuda-nn's encoding of a hash grid in its own words, without parameters of its own.
 
-    Raises ValueError where its table would have another size.
+    Raises ValueError where its table would have another size than `table`.
     """
     import tinycudann  # type: ignore[import-not-found]
 
-    encoding = tinycudann.Encoding(
-        3,
-        {
-            "otype": "Grid",
-            "type": "Hash",
-            "interpolation": "Linear",
-            "n_levels": config.num_levels,
-            "n_features_per_level": config.features_per_level,
-            "log2_hashmap_size": config.log2_table_size,
-            "base_resolution": config.base_resolution,
-            "per_level_scale": config.growth,
-        },
-        dtype=torch.float32,
-    )
+    grid = {"otype": "Grid", "type": "Hash", "interpolation": "Linear", **settings}
+    encoding = tinycudann.Encoding(3, grid, dtype=torch.float32)
     if encoding.params.numel() != table.numel():
         raise ValueError(
             f"tiny-cuda-nn lays this hash grid out in {encoding.params.numel()} numbers instead of "

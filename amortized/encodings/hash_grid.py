@@ -61,6 +61,16 @@ class HashGridConfig:
         """Width of the encoding."""
         return self.num_levels * self.features_per_level
 
+    def tiny_cuda_nn(self) -> dict[str, int | float]:
+        """The same shape in tiny-cuda-nn's words."""
+        return {
+            "n_levels": self.num_levels,
+            "n_features_per_level": self.features_per_level,
+            "log2_hashmap_size": self.log2_table_size,
+            "base_resolution": self.base_resolution,
+            "per_level_scale": self.growth,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridLevel:
@@ -113,7 +123,7 @@ class HashGrid(nn.Module):
     @property
     def engine(self) -> str:
         """The engine that looks up where the table is now."""
-        return engine_on(self.table.device, self.config)
+        return engine_on(self.table.device, self.config.engine, self.config.features_per_level)
 
     def forward(self, points: Tensor) -> Tensor:
         flat = points.reshape(-1, 3).to(self.table.dtype).clamp(0, 1)
@@ -132,7 +142,8 @@ class HashGrid(nn.Module):
             return TritonLookup.apply(points, self.table, self.scales, self.sizes)
         if engine == "tiny-cuda-nn":
             if self._encoding is None:
-                self._encoding = (tiny_cuda_nn_encoding(self.config, self.table),)  # a tuple: no submodule
+                settings = self.config.tiny_cuda_nn()
+                self._encoding = (tiny_cuda_nn_encoding(settings, self.table),)  # a tuple: no submodule
             self._encoding[0].params = self.table.view(-1)
             return self._encoding[0](points)
         return _Lookup.apply(points, self.table, self.levels)

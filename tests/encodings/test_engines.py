@@ -19,19 +19,19 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 
 def test_the_best_engine_that_is_there(monkeypatch):
-    config = HashGridConfig()
-    assert engines.engine_on(torch.device("cpu"), config) == "torch" == HashGrid(config).engine
+    small = HashGrid(HashGridConfig(num_levels=1, log2_table_size=8))
+    assert engines.engine_on(torch.device("cpu"), "auto", 2) == "torch" == small.engine
     for packages, expected in (
         (("tinycudann", "triton"), "tiny-cuda-nn"),
         (("triton",), "triton"),
         ((), "torch"),
     ):
         pretend(monkeypatch, *packages)
-        assert engines.engine_on(CUDA, config) == expected
+        assert engines.engine_on(CUDA, "auto", 2) == expected
     pretend(monkeypatch, "tinycudann", "triton")
-    assert engines.engine_on(CUDA, HashGridConfig(engine="triton")) == "triton"
-    assert engines.engine_on(CUDA, HashGridConfig(engine="torch")) == "torch"
-    assert engines.engine_on(CUDA, HashGridConfig(features_per_level=3)) == "torch"
+    assert engines.engine_on(CUDA, "triton", 2) == "triton"
+    assert engines.engine_on(CUDA, "torch", 2) == "torch"
+    assert engines.engine_on(CUDA, "auto", 3) == "torch"
 
 
 def test_engines_that_cannot_run_are_refused_in_a_sentence(monkeypatch):
