@@ -7,6 +7,11 @@ ScaleDreamer (arXiv 2407.02040), after OpenLRM and LRM (arXiv 2311.04400):
     f(x, y, z) = [plane_xy(x, y), plane_xz(x, z), plane_zy(z, y)]       concatenated, 96 wide
     sdf(x) = head_sdf(f(x)) + |x| - sphere_radius                       albedo(x) = sigmoid(head_rgb(f(x)))
 
+A token makes 2 x 2 cells on its own, so surfaces tend to ridges a token wide. With `smooth`, which adds
+no parameters, the planes pass a filter [1 2 1] / 4 along both sides, tokens start as waves over their
+plane, and the four cells of a token start alike: at first the planes are the tokens, upsampled
+bilinearly. (After sub-pixel convolution's initialization, arXiv 1707.02937, and StyleGAN's filters.)
+
 Sizes as published: 12 layers of 768 in 16 heads, 120.5 M parameters with text of width 1024; 3072
 tokens attend to each other, which costs about 300 G multiply-adds a prompt, and the planes take
 1.6 MB. Takes no z: the same text always gives the same scene.
@@ -44,6 +49,7 @@ class TriplaneTransformerConfig:
     plane_channels: int = 32
     hidden: tuple[int, ...] = (64, 64)  # hidden widths of the two heads
     text: Literal["tokens", "pooled"] = "tokens"  # attend to all tokens, or to one pooled vector
+    smooth: bool = False  # filter the planes, and start smooth
     sphere_radius: float = 0.8  # of the ball that every prompt starts as
     bounding_radius: float = 1.0
     checkpointing: bool = False  # recompute each layer in the backward pass instead of storing it
@@ -71,8 +77,9 @@ class TriplaneTransformer(nn.Module):
     def __init__(self, config: TriplaneTransformerConfig, text_dim: int) -> None:
         super().__init__()
         self.config = config
-        width, num_tokens = config.width, 3 * config.plane_tokens**2
-        self.tokens = nn.Parameter(torch.randn(1, num_tokens, width) / math.sqrt(width))
+        width, side = config.width, config.plane_tokens
+        tokens = waves(side, width) if config.smooth else torch.randn(3 * side**2, width)
+        self.tokens = nn.Parameter(tokens[None] / math.sqrt(width))
         by_token = config.text == "tokens"
         self.text_in = None if by_token else nn.Linear(text_dim, width)
         self.layers = nn.ModuleList(
@@ -83,6 +90,9 @@ class TriplaneTransformer(nn.Module):
                 layer.compile(dynamic=False)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.to_planes = nn.ConvTranspose2d(width, config.plane_channels, kernel_size=2, stride=2, bias=False)
+        if config.smooth:
+            weight = self.to_planes.weight.data
+            weight.copy_(weight[:, :, :1, :1].expand_as(weight))
         features = 3 * config.plane_channels
         self.head_sdf = BiasFreeMLP((features, *config.hidden, 1))
         self.head_rgb = BiasFreeMLP((features, *config.hidden, 3))
@@ -106,9 +116,11 @@ class TriplaneTransformer(nn.Module):
                 x = layer(x, context, mask)
         side = self.config.plane_tokens
         grid = self.norm(x).view(num_prompts * 3, side, side, -1).movedim(-1, 1)
-        planes = self.to_planes(grid).to(self.tokens.dtype).unflatten(0, (num_prompts, 3))
+        planes = self.to_planes(grid)
+        if self.config.smooth:
+            planes = filtered(planes)
         return FeatureField(
-            features=partial(read_planes, planes),
+            features=partial(read_planes, planes.to(self.tokens.dtype).unflatten(0, (num_prompts, 3))),
             head_sdf=self.head_sdf,
             head_rgb=self.head_rgb,
             sphere_radius=self.config.sphere_radius,
@@ -124,6 +136,27 @@ def read_planes(planes: Tensor, points: Tensor) -> Tensor:
     where = points[:, :, AXES].transpose(1, 2).flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
     found = functional.grid_sample(planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False)
     return found.squeeze(-1).view(len(points), -1, points.shape[1]).mT
+
+
+def filtered(planes: Tensor) -> Tensor:
+    """Planes [N, F, H, W] through [1 2 1] / 4 along both sides; the border goes on beyond itself."""
+    num_features = planes.shape[1]
+    row = planes.new_tensor([1, 2, 1]) / 4
+    kernel = (row[:, None] * row).expand(num_features, 1, 3, 3)
+    return functional.conv2d(functional.pad(planes, (1, 1, 1, 1), "replicate"), kernel, groups=num_features)
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Tokens [3 * side * side, width]: sines and cosines along both sides of a plane, and each plane's own.
+
+    Transformers' usual frequencies, from one radian a token down to one in 10,000 tokens.
+    """
+    num = -(-width // 4)
+    phases = torch.arange(side)[:, None] * 10000 ** (-torch.arange(num) / num)
+    wave = torch.cat([phases.sin(), phases.cos()], dim=-1)  # [side, 2 * num]
+    rows, columns = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
+    plane = torch.cat([rows, columns], dim=-1)[..., :width].flatten(0, 1)
+    return (plane + torch.randn(3, 1, width)).flatten(0, 1)
 
 
 class _Layer(nn.Module):

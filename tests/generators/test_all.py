@@ -30,6 +30,16 @@ TINY = {
     "triplane-transformer": TriplaneTransformerConfig(
         plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7,), sphere_radius=0.6
     ),
+    "triplane-transformer smooth": TriplaneTransformerConfig(
+        plane_tokens=3,
+        width=12,
+        num_layers=2,
+        num_heads=3,
+        plane_channels=4,
+        hidden=(7,),
+        sphere_radius=0.6,
+        smooth=True,
+    ),  # fmt: skip
 }
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, shading=ShadingConfig(kind="lambert"))
 

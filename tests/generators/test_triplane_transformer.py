@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from amortized.types import Scene, TextCondition
 from generators.triplane_transformer import (
     TriplaneTransformer,
     TriplaneTransformerConfig,
     _Attention,
+    filtered,
     read_planes,
+    waves,
 )
 
 TEXT_DIM = 6
@@ -16,6 +19,7 @@ TINY = TriplaneTransformerConfig(
     plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7, 5)
 )
 POOLED = TriplaneTransformerConfig(**{**vars(TINY), "text": "pooled"})
+SMOOTH = TriplaneTransformerConfig(**{**vars(TINY), "smooth": True})
 
 
 def texts(num_prompts: int, length: int = 5) -> TextCondition:
@@ -46,13 +50,14 @@ def trained_like(config: TriplaneTransformerConfig) -> TriplaneTransformer:
     return generator
 
 
-def test_published_parameter_count():
+@pytest.mark.parametrize("smooth", [False, True])
+def test_published_parameter_count(smooth: bool):
     with torch.device("meta"):
-        generator = TriplaneTransformer(TriplaneTransformerConfig(), 1024)
+        generator = TriplaneTransformer(TriplaneTransformerConfig(smooth=smooth), 1024)
     assert round(sum(p.numel() for p in generator.parameters()) / 1e6, 1) == 120.5
 
 
-@pytest.mark.parametrize("config", [TINY, POOLED])
+@pytest.mark.parametrize("config", [TINY, POOLED, SMOOTH])
 def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerConfig):
     torch.manual_seed(0)
     scene = TriplaneTransformer(config, TEXT_DIM)(texts(3))
@@ -61,6 +66,38 @@ def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerC
     sdf, albedo = scene.sdf_and_radiance(points)
     torch.testing.assert_close(sdf, points.norm(dim=-1) - 0.8, rtol=0, atol=0.02)
     torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.01)
+
+
+def test_smooth_planes_start_as_tokens_upsampled_bilinearly():
+    torch.manual_seed(0)
+    generator = TriplaneTransformer(SMOOTH, TEXT_DIM)
+    found = []
+    generator.norm.register_forward_hook(lambda _, __, out: found.append(out))
+    planes = planes_of(generator(texts(2)))
+    tokens = found[0].view(2 * 3, 3, 3, 12) @ generator.to_planes.weight[:, :, 0, 0]
+    expected = functional.interpolate(tokens.movedim(-1, 1), scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(planes.flatten(0, 1), expected, rtol=0, atol=1e-6)
+
+
+def test_the_filter_takes_what_alternates_and_keeps_what_is_straight():
+    columns = torch.arange(8.0).expand(8, 8)
+    straight, alternating = 2 * columns - columns.t(), (-1) ** columns
+    planes = filtered(torch.stack([straight, alternating + 1, alternating.t()])[None])[0]
+    torch.testing.assert_close(planes[0, 1:-1, 1:-1], straight[1:-1, 1:-1])
+    torch.testing.assert_close(planes[1, :, 1:-1], torch.ones(8, 6))
+    torch.testing.assert_close(planes[2, 1:-1], torch.zeros(6, 8))
+
+
+def test_waves():
+    """Row i, column j: [sin(i w), cos(i w), sin(j w), cos(j w)], w = 1 and 1/100; and each plane's own."""
+    tokens = waves(3, 8).view(3, 9, 8)
+    own = tokens[:, :1] - torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1])
+    torch.testing.assert_close((tokens - own)[1], (tokens - own)[0])
+    i, j = 2.0, 1.0
+    w = torch.tensor([1.0, 0.01])
+    expected = torch.cat([(i * w).sin(), (i * w).cos(), (j * w).sin(), (j * w).cos()])
+    torch.testing.assert_close((tokens - own)[2, 2 * 3 + 1], expected)
+    assert (own[0] - own[1]).abs().min() > 1e-3 and waves(2, 6).shape == (12, 6)
 
 
 def test_attention_is_pytorchs_own():
@@ -89,7 +126,7 @@ def test_a_point_reads_its_own_place_on_every_plane():
     torch.testing.assert_close(read_planes(planes, 0.8 * points), 0.8 * expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [TINY, POOLED])
+@pytest.mark.parametrize("config", [TINY, POOLED, SMOOTH])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_a_batch_equals_its_prompts_one_by_one(
