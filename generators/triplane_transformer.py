@@ -92,7 +92,7 @@ class TriplaneTransformer(nn.Module):
         self.to_planes = nn.ConvTranspose2d(width, config.plane_channels, kernel_size=2, stride=2, bias=False)
         if config.smooth:
             weight = self.to_planes.weight.data
-            weight.copy_(weight[:, :, :1, :1].expand_as(weight))
+            weight.copy_(weight[:, :, :1, :1].clone().expand_as(weight))
         features = 3 * config.plane_channels
         self.head_sdf = BiasFreeMLP((features, *config.hidden, 1))
         self.head_rgb = BiasFreeMLP((features, *config.hidden, 3))
