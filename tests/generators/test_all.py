@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,70 +11,45 @@ from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
-from amortized.types import Scene, TextCondition
+from amortized.types import Scene
 from generators import GENERATORS, config_class
 from generators.conv3d import Conv3DConfig
 from generators.hyper_ingp import HyperINGPConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
-from tests.rendering.scenes import in_double
+from tests.generators.helpers import TEXT_DIM, in_double, moved, rows_of, texts
+from tests.rendering import scenes
 
-TEXT_DIM = 6
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
+CONV = Conv3DConfig(
+    resolution=8, base_channels=6, num_features=5, z_dim=3, style_dim=8, hidden=(7,), sphere_radius=0.6
+)
+TRIPLANE = TriplaneTransformerConfig(
+    plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7,), sphere_radius=0.6
+)
 TINY = {
     "hyper-ingp": HyperINGPConfig(grid=GRID, hidden=(8,), include_position=True, sphere_radius=0.6),
+    "hyper-ingp shared width": HyperINGPConfig(grid=GRID, hidden=(8, 8), shared_width=8, sphere_radius=0.6),
     "hyper-ingp with all": HyperINGPConfig(
         grid=GRID, hidden=(8,), text="tokens", z_dim=3, spectral_norm=True, sphere_radius=0.6
     ),
-    "3dconv-net": Conv3DConfig(
-        resolution=8, base_channels=6, num_features=5, z_dim=3, style_dim=8, hidden=(7,), sphere_radius=0.6
-    ),
-    "triplane-transformer": TriplaneTransformerConfig(
-        plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7,), sphere_radius=0.6
-    ),
-    "triplane-transformer smooth": TriplaneTransformerConfig(
-        plane_tokens=3,
-        width=12,
-        num_layers=2,
-        num_heads=3,
-        plane_channels=4,
-        hidden=(7,),
-        sphere_radius=0.6,
-        smooth=True,
-    ),  # fmt: skip
+    "3dconv-net": CONV,
+    "3dconv-net checkpointing": replace(CONV, checkpointing=True),
+    "triplane-transformer": TRIPLANE,
+    "triplane-transformer pooled": replace(TRIPLANE, text="pooled"),
+    "triplane-transformer smooth": replace(TRIPLANE, smooth=True, checkpointing=True),
 }
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, shading=ShadingConfig(kind="lambert"))
 
 
-def texts(num_prompts: int) -> TextCondition:
-    random = torch.Generator().manual_seed(3)
-    return TextCondition(
-        pooled=torch.randn(num_prompts, TEXT_DIM, generator=random).double(),
-        tokens=torch.randn(num_prompts, 5, TEXT_DIM, generator=random).double(),
-        mask=torch.arange(5) < 5 - torch.arange(num_prompts)[:, None],
-    )
-
-
-def in_float(text: TextCondition) -> TextCondition:
-    return TextCondition(pooled=text.pooled.float(), tokens=text.tokens.float(), mask=text.mask)
-
-
-def rows_of(text: TextCondition, rows: slice) -> TextCondition:
-    return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
-
-
 def trained_like(name: str, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    generator = TINY[name].build(TEXT_DIM)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return generator.double().eval()
+    return moved(TINY[name].build(TEXT_DIM), by=0.1).double()
 
 
 def images(scene: Scene, num_prompts: int, num_views: int) -> torch.Tensor:
     """[P, V, 8, 8, 3] of a training render."""
     cameras = orbit(num_prompts, num_views, elevation_deg=20, distance=2.6, fovy_deg=45, start_azimuth_deg=10)
-    cameras = in_double(cameras)
+    cameras = scenes.in_double(cameras)
     background = torch.full((num_prompts, num_views, 3), 0.3).double()
     random = torch.Generator().manual_seed(1)
     u = torch.rand(1, num_views * 64, RENDERER.num_samples, generator=random).double()
@@ -88,7 +64,7 @@ def images(scene: Scene, num_prompts: int, num_views: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_views", [1, 4])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, num_views: int):
-    generator, text = trained_like(name), texts(num_prompts)
+    generator, text = trained_like(name), in_double(texts(num_prompts))
     z = torch.randn(num_prompts, getattr(generator, "z_dim", 0)).double()
     seed = torch.randn(num_prompts, num_views, 8, 8, 3).double()
 
@@ -110,8 +86,15 @@ def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, n
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_the_sdf_alone_is_the_one_that_comes_with_colours(name: str):
+    scene = trained_like(name)(in_double(texts(2)))
+    points = torch.rand(2, 50, 3).double() - 0.5
+    torch.testing.assert_close(scene.sdf(points), scene.sdf_and_radiance(points)[0])
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
-    generator, text = trained_like(name).float(), in_float(texts(2))
+    generator, text = trained_like(name).float(), texts(2)
     z, points = torch.randn(2, getattr(generator, "z_dim", 0)), torch.rand(2, 200, 3) - 0.5
     exact = generator(text, z).sdf(points)
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,7 +109,7 @@ def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
 
 @pytest.mark.parametrize("name", TINY)
 def test_weights_move_to_another_module(name: str):
-    generator, other, text = trained_like(name), trained_like(name, seed=1), texts(2)
+    generator, other, text = trained_like(name), trained_like(name, seed=1), in_double(texts(2))
     points = torch.rand(2, 50, 3).double() - 0.5
     assert not torch.allclose(generator(text).sdf(points), other(text).sdf(points))
     other.load_state_dict(generator.state_dict())
@@ -136,7 +119,7 @@ def test_weights_move_to_another_module(name: str):
 @pytest.mark.parametrize("name", ["3dconv-net", "triplane-transformer"])
 def test_parts_compile_whole(name: str):
     """Each part is one graph without breaks, forward and backward, and computes the same."""
-    generator, text = trained_like(name), texts(2)
+    generator, text = trained_like(name), in_double(texts(2))
     z, points = torch.randn(2, getattr(generator, "z_dim", 0)).double(), torch.rand(2, 50, 3).double() - 0.5
     parts = generator.stages if name == "3dconv-net" else generator.layers
 

@@ -4,32 +4,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from amortized.types import Scene, TextCondition
+from amortized.conditioning import expand_row
+from amortized.types import Scene
 from generators.conv3d import Conv3DConfig, Conv3DNet, _noise, _scramble, _StyleConv, read_volume
+from tests.generators.helpers import TEXT_DIM, moved, texts
 
-TEXT_DIM = 6
 TINY = Conv3DConfig(resolution=16, base_channels=6, num_features=5, z_dim=4, style_dim=8, hidden=(7,))
-
-
-def text_of(pooled: torch.Tensor) -> TextCondition:
-    return TextCondition(
-        pooled=pooled, tokens=pooled[:, None], mask=torch.ones(len(pooled), 1, dtype=torch.bool)
-    )
 
 
 def volume_of(scene: Scene) -> torch.Tensor:
     """[P, F, R, R, R]"""
     return scene.features.args[0]
-
-
-def trained_like(config: Conv3DConfig) -> Conv3DNet:
-    """A generator whose every parameter, noise strengths among them, has moved away from its start."""
-    torch.manual_seed(0)
-    generator = Conv3DNet(config, TEXT_DIM)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return generator
 
 
 @pytest.mark.parametrize(("width", "total", "volumes"), [(1, 88.7, 44.3), (2, 144.8, 86.2)])
@@ -43,7 +28,7 @@ def test_published_parameter_counts(width: int, total: float, volumes: float):
 
 def test_every_prompt_starts_as_the_mid_grey_sphere():
     torch.manual_seed(0)
-    scene = Conv3DNet(TINY, TEXT_DIM)(text_of(torch.randn(3, TEXT_DIM)))
+    scene = Conv3DNet(TINY, TEXT_DIM)(texts(3))
     assert isinstance(scene, Scene) and volume_of(scene).shape == (3, 5, 16, 16, 16)
     points = (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
     sdf, albedo = scene.sdf_and_radiance(points)
@@ -84,34 +69,9 @@ def test_a_point_reads_its_own_place():
     torch.testing.assert_close(read_volume(volume, points), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_prompts", [1, 2, 3])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_batch_equals_its_prompts_one_by_one(num_prompts: int, checkpointing: bool):
-    generator = trained_like(Conv3DConfig(**{**vars(TINY), "checkpointing": checkpointing}))
-    pooled, z = torch.randn(num_prompts, TEXT_DIM), torch.randn(num_prompts, 4)
-    points, seed = torch.rand(num_prompts, 30, 3) - 0.5, torch.randn(num_prompts, 30)
-
-    def run(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = generator(text_of(pooled[rows]), z[rows])
-        sdf, albedo = scene.sdf_and_radiance(points[rows])
-        torch.testing.assert_close(scene.sdf(points[rows]), sdf)
-        (sdf * seed[rows] + albedo.sum(dim=-1)).sum().backward()
-        return sdf, albedo
-
-    together = run(slice(None))
-    gradients = [p.grad.clone() for p in generator.parameters()]
-    assert all(gradient.abs().max() > 0 for gradient in gradients)
-    generator.zero_grad()
-    apart = [run(slice(i, i + 1)) for i in range(num_prompts)]
-    for got, parts in zip(together, zip(*apart, strict=True), strict=True):
-        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
-    for got, parameter in zip(gradients, generator.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, rtol=2e-3, atol=2e-4)
-
-
 def test_z_changes_the_scene_and_the_same_z_repeats_it():
-    generator = trained_like(TINY)
-    text = text_of(torch.randn(1, TEXT_DIM).expand(3, -1))
+    torch.manual_seed(0)
+    generator, text = moved(Conv3DNet(TINY, TEXT_DIM)), expand_row(texts(1), 3)
     z = torch.randn(2, 4)
     with torch.no_grad():
         first, again, other = volume_of(generator(text, z[[0, 0, 1]]))
@@ -123,8 +83,7 @@ def test_z_changes_the_scene_and_the_same_z_repeats_it():
 
 def test_noise_differs_by_prompt_and_resolution_and_is_off_at_the_start():
     torch.manual_seed(0)
-    generator = Conv3DNet(TINY, TEXT_DIM)
-    text = text_of(torch.randn(1, TEXT_DIM).expand(2, -1))
+    generator, text = Conv3DNet(TINY, TEXT_DIM), expand_row(texts(1), 2)
     nearly = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.000001, 0.0, 0.0, 0.0]])  # same style, other bytes
     with torch.no_grad():
         quiet = volume_of(generator(text, nearly))
@@ -163,7 +122,7 @@ def test_scramble_is_splitmix64():
 
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match=r"z must be \[P, z_dim\] = \[2, 4\], got \[2, 3\]"):
-        Conv3DNet(TINY, TEXT_DIM)(text_of(torch.randn(2, TEXT_DIM)), torch.randn(2, 3))
+        Conv3DNet(TINY, TEXT_DIM)(texts(2), torch.randn(2, 3))
     for name, value in (
         ("resolution", 48),
         ("z_dim", 0),

@@ -6,8 +6,8 @@ import torch
 from amortized.encodings import HashGridConfig
 from amortized.types import Scene, TextCondition
 from generators.hyper_ingp import HyperINGP, HyperINGPConfig, TokenPooling
+from tests.generators.helpers import TEXT_DIM, in_double, moved, texts
 
-TEXT_DIM = 12
 GRID = HashGridConfig(
     num_levels=4, features_per_level=4, log2_table_size=11, base_resolution=8, growth=5 ** (1 / 3)
 )
@@ -18,25 +18,9 @@ RICH = HyperINGPConfig(
 )
 
 
-def text_of(pooled: torch.Tensor) -> TextCondition:
-    """Prompt p has 4 - p tokens, made of its pooled vector; the rest is padding."""
-    tokens = torch.stack([pooled * (i + 1) for i in range(4)], dim=1).sin()
-    mask = torch.arange(4) < 4 - torch.arange(len(pooled))[:, None]
-    return TextCondition(pooled=pooled, tokens=tokens, mask=mask)
-
-
-def rows_of(text: TextCondition, rows: slice) -> TextCondition:
-    return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
-
-
 def trained_like(config: HyperINGPConfig) -> HyperINGP:
-    """A generator whose every parameter has moved away from its start."""
     torch.manual_seed(0)
-    generator = HyperINGP(config, TEXT_DIM)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return generator.eval()  # spectral norms are refined by every call in training
+    return moved(HyperINGP(config, TEXT_DIM))
 
 
 def test_published_parameter_counts():
@@ -50,7 +34,7 @@ def test_published_parameter_counts():
 @pytest.mark.parametrize("config", [SMALL, PLAIN, RICH, HyperINGPConfig(grid=GRID, include_position=True)])
 def test_every_prompt_starts_as_the_mid_grey_sphere(config: HyperINGPConfig):
     generator = HyperINGP(config, TEXT_DIM)
-    scene = generator(text_of(torch.randn(3, TEXT_DIM)))
+    scene = generator(texts(3))
     assert isinstance(scene, Scene)
     assert scene.bounding_radius == config.bounding_radius
     points = config.bounding_radius * (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
@@ -63,7 +47,7 @@ def test_the_first_gradient_reaches_every_layer():
     """A quiet start must not be a dead one: one step trains every layer, two move prompts apart."""
     torch.manual_seed(0)
     generator = HyperINGP(SMALL, TEXT_DIM)
-    text, points = text_of(torch.randn(2, TEXT_DIM)), torch.rand(2, 200, 3) - 0.5
+    text, points = texts(2), torch.rand(2, 200, 3) - 0.5
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
@@ -76,38 +60,11 @@ def test_the_first_gradient_reaches_every_layer():
     assert albedo[1].mean() > 0.51
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN, RICH])
-@pytest.mark.parametrize("num_prompts", [1, 2, 3])
-def test_a_batch_equals_its_prompts_one_by_one(config: HyperINGPConfig, num_prompts: int):
-    generator = trained_like(config)
-    pooled, points = torch.randn(num_prompts, TEXT_DIM), torch.rand(num_prompts, 30, 3) - 0.5
-    text, z, seed = text_of(pooled), torch.randn(num_prompts, config.z_dim), torch.randn(num_prompts, 30)
-
-    def run(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = generator(rows_of(text, rows), z[rows])
-        sdf, albedo = scene.sdf_and_radiance(points[rows])
-        torch.testing.assert_close(scene.sdf(points[rows]), sdf)
-        (sdf * seed[rows] + albedo.sum(dim=-1)).sum().backward()
-        return sdf, albedo
-
-    together = run(slice(None))
-    gradients = [p.grad.clone() for p in generator.parameters()]
-    generator.zero_grad()
-    apart = [run(slice(i, i + 1)) for i in range(num_prompts)]
-    for got, parts in zip(together, zip(*apart, strict=True), strict=True):
-        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
-    for got, parameter in zip(gradients, generator.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-4)
-    if num_prompts > 1:
-        other = generator(rows_of(text, slice(1, 2)), z[1:2])
-        assert not torch.allclose(together[0][0], other.sdf(points[:1])[0])
-
-
 def test_heads_follow_the_formula():
     generator = trained_like(PLAIN).double()
-    pooled, points = torch.randn(1, TEXT_DIM).double(), torch.rand(1, 9, 3).double() - 0.5
-    sdf, albedo = generator(text_of(pooled)).sdf_and_radiance(points)
-    flat = generator.hypernet(pooled)[0]
+    text, points = in_double(texts(1)), torch.rand(1, 9, 3).double() - 0.5
+    sdf, albedo = generator(text).sdf_and_radiance(points)
+    flat = generator.hypernet(text.pooled)[0]
     widths = [(16, 16), (16, 8), (8, 1), (16, 16), (16, 8), (8, 3)]  # grid 4 x 4 = 16 features
     matrices, start = [], 0
     for a, b in widths:
@@ -123,7 +80,7 @@ def test_heads_follow_the_formula():
 
 def test_tokens_z_and_spectral_norm_are_read_where_asked_for():
     generator, points = trained_like(RICH), torch.rand(1, 50, 3) - 0.5
-    text, z = text_of(torch.randn(1, TEXT_DIM)), torch.randn(1, 5)
+    text, z = texts(1), torch.randn(1, 5)
 
     def sdf(**changes) -> torch.Tensor:
         z_now = changes.pop("z", z)
@@ -134,7 +91,7 @@ def test_tokens_z_and_spectral_norm_are_read_where_asked_for():
     assert torch.equal(now, sdf())
     assert (sdf(tokens=text.tokens + torch.randn_like(text.tokens)) - now).abs().max() > 1e-4
     assert (sdf(z=-z) - now).abs().max() > 1e-4
-    shorter = torch.tensor([[True, True, False, False]])
+    shorter = torch.tensor([[True, True, False, False, False]])
     padded = text.tokens.clone()
     padded[:, 2:] = 100.0
     torch.testing.assert_close(sdf(mask=shorter, tokens=padded), sdf(mask=shorter))
@@ -147,7 +104,7 @@ def test_tokens_z_and_spectral_norm_are_read_where_asked_for():
 
 def test_pooling_is_pytorchs_attention_with_the_tokens_as_keys_and_values():
     torch.manual_seed(0)
-    pooling, text = TokenPooling(TEXT_DIM, 3), text_of(torch.randn(3, TEXT_DIM))
+    pooling, text = TokenPooling(TEXT_DIM, 3), texts(3)
     with torch.no_grad():
         pooling.queries.normal_()
         got = pooling(text.tokens, text.mask)
@@ -158,7 +115,7 @@ def test_pooling_is_pytorchs_attention_with_the_tokens_as_keys_and_values():
 
 
 def test_bad_sizes_are_named():
-    text = text_of(torch.randn(2, TEXT_DIM))
+    text = texts(2)
     with pytest.raises(ValueError, match=r"z must be \[P, z_dim\] = \[2, 5\], got \[2, 3\]"):
         trained_like(RICH)(text, torch.randn(2, 3))
     with pytest.raises(ValueError, match="need a bool mask"):

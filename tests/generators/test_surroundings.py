@@ -6,36 +6,27 @@ import torch
 from amortized.cameras import camera_rays, orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, render
-from amortized.types import Scene, SurroundedScene, TextCondition
+from amortized.types import Scene, SurroundedScene
 from generators.hyper_ingp import HyperINGPConfig
 from generators.surroundings import HashSurroundingsConfig, SHSurroundingsConfig, Surrounded
-from tests.rendering.scenes import in_double
+from tests.generators.helpers import TEXT_DIM, in_double, moved, rows_of, texts
+from tests.rendering import scenes
 
-TEXT_DIM = 6
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
 KINDS = {"hash": HashSurroundingsConfig(grid=GRID, hidden=8), "sh": SHSurroundingsConfig()}
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, lattice=10)
-
-
-def text_of(pooled: torch.Tensor) -> TextCondition:
-    pooled = pooled.double()
-    mask = torch.ones(len(pooled), 1, dtype=torch.bool)
-    return TextCondition(pooled=pooled, tokens=pooled[:, None], mask=mask)
 
 
 def trained_like(kind: str) -> Surrounded:
     torch.manual_seed(0)
     generator = HyperINGPConfig(grid=GRID, hidden=(8,), z_dim=3).build(TEXT_DIM)
     module = Surrounded(generator, KINDS[kind].build(TEXT_DIM))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module.double()
+    return moved(module, by=0.3).double()
 
 
 def look(scene: Scene, num_prompts: int, num_views: int, own: torch.Tensor | None) -> torch.Tensor:
     cameras = orbit(num_prompts, num_views, elevation_deg=20, distance=2.6, fovy_deg=60, start_azimuth_deg=10)
-    cameras = in_double(cameras)
+    cameras = scenes.in_double(cameras)
     colours = torch.tensor([0.2, 0.4, 0.6]).double().expand(num_prompts, num_views, 3)
     image = render(
         scene, cameras, 8, 8, config=RENDERER, background=colours, sharpness=20.0, training=True,
@@ -48,7 +39,7 @@ def look(scene: Scene, num_prompts: int, num_views: int, own: torch.Tensor | Non
 def test_every_direction_starts_mid_grey(kind: str):
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(2, 50, 3).double(), dim=-1)
-    colours = KINDS[kind].build(TEXT_DIM).double()(text_of(torch.randn(2, TEXT_DIM)))(directions)
+    colours = KINDS[kind].build(TEXT_DIM).double()(in_double(texts(2)))(directions)
     torch.testing.assert_close(colours, torch.full((2, 50, 3), 0.5).double(), rtol=0, atol=0.01)
 
 
@@ -56,12 +47,12 @@ def test_every_direction_starts_mid_grey(kind: str):
 @pytest.mark.parametrize("num_views", [1, 4])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_images_of_a_batch_equal_those_one_by_one(kind: str, num_prompts: int, num_views: int):
-    module, pooled = trained_like(kind), torch.randn(num_prompts, TEXT_DIM)
+    module, text = trained_like(kind), in_double(texts(num_prompts))
     z, seed = torch.randn(num_prompts, 3), torch.randn(num_prompts, num_views, 8, 8, 3).double()
     own = torch.arange(num_prompts * num_views).view(num_prompts, num_views) % 2 == 0
 
     def run(rows: slice) -> torch.Tensor:
-        rgb = look(module(text_of(pooled[rows]), z[rows]), len(z[rows]), num_views, own[rows])
+        rgb = look(module(rows_of(text, rows), z[rows]), len(z[rows]), num_views, own[rows])
         (rgb * seed[rows]).sum().backward()
         return rgb.detach()
 
@@ -78,13 +69,13 @@ def test_images_of_a_batch_equal_those_one_by_one(kind: str, num_prompts: int, n
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_corner_of_an_image_is_the_colour_of_its_direction(kind: str):
     module = trained_like(kind)
-    scene = module(text_of(torch.randn(2, TEXT_DIM)))
+    scene = module(in_double(texts(2)))
     assert isinstance(scene, SurroundedScene) and isinstance(scene, Scene) and module.z_dim == 3
     plain = look(scene, 2, 2, None)
     assert torch.equal(plain[:, :, 0, 0], torch.tensor([0.2, 0.4, 0.6]).double().expand(2, 2, 3))
     own = look(scene, 2, 2, torch.tensor([[True, False], [False, True]]))
     cameras = orbit(2, 2, elevation_deg=20, distance=2.6, fovy_deg=60, start_azimuth_deg=10)
-    cameras = in_double(cameras)
+    cameras = scenes.in_double(cameras)
     rays = camera_rays(cameras, 8, 8).directions.unflatten(1, (2, 8, 8))[:, :, 0, 0]
     expected = scene.background(rays)
     assert torch.equal(own[0, 1, 0, 0], plain[0, 1, 0, 0]) and torch.equal(own[1, 0], plain[1, 0])
@@ -102,7 +93,7 @@ def test_the_corner_of_an_image_is_the_colour_of_its_direction(kind: str):
 
 
 def test_a_plain_scene_ignores_the_wish():
-    scene = trained_like("sh").generator(text_of(torch.randn(1, TEXT_DIM)))
+    scene = trained_like("sh").generator(in_double(texts(1)))
     own = torch.ones(1, 1, dtype=torch.bool)
     assert torch.equal(look(scene, 1, 1, own), look(scene, 1, 1, None))
 

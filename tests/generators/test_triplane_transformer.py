@@ -13,27 +13,13 @@ from generators.triplane_transformer import (
     read_planes,
     waves,
 )
+from tests.generators.helpers import TEXT_DIM, moved, texts
 
-TEXT_DIM = 6
 TINY = TriplaneTransformerConfig(
     plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7, 5)
 )
 POOLED = TriplaneTransformerConfig(**{**vars(TINY), "text": "pooled"})
 SMOOTH = TriplaneTransformerConfig(**{**vars(TINY), "smooth": True})
-
-
-def texts(num_prompts: int, length: int = 5) -> TextCondition:
-    """Random text; prompt p has length - p tokens of its own, the rest is padding."""
-    random = torch.Generator().manual_seed(3)
-    return TextCondition(
-        pooled=torch.randn(num_prompts, TEXT_DIM, generator=random),
-        tokens=torch.randn(num_prompts, length, TEXT_DIM, generator=random),
-        mask=torch.arange(length) < length - torch.arange(num_prompts)[:, None],
-    )
-
-
-def rows_of(text: TextCondition, rows: slice) -> TextCondition:
-    return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
 
 
 def planes_of(scene: Scene) -> torch.Tensor:
@@ -43,11 +29,7 @@ def planes_of(scene: Scene) -> torch.Tensor:
 
 def trained_like(config: TriplaneTransformerConfig) -> TriplaneTransformer:
     torch.manual_seed(0)
-    generator = TriplaneTransformer(config, TEXT_DIM)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return generator
+    return moved(TriplaneTransformer(config, TEXT_DIM), by=0.3)
 
 
 @pytest.mark.parametrize("smooth", [False, True])
@@ -124,34 +106,6 @@ def test_a_point_reads_its_own_place_on_every_plane():
     x, y, z = (points * torch.tensor([1.0, -1.0])[:, None, None]).unbind(-1)
     expected = torch.stack([x, y, x, z, z, y], dim=-1)
     torch.testing.assert_close(read_planes(planes, 0.8 * points), 0.8 * expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("config", [TINY, POOLED, SMOOTH])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("num_prompts", [1, 2, 3])
-def test_a_batch_equals_its_prompts_one_by_one(
-    config: TriplaneTransformerConfig, checkpointing: bool, num_prompts: int
-):
-    generator = trained_like(TriplaneTransformerConfig(**{**vars(config), "checkpointing": checkpointing}))
-    text, points = texts(num_prompts), torch.rand(num_prompts, 30, 3) - 0.5
-    seed = torch.randn(num_prompts, 30)
-
-    def run(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = generator(rows_of(text, rows))
-        sdf, albedo = scene.sdf_and_radiance(points[rows])
-        torch.testing.assert_close(scene.sdf(points[rows]), sdf)
-        (sdf * seed[rows] + albedo.sum(dim=-1)).sum().backward()
-        return sdf, albedo
-
-    together = run(slice(None))
-    gradients = [p.grad.clone() for p in generator.parameters()]
-    assert all(gradient.abs().max() > 0 for gradient in gradients)
-    generator.zero_grad()
-    apart = [run(slice(i, i + 1)) for i in range(num_prompts)]
-    for got, parts in zip(together, zip(*apart, strict=True), strict=True):
-        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
-    for got, parameter in zip(gradients, generator.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, rtol=2e-3, atol=2e-4)
 
 
 def test_padding_is_not_read():
