@@ -19,8 +19,8 @@ from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for, progress_bar
 from amortized.evaluation import evaluate, load_clip, merge_rows, summarize, summary, write_results
 from amortized.rendering import render
+from amortized.schedules import geometric_at
 from amortized.training import generator_weights, join_world, load_weights, z_of
-from amortized.training.schedules import geometric_at
 from amortized.types import Cameras, Prompt, Render, Scene
 from corpora import prompt_list, read_prompts
 from train import RunConfig, compose, corpus_of

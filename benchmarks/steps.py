@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from amortized.rendering import render
+from amortized.schedules import geometric_at
 from amortized.training import Trainer, World
 from amortized.training.distributed import to_device
 from amortized.training.losses import regularization
-from amortized.training.schedules import geometric_at
 from amortized.types import Scene
 from benchmarks.timing import now, seconds
 from train import RunConfig, compose, corpus_of

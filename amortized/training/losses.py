@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from amortized.schedules import Schedule, check_schedule, value_at
 from amortized.training import regularizers
-from amortized.training.schedules import Schedule, check_schedule, value_at
 from amortized.types import Render
 
 

@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 
 from amortized.cameras import CameraConfig
 from amortized.rendering import BackgroundConfig, RendererConfig
+from amortized.schedules import Schedule, check_schedule
 from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
-from amortized.training.schedules import Schedule, check_schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,13 @@ from amortized.conditioning import TextBank
 from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.rendering import render
+from amortized.schedules import geometric_at
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
 from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.previews import save_preview
 from amortized.training.sampler import Batch, Sampler, slots_of, z_width
-from amortized.training.schedules import geometric_at
 from amortized.training.settings import TrainingSettings
 from amortized.training.watch import Record, Watch
 from amortized.types import Corpus, Prompt
