@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             asked = prompt_list(texts, "prompts", background=corpus)
         folder = given.output or given.run / "evaluation"
         with join_world(config.device) as world:
-            _, bank, start = compose(config, world.device)
+            _, bank, start = compose(config, world.device, len(corpus))
             trained = copy.deepcopy(start.eval())  # the untrained one stays, to compare with
             load_weights(generator_weights(given.run), trained)
 
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
             def scenes_of(generator: torch.nn.Module):
                 def scene_for(prompts: list[Prompt]) -> Scene:
-                    z = z_of(prompts, generator, config.seed).to(world.device)
-                    return generator(bank.get([prompt.text for prompt in prompts]), z)
+                    z = z_of(prompts, generator, config.seed, config.trainer.seeds_per_prompt)
+                    return generator(bank.get([prompt.text for prompt in prompts]), z.to(world.device))
 
                 return scene_for
 

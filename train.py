@@ -21,8 +21,8 @@ from torch.nn import Module
 from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for
 from amortized.conditioning import TextBank
-from amortized.guidance import Guidance
-from amortized.priors import load_prior
+from amortized.guidance import Guidance, build_learned
+from amortized.priors import Prior, load_prior
 from amortized.settings import RunSettings
 from amortized.training import Trainer, describe, join_world, open_run
 from amortized.types import Corpus
@@ -45,7 +45,7 @@ def corpus_of(config: RunConfig) -> Corpus:
     return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", background=corpus)
 
 
-def compose(config: RunConfig, device: torch.device) -> tuple[Guidance, TextBank, Module]:
+def compose(config: RunConfig, device: torch.device, num_prompts: int) -> tuple[Guidance, TextBank, Module]:
     """The teacher, its texts, and an untrained generator, on the device."""
     prior = load_prior(config.prior, device)
     bank = TextBank(prior.text_encoder, config.views, device=device)
@@ -53,7 +53,18 @@ def compose(config: RunConfig, device: torch.device) -> tuple[Guidance, TextBank
     generator = config.generator.build(text_dim=prior.text_encoder.width)
     if config.surroundings is not None:
         generator = Surrounded(generator, config.surroundings.build(prior.text_encoder.width))
-    return Guidance(prior, config.guidance), bank, generator.to(device)
+    return guidance_of(config, prior, bank, num_prompts), bank, generator.to(device)
+
+
+def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
+    """The teacher, and what it learns of the renders."""
+    learned = config.guidance.learned
+    if learned is None:
+        return Guidance(prior, config.guidance)
+    text = None if learned.text is None else bank.get([learned.text])
+    null = bank.get([config.views.negative_prompt])
+    model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
+    return Guidance(prior, config.guidance, model.to(prior.device))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         with join_world(config.device) as world:
             if not given.dry_run:
                 open_run(Path(config.output), settings.to_yaml(config), world, resume=given.resume)
-            guidance, bank, generator = compose(config, world.device)
+            guidance, bank, generator = compose(config, world.device, len(corpus))
             trainer = Trainer(
                 config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator
             )

@@ -9,6 +9,8 @@ Field types: bool, int, float (finite), str, Path, Literal, X | None, tuple[T, .
 dataclasses, and unions. A union of dataclasses is a *choice*: each has its own
 `name: Literal["..."] = "..."`, and the key `name` selects which one is built. A dataclass with
 `shorthand: ClassVar[str] = "path"` may be given as that one value: `prior=DIR` is `prior.path=DIR`.
+One with `starts: ClassVar = ("method", {"asd": {...}, ...})` takes a key more, `method`, that names the
+settings its own keys start from; written back, those stand in its place.
 """
 
 from __future__ import annotations
@@ -95,6 +97,7 @@ class _Reader:
             example = join(where, next(iter(_fields(kinds[0])), "KEY"))
             raise ConfigError(f"{where} is a section: set its keys ({example}=VALUE), not {show(data)}")
         cls = self._chosen(kinds, data, where, default)
+        data = self._started(cls, data, where)
         default = default if type(default) is cls else None
         fields, hints = _fields(cls), _hints(cls)
         for key, value in data.items():
@@ -195,6 +198,16 @@ class _Reader:
             raise ConfigError(f"missing required key {key}: one of {names}")
         raise ConfigError(f"{key} must be one of {names}, got {show(name)}")
 
+    def _started(self, cls: type, data: Mapping, where: str) -> Mapping:
+        """`data` over the settings that it says its class should start from."""
+        key, starts = getattr(cls, "starts", ("", {}))
+        if key not in data:
+            return data
+        name = data[key]
+        if not isinstance(name, str) or name not in starts:
+            raise ConfigError(f"{join(where, key)} must be one of {', '.join(starts)}, got {show(name)}")
+        return _merge((cls,), starts[name], {k: v for k, v in data.items() if k != key})
+
     def _unknown_key(self, key: str, value: Any, cls: type, kinds: tuple, where: str) -> str:
         tail = next(dotted({key: value}))  # trainr: {steps: 3} is reported as trainr.steps
         wrong = join(where, tail)
@@ -205,7 +218,7 @@ class _Reader:
                 name = join(where, "name")
                 of, has = _default(_fields(other)["name"]), _default(_fields(cls)["name"])
                 return f"{wrong}{place} is a setting of {name}={of}, but {name} is {has}"
-        own = {join(where, name) for name in _fields(cls)}
+        own = {join(where, name) for name in _keys(cls)}
         inside = [k for k in _schema(self.root, self.prefix) if _valid(k, where, own)]
         near = _nearest(wrong, inside)
         hint = f"did you mean {near}?" if near else f"the keys here are {', '.join(sorted(own))}"
@@ -242,6 +255,11 @@ def _fields(cls: type) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls) if f.init}
 
 
+def _keys(cls: type) -> list[str]:
+    """What a section of this class may be given: its fields, and the key that names its start."""
+    return [*_fields(cls), *getattr(cls, "starts", ())[:1]]
+
+
 def _default(field: dataclasses.Field) -> Any:
     made = field.default_factory is not dataclasses.MISSING
     return field.default_factory() if made else field.default  # pyright: ignore[reportCallIssue]
@@ -257,10 +275,10 @@ def _sections(hint: Any) -> tuple[type, ...]:
 
 def _schema(cls: type, where: str = "") -> Iterator[str]:
     """All dotted keys under `cls`, those of every choice included."""
-    for name in _fields(cls):
+    for name in _keys(cls):
         key = join(where, name)
         yield key
-        for section in _sections(_hints(cls)[name]):
+        for section in _sections(_hints(cls).get(name)):
             yield from _schema(section, key)
 
 

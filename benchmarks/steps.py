@@ -24,9 +24,10 @@ PROGRESS = 0.5  # of the run, for the schedules
 
 def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step, ratios, and megabytes."""
-    guidance, bank, generator = compose(config, device)
+    corpus = corpus_of(config)
+    guidance, bank, generator = compose(config, device, len(corpus))
     trainer = Trainer(
-        config, world=World(device=device), corpus=corpus_of(config), guidance=guidance, bank=bank,
+        config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
         generator=generator,
     )  # fmt: skip
     batch = trainer.sampler.batch(0, trainer.slots[0], trainer.slots_per_step)
@@ -45,8 +46,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
         )  # fmt: skip
 
     def teach(latents: Tensor):
-        draws, cameras = to_device(batch.draws, device), to_device(batch.cameras, device)
-        return guidance(latents, view_text, draws, PROGRESS, cameras)
+        return guidance(latents, view_text, batch.draws, PROGRESS, to_device(batch.cameras, device))
 
     def per_branch() -> None:
         for _ in range(guidance.branches_per_image(len(view_text.negatives))):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.guidance import Guidance, GuidanceConfig
+from amortized.guidance import Guidance, published
 from benchmarks import __main__ as bench
 from benchmarks import methods, rendering, steps
 from corpora import open_corpus
@@ -74,7 +74,7 @@ def test_processes_share_the_prompts_evenly(monkeypatch, capsys):
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_the_calls_of_a_step_are_what_guidance_asks(name: str):
     (method, *_), calls = methods.METHODS[name]
-    config = GuidanceConfig(method=method.removeprefix("guidance.method="))
+    config = published(method.removeprefix("guidance.method="))
     assert Guidance(None, config).branches_per_image(num_negatives=0) == calls
 
 

@@ -12,7 +12,14 @@ from typing import Protocol
 import torch
 
 from amortized.conditioning.rows import concatenate_rows, move_rows
-from amortized.conditioning.views import ViewText, ViewTextConfig, plain_text, view_text, view_words
+from amortized.conditioning.views import (
+    ViewText,
+    ViewTextConfig,
+    plain_text,
+    view_text,
+    view_words,
+    with_constants,
+)
 from amortized.types import Cameras, TextCondition
 
 
@@ -51,14 +58,20 @@ class TextBank:
 
     def views(self, texts: Sequence[str], cameras: Cameras) -> ViewText:
         """The P prompts as their V cameras see them, B = P * V rows: what guidance reads."""
-        unconditional = self.get([self.config.negative_prompt])
-        if self.config.direction_step_deg == 0:
-            return view_text(self.get(self._view_sentences(texts)), unconditional, cameras, self.config)
-        num_views = cameras.azimuth_deg.shape[1]
-        words = view_words(cameras, self.config)
-        sentences = [texts[image // num_views] + seen for image, seen in enumerate(words)]
-        # A numbered direction hardly ever comes twice: kept, these would only fill the memory.
-        return plain_text(move_rows(self.encoder.encode(sentences), self.device), unconditional)
+        config = self.config
+        unconditional = self.get([config.negative_prompt])
+        if config.direction_step_deg == 0:
+            text = view_text(self.get(self._view_sentences(texts)), unconditional, cameras, config)
+        else:
+            num_views = cameras.azimuth_deg.shape[1]
+            words = view_words(cameras, config)
+            sentences = [texts[image // num_views] + seen for image, seen in enumerate(words)]
+            # A numbered direction hardly ever comes twice: kept, these would only fill the memory.
+            text = plain_text(move_rows(self.encoder.encode(sentences), self.device), unconditional)
+        negatives = self.get(config.negatives or [""])
+        return with_constants(
+            text, empty=self.get([""]), negatives=negatives, weights=config.negative_weights
+        )
 
     def _view_sentences(self, texts: Iterable[str]) -> list[str]:
         return [sentence for text in texts for sentence in self.config.texts(text)]

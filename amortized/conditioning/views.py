@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class ViewTextConfig:
     negative_prompt: str = ""  # the unconditional branch
     perp_neg: bool = False  # interpolate between views, and push away from the wrong ones
     perp_neg_weight: float = -0.5  # multiplies the weights of the negatives
+    # Sentences to push every view away from, besides, and their weights.
+    negatives: tuple[str, ...] = ()
+    negative_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.suffixes) != NUM_VIEWS:
@@ -48,6 +52,22 @@ class ViewTextConfig:
                 f"views.perp_neg_weight must not be positive, got {self.perp_neg_weight}: "
                 "a positive weight pulls the image towards the wrong view"
             )
+
+        if len(self.negatives) != len(self.negative_weights):
+            raise ValueError(
+                f"views.negatives has {len(self.negatives)} sentences and views.negative_weights "
+                f"{len(self.negative_weights)} weights: give one weight, negative, for each sentence"
+            )
+        if any(weight > 0 for weight in self.negative_weights):
+            raise ValueError(
+                f"views.negative_weights must not be positive, got {list(self.negative_weights)}: "
+                "a positive weight pulls the image towards what it should avoid"
+            )
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives of every image."""
+        return 2 * self.perp_neg + len(self.negatives)
 
     def texts(self, prompt: str) -> list[str]:
         """The prompt as each view of VIEW_NAMES is captioned."""
@@ -86,19 +106,49 @@ class ViewText:
     """What a step's B images (prompt-major) are compared with, in words."""
 
     positive: TextCondition  # B rows
-    unconditional: TextCondition  # B rows
-    negatives: tuple[TextCondition, ...]  # K conditions of B rows: K = 2 with perp-neg, else 0
+    unconditional: TextCondition  # B rows: the negative prompt
+    empty: TextCondition  # B rows: no text at all
+    negatives: tuple[TextCondition, ...]  # K conditions of B rows
     negative_weights: Tensor  # [K, B], zero or negative
+
+
+def take_view_rows(text: ViewText, index: Tensor) -> ViewText:
+    """Images `index` [N] (long) of the text."""
+    index = index.to(text.positive.pooled.device)
+    return ViewText(
+        positive=take_rows(text.positive, index),
+        unconditional=take_rows(text.unconditional, index),
+        empty=take_rows(text.empty, index),
+        negatives=tuple(take_rows(negative, index) for negative in text.negatives),
+        negative_weights=text.negative_weights[:, index],
+    )
 
 
 def plain_text(positive: TextCondition, unconditional: TextCondition) -> ViewText:
     """The text of B images, one row each, and the one unconditional row; nothing to push away from."""
     num_images = len(positive.pooled)
+    null = expand_row(unconditional, num_images)
     return ViewText(
         positive=positive,
-        unconditional=expand_row(unconditional, num_images),
+        unconditional=null,
+        empty=null,
         negatives=(),
         negative_weights=positive.pooled.new_zeros(0, num_images),
+    )
+
+
+def with_constants(
+    text: ViewText, *, empty: TextCondition, negatives: TextCondition, weights: Sequence[float]
+) -> ViewText:
+    """The text, its empty sentence (one row), and K negatives more (K rows) alike for all images."""
+    num_images = len(text.positive.pooled)
+    more = torch.tensor(weights).to(text.negative_weights)[:, None].expand(-1, num_images)
+    rows = [take_rows(negatives, torch.tensor([i])) for i in range(len(weights))]
+    return replace(
+        text,
+        empty=expand_row(empty, num_images),
+        negatives=text.negatives + tuple(expand_row(row, num_images) for row in rows),
+        negative_weights=torch.cat([text.negative_weights, more]),
     )
 
 
@@ -127,9 +177,11 @@ def view_text(
         view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
         return plain_text(pick(view), unconditional)
     first, second, share, negatives, weights = _perp_neg(cameras, config)
+    null = expand_row(unconditional, num_prompts * num_views)
     return ViewText(
         positive=mix_rows(pick(first), pick(second), share.flatten().to(device)),
-        unconditional=expand_row(unconditional, num_prompts * num_views),
+        unconditional=null,
+        empty=null,
         negatives=tuple(pick(view) for view in negatives),
         negative_weights=weights.flatten(1).to(texts_by_view.pooled),
     )

@@ -1,54 +1,36 @@
 """Score distillation: noise source x reference x (t, t') x weight x CFG pair, and named choices of them."""
 
-from amortized.guidance.config import METHOD_NAMES, GuidanceConfig, GuidanceDraws
-from amortized.guidance.distillation import Guidance, GuidanceOutput, ask, surrogate
-from amortized.guidance.methods import METHODS, Method
-from amortized.guidance.noise import NoisedLatents, NoiseSource, gaussian_noise
-from amortized.guidance.scores import (
-    Branch,
-    ConditionalAtReference,
-    GuidedScore,
-    NullScore,
-    Score,
-    Step,
-    TrueNoise,
-    perpendicular,
-)
-from amortized.guidance.timesteps import (
-    LaterTime,
-    ReferenceTime,
-    draw_timesteps,
-    same_time,
-    share_in_groups,
-    timestep_range,
-)
+from amortized.guidance.config import GuidanceConfig, GuidanceDraws, LearnedConfig, published
+from amortized.guidance.distillation import Guidance, GuidanceOutput, Method, method_of, surrogate
+from amortized.guidance.learned import build_learned
+from amortized.guidance.methods import METHODS
+from amortized.guidance.noise import Clean, Noised, NoiseSource
+from amortized.guidance.scores import Branch, Denoiser, Guided, Score, Step, perpendicular
+from amortized.guidance.timesteps import draw_timesteps, share_in_groups, timestep_range
 from amortized.guidance.weights import WEIGHTINGS
 
 __all__ = [
     "METHODS",
-    "METHOD_NAMES",
     "WEIGHTINGS",
     "Branch",
-    "ConditionalAtReference",
+    "Clean",
+    "Denoiser",
     "Guidance",
     "GuidanceConfig",
     "GuidanceDraws",
     "GuidanceOutput",
-    "GuidedScore",
-    "LaterTime",
+    "Guided",
+    "LearnedConfig",
     "Method",
     "NoiseSource",
-    "NoisedLatents",
-    "NullScore",
-    "ReferenceTime",
+    "Noised",
     "Score",
     "Step",
-    "TrueNoise",
-    "ask",
+    "build_learned",
     "draw_timesteps",
-    "gaussian_noise",
+    "method_of",
     "perpendicular",
-    "same_time",
+    "published",
     "share_in_groups",
     "surrogate",
     "timestep_range",

@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from amortized.conditioning.rows import concatenate_rows
 from amortized.conditioning.views import ViewText
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws
-from amortized.guidance.methods import METHODS, Method
-from amortized.guidance.scores import Branch, Step
-from amortized.guidance.timesteps import draw_timesteps, share_in_groups, timestep_range
+from amortized.guidance.learned import denoising_loss, detached
+from amortized.guidance.noise import Clean, Inversion, NoiseSource, Seeded, gaussian
+from amortized.guidance.scores import (
+    Branch,
+    Denoiser,
+    Guided,
+    InvertedNoise,
+    LearnedText,
+    Null,
+    Score,
+    Step,
+    TrueNoise,
+)
+from amortized.guidance.timesteps import draw_timesteps, reference_timesteps, share_in_groups, timestep_range
 from amortized.guidance.weights import WEIGHTINGS
 from amortized.priors.base import Prior
 from amortized.priors.schedule import alphas_at
+from amortized.schedules import value_at
 from amortized.types import Cameras, TextCondition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The parts of a method that are asked; its times and its weight are numbers of the config."""
+
+    noise: NoiseSource
+    target: Score
+    reference: Score
+
+
+def method_of(config: GuidanceConfig) -> Method:
+    """The parts that a config names."""
+    learned_null = config.null == "learned"
+    noises: dict[str, NoiseSource] = {
+        "gaussian": gaussian,
+        "inversion": Inversion(config=config.inversion, goes_on=config.shift == "earlier"),
+        "seed": Seeded(config=config.trajectory),
+    }
+    references: dict[str, Score] = {
+        "noise": TrueNoise(),
+        "null": Null(learned=learned_null),
+        "learned": Null(learned=True),
+        "inverted": InvertedNoise(),
+        "guided": Guided(
+            scale=config.reference_scale,
+            at_reference=config.shift != "none",
+            negatives=config.reference_negatives,
+            learned_null=learned_null,
+        ),
+    }
+    return Method(
+        noise=noises[config.noise],
+        target=Guided(learned_null=learned_null),
+        reference=references[config.reference],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +71,44 @@ class GuidanceOutput:
     """What a step hands to the trainer."""
 
     loss: Tensor  # scalar; its value is of no use to judge progress, only its gradient is
+    learned_loss: Tensor | None  # scalar, of the learned model alone: nothing of it reaches the latents
     per_sample: Tensor  # [B] detached, 0.5 * |gradient|^2 before `weight`
     timesteps: Tensor  # [B] long, t
     timesteps_reference: Tensor  # [B] long, t'
     num_denoiser_calls: int  # images sent through the denoiser
+    num_gradient_calls: int  # those of them with a graph, for the learned model
     metrics: dict[str, Tensor]  # detached scalars on the latents' device
 
 
 class Guidance:
     """A method of score distillation on a prior."""
 
-    def __init__(self, prior: Prior, config: GuidanceConfig, method: Method | None = None) -> None:
-        """`method` overrides the one that `config.method` names: any combination of parts will do."""
-        self.prior = prior
-        self.config = config
-        self.method = method or METHODS[config.method](config)
+    def __init__(
+        self,
+        prior: Prior,
+        config: GuidanceConfig,
+        learned: nn.Module | None = None,
+        *,
+        method: Method | None = None,
+    ) -> None:
+        """`learned` is what the config says is learned; `method` overrides its parts by any others.
+
+        Raises ValueError where the learned model is missing.
+        """
+        if config.uses_learned and learned is None:
+            raise ValueError("this guidance reads a learned model of the renders: give one (build_learned)")
+        self.prior, self.config, self.learned = prior, config, learned
+        self.method = method or method_of(config)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the learned model; 0 where nothing is learned."""
+        return 0.0 if self.config.learned is None else self.config.learned.learning_rate
+
+    @property
+    def learns_every(self) -> int:
+        """The learned model learns at every so many steps."""
+        return 1 if self.config.learned is None else self.config.learned.every
 
     def __call__(
         self,
@@ -48,6 +117,8 @@ class Guidance:
         draws: GuidanceDraws,
         progress: float,
         cameras: Cameras | None = None,
+        *,
+        learn: bool = True,
     ) -> GuidanceOutput:
         """One step at `progress` = step / total in [0, 1].
 
@@ -56,97 +127,106 @@ class Guidance:
 
             weight / B * g,    g = w(t) * (target - reference),    w at t, not at t',
 
-        with no derivative through the denoiser. A non-finite prediction makes the loss non-finite.
+        with no derivative through the denoiser. `learn` says whether a learned model, where there is
+        one, learns at this step. A non-finite prediction makes the loss non-finite.
         """
         batch = len(latents)
         assert len(text.positive.pooled) == batch, f"{batch} latents, {len(text.positive.pooled)} texts"
         clean = latents.detach()
+        denoiser = Denoiser(self.prior, cameras)
         with torch.no_grad():
-            step, num_calls = self._prepare(clean, text, draws, progress)
-            questions = self._questions(step)
-            predictions = ask(self.prior, questions, cameras)
+            step = self._prepare(denoiser, clean, text, draws, progress)
+            predictions = denoiser(self._questions(step))
             target = self.method.target.combine(predictions, step)
             reference = self.method.reference.combine(predictions, step)
-            weights = WEIGHTINGS[self.config.weighting](
-                alphas_at(self.prior.alphas_cumprod, step.timesteps, clean)
-            )
-            gradient = weights * (target - reference)
+            gradient = self._weights(step, clean) * (target - reference)
             norms = gradient.flatten(1).norm(dim=1)  # [B]
-            if self.config.normalize == "per_sample":
-                gradient = gradient / norms.clamp(min=1e-12)[:, None, None, None]
+            gradient = self._limited(gradient, norms)
+        learned_loss = None
+        if learn and self.learned is not None and self.config.learned is not None:
+            loss = denoising_loss(self.prior, self.learned, clean, text, draws, cameras)
+            learned_loss = self.config.learned.weight * loss
         per_sample = surrogate(latents, gradient)
         return GuidanceOutput(
             loss=self.config.weight * per_sample.sum() / batch,
+            learned_loss=learned_loss,
             per_sample=per_sample.detach(),
             timesteps=step.timesteps,
             timesteps_reference=step.timesteps_reference,
-            num_denoiser_calls=num_calls + batch * len(questions),
+            num_denoiser_calls=denoiser.num_images + (0 if learned_loss is None else batch),
+            num_gradient_calls=0 if learned_loss is None else batch,
             metrics={
                 "gradient_norm": norms.mean(),  # before normalization
                 "target_norm": target.flatten(1).norm(dim=1).mean(),
                 "reference_norm": reference.flatten(1).norm(dim=1).mean(),
-                "timestep": step.timesteps.double().mean(),
+                "timestep": step.timesteps.double().mean().to(clean.device),
+                "timestep_reference": step.timesteps_reference.double().mean().to(clean.device),
             },
         )
 
     def branches_per_image(self, num_negatives: int) -> int:
-        """Denoiser images that one image costs a step, besides those a noise source may need."""
+        """Denoiser images that one image costs a step, besides those a noise source and learning need."""
         empty = torch.empty(0)
         row = TextCondition(pooled=empty, tokens=empty, mask=empty)
         text = ViewText(
-            positive=row, unconditional=row, negatives=(row,) * num_negatives, negative_weights=empty
-        )
+            positive=row, unconditional=row, empty=row, negatives=(row,) * num_negatives,
+            negative_weights=empty,
+        )  # fmt: skip
         step = Step(
-            noisy=empty,
-            noisy_reference=empty,
-            noise=empty,
-            timesteps=empty,
-            timesteps_reference=empty,
-            text=text,
-            guidance_scale=1.0,
-        )
+            noisy=empty, timesteps=empty, noisy_reference=empty, timesteps_reference=empty, noise=empty,
+            text=text, guidance_scale=self.scale_at(0.0), learned=LearnedText(text=row, adapted=False),
+        )  # fmt: skip
         return len(self._questions(step))
+
+    def scale_at(self, progress: float) -> float:
+        """The guidance scale at progress in [0, 1]."""
+        return value_at(self.config.guidance_scale, progress)
 
     def _questions(self, step: Step) -> dict[str, Branch]:
         """The branches of target and reference; where both ask the same, once."""
         return {**self.method.target.branches(step), **self.method.reference.branches(step)}
 
     def _prepare(
-        self, clean: Tensor, text: ViewText, draws: GuidanceDraws, progress: float
-    ) -> tuple[Step, int]:
-        """Times, noisy latents and scale of this step, and the denoiser calls they took."""
+        self, denoiser: Denoiser, clean: Tensor, text: ViewText, draws: GuidanceDraws, progress: float
+    ) -> Step:
+        """Times, noisy latents and scale of this step."""
         prior, group = self.prior, self.prior.views_per_group
         low, high = timestep_range(self.config, progress, prior.num_timesteps)
-        u_timestep, u_shift = (
-            share_in_groups(u.to(clean.device), group) for u in (draws.u_timestep, draws.u_shift)
-        )
+        u_timestep, u_shift = (share_in_groups(u.cpu(), group) for u in (draws.u_timestep, draws.u_shift))
         timesteps = draw_timesteps(u_timestep, low, high)
-        later = self.method.reference_time(timesteps, u_shift, low, prior.num_timesteps)
-        noised = self.method.noise(prior, clean, text, timesteps, later, draws.noise.to(clean))
-        step = Step(
-            noisy=noised.noisy,
-            noisy_reference=noised.noisy_reference,
-            noise=noised.noise,
-            timesteps=timesteps,
-            timesteps_reference=later,
-            text=text,
-            guidance_scale=self.config.scale_at(progress),
+        reference = reference_timesteps(
+            self.config, timesteps, u_shift, low=low, num_timesteps=prior.num_timesteps, progress=progress
         )
-        return step, noised.num_denoiser_calls
+        noised = self.method.noise(
+            denoiser,
+            Clean(latents=clean, timesteps=timesteps, timesteps_reference=reference, text=text, draws=draws),
+        )
+        return Step(
+            noisy=noised.noisy,
+            timesteps=timesteps,
+            noisy_reference=noised.noisy_reference,
+            timesteps_reference=reference,
+            noise=noised.noise,
+            text=text,
+            guidance_scale=self.scale_at(progress),
+            inverted=noised.inverted,
+            learned=None if self.learned is None else detached(self.learned(text, draws.prompts)),
+        )
 
+    def _weights(self, step: Step, like: Tensor) -> Tensor:
+        """What multiplies target - reference, [B, 1, 1, 1]."""
+        abar = alphas_at(self.prior.alphas_cumprod, step.timesteps, like)
+        weights = WEIGHTINGS[self.config.weighting](abar)
+        return weights / step.guidance_scale if self.config.divide_by_scale else weights
 
-def ask(prior: Prior, questions: Mapping[str, Branch], cameras: Cameras | None = None) -> dict[str, Tensor]:
-    """The predicted noise of every branch [B, C, h, w], all in one call of the denoiser."""
-    branches: Sequence[Branch] = list(questions.values())
-    if not branches:
-        return {}
-    predicted = prior.predict_noise(
-        torch.cat([branch.noisy for branch in branches]),
-        torch.cat([branch.timesteps for branch in branches]),
-        concatenate_rows([branch.text for branch in branches]),
-        None if cameras is None else _repeat(cameras, len(branches)),
-    )
-    return dict(zip(questions, predicted.chunk(len(branches)), strict=True))
+    def _limited(self, gradient: Tensor, norms: Tensor) -> Tensor:
+        """The gradient of each image at the norm that the config allows."""
+        factors = torch.ones_like(norms)
+        if self.config.normalize == "per_sample":
+            factors = 1 / norms.clamp(min=1e-12)
+        if self.config.max_norm is not None:
+            factors = torch.minimum(factors, self.config.max_norm / norms.clamp(min=1e-12))
+        return gradient * factors[:, None, None, None]
 
 
 def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:
@@ -155,9 +235,3 @@ def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:
     0.5 * |z - sg(z - g)|^2, arranged so that z cancels exactly instead of rounding g to z's digits.
     """
     return 0.5 * (latents - latents.detach() + gradient.detach()).square().flatten(1).sum(1)
-
-
-def _repeat(cameras: Cameras, times: int) -> Cameras:
-    """The cameras of P prompts as those of times * P, whole batch after whole batch."""
-    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
-    return Cameras(**{name: torch.cat([values] * times) for name, values in parts.items()})

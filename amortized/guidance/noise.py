@@ -2,53 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from amortized.conditioning.views import ViewText
+from amortized.conditioning.views import ViewText, take_view_rows
+from amortized.guidance.config import GuidanceDraws, InversionConfig, TrajectoryConfig
+from amortized.guidance.scores import Branch, Denoiser, Guided, Step
 from amortized.priors.base import Prior
-from amortized.priors.schedule import add_noise, alphas_at
+from amortized.priors.schedule import add_noise, alphas_at, noise_to_x0, x0_to_noise
+from amortized.random import normal
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisedLatents:
+class Clean:
+    """What a noise source starts from; B rows."""
+
+    latents: Tensor  # [B, C, h, w]
+    timesteps: Tensor  # [B] long, t, on the CPU: how often to ask is decided without waiting for a device
+    timesteps_reference: Tensor  # [B] long, t', on the CPU
+    text: ViewText
+    draws: GuidanceDraws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
     """Latents at two noise levels."""
 
     noisy: Tensor  # [B, C, h, w] at t
     noisy_reference: Tensor  # [B, C, h, w] at t'
-    noise: Tensor  # [B, C, h, w] what `noisy` was made with
-    num_denoiser_calls: int = 0  # images sent through the denoiser to find the noise
+    noise: Tensor  # [B, C, h, w] the noise in `noisy`
+    inverted: Tensor | None = None  # [B, C, h, w] the prediction at t' on the way to t
 
 
-class NoiseSource(Protocol):
-    """Adds noise to clean latents; runs without gradients."""
-
-    def __call__(
-        self,
-        prior: Prior,
-        latents: Tensor,
-        text: ViewText,
-        timesteps: Tensor,
-        timesteps_reference: Tensor,
-        noise: Tensor,
-    ) -> NoisedLatents:
-        """latents, noise [B, C, h, w]; timesteps [B] long; `noise` is the step's standard normal draw."""
-        ...
+# Finds noise for clean latents; runs without gradients.
+NoiseSource = Callable[[Denoiser, Clean], Noised]
 
 
-def gaussian_noise(
-    prior: Prior,
-    latents: Tensor,
-    text: ViewText,
-    timesteps: Tensor,
-    timesteps_reference: Tensor,
-    noise: Tensor,
-) -> NoisedLatents:
-    """The draw itself, and the same one at both levels."""
+def gaussian(denoiser: Denoiser, clean: Clean) -> Noised:
+    """The step's draw, the same one at both levels."""
+    return with_noise(denoiser.prior, clean, clean.draws.noise.to(clean.latents))
+
+
+def with_noise(prior: Prior, clean: Clean, noise: Tensor) -> Noised:
+    """The same noise at t and t'."""
 
     def at(times: Tensor) -> Tensor:
-        return add_noise(latents, noise, alphas_at(prior.alphas_cumprod, times, latents))
+        return add_noise(clean.latents, noise, alphas_at(prior.alphas_cumprod, times, clean.latents))
 
-    return NoisedLatents(noisy=at(timesteps), noisy_reference=at(timesteps_reference), noise=noise)
+    return Noised(noisy=at(clean.timesteps), noisy_reference=at(clean.timesteps_reference), noise=noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """The noise that the prior itself would have to start from, found by DDIM run backwards.
+
+    From the latents with the noise of timestep 0, in strides, to t'; where t' is before t, one step more
+    to t, whose prediction is kept. ISM (arXiv 2311.11284) inverts without text; SDI (arXiv 2405.15891)
+    at a negative CFG scale and with a share of fresh noise, which keeps the total at its level (DDIM,
+    arXiv 2010.02502, eq. 12). The null is the empty text, whatever the negative prompt.
+    """
+
+    config: InversionConfig
+    goes_on: bool  # t' is before t
+
+    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
+        prior, target = denoiser.prior, clean.timesteps_reference
+        stride = max(int(self.config.stride * prior.num_timesteps), 1)
+        now = torch.zeros_like(target)
+        drawn = clean.draws.noise.to(clean.latents)
+        x = add_noise(clean.latents, drawn, alphas_at(prior.alphas_cumprod, now, clean.latents))
+        for node in range(stride, int(target.max()) + stride, stride):
+            following = target.clamp(max=node)
+            rows = (following > now).nonzero().flatten()  # the others have arrived
+            predicted = self._predict(denoiser, x, now, clean.text, rows)
+            fresh = None
+            if self.config.eta > 0:
+                keys = clean.draws.keys[rows].tolist()
+                fresh = torch.stack([normal(tuple(x.shape[1:]), key, "inversion", node) for key in keys])
+            x = _moved(x, rows, self._move(prior, x[rows], predicted, now[rows], following[rows], fresh))
+            now = following
+        noisy, met = x, None
+        if self.goes_on:
+            met = self._predict(denoiser, x, target, clean.text, torch.arange(len(x)))
+            noisy = ddim_step(prior, x, met, target, clean.timesteps)
+        noise = x0_to_noise(clean.latents, noisy, alphas_at(prior.alphas_cumprod, clean.timesteps, x))
+        return Noised(noisy=noisy, noisy_reference=x, noise=noise, inverted=met)
+
+    def _predict(self, denoiser: Denoiser, x: Tensor, times: Tensor, text: ViewText, rows: Tensor) -> Tensor:
+        asked, text = {}, take_view_rows(text, rows)
+        if self.config.scale != 1:
+            asked["null"] = Branch(noisy=x[rows], timesteps=times[rows], text=text.empty)
+        if self.config.scale != 0:
+            asked["positive"] = Branch(noisy=x[rows], timesteps=times[rows], text=text.positive)
+        found = denoiser(asked, rows)
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return found["null"] + self.config.scale * (found["positive"] - found["null"])
+
+    def _move(
+        self, prior: Prior, x: Tensor, predicted: Tensor, now: Tensor, to: Tensor, fresh: Tensor | None
+    ) -> Tensor:
+        if fresh is None:
+            return ddim_step(prior, x, predicted, now, to)
+        early, late = (alphas_at(prior.alphas_cumprod, times, x) for times in (now, to))
+        variance = (1 - early) / (1 - late) * (1 - late / early)  # DDIM's, between the two levels
+        share = self.config.eta * variance.sqrt()
+        x0 = noise_to_x0(predicted, x, early)
+        return late.sqrt() * x0 + (1 - late - share**2).sqrt() * predicted + share * fresh.to(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """The noise that a deterministic trajectory from the asset's seed carries at t'.
+
+    DDIM from pure noise, drawn from the seed alone, down to t' with the image's text; what is predicted
+    there is the noise at t' and at t, put back onto the latents (DSD, arXiv 2412.06780). It does not
+    depend on the latents. Assets of equal seed start from equal noise, whatever their prompt.
+    """
+
+    config: TrajectoryConfig
+
+    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
+        prior, target, like = denoiser.prior, clean.timesteps_reference, clean.latents
+        shape, last = tuple(like.shape[1:]), prior.num_timesteps - 1
+        start = {seed: normal(shape, seed, "trajectory") for seed in set(clean.draws.seeds.tolist())}
+        x = torch.stack([start[seed] for seed in clean.draws.seeds.tolist()]).to(like)
+        now = torch.full_like(target, last)
+        for step in range(1, self.config.num_steps + 1):
+            node = last - round(step * prior.num_timesteps / self.config.num_steps)
+            following = target.clamp(min=node)
+            rows = (following < now).nonzero().flatten()
+            if len(rows):
+                predicted = self._predict(denoiser, x, now, clean.text, rows)
+                x = _moved(x, rows, ddim_step(prior, x[rows], predicted, now[rows], following[rows]))
+            now = following
+        noise = self._predict(denoiser, x, target, clean.text, torch.arange(len(x)))
+        return with_noise(prior, clean, noise)
+
+    def _predict(self, denoiser: Denoiser, x: Tensor, times: Tensor, text: ViewText, rows: Tensor) -> Tensor:
+        score = Guided(scale=self.config.scale)
+        x, times = x[rows], times[rows]
+        step = Step(
+            noisy=x, timesteps=times, noisy_reference=x, timesteps_reference=times, noise=x,
+            text=take_view_rows(text, rows), guidance_scale=self.config.scale,
+        )  # fmt: skip
+        return score.combine(denoiser(score.branches(step), rows), step)
+
+
+def ddim_step(prior: Prior, x: Tensor, predicted: Tensor, now: Tensor, to: Tensor) -> Tensor:
+    """x at timesteps `to` [B], on the line of the predicted noise; either direction (arXiv 2010.02502)."""
+    early, late = (alphas_at(prior.alphas_cumprod, times, x) for times in (now, to))
+    return add_noise(noise_to_x0(predicted, x, early), predicted, late)
+
+
+def _moved(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    return x.index_copy(0, rows.to(x.device), values)

@@ -1,35 +1,22 @@
 """The two noise predictions whose difference teaches: the target's (a CFG pair) and the reference's.
 
 A score names the branches it needs from the denoiser, then combines the answers. Branches of the
-same name are one question: they are asked once, and all of a step's go through the denoiser
-together.
+same name are one question: they are asked once, and all that can share a batch do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from amortized.conditioning.rows import concatenate_rows
 from amortized.conditioning.views import ViewText
-from amortized.types import TextCondition
-
-POSITIVE, NULL, POSITIVE_AT_REFERENCE = "positive", "null", "positive at t'"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step knows before it asks the denoiser; B rows everywhere."""
-
-    noisy: Tensor  # [B, C, h, w] at t
-    noisy_reference: Tensor  # [B, C, h, w] at t'
-    noise: Tensor  # [B, C, h, w] in `noisy`
-    timesteps: Tensor  # [B] long, t
-    timesteps_reference: Tensor  # [B] long, t'
-    text: ViewText
-    guidance_scale: float
+from amortized.priors.base import Prior
+from amortized.types import Cameras, TextCondition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +26,40 @@ class Branch:
     noisy: Tensor  # [B, C, h, w]
     timesteps: Tensor  # [B] long
     text: TextCondition  # B rows
+    adapted: bool = False  # asked with the prior's adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedText:
+    """How to ask the learned model of the renders."""
+
+    text: TextCondition  # B rows
+    adapted: bool  # with the prior's adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step knows before it asks the denoiser for target and reference; B rows everywhere."""
+
+    noisy: Tensor  # [B, C, h, w] at t
+    timesteps: Tensor  # [B] long, t
+    noisy_reference: Tensor  # [B, C, h, w] at t'
+    timesteps_reference: Tensor  # [B] long, t'
+    noise: Tensor  # [B, C, h, w] in `noisy`
+    text: ViewText
+    guidance_scale: float
+    inverted: Tensor | None = None  # [B, C, h, w] the prediction that an inversion met at t'
+    learned: LearnedText | None = None
+
+    def branch(self, text: TextCondition | LearnedText, *, at_reference: bool = False) -> Branch:
+        """The question about this text at t, or at t'."""
+        adapted = isinstance(text, LearnedText) and text.adapted
+        return Branch(
+            noisy=self.noisy_reference if at_reference else self.noisy,
+            timesteps=self.timesteps_reference if at_reference else self.timesteps,
+            text=text.text if isinstance(text, LearnedText) else text,
+            adapted=adapted,
+        )
 
 
 class Score(Protocol):
@@ -53,32 +74,59 @@ class Score(Protocol):
         ...
 
 
-class GuidedScore:
-    """Classifier-free guidance at t (arXiv 2207.12598), with Perp-Neg where there are negatives.
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """Classifier-free guidance (arXiv 2207.12598), with Perp-Neg where there are negatives.
 
-        e_u + s * [ (e_c - e_u) + sum_i w_i * perp(e_i - e_u, e_c - e_u) ]
+        e_b + s * [ (e_y - e_b) + sum_i w_i * perp(e_i - e_b, e_y - e_b) ]
 
-    e_c, e_u, e_i are the predictions for the positive, unconditional and i-th negative text.
+    e_y and e_i are the predictions for the positive and the i-th negative text, e_b that of the null.
+    At s = 1 without negatives it is e_y alone, and e_b is not asked.
     """
 
+    scale: float | None = None  # None: the step's
+    at_reference: bool = False  # at t', instead of t
+    negatives: bool = True
+    learned_null: bool = False
+
     def branches(self, step: Step) -> dict[str, Branch]:
-        texts = {POSITIVE: step.text.positive, NULL: step.text.unconditional}
-        texts |= {_negative(i): negative for i, negative in enumerate(step.text.negatives)}
-        noisy, timesteps = step.noisy, step.timesteps
-        return {name: Branch(noisy=noisy, timesteps=timesteps, text=text) for name, text in texts.items()}
+        texts: dict[str, TextCondition | LearnedText] = {"positive": step.text.positive}
+        if not self._plain(step):
+            texts |= {f"negative {i}": text for i, text in enumerate(self._negatives(step))}
+            texts |= null_of(step, learned=self.learned_null)
+        return {
+            self._name(name): step.branch(text, at_reference=self.at_reference)
+            for name, text in texts.items()
+        }
 
     def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
-        null = predictions[NULL]
-        positive = predictions[POSITIVE] - null
+        positive = predictions[self._name("positive")]
+        if self._plain(step):
+            return positive
+        null = predictions[self._name("learned" if self.learned_null else "null")]
+        positive = positive - null
         direction = positive
-        for i, weight in enumerate(step.text.negative_weights):
-            negative = predictions[_negative(i)] - null
-            direction = direction + weight[:, None, None, None] * perpendicular(negative, positive)
-        return null + step.guidance_scale * direction
+        for i in range(len(self._negatives(step))):
+            negative = predictions[self._name(f"negative {i}")] - null
+            weight = step.text.negative_weights[i][:, None, None, None]
+            direction = direction + weight * perpendicular(negative, positive)
+        return null + self._scale(step) * direction
+
+    def _scale(self, step: Step) -> float:
+        return step.guidance_scale if self.scale is None else self.scale
+
+    def _negatives(self, step: Step) -> tuple[TextCondition, ...]:
+        return step.text.negatives if self.negatives else ()
+
+    def _plain(self, step: Step) -> bool:
+        return self._scale(step) == 1 and not self._negatives(step)
+
+    def _name(self, text: str) -> str:
+        return f"{text} at t'" if self.at_reference else text
 
 
 class TrueNoise:
-    """The noise that was added: the reference of SDS, which knows nothing of any image."""
+    """The noise in x_t: the reference of SDS, which knows nothing of any image."""
 
     def branches(self, step: Step) -> dict[str, Branch]:
         return {}
@@ -87,28 +135,79 @@ class TrueNoise:
         return step.noise
 
 
-class NullScore:
-    """The unconditional prediction at t: the reference of CSD. Free, as the target asks it anyway."""
+class InvertedNoise:
+    """What an inversion met at t': the reference of ISM. Free, as the noise source asked it anyway."""
 
     def branches(self, step: Step) -> dict[str, Branch]:
-        return {NULL: Branch(noisy=step.noisy, timesteps=step.timesteps, text=step.text.unconditional)}
+        return {}
 
     def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
-        return predictions[NULL]
+        assert step.inverted is not None, "no inversion"
+        return step.inverted
 
 
-class ConditionalAtReference:
-    """The plain conditional prediction at t', with the same positive text: the reference of ASD."""
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """The prediction at t of the null, the prior's or a learned one, that CFG departs from.
+
+    The reference of CSD, free as the target asks it anyway; and, learned with the prompt, of VSD.
+    """
+
+    learned: bool = False
 
     def branches(self, step: Step) -> dict[str, Branch]:
-        return {
-            POSITIVE_AT_REFERENCE: Branch(
-                noisy=step.noisy_reference, timesteps=step.timesteps_reference, text=step.text.positive
-            )
-        }
+        return {name: step.branch(text) for name, text in null_of(step, learned=self.learned).items()}
 
     def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
-        return predictions[POSITIVE_AT_REFERENCE]
+        return predictions["learned" if self.learned else "null"]
+
+
+def null_of(step: Step, *, learned: bool) -> dict[str, TextCondition | LearnedText]:
+    """The null and its name: the prior's, or what is learned."""
+    if not learned:
+        return {"null": step.text.unconditional}
+    assert step.learned is not None, "no learned model"
+    return {"learned": step.learned}
+
+
+class Denoiser:
+    """A prior as one step asks it: all branches of a kind in one batch, and every image counted."""
+
+    def __init__(self, prior: Prior, cameras: Cameras | None = None) -> None:
+        """cameras [P, V] are those of the step's B = P * V images."""
+        self.prior, self.cameras = prior, cameras
+        self.num_images = 0
+
+    def __call__(self, questions: Mapping[str, Branch], rows: Tensor | None = None) -> dict[str, Tensor]:
+        """The predicted noise of every branch [N, C, h, w], whose images are `rows` of the step's."""
+        answers: dict[str, Tensor] = {}
+        for adapted in (False, True):
+            branches = {name: branch for name, branch in questions.items() if branch.adapted == adapted}
+            if branches:
+                answers |= dict(zip(branches, self._ask(list(branches.values()), adapted, rows), strict=True))
+        return answers
+
+    def _ask(self, branches: list[Branch], adapted: bool, rows: Tensor | None) -> tuple[Tensor, ...]:
+        noisy = torch.cat([branch.noisy for branch in branches])
+        self.num_images += len(noisy)
+        cameras = self.cameras
+        if cameras is not None and rows is not None:
+            cameras = take_cameras(cameras, rows, self.prior.views_per_group)
+        predicted = self.prior.predict_noise(
+            noisy,
+            torch.cat([branch.timesteps for branch in branches]).to(noisy.device),
+            concatenate_rows([branch.text for branch in branches]),
+            None if cameras is None else repeat_cameras(cameras, len(branches)),
+            adapted=adapted,
+        )
+        return predicted.chunk(len(branches))
+
+
+def take_cameras(cameras: Cameras, rows: Tensor, group: int) -> Cameras:
+    """The cameras [P, V] of images `rows` [N], which fill groups of neighbours: [N / group, group]."""
+    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
+    taken = {name: values.flatten(0, 1)[rows.to(values.device)] for name, values in parts.items()}
+    return Cameras(**{name: values.unflatten(0, (-1, group)) for name, values in taken.items()})
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
@@ -118,5 +217,7 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     return x - (dot / square)[:, None, None, None] * y
 
 
-def _negative(index: int) -> str:
-    return f"negative {index}"
+def repeat_cameras(cameras: Cameras, times: int) -> Cameras:
+    """The cameras of P prompts as those of times * P, whole batch after whole batch."""
+    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
+    return Cameras(**{name: torch.cat([values] * times) for name, values in parts.items()})

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
 
 import torch
 from torch import Tensor
 
-from amortized.guidance.config import GuidanceConfig, linear
+from amortized.guidance.config import GuidanceConfig
+from amortized.schedules import value_at
 
 
 def timestep_range(config: GuidanceConfig, progress: float, num_timesteps: int) -> tuple[int, int]:
     """The smallest and largest timestep that may be drawn at this progress, both inclusive."""
+    run = min(max(progress, 0.0), 1.0)
+    run = math.sqrt(run) if config.t_curve == "sqrt" else run
+    low, high = (whole(value_at(bound, run), num_timesteps) for bound in (config.t_min, config.t_max))
+    return min(low, num_timesteps - 1), min(high, num_timesteps - 1)
 
-    def timestep(fraction: float) -> int:  # 0.57 * 1000 is 569.99...: nudge before rounding down
-        return min(int(fraction * num_timesteps + 1e-6), num_timesteps - 1)
 
-    return timestep(linear(config.t_min, progress)), timestep(linear(config.t_max, progress))
+def whole(fraction: float, num_timesteps: int) -> int:
+    """A fraction of the diffusion time in whole timesteps, rounded down."""
+    return int(fraction * num_timesteps + 1e-6)  # 0.57 * 1000 is 569.99...
 
 
 def draw_timesteps(u: Tensor, low: int, high: int) -> Tensor:
@@ -36,32 +40,26 @@ def share_in_groups(values: Tensor, group: int) -> Tensor:
     return values.reshape(-1, group)[:, :1].expand(-1, group).reshape(-1)
 
 
-class ReferenceTime(Protocol):
-    """Chooses t' given t."""
+def reference_timesteps(
+    config: GuidanceConfig, timesteps: Tensor, u: Tensor, *, low: int, num_timesteps: int, progress: float
+) -> Tensor:
+    """t' [B] long from t [B] and u [B] in [0, 1); `low` is the smallest t that may be drawn now."""
+    if config.shift == "none":
+        return timesteps
+    if config.shift == "earlier":
+        return (timesteps - whole(value_at(config.shift_span, progress), num_timesteps)).clamp(min=0)
+    start = low if config.shift_start is None else whole(config.shift_start, num_timesteps)
+    return later(
+        timesteps, u if config.shift_random else torch.ones_like(u), config.shift_eta, start, num_timesteps
+    )
 
-    def __call__(self, timesteps: Tensor, u: Tensor, low: int, num_timesteps: int) -> Tensor:
-        """t' [B] long from t [B] and u [B] in [0, 1); `low` is the annealed smallest timestep."""
-        ...
 
+def later(timesteps: Tensor, u: Tensor, eta: float, start: int, num_timesteps: int) -> Tensor:
+    """t + floor(min(eta * (t - start), T - 1 - t) * u): never before t, never after the end.
 
-def same_time(timesteps: Tensor, u: Tensor, low: int, num_timesteps: int) -> Tensor:
-    """t' = t."""
-    return timesteps
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaterTime:
-    """t' = t + floor(min(eta * (t - low), T - 1 - t) * u): never before t, never after the end.
-
-    ScaleDreamer (arXiv 2407.02040) as its code has it. The shift grows with t - low, so it is zero
+    ScaleDreamer (arXiv 2407.02040) as its code has it. The shift grows with t - start, so it is zero
     at the lowest timestep, and flooring makes it zero in about a tenth of all draws at eta = 0.1.
     """
-
-    eta: float
-    random: bool = True  # False: u = 1
-
-    def __call__(self, timesteps: Tensor, u: Tensor, low: int, num_timesteps: int) -> Tensor:
-        time = timesteps.double()
-        longest = torch.minimum(self.eta * (time - low), num_timesteps - 1 - time)
-        shift = longest * u.double() if self.random else longest
-        return timesteps + torch.floor(shift + 1e-9).long()  # 0.7 * 10 is 6.99...
+    time = timesteps.double()
+    longest = torch.minimum(eta * (time - start), num_timesteps - 1 - time).clamp(min=0)
+    return timesteps + torch.floor(longest * u.double() + 1e-9).long()  # 0.7 * 10 is 6.99...

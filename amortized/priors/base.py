@@ -76,12 +76,26 @@ class Prior(Protocol):
         ...
 
     def predict_noise(
-        self, noisy: Tensor, timesteps: Tensor, text: TextCondition, cameras: Cameras | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        text: TextCondition,
+        cameras: Cameras | None = None,
+        *,
+        adapted: bool = False,
     ) -> Tensor:
         """The noise in `noisy` [N, C, h, w] at long timesteps [N] given N rows of text: [N, C, h, w].
 
         Whatever the network predicts is converted to noise. Gradients flow to `noisy` and `text`
         only where the caller has them enabled; the network's own weights never get any. Flattened
-        prompt-major, `cameras` has N cameras; models without camera input ignore it.
+        prompt-major, `cameras` has N cameras; models without camera input ignore it. `adapted` asks
+        the model together with its adapter, to whose weights gradients flow too.
+        """
+        ...
+
+    def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
+        """The trainable weights of a new LoRA (arXiv 2106.09685) that changes nothing yet.
+
+        `scale` multiplies what it adds. Only `predict_noise(adapted=True)` sees it. A prior takes one.
         """
         ...

@@ -37,6 +37,7 @@ class GaussianMixturePrior:
         self.views_per_group = views_per_group
         self.latent_channels, self.latent_size = means.shape[1], means.shape[2]
         self.image_size = self.latent_size
+        self.adapter: MeanShift | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -54,14 +55,37 @@ class GaussianMixturePrior:
         return latents.movedim(1, -1)
 
     def predict_noise(
-        self, noisy: Tensor, timesteps: Tensor, text: TextCondition, cameras: Cameras | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        text: TextCondition,
+        cameras: Cameras | None = None,
+        *,
+        adapted: bool = False,
     ) -> Tensor:
         """-sqrt(1 - abar) grad log p_t, p_t = sum_k w_k N(sqrt(abar) m_k, (abar s_k^2 + 1 - abar) I)."""
         abar = alphas_at(self.alphas_cumprod, timesteps, noisy)  # [N, 1, 1, 1]
-        residual = noisy[:, None] - abar[:, None].sqrt() * self.means.to(noisy)  # [N, K, C, h, w]
+        means = self.means.to(noisy)
+        if adapted:
+            assert self.adapter is not None, "no adapter was added"
+            means = means + self.adapter.scale * self.adapter.shift.to(noisy)
+        residual = noisy[:, None] - abar[:, None].sqrt() * means  # [N, K, C, h, w]
         variance = abar[:, :, 0, 0] * self.stds.to(noisy) ** 2 + 1 - abar[:, :, 0, 0]  # [N, K]
         squares = residual.flatten(2).square().sum(-1)  # [N, K]
         num_dims = noisy[0].numel()
         log_joint = text.pooled.to(noisy).log() - 0.5 * (squares / variance + num_dims * variance.log())
         share = torch.softmax(log_joint, dim=1) / variance  # responsibilities over variances [N, K]
         return (1 - abar).sqrt() * torch.einsum("nk,nkchw->nchw", share, residual)
+
+    def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
+        """A shift of every mean, times `scale`: a mixture's simplest adapter; it has no rank."""
+        self.adapter = MeanShift(torch.zeros_like(self.means[0]), scale)
+        return self.adapter
+
+
+class MeanShift(torch.nn.Module):
+    """The adapter of a Gaussian mixture."""
+
+    def __init__(self, shift: Tensor, scale: float) -> None:
+        super().__init__()
+        self.shift, self.scale = torch.nn.Parameter(shift), scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.schedule import alphas_at, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
+ATTENTION_PARTS = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet, that a LoRA changes
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 
 
@@ -33,7 +36,9 @@ class StableDiffusionPrior:
                 "only epsilon and v_prediction can be distilled"
             )
         self.unet = unet.eval().requires_grad_(False)
+        self._dtype: torch.dtype = unet.dtype
         self.vae = vae.eval().requires_grad_(False)
+        self.adapter: LoraWeights | None = None
         self.text_encoder = text_encoder
         self.device = next(unet.parameters()).device
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
@@ -71,16 +76,55 @@ class StableDiffusionPrior:
         return (pixels.to(latents.dtype) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
     def predict_noise(
-        self, noisy: Tensor, timesteps: Tensor, text: TextCondition, cameras: Cameras | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        text: TextCondition,
+        cameras: Cameras | None = None,
+        *,
+        adapted: bool = False,
     ) -> Tensor:
-        dtype = self.unet.dtype
-        # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
-        predicted = self.unet(
-            noisy.to(dtype), timesteps, encoder_hidden_states=text.tokens.to(dtype), return_dict=False
-        )[0].to(noisy.dtype)
+        dtype = self._dtype
+        with self._as_published() if self.adapter is not None and not adapted else nullcontext():
+            # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
+            predicted = self.unet(
+                noisy.to(dtype), timesteps, encoder_hidden_states=text.tokens.to(dtype), return_dict=False
+            )[0].to(noisy.dtype)
         if self.prediction_type == "epsilon":
             return predicted
         return velocity_to_noise(predicted, noisy, alphas_at(self.alphas_cumprod, timesteps, noisy))
+
+    def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
+        """LoRA on the attentions' queries, keys, values and outputs, its weights in float32."""
+        from peft import LoraConfig
+
+        if self.adapter is not None:
+            raise ValueError("this prior has an adapter already")
+        alpha: Any = rank * scale  # declared an integer there; any number does
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=ATTENTION_PARTS)
+        self.unet.add_adapter(config)
+        weights = {name: value for name, value in self.unet.named_parameters() if "lora_" in name}
+        for value in weights.values():
+            value.data = value.data.float()
+        self.adapter = LoraWeights(weights)
+        return self.adapter
+
+    @contextmanager
+    def _as_published(self) -> Iterator[None]:
+        """Within, the adapter is off."""
+        self.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            self.unet.enable_adapters()
+
+
+class LoraWeights(torch.nn.Module):
+    """The weights of an adapter that lives in another module, as a module of their own."""
+
+    def __init__(self, weights: dict[str, torch.nn.Parameter]) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterDict({k.replace(".", "/"): v for k, v in weights.items()})
 
 
 def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:

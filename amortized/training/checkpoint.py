@@ -1,6 +1,6 @@
 """Checkpoints: a folder per step, whole or absent.
 
-    checkpoints/step_000500/{generator,ema}.safetensors, optimizer.pt, state.json
+    checkpoints/step_000500/{generator,ema,learned}.safetensors, optimizer.pt, state.json
 
 A folder is written under a temporary name, flushed to disk, and renamed; so the newest folder of
 the right name is always complete. Tensors are read with safetensors or `weights_only=True`.
@@ -30,6 +30,7 @@ class TrainingState:
     generator: nn.Module
     ema: nn.Module | None  # a copy of the generator with averaged weights
     optimizer: torch.optim.Optimizer
+    learned: nn.Module | None = None  # what guidance learns of the renders
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int) -> Path:
@@ -41,6 +42,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int)
     save_file(_tensors(state.generator), partial / "generator.safetensors")
     if state.ema is not None:
         save_file(_tensors(state.ema), partial / "ema.safetensors")
+    if state.learned is not None:
+        save_file(_tensors(state.learned), partial / "learned.safetensors")
     torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
     (partial / "state.json").write_text(json.dumps({"step": step}) + "\n")
     for file in [*partial.iterdir(), partial]:
@@ -74,6 +77,8 @@ def load_checkpoint(checkpoint: Path, state: TrainingState, device: torch.device
     load_weights(checkpoint / "generator.safetensors", state.generator)
     if state.ema is not None:
         load_weights(checkpoint / "ema.safetensors", state.ema)
+    if state.learned is not None:
+        load_weights(checkpoint / "learned.safetensors", state.learned)
     moments = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
     state.optimizer.load_state_dict(moments)
     return int(json.loads((checkpoint / "state.json").read_text())["step"])

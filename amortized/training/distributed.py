@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class World:
             dist.all_reduce(values)
             values /= self.size
         return values
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a module that no DistributedDataParallel holds; one collective."""
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        if self.size > 1 and gradients:
+            mean = self.mean(_flatten_dense_tensors(gradients))
+            for gradient, averaged in zip(gradients, _unflatten_dense_tensors(mean, gradients), strict=True):
+                gradient.copy_(averaged)
 
     def gather(self, values: Tensor) -> Tensor:
         """Rows of all processes in rank order [size * n, ...], equal on all of them."""

@@ -49,8 +49,13 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.clip_norm must be positive or null, got {self.clip_norm}")
 
 
-def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """A parameter group for each part with a rate of its own, and one for the rest."""
+def build_optimizer(
+    config: OptimizerConfig, module: nn.Module, learned: nn.Module | None = None, learned_rate: float = 0.0
+) -> torch.optim.Optimizer:
+    """A parameter group for each part with a rate of its own, and one for the rest.
+
+    The last group is that of a learned model of the renders, where there is one.
+    """
     own = {"surroundings": config.surroundings_learning_rate, "grid": config.encoding_learning_rate}
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *own)}
     for name, parameter in module.named_parameters():
@@ -62,10 +67,13 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         for part, parameters in parts.items()
         if parameters
     ]
+    if learned is not None:
+        own_rate = {"lr": learned_rate, "base_lr": learned_rate}
+        groups.append({"params": list(learned.parameters()), **own_rate})
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
     return kind(
-        [group for group in groups if group["params"]],
+        groups,
         lr=rate,
         betas=config.betas,
         eps=config.epsilon,

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amortized.cameras import CameraConfig, orbit
 from amortized.conditioning import TextBank
 from amortized.media import save_grid
 from amortized.rendering import RendererConfig, render
 from amortized.training.distributed import to_device
-from amortized.training.sampler import z_of
 from amortized.types import Prompt
 
 SIZE = 64  # px
@@ -26,7 +25,7 @@ def save_preview(
     bank: TextBank,
     prompts: Sequence[Prompt],
     *,
-    seed: int,
+    z: Tensor,
     cameras: CameraConfig,
     renderer: RendererConfig,
     sharpness: float,
@@ -34,7 +33,7 @@ def save_preview(
 ) -> None:
     """Render each prompt from four sides, one prompt in memory at a time, into one PNG.
 
-    Behind it is its own background, or grey. The generator is left in evaluation mode.
+    z is [P, z_dim]. Behind it is its own background, or grey. The generator is left in evaluation mode.
     """
     generator.eval()
     sides = orbit(
@@ -48,7 +47,7 @@ def save_preview(
     sides = to_device(sides, device)
     rows = [
         render(
-            generator(bank.get([prompt.text]), z_of([prompt], generator, seed).to(device)),
+            generator(bank.get([prompt.text]), own_z[None].to(device)),
             sides,
             SIZE,
             SIZE,
@@ -58,6 +57,6 @@ def save_preview(
             training=False,
             sharpness=sharpness,
         ).rgb[0]
-        for prompt in prompts
+        for prompt, own_z in zip(prompts, z, strict=True)
     ]
     save_grid(path, torch.cat(rows).cpu(), columns=4 * (1 + (len(prompts) > 4)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_uniform
 from amortized.guidance import GuidanceDraws
-from amortized.random import generator_for, normal
+from amortized.random import derive_seed, generator_for, normal
 from amortized.rendering import BackgroundConfig, background_from_uniform
 from amortized.types import Cameras, Prompt
 
@@ -47,6 +47,7 @@ class Sampler:
     num_samples: int  # stratified samples a ray
     latent_shape: tuple[int, int, int]  # C, h, w
     z_dim: int  # 0 where the generator takes no z
+    seeds_per_prompt: int | None  # None: a new z at every visit
     cameras: CameraConfig
     background: BackgroundConfig
 
@@ -68,7 +69,11 @@ class Sampler:
             draws=GuidanceDraws(
                 u_timestep=stacked["timestep"].flatten(),
                 u_shift=stacked["shift"].flatten(),
+                u_learned=stacked["learned"].flatten(),
                 noise=stacked["noise"].flatten(0, 1),
+                keys=stacked["key"].flatten(),
+                seeds=stacked["seed"].repeat_interleave(self.views),
+                prompts=torch.tensor(order).repeat_interleave(self.views),
             ),
             z=stacked["z"],
             digests=torch.tensor(digests, dtype=torch.int64),
@@ -77,6 +82,11 @@ class Sampler:
     def _draw(self, step: int, slot: int) -> dict[str, Tensor]:
         random = generator_for(self.seed, "slot", step, slot)
         views, pixels = self.views, self.views * self.render_size**2
+        keys = [derive_seed(self.seed, "image", step, slot, view) for view in range(views)]
+        asset = derive_seed(self.seed, "asset", step, slot) % (self.seeds_per_prompt or 1)
+        z = torch.randn(self.z_dim, generator=random)
+        if self.seeds_per_prompt is not None:
+            z = asset_z(self.seed, asset, self.z_dim)
         return {
             "camera": torch.rand(views, NUM_CAMERA_DRAWS, generator=random),
             "background": torch.rand(views, 3, generator=random),
@@ -84,8 +94,11 @@ class Sampler:
             "shift": torch.rand(views, generator=random),
             "noise": torch.randn(views, *self.latent_shape, generator=random),
             "stratification": torch.rand(pixels, self.num_samples, generator=random),
-            "z": torch.randn(self.z_dim, generator=random),
+            "z": z,
             "own_background": torch.rand(views, generator=random),
+            "learned": torch.rand(views, generator=random),
+            "key": torch.tensor(keys),
+            "seed": torch.tensor(asset_seed(self.seed, asset)),
         }
 
 
@@ -94,10 +107,26 @@ def z_width(generator: nn.Module) -> int:
     return int(getattr(generator, "z_dim", 0))  # type: ignore[arg-type]
 
 
-def z_of(prompts: Sequence[Prompt], generator: nn.Module, seed: int) -> Tensor:
-    """z [P, z_dim] of prompts outside training: each has its own, the same at every look."""
-    rows = [normal((z_width(generator),), seed, "z", prompt.id) for prompt in prompts]
-    return torch.stack(rows)
+def asset_seed(seed: int, number: int) -> int:
+    """The seed of the assets of this number, of all prompts alike; z and trajectory follow from it."""
+    return derive_seed(seed, "asset", number)
+
+
+def asset_z(seed: int, number: int, z_dim: int) -> Tensor:
+    """z [z_dim] of the assets of this number."""
+    return normal((z_dim,), asset_seed(seed, number), "z")
+
+
+def z_of(
+    prompts: Sequence[Prompt], generator: nn.Module, seed: int, seeds_per_prompt: int | None, number: int = 0
+) -> Tensor:
+    """z [P, z_dim] of prompts outside training, the same at every look: that of asset `number` of those
+    trained on, or of any number where every visit had a z of its own."""
+    width = z_width(generator)
+    if seeds_per_prompt is not None:
+        return asset_z(seed, number % seeds_per_prompt, width).expand(len(prompts), -1)
+    key = ("z",) if number == 0 else ("z", number)
+    return torch.stack([normal((width,), seed, *key, prompt.id) for prompt in prompts])
 
 
 def prompt_at(num_prompts: int, seed: int, position: int) -> int:

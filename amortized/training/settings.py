@@ -20,6 +20,9 @@ class TrainerConfig:
     prompts_per_process: int = 1  # prompts in one forward pass of one process
     views_per_prompt: int = 1
     accumulation: int = 1  # forward passes per optimizer step
+    # Every prompt is trained as this many assets, each with its z and its trajectory (guidance.noise=seed),
+    # the same for all prompts; null: a new z at every visit, one trajectory.
+    seeds_per_prompt: int | None = None
     render_size: int = 64  # px, of training renders
     sharpness: Schedule = 30.0  # k of the density, 1 / length; schedules interpolate its logarithm
     precision: Literal["float32", "bfloat16"] = "float32"  # of the generator; scenes are float32 always
@@ -39,6 +42,10 @@ class TrainerConfig:
         for name in f"{counts} keep_checkpoints log_every preview_every preview_prompts patience".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if self.seeds_per_prompt is not None and self.seeds_per_prompt < 1:
+            raise ValueError(
+                f"trainer.seeds_per_prompt must be at least 1 or null, got {self.seeds_per_prompt}"
+            )
         check_schedule("trainer.sharpness", self.sharpness, positive=True)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay must lie in (0, 1) or be null, got {self.ema_decay}")

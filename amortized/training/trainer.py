@@ -22,7 +22,7 @@ from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.previews import save_preview
-from amortized.training.sampler import Batch, Sampler, slots_of, z_width
+from amortized.training.sampler import Batch, Sampler, slots_of, z_of, z_width
 from amortized.training.settings import TrainingSettings
 from amortized.training.watch import Record, Watch
 from amortized.types import Corpus, Prompt
@@ -60,6 +60,7 @@ class Trainer:
             num_samples=settings.renderer.num_samples,
             latent_shape=guidance.prior.latent_shape,
             z_dim=z_width(generator),
+            seeds_per_prompt=config.seeds_per_prompt,
             cameras=settings.cameras,
             background=settings.background,
         )
@@ -67,7 +68,10 @@ class Trainer:
         self.state = TrainingState(
             generator=generator,
             ema=None if self.ema is None else self.ema.module,
-            optimizer=build_optimizer(settings.optimizer, generator),
+            optimizer=build_optimizer(
+                settings.optimizer, generator, guidance.learned, guidance.learning_rate
+            ),
+            learned=guidance.learned,
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.generator = (
@@ -134,12 +138,14 @@ class Trainer:
             batch = self.sampler.batch(step, slots, self.slots_per_step)
             last = part == len(self.slots) - 1
             with nullcontext() if last or self.world.size == 1 else self.generator.no_sync():  # type: ignore
-                terms = self._loss(batch, progress)
+                terms = self._loss(batch, progress, learn=step % self.guidance.learns_every == 0)
                 loss: Tensor = terms["loss"] / len(self.slots)
                 loss.backward()
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(batch.digests)
         limit = self.settings.optimizer.clip_norm or float("inf")
+        if self.state.learned is not None:
+            self.world.average_gradients(self.state.learned)
         norm = nn.utils.clip_grad_norm_(self.state.generator.parameters(), limit)
         # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
         self.state.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore
@@ -153,7 +159,7 @@ class Trainer:
         values = torch.stack([value.float() for value in mean.values()])
         return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
 
-    def _loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def _loss(self, batch: Batch, progress: float, *, learn: bool) -> dict[str, Tensor]:
         """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
         device = self.world.device
         texts = [self.prompt(index).text for index in batch.prompt_indices]
@@ -177,9 +183,11 @@ class Trainer:
         )
         latents = self.guidance.prior.encode(image.rgb.flatten(0, 1))
         taught = self.guidance(
-            latents, self.bank.views(texts, batch.cameras), to_device(batch.draws, device), progress, cameras
+            latents, self.bank.views(texts, batch.cameras), batch.draws, progress, cameras, learn=learn
         )
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
+        if taught.learned_loss is not None:
+            terms["learned"] = taught.learned_loss
         opacity = image.opacity.detach().mean(dim=(1, 2, 3))
         return {
             "loss": torch.stack(list(terms.values())).sum(),
@@ -204,12 +212,13 @@ class Trainer:
     def _preview(self, step: int) -> None:
         if self.world.is_main:
             num = min(self.config.preview_prompts, self.sampler.num_prompts)
+            prompts = [self.prompt(index) for index in range(num)]
             save_preview(
                 self.folder / "previews" / f"step_{step:06d}.png",
                 self.state.ema or self.state.generator,
                 self.bank,
-                [self.prompt(index) for index in range(num)],
-                seed=self.settings.seed,
+                prompts,
+                z=z_of(prompts, self.state.generator, self.settings.seed, self.config.seeds_per_prompt),
                 cameras=self.sampler.cameras,
                 renderer=self.settings.renderer,
                 sharpness=geometric_at(self.config.sharpness, step / self.config.steps),

@@ -81,7 +81,7 @@ def test_directions_are_told_in_degrees(num_prompts, num_views):
     assert read(view.positive) == expected[: num_prompts * num_views]
     assert read(view.unconditional) == ["ugly"] * (num_prompts * num_views)
     assert view.negatives == () and view.negative_weights.shape == (0, num_prompts * num_views)
-    assert len(bank) == 1  # the unconditional sentence: directions are too many to be kept
+    assert len(bank) == 2  # the unconditional sentence and the empty one: directions are too many to keep
 
 
 def test_suffixes_that_are_alike_are_encoded_once():

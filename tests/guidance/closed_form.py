@@ -10,6 +10,7 @@ import torch
 from amortized.conditioning import ViewText
 from amortized.guidance import GuidanceConfig, GuidanceDraws
 from amortized.priors import GaussianMixturePrior
+from amortized.random import normal
 from amortized.types import TextCondition
 
 SHAPE = (2, 3, 3)  # C, h, w
@@ -32,19 +33,26 @@ def weights_of_text(num_rows: int, seed: int) -> TextCondition:
     )
 
 
-def random_step(batch: int, *, perp_neg: bool, seed: int = 0) -> tuple[torch.Tensor, ViewText, GuidanceDraws]:
+def random_step(
+    batch: int, *, perp_neg: bool = False, seed: int = 0
+) -> tuple[torch.Tensor, ViewText, GuidanceDraws]:
     """Latents, texts and draws of `batch` unrelated images."""
     generator = torch.Generator().manual_seed(100 + seed)
     text = ViewText(
         positive=weights_of_text(batch, seed + 1),
         unconditional=weights_of_text(batch, seed + 2),
+        empty=weights_of_text(batch, seed + 5),
         negatives=(weights_of_text(batch, seed + 3), weights_of_text(batch, seed + 4)) if perp_neg else (),
         negative_weights=-torch.rand(2 if perp_neg else 0, batch, generator=generator, dtype=torch.float64),
     )
     draws = GuidanceDraws(
         u_timestep=torch.rand(batch, generator=generator),
         u_shift=torch.rand(batch, generator=generator),
+        u_learned=torch.rand(batch, generator=generator),
         noise=torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64),
+        keys=torch.arange(batch) + 1000 * seed,
+        seeds=torch.arange(batch) % 2 + 50,
+        prompts=torch.arange(batch) % 3,
     )
     return torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64), text, draws
 
@@ -57,18 +65,21 @@ def rows(value, index: slice):
         return ViewText(
             positive=rows(value.positive, index),
             unconditional=rows(value.unconditional, index),
+            empty=rows(value.empty, index),
             negatives=tuple(rows(negative, index) for negative in value.negatives),
             negative_weights=value.negative_weights[:, index],
         )
     return type(value)(**{name: part[index] for name, part in vars(value).items()})
 
 
-def noise_of(prior: GaussianMixturePrior, x: np.ndarray, t: int, weights: np.ndarray) -> np.ndarray:
-    """Predicted noise = E[noise | x_t = x], by Bayes' rule over the components."""
+def noise_of(
+    prior: GaussianMixturePrior, x: np.ndarray, t: int, weights: np.ndarray, shift: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """Predicted noise = E[noise | x_t = x], by Bayes' rule over the components, all moved by `shift`."""
     abar = float(prior.alphas_cumprod[t])
     posterior, means = [], []
     for k in range(NUM_COMPONENTS):
-        mean, std = prior.means[k].numpy(), float(prior.stds[k])
+        mean, std = prior.means[k].numpy() + shift, float(prior.stds[k])
         total = abar * std**2 + 1 - abar
         distance = float(((x - math.sqrt(abar) * mean) ** 2).sum())
         posterior.append(math.log(weights[k]) - 0.5 * distance / total - 0.5 * x.size * math.log(total))
@@ -79,48 +90,144 @@ def noise_of(prior: GaussianMixturePrior, x: np.ndarray, t: int, weights: np.nda
     return sum(s * m for s, m in zip(share / share.sum(), means, strict=True))
 
 
+class Image:
+    """One image of a step: its latents, and what the prior says of it, in numpy."""
+
+    def __init__(self, prior, latents, text, draws, learned) -> None:
+        self.prior, self.text, self.draws, self.learned = prior, text, draws, learned
+        self.z, self.eps = latents[0].numpy(), draws.noise[0].numpy()
+
+    def abar(self, t: int) -> float:
+        return float(self.prior.alphas_cumprod[t])
+
+    def alpha(self, t: int) -> float:
+        return math.sqrt(self.abar(t))
+
+    def sigma(self, t: int) -> float:
+        return math.sqrt(1 - self.abar(t))
+
+    def at(self, t: int, eps: np.ndarray) -> np.ndarray:
+        return self.alpha(t) * self.z + self.sigma(t) * eps
+
+    def ask(self, x: np.ndarray, t: int, condition: TextCondition) -> np.ndarray:
+        return noise_of(self.prior, x, t, condition.pooled[0].numpy())
+
+    def null(self, x: np.ndarray, t: int) -> np.ndarray:
+        return self.ask(x, t, self.text.unconditional)
+
+    def of_learned(self, x: np.ndarray, t: int) -> np.ndarray:
+        """The learned model: weights of its own, or the means moved."""
+        weights, shift = self.learned
+        weights = self.text.positive.pooled[0].numpy() if weights is None else weights
+        return noise_of(self.prior, x, t, weights, shift)
+
+    def guided(self, x: np.ndarray, t: int, s: float, base: np.ndarray, negatives: bool = True) -> np.ndarray:
+        positive = self.ask(x, t, self.text.positive) - base
+        direction = positive.copy()
+        for i, negative in enumerate(self.text.negatives if negatives else ()):
+            other = self.ask(x, t, negative) - base
+            other = other - (other * positive).sum() / max((positive**2).sum(), 1e-6) * positive
+            direction += float(self.text.negative_weights[i, 0]) * other
+        return base + s * direction
+
+    def ddim(self, x: np.ndarray, eps: np.ndarray, a: int, b: int) -> np.ndarray:
+        return self.alpha(b) * (x - self.sigma(a) * eps) / self.alpha(a) + self.sigma(b) * eps
+
+    def draw(self, *key) -> np.ndarray:
+        return normal(SHAPE, *key).double().numpy()
+
+
+def difference(method: str, image: Image, t: int, later: int, s: float) -> np.ndarray:
+    """target - reference, as the notes on each method have it in one notation; w(t) not included."""
+    me = image
+    if method == "ism":
+        x, now = me.at(0, me.eps), 0
+        while now < later:  # `later` is the earlier time s here
+            following = min(now + 200, later)
+            x, now = me.ddim(x, me.ask(x, now, me.text.empty), now, following), following
+        met = me.ask(x, later, me.text.empty)
+        x = me.ddim(x, met, later, t)
+        return me.guided(x, t, s, me.null(x, t)) - met
+    if method == "sdi":
+        x, now = me.at(0, me.eps), 0
+        while now < t:
+            following = min(now + 100, t)
+            empty, positive = me.ask(x, now, me.text.empty), me.ask(x, now, me.text.positive)
+            eps = empty - 7.5 * (positive - empty)
+            a, b = me.abar(now), me.abar(following)
+            std = 0.3 * math.sqrt((1 - a) / (1 - b) * (1 - b / a))
+            x0 = (x - me.sigma(now) * eps) / me.alpha(now)
+            fresh = me.draw(int(me.draws.keys), "inversion", -(-following // 100) * 100)
+            x = math.sqrt(b) * x0 + math.sqrt(1 - b - std**2) * eps + std * fresh
+            now = following
+        carried = (x - me.alpha(t) * me.z) / me.sigma(t)
+        return me.guided(x, t, s, me.null(x, t)) - carried
+    if method == "dsd":
+        x, now = me.draw(int(me.draws.seeds), "trajectory"), 999
+        grid = [node for node in range(899, -101, -100) if node > later]
+        for following in [*grid, later]:
+            if following < now:
+                x = me.ddim(x, me.guided(x, now, 7.5, me.null(x, now)), now, following)
+                now = following
+        eps = me.guided(x, later, 7.5, me.null(x, later))
+        x, y = me.at(t, eps), me.at(later, eps)
+        return me.guided(x, t, s, me.null(x, t)) - me.guided(y, later, 1.0, me.null(y, later))
+    x = me.at(t, me.eps)
+    if method.startswith("lods"):
+        base = me.of_learned(x, t)
+        return (me.guided(x, t, s, base) - me.eps) / s
+    target = me.guided(x, t, s, me.null(x, t))
+    if method == "asd":
+        return target - me.ask(me.at(later, me.eps), later, me.text.positive)
+    if method == "vsd":
+        return target - me.of_learned(x, t)
+    return target - {"sds": me.eps, "csd": me.null(x, t)}[method]
+
+
 def gradient_of(
     prior: GaussianMixturePrior,
+    method: str,
     config: GuidanceConfig,
     latents: torch.Tensor,
     text: ViewText,
     draws: GuidanceDraws,
     progress: float,
     batch: int,
+    learned: tuple[np.ndarray | None, np.ndarray | float] | None = None,
 ) -> tuple[np.ndarray, int, int]:
     """(d loss / d latents, t, t') of the single image in the arguments, in a step of `batch` images."""
-    low = round(1000 * (config.t_min[0] + progress * (config.t_min[1] - config.t_min[0])))
-    high = round(1000 * (config.t_max[0] + progress * (config.t_max[1] - config.t_max[0])))
+    run = math.sqrt(progress) if method == "dsd" else progress
+    low, high = (math.floor(1000 * line(bound, run) + 1e-6) for bound in (config.t_min, config.t_max))
     t = low + math.floor(float(draws.u_timestep) * (high - low + 1))
-    later = t
-    if config.method == "asd":
+    other = t
+    if method in ("asd", "dsd"):
         u = float(draws.u_shift) if config.shift_random else 1.0
-        later = t + math.floor(min(config.shift_eta * (t - low), 999 - t) * u)
-    z, noise = latents[0].numpy(), draws.noise[0].numpy()
-
-    def noisy(time: int) -> np.ndarray:
-        abar = float(prior.alphas_cumprod[time])
-        return math.sqrt(abar) * z + math.sqrt(1 - abar) * noise
-
-    def score(time: int, condition: TextCondition) -> np.ndarray:
-        return noise_of(prior, noisy(time), time, condition.pooled[0].numpy())
-
-    null = score(t, text.unconditional)
-    positive = score(t, text.positive) - null
-    direction = positive.copy()
-    for i, negative in enumerate(text.negatives):
-        other = score(t, negative) - null
-        other = other - (other * positive).sum() / max((positive**2).sum(), 1e-6) * positive
-        direction += float(text.negative_weights[i, 0]) * other
-    scale = config.guidance_scale
-    if isinstance(scale, tuple):
-        scale = scale[0] + progress * (scale[1] - scale[0])
-    reference = {"sds": noise, "csd": null, "asd": None}[config.method]
-    if reference is None:
-        reference = score(later, text.positive)
-    abar = float(prior.alphas_cumprod[t])
-    weight = {"one_minus_alphas_cumprod": 1 - abar, "uniform": 1.0, "sqrt": math.sqrt(abar) * (1 - abar)}
-    gradient = weight[config.weighting] * (null + scale * direction - reference)
+        start = low if method == "asd" else 320
+        other = t + math.floor(max(min(config.shift_eta * (t - start), 999 - t), 0) * u)
+    elif method == "ism":
+        other = max(t - math.floor(1000 * line(config.shift_span, progress) + 1e-6), 0)
+    scale = line(config.guidance_scale, progress)
+    image = Image(prior, latents, text, draws, learned)
+    abar = image.abar(t)
+    weight = {
+        "one_minus_alphas_cumprod": 1 - abar,
+        "uniform": 1.0,
+        "sqrt": math.sqrt(abar) * (1 - abar),
+        "sigma_over_alpha": math.sqrt(1 - abar) / math.sqrt(abar),
+    }
+    gradient = weight[config.weighting] * difference(method, image, t, other, scale)
+    size = np.linalg.norm(gradient)
     if config.normalize == "per_sample":
-        gradient = gradient / np.linalg.norm(gradient)
-    return config.weight / batch * gradient, t, later
+        gradient, size = gradient / size, 1.0
+    if config.max_norm is not None:
+        gradient = gradient * min(1.0, config.max_norm / size)
+    return config.weight / batch * gradient, t, other
+
+
+def line(schedule, progress: float) -> float:
+    """A number, [from, to], or [start, from, to, end, ...], written again with numpy."""
+    if isinstance(schedule, (int, float)):
+        return float(schedule)
+    if len(schedule) == 2:
+        return float(np.interp(progress, [0, 1], schedule))
+    return float(np.interp(progress, [schedule[0], *schedule[3::2]], [schedule[1], *schedule[2::2]]))

@@ -8,37 +8,68 @@ import torch
 from amortized.cameras import cameras_at
 from amortized.conditioning import TextBank, ViewTextConfig, view_text
 from amortized.guidance import (
-    METHOD_NAMES,
     METHODS,
+    Clean,
+    Denoiser,
     Guidance,
-    GuidanceConfig,
     GuidanceDraws,
+    build_learned,
+    method_of,
     perpendicular,
+    published,
     share_in_groups,
     surrogate,
 )
+from amortized.guidance.noise import ddim_step
 from amortized.priors import GaussianMixturePrior
+from amortized.random import normal
 from tests.guidance.closed_form import SHAPE, gradient_of, mixture, random_step, rows, weights_of_text
 
 
-def step(guidance, latents, text, draws, progress=0.3, cameras=None):
+def guidance_for(method, prior=None, **settings) -> Guidance:
+    """A published method, changed; what it learns has learned something."""
+    prior, config = prior or mixture(), published(method, **settings)
+    if config.learned is None:
+        return Guidance(prior, config)
+    own = weights_of_text(1, 20) if config.learned.text else None
+    null = weights_of_text(1, 21)
+    learned = build_learned(config.learned, prior, null=null, text=own, num_prompts=3, seed=0).double()
+    with torch.no_grad():
+        for i, parameter in enumerate(learned.parameters()):
+            parameter += 0.2 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(i))
+    return Guidance(prior, config, learned)
+
+
+def what_was_learned(guidance):
+    """(weights of the components or None for the image's own, shift of the means)"""
+    if guidance.learned is None:
+        return None
+    if guidance.config.learned.kind == "null":
+        return guidance.learned.pooled[0].detach().numpy(), 0.0
+    text, scale = guidance.learned.text, guidance.config.learned.lora_scale
+    weights = None if text is None else text.pooled[0].numpy()
+    return weights, scale * guidance.learned.adapter.shift.detach().numpy()
+
+
+def step(guidance, latents, text, draws, progress=0.3, cameras=None, **arguments):
     """(output, d loss / d latents)"""
     latents = latents.clone().requires_grad_()
-    output = guidance(latents, text, draws, progress, cameras)
+    output = guidance(latents, text, draws, progress, cameras, **arguments)
     (gradient,) = torch.autograd.grad(output.loss, latents)
     return output, gradient
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got - expected).abs().max() / expected.abs().max()).item()
+    """Of the largest number; where all cancels, of the numbers that do."""
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-9)).item()
 
 
 class CountingPrior(GaussianMixturePrior):
     """Remembers the arguments of each denoiser call."""
 
-    def predict_noise(self, noisy, timesteps, text, cameras=None):
+    def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
         self.calls = [*getattr(self, "calls", []), (noisy, timesteps, text, cameras)]
-        return super().predict_noise(noisy, timesteps, text, cameras)
+        return super().predict_noise(noisy, timesteps, text, cameras, adapted=adapted)
 
 
 def counting(views_per_group: int = 1) -> CountingPrior:
@@ -47,43 +78,45 @@ def counting(views_per_group: int = 1) -> CountingPrior:
 
 
 SETTINGS = {
-    "defaults": {},
+    "as published": {},
     "scheduled scale": {"guidance_scale": (100.0, 7.5)},
     "uniform weight": {"weighting": "uniform", "weight": 3.0},
     "sqrt weight": {"weighting": "sqrt", "guidance_scale": 1.0},
     "normalized": {"normalize": "per_sample", "weight": 0.1},
+    "cut": {"max_norm": 2.0, "weighting": "uniform", "weight": 1.0},
     "whole shift": {"shift_random": False, "shift_eta": 0.25},
-    "constant range": {"t_min": (0.02, 0.02), "t_max": (0.98, 0.98)},
+    "constant range": {"t_min": 0.02, "t_max": 0.98},
 }
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("perp_neg", [False, True])
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_gradient_is_the_closed_form(method, perp_neg, settings):
-    config, prior, batch = GuidanceConfig(method=method, **settings), mixture(), 6
+    guidance, batch = guidance_for(method, **settings), 4
+    prior, config, learned = guidance.prior, guidance.config, what_was_learned(guidance)
     for progress in (0.0, 0.3, 1.0):
         latents, text, draws = random_step(batch, perp_neg=perp_neg)
-        output, gradient = step(Guidance(prior, config), latents, text, draws, progress)
+        output, gradient = step(guidance, latents, text, draws, progress)
         for b in range(batch):
             item = (rows(value, slice(b, b + 1)) for value in (latents, text, draws))
-            expected, t, later = gradient_of(prior, config, *item, progress, batch)
+            expected, t, later = gradient_of(prior, method, config, *item, progress, batch, learned)
             assert (output.timesteps[b].item(), output.timesteps_reference[b].item()) == (t, later)
-            assert relative_error(gradient[b], torch.from_numpy(expected)) <= 1e-9
+            assert relative_error(gradient[b], torch.from_numpy(expected)) <= 1e-7
             own = 0.5 * (expected * batch / config.weight) ** 2
-            assert output.per_sample[b].item() == pytest.approx(own.sum(), rel=1e-9)
+            assert output.per_sample[b].item() == pytest.approx(own.sum(), rel=1e-6)
         torch.testing.assert_close(output.loss.detach(), config.weight * output.per_sample.mean())
 
 
 @pytest.mark.parametrize("num_views", [1, 4])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 @pytest.mark.parametrize("perp_neg", [False, True])
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_batch_of_prompts_equals_its_prompts_one_by_one(method, perp_neg, num_prompts, num_views):
     """From cameras and per-view texts to gradients; groups of V views share their timestep."""
     batch = num_prompts * num_views
-    prior = mixture(views_per_group=num_views)
-    guidance, config = Guidance(prior, GuidanceConfig(method=method)), ViewTextConfig(perp_neg=perp_neg)
+    guidance = guidance_for(method, mixture(views_per_group=num_views))
+    config = ViewTextConfig(perp_neg=perp_neg)
     latents, _, draws = random_step(batch, perp_neg=False)
     generator = torch.Generator().manual_seed(5)
     azimuth = 360 * torch.rand(num_prompts, num_views, generator=generator, dtype=torch.float64) - 180
@@ -107,25 +140,125 @@ def test_a_batch_of_prompts_equals_its_prompts_one_by_one(method, perp_neg, num_
 
 def test_asd_without_shift_is_csd_at_one_scale_less():
     latents, text, draws = random_step(5, perp_neg=False)
-    _, asd = step(Guidance(mixture(), GuidanceConfig(method="asd", shift_eta=0.0)), latents, text, draws)
-    _, csd = step(Guidance(mixture(), GuidanceConfig(method="csd", guidance_scale=6.5)), latents, text, draws)
+    _, asd = step(guidance_for("asd", mixture(), shift_eta=0.0), latents, text, draws)
+    _, csd = step(guidance_for("csd", mixture(), guidance_scale=6.5), latents, text, draws)
     assert relative_error(asd, csd) <= 1e-12
+
+
+SAME = {"t_min": 0.1, "t_max": 0.9, "weighting": "one_minus_alphas_cumprod", "weight": 1.0}
+
+
+def untrained(method, prior=None, **settings) -> Guidance:
+    """A published method that has learned nothing yet: a null is the first image's own null."""
+    prior, config = prior or mixture(), published(method, **settings)
+    null = rows(random_step(4)[1].unconditional, slice(0, 1))
+    learned = build_learned(config.learned, prior, null=null, text=None, num_prompts=3, seed=0)
+    return Guidance(prior, config, learned.double())
+
+
+def first_image():
+    latents, text, draws = random_step(4, perp_neg=True)
+    return [rows(value, slice(0, 1)) for value in (latents, text, draws)]
+
+
+def test_lods_with_the_plain_null_is_sds_by_its_scale_and_at_no_end_csd():
+    for scale in (7.5, 1e6):
+        _, lods = step(untrained("lods-embedding", guidance_scale=scale, **SAME), *first_image())
+        _, sds = step(guidance_for("sds", guidance_scale=scale, **SAME), *first_image())
+        assert relative_error(lods, sds / scale) <= 1e-9
+    _, csd = step(guidance_for("csd", guidance_scale=1.0, **SAME), *first_image())
+    assert relative_error(lods, csd) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["null", "prompt-nulls", "adapter"])
+def test_every_kind_of_null_starts_as_the_null(kind):
+    _, csd = step(guidance_for("csd", **SAME), *first_image())
+    _, learned = step(untrained("csd", null="learned", learned={"kind": kind}, **SAME), *first_image())
+    assert relative_error(learned, csd) <= 1e-12
+
+
+def test_vsd_before_its_lora_has_learned_is_csd_at_one_scale_less():
+    latents, text, draws = random_step(3)
+    _, vsd = step(untrained("vsd", **SAME), latents, text, draws)
+    _, csd = step(guidance_for("csd", guidance_scale=6.5, **SAME), latents, text, draws)
+    assert relative_error(vsd, csd) <= 1e-12
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_dsd_without_shift_is_csd_with_the_trajectorys_noise(perp_neg):
+    latents, text, draws = random_step(4, perp_neg=perp_neg)
+    _, dsd = step(guidance_for("dsd", shift_eta=0.0, **SAME), latents, text, draws)
+    _, csd = step(guidance_for("csd", guidance_scale=6.5, noise="seed", **SAME), latents, text, draws)
+    assert relative_error(dsd, csd) <= 1e-9
+
+
+def test_dsd_at_equal_scales_and_times_is_nothing():
+    latents, text, draws = random_step(4, perp_neg=True)
+    guidance = guidance_for("dsd", shift_eta=0.0, reference_scale=7.5)
+    assert step(guidance, latents, text, draws)[1].abs().max() < 1e-12
+
+
+def test_ism_without_an_interval_is_csd_with_inverted_noise():
+    latents, text, draws = random_step(4, perp_neg=True)
+    text = type(text)(**{**vars(text), "empty": text.unconditional})
+    _, ism = step(guidance_for("ism", shift_span=0.0, **SAME), latents, text, draws)
+    _, csd = step(guidance_for("csd", noise="inversion", **SAME), latents, text, draws)
+    assert relative_error(ism, csd) <= 1e-9
+
+
+def test_the_noise_that_an_inversion_finds_explains_its_latents():
+    """With the prior's own noise along the way, DDIM from there without text comes back to the start."""
+    prior, (latents, text, draws) = mixture(), random_step(3)
+    draws.u_timestep[:] = 0.999
+    config = published("sdi", inversion={"stride": 0.001, "scale": 0.0, "eta": 0.0}, t_min=0.6, t_max=0.6)
+    clean = Clean(
+        latents=latents, timesteps=torch.full((3,), 600), timesteps_reference=torch.full((3,), 600), text=text,
+        draws=draws,
+    )  # fmt: skip
+    found = method_of(config).noise(Denoiser(prior), clean)
+    x = found.noisy
+    for t in range(600, 0, -1):
+        now, to = torch.full((3,), t), torch.full((3,), t - 1)
+        x = ddim_step(prior, x, prior.predict_noise(x, now, text.empty), now, to)
+    abar = prior.alphas_cumprod[0].double()
+    start = abar.sqrt() * latents + (1 - abar).sqrt() * draws.noise
+    assert (x - start).abs().max() < 0.02 * start.abs().max()
+    abar = prior.alphas_cumprod[600].double()
+    expected = (found.noisy - abar.sqrt() * latents) / (1 - abar).sqrt()
+    torch.testing.assert_close(found.noise, expected)
+
+
+def test_a_trajectory_is_ddim_and_knows_seeds_and_texts_alone():
+    """At t' = 0 its noise explains the very image that DDIM samples from the same start."""
+    prior, (latents, text, draws) = mixture(), random_step(3)
+    place = {"timesteps": torch.zeros(3, dtype=torch.long), "timesteps_reference": torch.full((3,), 99)}
+    source = method_of(published("dsd", trajectory={"num_steps": 10, "scale": 3.0})).noise
+    found = source(Denoiser(prior), Clean(latents=latents, text=text, draws=draws, **place))
+    start = torch.stack([normal(SHAPE, seed, "trajectory") for seed in draws.seeds.tolist()]).double()
+    x = start
+    for t in range(999, 99, -100):
+        now, to = torch.full((3,), t), torch.full((3,), t - 100)
+        conditional, null = (prior.predict_noise(x, now, c) for c in (text.positive, text.unconditional))
+        x = ddim_step(prior, x, null + 3.0 * (conditional - null), now, to)
+    now = torch.full((3,), 99)
+    conditional, null = (prior.predict_noise(x, now, c) for c in (text.positive, text.unconditional))
+    torch.testing.assert_close(found.noise, null + 3.0 * (conditional - null))
+    other = source(Denoiser(prior), Clean(latents=latents + 1, text=text, draws=draws, **place))
+    assert torch.equal(other.noise, found.noise)
+    assert torch.equal(start[0], start[2]) and not torch.equal(start[0], start[1])  # seeds 50, 51, 50
 
 
 def test_asd_without_shift_at_scale_one_is_nothing():
     latents, text, draws = random_step(5, perp_neg=False)
-    config = GuidanceConfig(method="asd", shift_eta=0.0, guidance_scale=1.0)
-    assert step(Guidance(mixture(), config), latents, text, draws)[1].abs().max() < 1e-12
+    guidance = guidance_for("asd", shift_eta=0.0, guidance_scale=1.0)
+    assert step(guidance, latents, text, draws)[1].abs().max() < 1e-12
 
 
 def test_sds_minus_csd_is_the_null_score_minus_the_noise():
     """Perp-neg and the scale act on both alike, so they cancel."""
     latents, text, draws = random_step(5, perp_neg=True)
-    prior = mixture()
-    sds, csd = (
-        step(Guidance(prior, GuidanceConfig(method=m, weighting="uniform")), latents, text, draws)
-        for m in ("sds", "csd")
-    )
+    prior, same = mixture(), {"weighting": "uniform", "guidance_scale": 7.5, "t_min": 0.1, "t_max": 0.9}
+    sds, csd = (step(guidance_for(m, prior, **same), latents, text, draws) for m in ("sds", "csd"))
     times = sds[0].timesteps
     abar = prior.alphas_cumprod[times].double()[:, None, None, None]
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * draws.noise
@@ -136,9 +269,9 @@ def test_sds_minus_csd_is_the_null_score_minus_the_noise():
 def test_a_negative_of_weight_zero_changes_nothing():
     latents, text, draws = random_step(3, perp_neg=True)
     text.negative_weights.zero_()
-    _, with_negatives = step(Guidance(mixture(), GuidanceConfig()), latents, text, draws)
+    _, with_negatives = step(guidance_for("asd"), latents, text, draws)
     _, plain_text, _ = random_step(3, perp_neg=False)
-    _, without = step(Guidance(mixture(), GuidanceConfig()), latents, plain_text, draws)
+    _, without = step(guidance_for("asd"), latents, plain_text, draws)
     assert relative_error(with_negatives, without) <= 1e-12
 
 
@@ -147,24 +280,59 @@ def test_a_negative_equal_to_the_positive_changes_nothing():
     latents, text, draws = random_step(3, perp_neg=True)
     same = type(text)(**{**vars(text), "negatives": (text.positive, text.positive)})
     plain = type(text)(**{**vars(text), "negatives": (), "negative_weights": text.negative_weights[:0]})
-    guidance = Guidance(mixture(), GuidanceConfig())
+    guidance = guidance_for("asd")
     _, got = step(guidance, latents, same, draws)
     _, expected = step(guidance, latents, plain, draws)
     assert relative_error(got, expected) < 1e-9
 
 
-@pytest.mark.parametrize(("method", "branches"), [("sds", 2), ("csd", 2), ("asd", 3)])
+# Method: images a step asks about, for one of its own; denoiser calls; of both, those that learn.
+COSTS = {
+    "sds": (2, 1, 0), "csd": (2, 1, 0), "asd": (3, 1, 0), "vsd": (3 + 1, 2 + 1, 1),
+    "lods-embedding": (2 + 1, 1 + 1, 1), "lods-lora": (2 + 1, 2 + 1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "cost"), COSTS.items(), ids=COSTS)
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_one_denoiser_call_a_step(method, branches, perp_neg):
-    prior, branches = counting(), branches + 2 * perp_neg
+def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
+    prior, (images, calls, learning) = counting(), cost
+    images += 2 * perp_neg
     latents, text, draws = random_step(4, perp_neg=perp_neg)
-    guidance = Guidance(prior, GuidanceConfig(method=method))
+    guidance = guidance_for(method, prior)
     output, _ = step(guidance, latents, text, draws)
-    assert len(prior.calls) == 1
-    assert guidance.branches_per_image(len(text.negatives)) == branches
-    noisy, timesteps, condition, _ = prior.calls[0]
-    assert len(noisy) == len(timesteps) == len(condition.pooled) == output.num_denoiser_calls == 4 * branches
-    assert not noisy.requires_grad
+    assert len(prior.calls) == calls
+    assert guidance.branches_per_image(len(text.negatives)) == images - learning
+    assert output.num_denoiser_calls == 4 * images == sum(len(noisy) for noisy, *_ in prior.calls)
+    assert output.num_gradient_calls == 4 * learning
+    output, _ = step(guidance, latents, text, draws, learn=False)
+    assert output.num_denoiser_calls == 4 * (images - learning) and output.learned_loss is None
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_an_inversion_asks_no_more_than_it_must(perp_neg):
+    """t = 480 and 80 by ISM with spans of 80: nodes 0, 200 below 400, and 0 alone; then s, then t."""
+    prior = counting()
+    latents, text, draws = random_step(2, perp_neg=perp_neg)
+    draws.u_timestep[:] = torch.tensor([0.999, 0.0])
+    guidance = guidance_for("ism", prior, t_min=0.08, t_max=0.48, shift_span=0.08)
+    output, _ = step(guidance, latents, text, draws)
+    assert output.timesteps.tolist() == [480, 80] and output.timesteps_reference.tolist() == [400, 0]
+    assert [len(noisy) for noisy, *_ in prior.calls] == [1, 1, 2, 2 * (2 + 2 * perp_neg)]
+    assert output.num_denoiser_calls == sum(len(noisy) for noisy, *_ in prior.calls)
+    assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_a_trajectory_asks_no_more_than_it_must(perp_neg):
+    """At progress 0.25, t = 650: nodes 999, 899, 799, 699; then the noise at t', and target and reference."""
+    prior, branches = counting(), 2 + 2 * perp_neg
+    latents, text, draws = random_step(1, perp_neg=perp_neg)
+    output, _ = step(guidance_for("dsd", prior, shift_eta=0.0), latents, text, draws, 0.25)
+    assert output.timesteps.tolist() == output.timesteps_reference.tolist() == [650]
+    reference = branches if perp_neg else 1
+    assert [len(noisy) for noisy, *_ in prior.calls] == [branches] * 5 + [branches + reference]
+    assert [times[0].item() for _, times, *_ in prior.calls] == [999, 899, 799, 699, 650, 650]
 
 
 def test_every_branch_gets_the_cameras_of_its_images():
@@ -173,7 +341,7 @@ def test_every_branch_gets_the_cameras_of_its_images():
     azimuth = torch.arange(6.0).reshape(3, 2)
     flat = torch.zeros_like(azimuth)
     cameras = cameras_at(azimuth_deg=azimuth, elevation_deg=flat, distance=flat + 1, fovy_deg=flat + 40)
-    step(Guidance(prior, GuidanceConfig(method="asd")), latents, text, draws, cameras=cameras)
+    step(guidance_for("asd", prior), latents, text, draws, cameras=cameras)
     noisy, _, _, passed = prior.calls[0]
     assert passed.c2w.shape == (9, 2, 4, 4)
     assert passed.azimuth_deg.flatten().tolist() == [0, 1, 2, 3, 4, 5] * 3 and len(noisy) == 18
@@ -182,32 +350,33 @@ def test_every_branch_gets_the_cameras_of_its_images():
 def test_views_that_do_not_fill_their_groups_are_refused():
     latents, text, draws = random_step(6, perp_neg=False)
     with pytest.raises(ValueError, match="groups of 4 views"):
-        Guidance(mixture(views_per_group=4), GuidanceConfig())(latents, text, draws, 0.0)
+        guidance_for("asd", mixture(views_per_group=4))(latents, text, draws, 0.0)
 
 
 def test_draws_may_be_float32_whatever_the_latents():
     latents, text, draws = random_step(3, perp_neg=False)
-    single = GuidanceDraws(**{name: value.float() for name, value in vars(draws).items()})
-    output, gradient = step(Guidance(mixture(), GuidanceConfig()), latents, text, single)
+    wide = {name: value.float() for name, value in vars(draws).items() if value.is_floating_point()}
+    single = GuidanceDraws(**{**vars(draws), **wide})
+    output, gradient = step(guidance_for("asd"), latents, text, single)
     assert gradient.dtype == output.loss.dtype == torch.float64
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("normalize", ["none", "per_sample"])
 def test_a_bad_prediction_makes_the_loss_non_finite(method, bad, normalize):
     class BrokenPrior(CountingPrior):
-        def predict_noise(self, noisy, timesteps, text, cameras=None):
-            noise = super().predict_noise(noisy, timesteps, text, cameras)
-            noise[1, 0, 0, 0] = bad  # one pixel of one image of the first branch
+        def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
+            noise = super().predict_noise(noisy, timesteps, text, cameras, adapted=adapted).clone()
+            if len(noise) % 3 == 0:  # all three images are asked about
+                noise[2, 0, 0, 0] = bad  # one pixel of the last image, in the first branch
             return noise
 
     prior = BrokenPrior(mixture().means, mixture().stds)
     latents, text, draws = random_step(3, perp_neg=False)
-    config = GuidanceConfig(method=method, normalize=normalize)
-    output, _ = step(Guidance(prior, config), latents, text, draws)
+    output, _ = step(guidance_for(method, prior, normalize=normalize), latents, text, draws)
     assert not torch.isfinite(output.loss)
-    assert torch.isfinite(output.per_sample[[0, 2]]).all()
+    assert torch.isfinite(output.per_sample[:2]).all()
 
 
 def test_surrogate_hands_over_small_gradients_beside_large_latents():
@@ -220,20 +389,19 @@ def test_surrogate_hands_over_small_gradients_beside_large_latents():
 
 def test_metrics_are_detached_scalars_of_the_step():
     latents, text, draws = random_step(3, perp_neg=False)
-    config = GuidanceConfig(method="sds", weighting="uniform", normalize="per_sample")
-    output, _ = step(Guidance(mixture(), config), latents, text, draws)
+    guidance = guidance_for("sds", weighting="uniform", normalize="per_sample")
+    output, _ = step(guidance, latents, text, draws)
     assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
     assert output.metrics["reference_norm"].item() == pytest.approx(
         draws.noise.flatten(1).norm(dim=1).mean().item()
     )
     assert output.metrics["timestep"].item() == output.timesteps.double().mean().item()
-    config = GuidanceConfig(method="sds", weighting="uniform")
-    _, gradient = step(Guidance(mixture(), config), latents, text, draws)
+    _, gradient = step(guidance_for("sds", weighting="uniform"), latents, text, draws)
     norm = (3 * gradient).flatten(1).norm(dim=1).mean()
     assert output.metrics["gradient_norm"].item() == pytest.approx(norm.item())
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_descent_finds_the_component_that_the_text_names(method):
     """A free image, 100 steps: every method leads it from another component towards the named one."""
     prior = mixture()
@@ -247,13 +415,14 @@ def test_descent_finds_the_component_that_the_text_names(method):
         return type(text.positive)(pooled=pooled, tokens=pooled[:, None], mask=mask)
 
     text = type(text)(
-        positive=condition(named), unconditional=condition(null), negatives=(), negative_weights=null[:0, :1]
-    )
-    guidance = Guidance(prior, GuidanceConfig(method=method, guidance_scale=5.0))
+        positive=condition(named), unconditional=condition(null), empty=condition(null), negatives=(),
+        negative_weights=null[:0, :1],
+    )  # fmt: skip
+    guidance = guidance_for(method, prior, guidance_scale=5.0)
     latents = prior.means[:1].clone().requires_grad_()
     optimizer = torch.optim.Adam([latents], lr=0.05)
     for i in range(100):
-        _, _, draws = random_step(1, perp_neg=False, seed=i)
+        _, _, draws = random_step(1, seed=i)
         optimizer.zero_grad()
         guidance(latents, text, draws, i / 100).loss.backward()
         optimizer.step()
@@ -262,17 +431,13 @@ def test_descent_finds_the_component_that_the_text_names(method):
     assert distances.argmin() == 2
 
 
-def test_names_and_methods_agree():
-    assert set(METHODS) == set(METHOD_NAMES)
-
-
 def test_a_custom_method_is_only_other_parts():
     """ASD's shift with CSD's reference: no class to derive from, nothing to register."""
-    asd, csd = METHODS["asd"](GuidanceConfig()), METHODS["csd"](GuidanceConfig())
+    asd, csd = method_of(published("asd")), method_of(published("csd"))
     mixed = type(asd)(**{**vars(asd), "reference": csd.reference})
     latents, text, draws = random_step(3, perp_neg=False)
-    _, got = step(Guidance(mixture(), GuidanceConfig(), mixed), latents, text, draws)
-    _, expected = step(Guidance(mixture(), GuidanceConfig(method="csd")), latents, text, draws)
+    _, got = step(Guidance(mixture(), published("asd"), method=mixed), latents, text, draws)
+    _, expected = step(guidance_for("csd", mixture()), latents, text, draws)
     assert relative_error(got, expected) <= 1e-12
 
 
@@ -294,10 +459,14 @@ def test_a_gradient_reaches_pixels_through_a_real_prior(tmp_path):
     draws = GuidanceDraws(
         u_timestep=torch.rand(2, generator=generator),
         u_shift=torch.rand(2, generator=generator),
+        u_learned=torch.rand(2, generator=generator),
+        keys=torch.arange(2),
+        seeds=torch.zeros(2, dtype=torch.long),
+        prompts=torch.zeros(2, dtype=torch.long),
         noise=torch.randn(2, 4, 8, 8, generator=generator),
     )
     latents = prior.encode(images)
-    output = Guidance(prior, GuidanceConfig())(latents, bank.views(["a cube"], cameras), draws, 0.0, cameras)
+    output = guidance_for("asd", prior)(latents, bank.views(["a cube"], cameras), draws, 0.0, cameras)
     at_latents, at_pixels = torch.autograd.grad(output.loss, (latents, images))
     assert output.num_denoiser_calls == 10
     direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)

@@ -9,20 +9,63 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amortized.guidance import GuidanceConfig, LaterTime, draw_timesteps, same_time, timestep_range
+from amortized.guidance import GuidanceConfig, draw_timesteps, published, timestep_range
+from amortized.guidance.timesteps import later, reference_timesteps
 
 
 def test_the_published_annealing():
-    config = GuidanceConfig()
-    assert timestep_range(config, 0.0, 1000) == (500, 980)
-    assert timestep_range(config, 0.5, 1000) == (260, 740)
-    assert timestep_range(config, 1.0, 1000) == (20, 500)
-    assert timestep_range(config, 2.0, 1000) == (20, 500)
+    asd = published("asd")
+    assert asd == GuidanceConfig()
+    assert timestep_range(asd, 0.0, 1000) == (500, 980)
+    assert timestep_range(asd, 0.5, 1000) == (260, 740)
+    assert timestep_range(asd, 1.0, 1000) == (20, 500)
+    assert timestep_range(asd, 2.0, 1000) == (20, 500)
+
+
+def test_dsd_falls_with_the_root_of_the_run():
+    """Published figures: 980 to 320, half of the steps at 513 or below, 1.4 % above 900."""
+    dsd = published("dsd")
+    times = [timestep_range(dsd, k / 10_000, 1000) for k in range(10_000)]
+    assert times[0] == (980, 980) and timestep_range(dsd, 1.0, 1000) == (320, 320)
+    assert times[5000] == (513, 513)
+    assert sum(low > 900 for low, _ in times) == pytest.approx(140, abs=10)
+    assert all(low == high for low, high in times)
+
+
+def test_dsd_shifts_as_published():
+    """Published figures: 10.4 on average, none in 13 % of the steps; at most min(0.1 (t - 320), 999 - t)."""
+    dsd, u = published("dsd"), torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    shifts = []
+    for k in range(10_000):
+        low, _ = timestep_range(dsd, k / 10_000, 1000)
+        t = torch.tensor([low])
+        found = reference_timesteps(dsd, t, u[k : k + 1], low=low, num_timesteps=1000, progress=k / 10_000)
+        shifts.append(int(found) - low)
+    shifts = torch.tensor(shifts).double()
+    assert shifts.mean().item() == pytest.approx(10.4, abs=0.3) and 55 <= shifts.max() <= 61
+    assert (shifts == 0).double().mean().item() == pytest.approx(0.13, abs=0.02)
+
+
+def test_lods_cuts_its_range_at_two_fifths():
+    lods = published("lods-embedding")
+    assert [timestep_range(lods, p, 1000) for p in (0.0, 0.399, 0.41, 1.0)] == [
+        (20, 980), (20, 980), (20, 500), (20, 500),
+    ]  # fmt: skip
+
+
+def test_ism_warms_up():
+    """t up to 980, later 500; s is 100 before t, later 80, and never below 0."""
+    ism, t = published("ism"), torch.tensor([500, 60])
+    assert timestep_range(ism, 0.0, 1000) == (20, 980) and timestep_range(ism, 0.15, 1000) == (20, 740)
+    assert timestep_range(ism, 0.3, 1000) == timestep_range(ism, 1.0, 1000) == (20, 500)
+    for progress, expected in ((0.0, [400, 0]), (0.15, [410, 0]), (1.0, [420, 0])):
+        found = reference_timesteps(ism, t, t / 1000, low=20, num_timesteps=1000, progress=progress)
+        assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("percent", range(101))
 def test_fractions_round_down_without_floating_point_slips(percent):
-    config = GuidanceConfig(t_min=(percent / 100,) * 2, t_max=(1.0, 1.0))
+    config = GuidanceConfig(t_min=percent / 100, t_max=1.0)
     assert timestep_range(config, 0.37, 1000) == (min(10 * percent, 999), 999)
 
 
@@ -42,55 +85,77 @@ def test_bounds_are_inclusive(low, width):
 
 @given(
     t=st.integers(0, 999),
-    low=st.integers(0, 999),
+    start=st.integers(0, 999),
     eta=st.floats(0, 5),
-    u=st.floats(0, 1, exclude_max=True),
-    random=st.booleans(),
+    u=st.floats(0, 1),
 )
-def test_shift_against_the_formula(t, low, eta, u, random):
-    t = max(t, low)
-    later = LaterTime(eta=eta, random=random)(torch.tensor([t]), torch.tensor([u]).double(), low, 1000).item()
-    exact = min(eta * (t - low), 999 - t) * (u if random else 1)
-    assert t <= later <= 999
-    assert later - t in (math.floor(exact), math.floor(exact + 1e-9))
+def test_shift_against_the_formula(t, start, eta, u):
+    found = later(torch.tensor([t]), torch.tensor([u]).double(), eta, start, 1000).item()
+    exact = max(min(eta * (t - start), 999 - t), 0) * u
+    assert t <= found <= 999
+    assert found - t in (math.floor(exact), math.floor(exact + 1e-9))
 
 
 def test_shift_statistics_at_the_start_of_a_run():
     """Published figures of ScaleDreamer's rule: at most 45, about 11 on average, zero in ~10 %."""
     u = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(0))
     t = draw_timesteps(u[0], 500, 980)
-    shift = (LaterTime(eta=0.1)(t, u[1], 500, 1000) - t).double()
+    shift = (reference(GuidanceConfig(), t, u[1], 500) - t).double()
     assert shift.max() == 45 and shift.mean().item() == pytest.approx(11, abs=1)
     assert (shift == 0).double().mean().item() == pytest.approx(0.10, abs=0.03)
 
 
+def reference(config: GuidanceConfig, t: torch.Tensor, u: torch.Tensor, low: int) -> torch.Tensor:
+    return reference_timesteps(config, t, u, low=low, num_timesteps=1000, progress=0.0)
+
+
 def test_no_shift_where_there_is_none_to_make():
     t, u = torch.tensor([20, 400, 999]), torch.tensor([0.9, 0.9, 0.9])
-    assert same_time(t, u, 20, 1000) is t
-    assert LaterTime(eta=0.0)(t, u, 20, 1000).tolist() == t.tolist()
-    assert LaterTime(eta=0.1, random=False)(t, u, 20, 1000).tolist() == [20, 438, 999]
+    assert reference(GuidanceConfig(shift="none"), t, u, 20) is t
+    assert reference(GuidanceConfig(shift_eta=0.0), t, u, 20).tolist() == t.tolist()
+    assert reference(GuidanceConfig(shift_random=False), t, u, 20).tolist() == [20, 438, 999]
+    assert reference(GuidanceConfig(shift_random=False, shift_start=0.3), t, u, 20).tolist() == [20, 410, 999]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "dreamfusion"}, "guidance.method must be one of asd, csd, sds, got 'dreamfusion'"),
+        ({"method": "dreamfusion"}, "guidance.method must be one of sds, csd, vsd, .*, got 'dreamfusion'"),
         ({"weighting": "linear"}, "guidance.weighting must be one of"),
+        ({"noise": "white"}, "guidance.noise must be one of gaussian, inversion, seed, got 'white'"),
+        ({"reference": "nothing"}, "guidance.reference must be one of noise, null, guided"),
+        ({"shift": "sideways"}, "guidance.shift must be one of none, later, earlier"),
         ({"normalize": "batch"}, "guidance.normalize must be one of none, per_sample"),
-        ({"guidance_scale": (1.0, 2.0, 3.0)}, r"guidance_scale must be a number or \[start, end\]"),
-        ({"t_min": (0.99, 0.02)}, "at the start of the run"),
-        ({"t_max": (0.98, 0.01)}, "at the end of the run"),
+        (
+            {"guidance_scale": (1.0, 2.0, 3.0)},
+            r"guidance.guidance_scale: a schedule is a number",
+        ),
+        ({"guidance_scale": -1.0}, "guidance.guidance_scale must not go below 0"),
+        ({"t_min": (0.99, 0.02)}, r"t_min <= t_max <= 1, got \[0.99, 0.98\] after 0% of the run"),
+        ({"t_max": (0.98, 0.01)}, r"got \[0.02, 0.01\] after 100% of the run"),
+        ({"t_max": (0.0, 0.98, 0.1, 0.5, 0.98, 1.0)}, "after 50% of the run"),
         ({"t_max": (1.2, 0.5)}, "0 <= t_min <= t_max <= 1"),
-        ({"shift_eta": -0.1}, "guidance.shift_eta"),
-        ({"weight": -1.0}, "guidance.weight"),
+        ({"shift_eta": -0.1}, "guidance.shift_eta must not be negative"),
+        ({"shift_start": 1.5}, "guidance.shift_start must lie in"),
+        ({"weight": -1.0}, "guidance.weight must not be negative"),
+        ({"max_norm": 0.0}, "guidance.max_norm must be positive or null"),
+        ({"method": "lods-embedding", "guidance_scale": 0.0}, "guidance.guidance_scale must be positive"),
+        ({"method": "lods-embedding", "learned": None}, "set guidance.learned.kind"),
+        ({"method": "vsd", "learned": {"rank": 0}}, "guidance.learned.rank must be at least 1"),
+        ({"method": "vsd", "learned": {"learning_rate": 0.0}}, "learned.learning_rate must be positive"),
+        ({"noise": "inversion"}, "guidance.noise=inversion goes up to t' .* shift=none or earlier"),
+        ({"reference": "inverted"}, "it needs noise=inversion and shift=earlier"),
+        ({"inversion": {"stride": 0.0}}, "guidance.inversion.stride must lie in"),
+        ({"inversion": {"eta": 2.0}}, "guidance.inversion.eta must lie in"),
+        ({"trajectory": {"num_steps": 0}}, "guidance.trajectory.num_steps must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        GuidanceConfig(**settings)
+        published(**{"method": "asd", **settings})
 
 
-def test_the_guidance_scale_runs_linearly():
-    config = GuidanceConfig(guidance_scale=(100.0, 7.5))
-    assert [config.scale_at(p) for p in (0.0, 0.5, 1.0)] == [100.0, 53.75, 7.5]
-    assert GuidanceConfig(guidance_scale=20).scale_at(0.7) == 20.0
+def test_published_settings_give_way_to_others():
+    vsd = published("vsd", guidance_scale=3.0, learned={"rank": 8})
+    assert vsd.guidance_scale == 3.0 and vsd.reference == "learned"
+    assert (vsd.learned.kind, vsd.learned.rank, vsd.learned.lora_scale) == ("lora", 8, 1.0)

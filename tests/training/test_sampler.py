@@ -7,7 +7,8 @@ import torch
 
 from amortized.cameras import CameraConfig
 from amortized.rendering import BackgroundConfig
-from amortized.training.sampler import Sampler, batch_digest, prompt_at, slots_of
+from amortized.training.sampler import Sampler, asset_seed, asset_z, batch_digest, prompt_at, slots_of, z_of
+from amortized.types import Prompt
 
 
 def make_sampler(**changes) -> Sampler:
@@ -19,6 +20,7 @@ def make_sampler(**changes) -> Sampler:
         "num_samples": 3,
         "latent_shape": (4, 2, 2),
         "z_dim": 3,
+        "seeds_per_prompt": None,
         "cameras": CameraConfig(),
         "background": BackgroundConfig(kind="random-rgb"),
     }
@@ -91,3 +93,37 @@ def test_the_digest_sees_every_draw_and_no_order():
         make_sampler(z_dim=2).batch(2, range(4), 4),
     ):
         assert batch_digest(batch.digests) != batch_digest(other.digests)
+
+
+def test_every_visit_has_a_z_of_its_own_or_that_of_one_of_a_few_assets():
+    free, few = make_sampler(), make_sampler(seeds_per_prompt=2)
+    batch = free.batch(0, range(40), 40)
+    assert len({tuple(row) for row in batch.z.tolist()}) == 40 and len(set(batch.draws.seeds.tolist())) == 1
+    batch = few.batch(0, range(40), 40)
+    found = {(tuple(z), int(s)) for z, s in zip(batch.z.tolist(), batch.draws.seeds[::2], strict=True)}
+    assert found == {(tuple(asset_z(3, k, 3).tolist()), asset_seed(3, k)) for k in range(2)}
+    assert torch.equal(batch.draws.seeds[::2], batch.draws.seeds[1::2])  # all views follow one trajectory
+    assert set(few.batch(7, range(40), 40).draws.seeds.tolist()) == set(batch.draws.seeds.tolist())
+
+
+def test_images_have_keys_and_prompts_of_their_own():
+    sampler = make_sampler()
+    draws = sampler.batch(1, range(6), 6).draws
+    assert len(set(draws.keys.tolist())) == 12
+    assert torch.equal(sampler.batch(1, [4], 6).draws.keys, draws.keys[8:10])
+    assert draws.prompts.tolist() == [i for i in sampler.batch(1, range(6), 6).prompt_indices for _ in "ab"]
+    assert (
+        0 <= draws.u_learned.min() and draws.u_learned.max() < 1 and len(set(draws.u_learned.tolist())) == 12
+    )
+
+
+def test_z_outside_training_is_that_of_an_asset_or_the_prompts_own():
+    prompts = [Prompt(id=name, text=name) for name in "ab"]
+    generator = torch.nn.Linear(1, 1)
+    generator.z_dim = 3
+    own = z_of(prompts, generator, 5, None)
+    assert torch.equal(own[1:], z_of(prompts[1:], generator, 5, None)) and not torch.equal(own[0], own[1])
+    assert not torch.equal(own, z_of(prompts, generator, 5, None, number=1))
+    for number in range(3):
+        expected = asset_z(5, number % 2, 3)
+        assert torch.equal(z_of(prompts, generator, 5, 2, number), torch.stack([expected, expected]))

@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 
-from amortized.guidance import GuidanceConfig
 from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
 from amortized.training.checkpoint import list_checkpoints
 from tests.training.toy import TEXTS, log_lines, make_trainer, target_images, weights_of
@@ -40,7 +39,7 @@ def distance_to_targets(trainer) -> float:
 
 def test_thirty_steps_come_closer_to_what_the_prior_knows(tmp_path):
     # SDS at scale 1: the one whose expected gradient points at the prior's own images.
-    trainer = make_trainer(tmp_path, guidance=GuidanceConfig(method="sds", guidance_scale=1.0))
+    trainer = make_trainer(tmp_path, guidance={"method": "sds", "guidance_scale": 1.0})
     before = distance_to_targets(trainer)
     assert trainer.train(quiet=True) == 30
     assert distance_to_targets(trainer) < 0.75 * before
@@ -58,15 +57,38 @@ def test_a_log_line_tells_step_losses_and_batch(tmp_path):
     assert lines[0]["loss"] == pytest.approx(lines[0]["guidance"] + lines[0]["eikonal"], rel=1e-5)
 
 
-@pytest.mark.parametrize("interruption", [10, 20])
-def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption):
-    whole = make_trainer(tmp_path / "whole")
+# What is learned of the renders, at a rate at which it moves; "every" so that a checkpoint falls between.
+LEARNING = {
+    "lods-embedding": {"learning_rate": 1e-2, "every": 3},
+    "lods-lora": {"learning_rate": 1e-2},
+    "vsd": {"learning_rate": 1e-2},
+    "prompt-nulls": {"learning_rate": 1e-2, "kind": "prompt-nulls"},
+    "adapter": {"learning_rate": 1e-2, "kind": "adapter", "width": 4, "every": 2},
+}
+
+
+def learning(name: str) -> dict:
+    method = name if name in ("lods-lora", "vsd") else "lods-embedding"
+    return {"method": method, "guidance_scale": 2.0, "learned": LEARNING[name]}
+
+
+@pytest.mark.parametrize(
+    ("interruption", "guidance"),
+    [(10, {}), (20, {}), *((10, learning(name)) for name in LEARNING)],
+    ids=["10", "20", *LEARNING],
+)
+def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption, guidance):
+    whole = make_trainer(tmp_path / "whole", guidance=guidance)
+    start = weights_of(whole)
+    start = {name: value.clone() for name, value in start.items() if name.startswith("learned.")}
     whole.train(quiet=True)
-    first = make_trainer(tmp_path / "parts")
+    assert len(start) > 0 or not guidance
+    assert not start or any((weights_of(whole)[name] != value).any() for name, value in start.items())
+    first = make_trainer(tmp_path / "parts", guidance=guidance)
     first._step = stop_after(first._step, interruption + 3)  # three steps beyond the last checkpoint are lost
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
-    second = make_trainer(tmp_path / "parts")
+    second = make_trainer(tmp_path / "parts", guidance=guidance)
     assert second.train(quiet=True) == 30
     expected = weights_of(whole)
     for name, value in weights_of(second).items():
@@ -136,16 +158,20 @@ def wait_until(happened, seconds: float = 90.0) -> None:
         time.sleep(0.02)
 
 
-def test_accumulation_equals_one_large_batch(tmp_path):
-    large = make_trainer(tmp_path / "large", steps=4, prompts_per_process=4)
-    parts = make_trainer(tmp_path / "parts", steps=4, prompts_per_process=2, accumulation=2)
+@pytest.mark.parametrize(
+    "guidance", [{}, learning("adapter"), learning("vsd")], ids=["asd", "adapter", "vsd"]
+)
+def test_accumulation_equals_one_large_batch(tmp_path, guidance):
+    changes = {"steps": 4, "guidance": guidance}
+    large = make_trainer(tmp_path / "large", prompts_per_process=4, **changes)
+    parts = make_trainer(tmp_path / "parts", prompts_per_process=2, accumulation=2, **changes)
     large.train(quiet=True)
     parts.train(quiet=True)
     a, b = log_lines(tmp_path / "large"), log_lines(tmp_path / "parts")
     assert [line["batch_digest"] for line in a] == [line["batch_digest"] for line in b]
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
-        assert x["denoiser_calls"] == y["denoiser_calls"] == 4 * 3
+        assert x["denoiser_calls"] == y["denoiser_calls"] and (guidance or x["denoiser_calls"] == 4 * 3)
     for name, value in weights_of(large).items():
         torch.testing.assert_close(value, weights_of(parts)[name], rtol=1e-3, atol=1e-5)
 
@@ -191,7 +217,7 @@ def test_an_emptied_scene_stops_the_run(tmp_path):
         patience=5,
         losses=LossConfig(sparsity=1000.0),
         optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
-        guidance=GuidanceConfig(method="sds", guidance_scale=1.0, weight=1e-6),
+        guidance={"method": "sds", "guidance_scale": 1.0, "weight": 1e-6},
     )
     with pytest.raises(TrainingStopped, match="the scene has emptied .* for 5 steps.*losses.sparsity"):
         trainer.train(quiet=True)
@@ -205,7 +231,7 @@ def test_a_scene_that_fills_everything_stops_the_run(tmp_path):
         patience=5,
         losses=LossConfig(sparsity=0.0, opacity_floor=1000.0, floor=0.98, cap=1.0),
         optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
-        guidance=GuidanceConfig(method="sds", guidance_scale=1.0, weight=1e-6),
+        guidance={"method": "sds", "guidance_scale": 1.0, "weight": 1e-6},
     )
     with pytest.raises(TrainingStopped, match="fills all of the image .* for 5 steps.*losses.opacity_cap"):
         trainer.train(quiet=True)
@@ -237,12 +263,16 @@ def test_previews_are_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "generator"),
-    [(2, None), (4, None), (2, "surrounded"), (2, "3dconv-net"), (2, "triplane-transformer")],
-)
-def test_processes_see_the_global_batch_of_one(tmp_path, processes, generator):
+    ("processes", "generator", "guidance"),
+    [
+        (2, None, {}), (4, None, {}), (2, "surrounded", {}), (2, "3dconv-net", {}),
+        (2, "triplane-transformer", {}), (2, None, learning("adapter")), (2, None, learning("lods-lora")),
+    ],
+    ids=["2", "4", "surrounded", "3dconv-net", "triplane-transformer", "adapter", "lora"],
+)  # fmt: skip
+def test_processes_see_the_global_batch_of_one(tmp_path, processes, generator, guidance):
     """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
-    changes = {"steps": 6, "generator": generator}
+    changes = {"steps": 6, "generator": generator, "guidance": guidance}
     command = [
         sys.executable,
         "-m",
@@ -264,6 +294,8 @@ def test_processes_see_the_global_batch_of_one(tmp_path, processes, generator):
         assert a["prompts_seen"] == b["prompts_seen"] and a["denoiser_calls"] == b["denoiser_calls"]
     from safetensors.torch import load_file
 
-    file = "checkpoints/step_000006/generator.safetensors"
-    for name, value in load_file(tmp_path / "many" / file).items():
-        torch.testing.assert_close(value, one.state.generator.state_dict()[name], rtol=1e-3, atol=2e-5)
+    for part in ("generator", "learned") if guidance else ("generator",):
+        expected = getattr(one.state, part).state_dict()
+        file = f"checkpoints/step_000006/{part}.safetensors"
+        for name, value in load_file(tmp_path / "many" / file).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5)

@@ -17,7 +17,7 @@ import torch
 from amortized.cameras import CameraConfig
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
-from amortized.guidance import Guidance, GuidanceConfig
+from amortized.guidance import Guidance, build_learned, published
 from amortized.priors import GaussianMixturePrior
 from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training import LossConfig, OptimizerConfig, Trainer, TrainerConfig, World, join_world
@@ -66,11 +66,13 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts.
 
     generator: a module, or one of TINY, or "surrounded"; a small Hyper-iNGP where none is given.
+    guidance: settings over ASD's, its method among them.
     """
     generator = changes.pop("generator", None)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
-    guidance = changes.pop("guidance", GuidanceConfig(method="asd", guidance_scale=2.0, weight=0.1))
+    method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
+    guidance = published(**{**method, **changes.pop("guidance", {})})
     config = replace(
         TrainerConfig(
             steps=30,
@@ -98,6 +100,14 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     elif isinstance(generator, str):
         generator = TINY[generator].build(len(TEXTS))
     generator = generator or plain
+    bank = TextBank(ColourEncoder(), device=world.device)
+    learned = None
+    if guidance.learned is not None:
+        text = None if guidance.learned.text is None else bank.get([guidance.learned.text])
+        null, num_prompts = bank.get([""]), len(TEXTS)
+        learned = build_learned(
+            guidance.learned, prior, null=null, text=text, num_prompts=num_prompts, seed=7
+        )
     folder.mkdir(parents=True, exist_ok=True)
     settings = SimpleNamespace(
         output=str(folder),
@@ -113,8 +123,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         settings,
         world=world,
         corpus=prompt_list(TEXTS, "toy"),
-        guidance=Guidance(prior, guidance),
-        bank=TextBank(ColourEncoder(), device=world.device),
+        guidance=Guidance(prior, guidance, learned),
+        bank=bank,
         generator=generator.to(world.device),
     )
 
@@ -125,7 +135,9 @@ def log_lines(folder: Path) -> list[dict]:
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = dict(trainer.state.generator.state_dict())
-    return state | {f"ema.{name}": value for name, value in trainer.state.ema.state_dict().items()}
+    learned = trainer.state.learned.state_dict() if trainer.state.learned else {}
+    parts = {"ema": trainer.state.ema.state_dict(), "learned": learned}
+    return state | {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
 
 
 if __name__ == "__main__":
