@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
                 config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator
             )
             if given.dry_run:
-                print(settings.to_yaml(config) + describe(trainer, num_negatives=2 * config.views.perp_neg))
+                print(settings.to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
                 return 0
             step = trainer.train()
         if world.is_main:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from amortized.conditioning.views import ViewText
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws
 from amortized.guidance.learned import denoising_loss, detached
-from amortized.guidance.noise import Clean, Inversion, NoiseSource, Seeded, gaussian
+from amortized.guidance.noise import Clean, Gaussian, Inversion, NoiseSource, Seeded
 from amortized.guidance.scores import (
     Branch,
     Denoiser,
@@ -43,7 +43,7 @@ def method_of(config: GuidanceConfig) -> Method:
     """The parts that a config names."""
     learned_null = config.null == "learned"
     noises: dict[str, NoiseSource] = {
-        "gaussian": gaussian,
+        "gaussian": Gaussian(),
         "inversion": Inversion(config=config.inversion, goes_on=config.shift == "earlier"),
         "seed": Seeded(config=config.trajectory),
     }
@@ -163,6 +163,21 @@ class Guidance:
                 "timestep_reference": step.timesteps_reference.double().mean().to(clean.device),
             },
         )
+
+    def calls_per_image(self, num_negatives: int) -> float:
+        """Denoiser images that an image costs a step, on average over a run."""
+        num_timesteps, total = self.prior.num_timesteps, 0.0
+        u = (torch.arange(64) + 0.5) / 64
+        other = (u * 27.0) % 1  # as good as independent of u
+        for progress in u.tolist():
+            low, high = timestep_range(self.config, progress, num_timesteps)
+            reference = reference_timesteps(
+                self.config, draw_timesteps(u, low, high), other, low=low, num_timesteps=num_timesteps,
+                progress=progress,
+            )  # fmt: skip
+            total += self.method.noise.calls(reference, num_timesteps, num_negatives).double().mean().item()
+        learning = 0.0 if self.learned is None else 1 / self.learns_every
+        return self.branches_per_image(num_negatives) + total / 64 + learning
 
     def branches_per_image(self, num_negatives: int) -> int:
         """Denoiser images that one image costs a step, besides those a noise source and learning need."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,13 +37,24 @@ class Noised:
     inverted: Tensor | None = None  # [B, C, h, w] the prediction at t' on the way to t
 
 
-# Finds noise for clean latents; runs without gradients.
-NoiseSource = Callable[[Denoiser, Clean], Noised]
+class NoiseSource(Protocol):
+    """Finds noise for clean latents; runs without gradients."""
+
+    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised: ...
+
+    def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
+        """Images [B] that it sends through the denoiser for one image each, given t'."""
+        ...
 
 
-def gaussian(denoiser: Denoiser, clean: Clean) -> Noised:
+class Gaussian:
     """The step's draw, the same one at both levels."""
-    return with_noise(denoiser.prior, clean, clean.draws.noise.to(clean.latents))
+
+    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
+        return with_noise(denoiser.prior, clean, clean.draws.noise.to(clean.latents))
+
+    def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
+        return torch.zeros_like(timesteps_reference)
 
 
 def with_noise(prior: Prior, clean: Clean, noise: Tensor) -> Noised:
@@ -70,7 +81,7 @@ class Inversion:
 
     def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
         prior, target = denoiser.prior, clean.timesteps_reference
-        stride = max(int(self.config.stride * prior.num_timesteps), 1)
+        stride = self._stride(prior.num_timesteps)
         now = torch.zeros_like(target)
         drawn = clean.draws.noise.to(clean.latents)
         x = add_noise(clean.latents, drawn, alphas_at(prior.alphas_cumprod, now, clean.latents))
@@ -90,6 +101,13 @@ class Inversion:
             noisy = ddim_step(prior, x, met, target, clean.timesteps)
         noise = x0_to_noise(clean.latents, noisy, alphas_at(prior.alphas_cumprod, clean.timesteps, x))
         return Noised(noisy=noisy, noisy_reference=x, noise=noise, inverted=met)
+
+    def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
+        steps = -(-timesteps_reference // self._stride(num_timesteps)) + self.goes_on
+        return steps * ((self.config.scale != 0) + (self.config.scale != 1))
+
+    def _stride(self, num_timesteps: int) -> int:
+        return max(int(self.config.stride * num_timesteps), 1)
 
     def _predict(self, denoiser: Denoiser, x: Tensor, times: Tensor, text: ViewText, rows: Tensor) -> Tensor:
         asked, text = {}, take_view_rows(text, rows)
@@ -131,8 +149,7 @@ class Seeded:
         start = {seed: normal(shape, seed, "trajectory") for seed in set(clean.draws.seeds.tolist())}
         x = torch.stack([start[seed] for seed in clean.draws.seeds.tolist()]).to(like)
         now = torch.full_like(target, last)
-        for step in range(1, self.config.num_steps + 1):
-            node = last - round(step * prior.num_timesteps / self.config.num_steps)
+        for node in self._nodes(prior.num_timesteps):
             following = target.clamp(min=node)
             rows = (following < now).nonzero().flatten()
             if len(rows):
@@ -141,6 +158,16 @@ class Seeded:
             now = following
         noise = self._predict(denoiser, x, target, clean.text, torch.arange(len(x)))
         return with_noise(prior, clean, noise)
+
+    def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
+        before = torch.tensor([num_timesteps - 1, *self._nodes(num_timesteps)])
+        steps = (before > timesteps_reference[:, None]).sum(1) + 1
+        return steps * (1 if self.config.scale == 1 and num_negatives == 0 else 2 + num_negatives)
+
+    def _nodes(self, num_timesteps: int) -> list[int]:
+        """Timesteps between DDIM's steps, from the last one down; the lowest is below 0."""
+        steps = range(1, self.config.num_steps + 1)
+        return [num_timesteps - 1 - round(step * num_timesteps / self.config.num_steps) for step in steps]
 
     def _predict(self, denoiser: Denoiser, x: Tensor, times: Tensor, text: ViewText, rows: Tensor) -> Tensor:
         score = Guided(scale=self.config.scale)

@@ -47,7 +47,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     config, generator, guidance = trainer.config, trainer.state.generator, trainer.guidance
     prior, num_prompts = guidance.prior, trainer.sampler.num_prompts
     images = config.prompts_per_process * config.views_per_prompt
-    calls = images * guidance.branches_per_image(num_negatives)
+    calls = images * config.accumulation * guidance.calls_per_image(num_negatives)
     weights = sum(p.numel() * p.element_size() for p in generator.parameters())
     graph = images * config.render_size**2 * trainer.settings.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
@@ -64,8 +64,8 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
         f"# corpus: {num_prompts:,} prompts to train on; {trainer.slots_per_step} a step, "
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
-        f"# denoiser: {calls * config.accumulation} images a step and process, "
-        f"in {config.accumulation} calls",
+        f"# denoiser: {calls:.4g} images a step and process, {calls / images / config.accumulation:.3g} "
+        "for one image",
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)

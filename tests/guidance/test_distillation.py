@@ -211,10 +211,8 @@ def test_the_noise_that_an_inversion_finds_explains_its_latents():
     prior, (latents, text, draws) = mixture(), random_step(3)
     draws.u_timestep[:] = 0.999
     config = published("sdi", inversion={"stride": 0.001, "scale": 0.0, "eta": 0.0}, t_min=0.6, t_max=0.6)
-    clean = Clean(
-        latents=latents, timesteps=torch.full((3,), 600), timesteps_reference=torch.full((3,), 600), text=text,
-        draws=draws,
-    )  # fmt: skip
+    times = torch.full((3,), 600)
+    clean = Clean(latents=latents, timesteps=times, timesteps_reference=times, text=text, draws=draws)
     found = method_of(config).noise(Denoiser(prior), clean)
     x = found.noisy
     for t in range(600, 0, -1):
@@ -321,6 +319,28 @@ def test_an_inversion_asks_no_more_than_it_must(perp_neg):
     assert [len(noisy) for noisy, *_ in prior.calls] == [1, 1, 2, 2 * (2 + 2 * perp_neg)]
     assert output.num_denoiser_calls == sum(len(noisy) for noisy, *_ in prior.calls)
     assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cost_of_a_run_is_what_its_steps_ask(method, perp_neg):
+    guidance, asked = guidance_for(method), 0
+    for i in range(60):
+        latents, text, draws = random_step(4, perp_neg=perp_neg, seed=i)
+        asked += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls
+    # 240 random images against the mean over all
+    assert asked / 240 == pytest.approx(guidance.calls_per_image(2 * perp_neg), rel=0.04)
+
+
+# What the notes on the public code count for one view, CFG as two; without perp-neg.
+@pytest.mark.parametrize(
+    ("method", "forward"),
+    [("sds", 2), ("csd", 2), ("asd", 3), ("vsd", 3), ("lods-embedding", 2), ("lods-lora", 2), ("ism", 4.7)],
+)
+def test_costs_are_those_of_the_public_code(method, forward):
+    guidance = guidance_for(method)
+    learning = 0 if guidance.learned is None else 1
+    assert guidance.calls_per_image(0) == pytest.approx(forward + learning, abs=0.2)
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
