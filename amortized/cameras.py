@@ -15,9 +15,13 @@ from amortized.types import Cameras, Rays
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """Ranges of training cameras, sampled independently for each view."""
+    """Ranges of training cameras, sampled independently for each view, or on a ring."""
 
+    # The V views of a prompt evenly around it, at one elevation, distance and field of view, as
+    # multi-view priors have them.
+    ring: bool = False
     distance: tuple[float, float] = (1.0, 1.5)
+    distance_by_fovy: bool = False  # distances count in units of 1 / tan(fovy / 2): the object fills as much
     fovy_deg: tuple[float, float] = (40.0, 70.0)
     elevation_deg: tuple[float, float] = (-10.0, 45.0)
     azimuth_deg: tuple[float, float] = (-180.0, 180.0)
@@ -50,15 +54,21 @@ def cameras_from_uniform(config: CameraConfig, u: Tensor) -> Cameras:
     def between(values: Tensor, limits: tuple[float, float]) -> Tensor:
         return limits[0] + (limits[1] - limits[0]) * values
 
+    azimuth_deg = between(u[..., 0], config.azimuth_deg)
+    if config.ring:
+        num_views = u.shape[1]
+        u = u[:, :1].expand_as(u)
+        azimuth_deg = azimuth_deg[:, :1] + torch.arange(num_views) * (360.0 / num_views)
+    fovy_deg = between(u[..., 3], config.fovy_deg)
+    distance = between(u[..., 2], config.distance)
+    if config.distance_by_fovy:
+        distance = distance / torch.tan(torch.deg2rad(fovy_deg) / 2)
     low, high = (torch.deg2rad(torch.tensor(v, dtype=u.dtype)) for v in config.elevation_deg)
     on_sphere = torch.rad2deg(torch.asin(low.sin() + (high.sin() - low.sin()) * u[..., 1]))
     by_angle = between(u[..., 1], config.elevation_deg)
     elevation_deg = torch.where(u[..., 4] < config.uniform_angle_share, by_angle, on_sphere)
     return cameras_at(
-        azimuth_deg=between(u[..., 0], config.azimuth_deg),
-        elevation_deg=elevation_deg,
-        distance=between(u[..., 2], config.distance),
-        fovy_deg=between(u[..., 3], config.fovy_deg),
+        azimuth_deg=azimuth_deg, elevation_deg=elevation_deg, distance=distance, fovy_deg=fovy_deg
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import torch
 
 
 def make_tiny_sd(
-    folder: str | Path, *, prediction_type: str = "epsilon", legacy_eos: bool = False, seed: int = 0
+    folder: str | Path,
+    *,
+    prediction_type: str = "epsilon",
+    legacy_eos: bool = False,
+    num_views: int = 1,
+    seed: int = 0,
 ) -> Path:
     """Write tokenizer, text_encoder, vae, unet and scheduler to `folder`, and return it.
 
@@ -74,6 +80,8 @@ def make_tiny_sd(
             attention_head_dim=8,
             norm_num_groups=4,
             use_linear_projection=True,
+            class_embed_type=None if num_views == 1 else "projection",
+            projection_class_embeddings_input_dim=None if num_views == 1 else 16,
         )
         # transformers draws its weights at 0.02: too small for a word to change anything visibly.
         for parameter in text_model.parameters():
@@ -98,4 +106,6 @@ def make_tiny_sd(
     }
     for name, part in parts.items():
         part.save_pretrained(folder / name)
+    if num_views > 1:
+        (folder / "multi_view.json").write_text(json.dumps({"num_views": num_views}))
     return folder

@@ -28,6 +28,7 @@ class PriorConfig:
     path: str  # a folder in diffusers format, or a Hub id
     revision: str | None = None  # of a Hub id: a branch, tag or commit
     allow_network: bool = False  # fetch a Hub id that is not on this machine
+    num_views: int | None = None  # that it must denoise together; null: as many as it does
     dtype: str = "float32"  # float16 and bfloat16 halve the memory; gradients reach images as float32
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amortized.conditioning.text_encoder import TextEncoder
 from amortized.priors.base import DTYPES, PriorConfig
+from amortized.priors.multi_view import camera_vectors, join_views, views_of
 from amortized.priors.schedule import alphas_at, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
@@ -22,19 +23,28 @@ PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 class StableDiffusionPrior:
     """A frozen latent diffusion model with a text-conditioned UNet; see `amortized.priors.Prior`.
 
-    The networks run in their own dtype; latents and noise come and go in the caller's.
+    The networks run in their own dtype; latents and noise come and go in the caller's. With more than
+    one view to a group it is MVDream, see `amortized.priors.multi_view`.
     """
 
-    views_per_group = 1
-
     def __init__(
-        self, *, unet: Any, vae: Any, text_encoder: TextEncoder, alphas_cumprod: Tensor, prediction_type: str
+        self,
+        *,
+        unet: Any,
+        vae: Any,
+        text_encoder: TextEncoder,
+        alphas_cumprod: Tensor,
+        prediction_type: str,
+        views_per_group: int = 1,
     ) -> None:
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"the prior's scheduler predicts '{prediction_type}'; "
                 "only epsilon and v_prediction can be distilled"
             )
+        if views_per_group > 1:
+            join_views(unet, views_per_group)
+        self.views_per_group = views_per_group
         self.unet = unet.eval().requires_grad_(False)
         self._dtype: torch.dtype = unet.dtype
         self.vae = vae.eval().requires_grad_(False)
@@ -85,10 +95,19 @@ class StableDiffusionPrior:
         adapted: bool = False,
     ) -> Tensor:
         dtype = self._dtype
+        seen = {}
+        if self.views_per_group > 1:
+            if cameras is None:
+                raise ValueError("a multi-view prior needs the cameras of its views")
+            seen["class_labels"] = camera_vectors(cameras).to(dtype)
         with self._as_published() if self.adapter is not None and not adapted else nullcontext():
             # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
             predicted = self.unet(
-                noisy.to(dtype), timesteps, encoder_hidden_states=text.tokens.to(dtype), return_dict=False
+                noisy.to(dtype),
+                timesteps,
+                encoder_hidden_states=text.tokens.to(dtype),
+                return_dict=False,
+                **seen,
             )[0].to(noisy.dtype)
         if self.prediction_type == "epsilon":
             return predicted
@@ -128,14 +147,23 @@ class LoraWeights(torch.nn.Module):
 
 
 def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
-    """The prior a config names, frozen, on `device`."""
-    return load_stable_diffusion(
+    """The prior a config names, frozen, on `device`.
+
+    Raises ValueError where it has another number of views than the config expects.
+    """
+    prior = load_stable_diffusion(
         config.path,
         revision=config.revision,
         dtype=DTYPES[config.dtype],
         device=device,
         allow_network=config.allow_network,
     )
+    if config.num_views is not None and config.num_views != prior.views_per_group:
+        raise ValueError(
+            f"prior.num_views is {config.num_views}, but '{config.path}' denoises {prior.views_per_group} "
+            "at once: choose another prior.path, or set prior.num_views=null to take what is there"
+        )
+    return prior
 
 
 def load_stable_diffusion(
@@ -175,6 +203,7 @@ def load_stable_diffusion(
         text_encoder=TextEncoder(tokenizer, text_model.to(device)),
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction_type=scheduler.config.prediction_type,
+        views_per_group=views_of(Path(path)),
     )
 
 

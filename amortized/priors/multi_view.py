@@ -1,0 +1,78 @@
+"""Several views of one object denoised together: MVDream (arXiv 2308.16512) in Stable Diffusion's format.
+
+The UNet is an ordinary one with two changes: self-attention runs over all views of an object at once,
+which adds no weights, and the camera joins the time embedding, which diffusers calls a class embedding
+of type "projection". So a multi-view prior is a folder in diffusers format whose UNet has such an embedding
+of width 16, and beside it `multi_view.json`: {"num_views": 4}.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amortized.types import Cameras
+
+CAMERA_WIDTH = 16
+FILE = "multi_view.json"
+
+
+class JointViews:
+    """An attention processor that lets the views of an object attend to each other."""
+
+    def __init__(self, num_views: int) -> None:
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        self.num_views, self.inner = num_views, AttnProcessor2_0()
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        """hidden_states [N, L, width], the views of an object being neighbours."""
+        joined = hidden_states.unflatten(0, (-1, self.num_views)).flatten(1, 2)
+        return self.inner(attn, joined, *arguments, **keywords).view_as(hidden_states)
+
+
+def join_views(unet: Any, num_views: int) -> None:
+    """Let self-attention run over `num_views` views; raises ValueError for a UNet without cameras."""
+    config = unet.config
+    if config.class_embed_type != "projection" or (
+        config.projection_class_embeddings_input_dim != CAMERA_WIDTH
+    ):
+        raise ValueError(
+            f"this prior says that it has {num_views} views, but its UNet has no camera embedding "
+            f"(class_embed_type projection of width {CAMERA_WIDTH}): it is no MVDream"
+        )
+    for name, module in unet.named_modules():
+        if name.endswith("attn1"):
+            module.set_processor(JointViews(num_views))
+
+
+def views_of(folder: Path) -> int:
+    """Views that the prior in a folder denoises together."""
+    file = folder / FILE
+    if not file.is_file():
+        return 1
+    try:
+        num_views = json.loads(file.read_text())["num_views"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} must hold {{"num_views": N}}') from error
+    if type(num_views) is not int or num_views < 2:
+        raise ValueError(f"{file}: num_views must be an integer of at least 2, got {num_views!r}")
+    return num_views
+
+
+def camera_vectors(cameras: Cameras) -> Tensor:
+    """Cameras as MVDream reads them: c2w with its position at distance 1, flattened [N, 16].
+
+    Its world is z up as ours, its azimuth 0 at -y (Blender's front), ours at +x: a quarter turn.
+    """
+    c2w = cameras.c2w.flatten(0, -3).clone()
+    turn = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
+    turn[:2, :2] = turn.new_tensor([[0.0, 1.0], [-1.0, 0.0]])  # +x => -y, +y => +x
+    c2w = turn @ c2w
+    position = c2w[:, :3, 3]
+    c2w[:, :3, 3] = position / position.norm(dim=1, keepdim=True)
+    return c2w.flatten(1)
