@@ -5,7 +5,7 @@ Conventions are those of `amortized.types`: z up, azimuth 0 deg in front (+x), O
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -109,6 +109,19 @@ def orbit(
         distance=torch.full_like(azimuth, distance),
         fovy_deg=torch.full_like(azimuth, fovy_deg),
     )
+
+
+def take_cameras(cameras: Cameras, rows: Tensor, group: int) -> Cameras:
+    """The cameras [P, V] of images `rows` [N], which fill groups of neighbours: [N / group, group]."""
+    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
+    taken = {name: values.flatten(0, 1)[rows.to(values.device)] for name, values in parts.items()}
+    return Cameras(**{name: values.unflatten(0, (-1, group)) for name, values in taken.items()})
+
+
+def repeat_cameras(cameras: Cameras, times: int) -> Cameras:
+    """The cameras of P prompts as those of times * P, whole batch after whole batch."""
+    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
+    return Cameras(**{name: torch.cat([values] * times) for name, values in parts.items()})
 
 
 def camera_rays(cameras: Cameras, height: int, width: int) -> Rays:

@@ -7,12 +7,13 @@ same name are one question: they are asked once, and all that can share a batch 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from amortized.cameras import repeat_cameras, take_cameras
 from amortized.conditioning.rows import concatenate_rows
 from amortized.conditioning.views import ViewText
 from amortized.priors.base import Prior
@@ -203,21 +204,8 @@ class Denoiser:
         return predicted.chunk(len(branches))
 
 
-def take_cameras(cameras: Cameras, rows: Tensor, group: int) -> Cameras:
-    """The cameras [P, V] of images `rows` [N], which fill groups of neighbours: [N / group, group]."""
-    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
-    taken = {name: values.flatten(0, 1)[rows.to(values.device)] for name, values in parts.items()}
-    return Cameras(**{name: values.unflatten(0, (-1, group)) for name, values in taken.items()})
-
-
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     """The part of x that is orthogonal to y, image by image; x itself where y is nearly zero."""
     dot = (x * y).flatten(1).sum(1)
     square = y.square().flatten(1).sum(1).clamp(min=1e-6)
     return x - (dot / square)[:, None, None, None] * y
-
-
-def repeat_cameras(cameras: Cameras, times: int) -> Cameras:
-    """The cameras of P prompts as those of times * P, whole batch after whole batch."""
-    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
-    return Cameras(**{name: torch.cat([values] * times) for name, values in parts.items()})

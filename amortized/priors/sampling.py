@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amortized.cameras import repeat_cameras
 from amortized.conditioning.rows import concatenate_rows, expand_row
 from amortized.priors.base import Prior
 from amortized.priors.schedule import add_noise, alphas_at, noise_to_x0
 from amortized.random import normal
-from amortized.types import TextCondition
+from amortized.types import Cameras, TextCondition
 
 
 @torch.no_grad()
@@ -47,19 +48,22 @@ def ddim(
     *,
     num_steps: int,
     cfg: float,
+    cameras: Cameras | None = None,
 ) -> Tensor:
     """Latents [N, C, h, w] from noise at the last timestep, deterministically (arXiv 2010.02502, eta 0).
 
-    `text` and `unconditional` have N rows. The timesteps run evenly from T - 1 to 0 inclusive.
+    `text` and `unconditional` have N rows, `cameras` N cameras where the prior reads them. The timesteps
+    run evenly from T - 1 to 0 inclusive.
     """
     if not 1 <= num_steps <= prior.num_timesteps:
         raise ValueError(f"num_steps must lie in [1, {prior.num_timesteps}], got {num_steps}")
     latents, both = noise, concatenate_rows([text, unconditional])
+    seen = None if cameras is None else repeat_cameras(cameras, 2)
     grid = torch.linspace(prior.num_timesteps - 1, 0, num_steps).round().long().tolist()
     for step, t in enumerate(grid):
         timesteps = torch.full((len(noise),), t, device=noise.device)
         twice = (latents.repeat(2, 1, 1, 1), timesteps.repeat(2))
-        conditional, null = prior.predict_noise(*twice, both).chunk(2)
+        conditional, null = prior.predict_noise(*twice, both, seen).chunk(2)
         predicted = null + cfg * (conditional - null)
         x0 = noise_to_x0(predicted, latents, alphas_at(prior.alphas_cumprod, timesteps, latents))
         if step + 1 == num_steps:

@@ -1,0 +1,164 @@
+"""Score distillation without 3D: latents themselves are optimized, and shown as they go.
+
+  python -m amortized.guidance.playground --method dsd --prompt "a red cube, front view az30 el20"
+  python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
+
+Writes a contact sheet: a column for each image, which differ in their seeds alone; a row for each sixth of
+the steps; and, last, what the prior's own sampler makes of the same text. On the embedded prior it takes
+about a minute on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amortized import config as settings
+from amortized.cameras import orbit
+from amortized.conditioning.rows import expand_row
+from amortized.conditioning.views import ViewText, plain_text
+from amortized.guidance.config import GuidanceConfig, GuidanceDraws
+from amortized.guidance.distillation import Guidance
+from amortized.guidance.learned import build_learned
+from amortized.media import save_grid
+from amortized.priors import Prior, PriorConfig, ddim, load_prior
+from amortized.random import derive_seed, normal, uniform
+from amortized.types import Cameras, TextCondition
+
+ROWS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaygroundConfig:
+    """What is optimized, and how."""
+
+    prompt: str = "a red cube, front view az30 el20"
+    prior: PriorConfig
+    guidance: GuidanceConfig
+    images: int = 8  # of a multi-view prior: objects, each in all its views
+    steps: int = 300
+    learning_rate: float = 0.05  # of Adam, on latents of about unit variance
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+def draws_of(latents: Tensor, seed: int, step: int, group: int = 1) -> GuidanceDraws:
+    """The random numbers of a step of latents [B, C, h, w]; each `group` of them is an asset of its own."""
+    batch, shape = len(latents), tuple(latents.shape[1:])
+    u = torch.stack([uniform((3,), seed, step, image) for image in range(batch)])
+    return GuidanceDraws(
+        u_timestep=u[:, 0],
+        u_shift=u[:, 1],
+        u_learned=u[:, 2],
+        noise=torch.stack([normal(shape, seed, "noise", step, image) for image in range(batch)]),
+        keys=torch.tensor([derive_seed(seed, "image", step, image) for image in range(batch)]),
+        seeds=torch.tensor([derive_seed(seed, "asset", image // group) for image in range(batch)]),
+        prompts=torch.zeros(batch, dtype=torch.long),
+    )
+
+
+def optimize(
+    guidance: Guidance,
+    latents: Tensor,
+    text: ViewText,
+    cameras: Cameras | None,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    each: Callable[[int, Tensor], None] = lambda step, latents: None,
+) -> Tensor:
+    """Latents [B, C, h, w] after so many steps of Adam; `each` sees them after every step, counted from 1."""
+    latents = latents.clone().requires_grad_()
+    groups = [{"params": [latents], "lr": learning_rate}]
+    if guidance.learned is not None:
+        groups.append({"params": list(guidance.learned.parameters()), "lr": guidance.learning_rate})
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    for step in range(steps):
+        draws = draws_of(latents, seed, step, guidance.prior.views_per_group)
+        learn = step % guidance.learns_every == 0
+        taught = guidance(latents, text, draws, step / steps, cameras, learn=learn)
+        optimizer.zero_grad()
+        (taught.loss if taught.learned_loss is None else taught.loss + taught.learned_loss).backward()
+        optimizer.step()
+        each(step + 1, latents.detach())
+    return latents.detach()
+
+
+def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
+    """The contact sheet's images [(ROWS + 1) * columns, H, W, 3], row by row."""
+    encoder = prior.text_encoder
+    if encoder is None:
+        raise ValueError("this prior has no text encoder")
+    views = prior.views_per_group
+    num_images = config.images * views
+
+    def told(sentence: str) -> TextCondition:
+        return expand_row(encoder.encode([sentence]), num_images)
+
+    text = plain_text(told(config.prompt), encoder.encode([""]))
+    cameras = None if views == 1 else orbit(config.images, views, elevation_deg=15, distance=1, fovy_deg=40)
+    learned, model = config.guidance.learned, None
+    if learned is not None:
+        own = None if learned.text is None else encoder.encode([learned.text])
+        null = encoder.encode([""])
+        model = build_learned(learned, prior, null=null, text=own, num_prompts=1, seed=config.seed)
+    start = [normal(prior.latent_shape, config.seed, "start", image) for image in range(num_images)]
+    shown: list[Tensor] = []
+
+    def show(step: int, latents: Tensor) -> None:
+        if step * ROWS // config.steps > (step - 1) * ROWS // config.steps:
+            shown.append(prior.decode(latents))
+
+    optimize(
+        Guidance(prior, config.guidance, model), torch.stack(start).to(prior.device), text, cameras,
+        steps=config.steps, learning_rate=config.learning_rate, seed=config.seed, each=show,
+    )  # fmt: skip
+    noise = torch.stack([normal(prior.latent_shape, config.seed, "sample", i) for i in range(num_images)])
+    sampled = ddim(
+        prior, noise.to(prior.device), text.positive, text.unconditional, num_steps=25, cfg=2.0,
+        cameras=cameras,
+    )  # fmt: skip
+    return torch.cat([*shown, prior.decode(sampled)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m amortized.guidance.playground", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
+    parser.add_argument("--prompt", default=PlaygroundConfig.prompt)
+    parser.add_argument("--prior", default="checkpoints/shapes-prior", help="a folder in diffusers format")
+    parser.add_argument("--output", type=Path, help="default: outputs/playground/METHOD.png")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
+    )
+    given = parser.parse_intermixed_args(argv)
+    chosen = [f"prior={given.prior}", f"guidance.method={given.method}"]
+    try:
+        config = settings.load(PlaygroundConfig, None, [*chosen, *given.overrides, f"prompt={given.prompt}"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        images = play(config, load_prior(config.prior, device))
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    output = given.output or Path("outputs/playground") / f"{given.method}.png"
+    save_grid(output, images, columns=len(images) // (ROWS + 1))
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
