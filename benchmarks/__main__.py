@@ -35,13 +35,6 @@ def sections(config: RunConfig, device: torch.device) -> dict[str, Callable[[], 
     }
 
 
-def table(rows: Rows) -> str:
-    """A Markdown table."""
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,7 +51,7 @@ def main() -> None:
         for name, measure in sections(config, world.device).items():
             if name in given.only:
                 found[name] = rows = measure()
-                print(f"\n{name}\n\n{table(rows)}")
+                print(f"\n{name}\n\n{timing.markdown(rows)}")
     path = Path("outputs/benchmarks/bench.json")
     atomic_write_text(path, json.dumps(found, indent=2) + "\n")
     print(f"\nwritten to {path}")

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from amortized.guidance import Guidance, published
-from benchmarks import __main__ as bench
-from benchmarks import methods, rendering, steps
+from benchmarks import methods, rendering, steps, timing
 from corpora import open_corpus
 from generators.hyper_ingp import HyperINGPConfig
 
@@ -79,7 +78,7 @@ def test_the_calls_of_a_step_are_what_guidance_asks(name: str):
 
 
 def test_tables_are_markdown():
-    assert bench.table([{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}]).splitlines() == [
+    assert timing.markdown([{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}]).splitlines() == [
         "| a | b |", "| --- | --- |", "| 1 | x |", "| 2.5 | y |",
     ]  # fmt: skip
 

@@ -1,0 +1,137 @@
+"""Where guidance points: the cosine between a method's gradient and the true residual, by timestep.
+
+  python -m benchmarks.directions [CONFIG] [--methods asd sds] [--scales 1.5 7.5] [--run DIR] [KEY=VALUE ...]
+
+The residual is that of the latents, render minus truth, so a method that points straight at the truth
+has cosine 1. It tells the useful band of timesteps of a prior in a minute, before anything is trained.
+States: a ball in each object's colour, and, with --run, what that run's generator makes of the prompts.
+Learned models are untrained here. Needs a corpus whose objects are known, as the embedded one's are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amortized import config as settings
+from amortized.cameras import orbit
+from amortized.conditioning.views import ViewText
+from amortized.files import atomic_write_text
+from amortized.guidance import METHODS, Guidance, published
+from amortized.guidance.playground import draws_of
+from amortized.rendering import render
+from amortized.schedules import geometric_at
+from amortized.training import generator_weights, load_weights, z_of
+from amortized.types import Cameras, GroundTruth, Prompt, Scene
+from benchmarks.rendering import TrueScene
+from benchmarks.timing import markdown
+from train import RunConfig, compose, corpus_of
+
+TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
+VIEWS, REPEATS = 4, 2
+
+
+class Ball:
+    """The ball that a run starts from, in the colour of an object."""
+
+    front_mark, kind = None, "ball"
+
+    def __init__(self, truth: GroundTruth, radius: float = 0.5) -> None:
+        self.truth, self.radius = truth, radius
+
+    def sdf(self, points: Tensor) -> Tensor:
+        return points.norm(dim=-1) - self.radius
+
+    def colour(self, points: Tensor) -> Tensor:
+        return self.truth.colour(points)
+
+
+def cosines(
+    guidance: Guidance, latents: Tensor, true: Tensor, text: ViewText, cameras: Cameras, seed: int = 0
+) -> Tensor:
+    """Of each image [B], averaged over draws."""
+    found = []
+    for repeat in range(REPEATS):
+        variable = latents.detach().requires_grad_()
+        draws = draws_of(latents, seed, repeat, guidance.prior.views_per_group)
+        taught = guidance(variable, text, draws, 0.5, cameras, learn=False)
+        (gradient,) = torch.autograd.grad(taught.loss, variable)
+        residual = (latents - true).flatten(1)
+        found.append(torch.cosine_similarity(gradient.flatten(1), residual, dim=1))
+    return torch.stack(found).mean(0)
+
+
+def measure(config: RunConfig, methods: list[str], scales: list[float], run: Path | None) -> list[dict]:
+    """A row for each state, method and scale: the mean cosine at each time."""
+    corpus, device = corpus_of(config), torch.device("cpu")
+    prompts = [corpus[i] for i in range(min(len(corpus), 16))]
+    truths = [truth for prompt in prompts if (truth := corpus.truth(prompt)) is not None]
+    if len(truths) < len(prompts):
+        raise ValueError(f"{config.corpus} does not know what its prompts look like: use an embedded corpus")
+    cameras = orbit(len(prompts), VIEWS, elevation_deg=20, distance=2.6, fovy_deg=38, start_azimuth_deg=30)
+    rows = []
+    for method in methods:
+        # Composed anew, as a learned model may change the prior.
+        taught = replace(config, guidance=published(method, weight=1.0))
+        guidance, bank, generator = compose(taught, device, len(corpus))
+        text = bank.views([prompt.text for prompt in prompts], cameras)
+        states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
+        if run is not None:
+            load_weights(generator_weights(run), generator.eval())
+            states[run.name] = _made(generator, prompts, config, bank)
+        true = _latents(config, guidance.prior, TrueScene(truths), cameras)
+        for state, scene in states.items():
+            latents = _latents(config, guidance.prior, scene, cameras)
+            for scale in scales:
+                row = {"state": state, "method": method, "scale": scale}
+                for t in TIMES:
+                    at = replace(guidance.config, guidance_scale=scale, t_min=t, t_max=t)
+                    asked = Guidance(guidance.prior, at, guidance.learned)
+                    row[str(t)] = round(cosines(asked, latents, true, text, cameras).mean().item(), 2)
+                rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def _made(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scene:
+    z = z_of(prompts, generator, config.seed, config.trainer.seeds_per_prompt)
+    return generator(bank.get([prompt.text for prompt in prompts]), z)
+
+
+@torch.no_grad()
+def _latents(config: RunConfig, prior, scene: Scene, cameras: Cameras) -> Tensor:
+    grey = torch.full((*cameras.azimuth_deg.shape, 3), 0.6)
+    size, sharpness = config.trainer.render_size, geometric_at(config.trainer.sharpness, 1.0)
+    look = render(
+        scene, cameras, size, size, config=config.renderer, background=grey, sharpness=sharpness,
+        training=False,
+    )  # fmt: skip
+    return prior.encode(look.rgb.flatten(0, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.directions", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", nargs="?", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--scales", nargs="+", type=float, default=[1.5, 7.5])
+    parser.add_argument("--run", type=Path, help="a trained run, another state to start from")
+    given = parser.parse_intermixed_args()
+    config = settings.load(RunConfig, given.config, given.overrides)
+    rows = measure(config, given.methods, given.scales, given.run)
+    print(markdown(rows))
+    path = Path("outputs/benchmarks/directions.json")
+    atomic_write_text(path, json.dumps(rows, indent=2) + "\n")
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
