@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("clip", "prior")
+STAGES = ("clip", "prior", "multi-view")
 
 
 def main() -> None:
@@ -28,16 +28,21 @@ def main() -> None:
             from corpora.shapes.recipe.clip import make_clip
 
             make_clip(arguments.work, arguments.output / "shapes-clip")
-        else:
+            continue
+        judge, single = arguments.output / "shapes-clip", arguments.output / "shapes-prior"
+        if not (judge / "open_clip_model.safetensors").exists():
+            parser.error(
+                f"the prior is judged by a CLIP, and there is none in {judge}; "
+                f"first run: python -m corpora.shapes.recipe clip --output {arguments.output}"
+            )
+        if stage == "prior":
             from corpora.shapes.recipe.prior import make_prior
 
-            judge = arguments.output / "shapes-clip"
-            if not (judge / "open_clip_model.safetensors").exists():
-                parser.error(
-                    f"the prior is judged by a CLIP, and there is none in {judge}; "
-                    f"first run: python -m corpora.shapes.recipe clip --output {arguments.output}"
-                )
-            make_prior(arguments.work, arguments.output / "shapes-prior", judge)
+            make_prior(arguments.work, single, judge)
+        else:
+            from corpora.shapes.recipe.multi_view import make_multi_view
+
+            make_multi_view(arguments.work, arguments.output / "shapes-multi-view", single, judge)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class DrawConfig:
     distance: tuple[float, float] = (2.54, 2.66)
     fovy_deg: tuple[float, float] = (38.0, 38.0)
     background: tuple[float, float] = (0.3, 0.95)
+    ring: int = 1  # so many neighbouring images show one scene at one elevation, evenly around it
     coloured_background: bool = False
     random_light: bool = False
 
@@ -143,8 +144,13 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
     elevation = torch.where(
         which < 0.74, between(-20, 58), torch.where(which < 0.87, between(-60, -20), between(58, 85))
     )
+    azimuth = between(-180, 180)
+    if config.ring > 1:
+        first = torch.arange(num_views) // config.ring * config.ring
+        azimuth = azimuth[:, first] + torch.arange(num_views) % config.ring * (360 / config.ring)
+        elevation = elevation[:, first]
     cameras = cameras_at(
-        azimuth_deg=between(-180, 180),
+        azimuth_deg=azimuth,
         elevation_deg=elevation,
         distance=between(*config.distance),
         fovy_deg=between(*config.fovy_deg),
