@@ -52,7 +52,7 @@ class Ball:
 
 
 def cosines(
-    guidance: Guidance, latents: Tensor, true: Tensor, text: ViewText, cameras: Cameras, seed: int = 0
+    guidance: Guidance, latents: Tensor, true: Tensor, text: ViewText, cameras: Cameras | None, seed: int = 0
 ) -> Tensor:
     """Of each image [B], averaged over draws."""
     found = []

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from amortized.conditioning.rows import expand_row
+from amortized.conditioning.views import plain_text
 from amortized.guidance import Guidance, published
-from benchmarks import methods, rendering, steps, timing
+from amortized.priors import GaussianMixturePrior
+from amortized.types import TextCondition
+from benchmarks import directions, methods, mixture, rendering, steps, timing
 from corpora import open_corpus
 from generators.hyper_ingp import HyperINGPConfig
 
@@ -104,3 +108,29 @@ def test_true_scenes_are_what_the_corpus_knows():
         )
     assert rendering.untrained(HyperINGPConfig(hidden=(4,))).sdf(points[:1]).shape == (1, 20)
     assert rendering.PUBLIC_PER_RAY * 64**2 == 3_686_400
+
+
+def test_the_mixture_tells_methods_apart(monkeypatch):
+    """SDS without guidance ends at the component; the sampler scatters around it as it should."""
+    monkeypatch.setattr(mixture, "CALLS", 400)
+    monkeypatch.setattr(mixture, "SCHEDULES", {"plain": {"guidance_scale": 1.0, "t_min": 0.05, "t_max": 0.5}})
+    monkeypatch.setattr(mixture, "METHODS", ("sds", "dsd"))
+    sds, dsd, sampler = mixture.measure()
+    assert sds["method"] == "sds" and sds["steps"] == 400 and dsd["method"] == "dsd"
+    assert sds["one: distance / s"] < 3 and sds["two: at neither"] == 0
+    # 36 dimensions of unit variance: about 6 from the mean.
+    assert 4.5 < sampler["one: distance / s"] < 7 and sampler["one: bias / s"] < 1.5
+    assert 0.3 < sampler["two: at the first"] < 0.7
+
+
+def test_directions_are_cosines_with_the_true_residual():
+    means = torch.stack([torch.full((1, 2, 2), -2.0), torch.full((1, 2, 2), 2.0)])
+    prior = GaussianMixturePrior(means, torch.tensor([0.05, 0.05]))
+    pooled = torch.tensor([[1e-4, 1.0]])
+    text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(1, 1, dtype=torch.bool))
+    guidance = Guidance(prior, published("sds", guidance_scale=1.0, t_min=0.9, t_max=0.9))
+    latents, told = torch.zeros(3, 1, 2, 2), plain_text(expand_row(text, 3), text)
+    found = directions.cosines(guidance, latents, means[1:].expand(3, -1, -1, -1), told, None)
+    assert found.shape == (3,) and found.min() > 0.99
+    found = directions.cosines(guidance, latents, means[:1].expand(3, -1, -1, -1), told, None)
+    assert found.max() < -0.99

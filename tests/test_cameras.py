@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from amortized.cameras import CameraConfig, camera_rays, cameras_at, cameras_from_uniform, orbit, view_index
+from amortized.cameras import (
+    CameraConfig,
+    camera_rays,
+    cameras_at,
+    cameras_from_uniform,
+    orbit,
+    repeat_cameras,
+    take_cameras,
+    view_index,
+)
 
 
 def one(azimuth: float, elevation: float, distance: float = 2.0, fovy: float = 60.0):
@@ -89,6 +98,41 @@ def test_sampling_covers_its_ranges_and_the_sphere_evenly():
         assert 40 <= cameras.fovy_deg.min() and cameras.fovy_deg.max() <= 70
         assert -180 < cameras.azimuth_deg.min() and cameras.azimuth_deg.max() <= 180
         assert cameras.azimuth_deg.mean().abs() < 2
+
+
+def test_a_ring_goes_evenly_around_at_one_height():
+    u = torch.rand(50, 4, 5, generator=torch.Generator().manual_seed(1))
+    ring = cameras_from_uniform(CameraConfig(ring=True, elevation_deg=(0, 30)), u)
+    steps = torch.remainder(ring.azimuth_deg - ring.azimuth_deg[:, :1], 360)
+    torch.testing.assert_close(steps, torch.tensor([0.0, 90, 180, 270]).expand(50, 4), atol=1e-3, rtol=0)
+    for same in (ring.elevation_deg, ring.distance, ring.fovy_deg):
+        assert torch.equal(same, same[:, :1].expand(50, 4)) and len(set(same[:, 0].tolist())) == 50
+    free = cameras_from_uniform(CameraConfig(elevation_deg=(0, 30)), u)
+    assert torch.equal(free.azimuth_deg[:, 0], ring.azimuth_deg[:, 0])  # the first camera is the same
+
+
+def test_distances_may_follow_the_field_of_view():
+    u = torch.rand(50, 2, 5, generator=torch.Generator().manual_seed(1))
+    config = CameraConfig(distance=(0.8, 1.0), fovy_deg=(15, 60), distance_by_fovy=True)
+    cameras = cameras_from_uniform(config, u)
+    units = cameras.distance * torch.tan(torch.deg2rad(cameras.fovy_deg) / 2)
+    assert 0.8 <= units.min() and units.max() <= 1.0 + 1e-6
+    assert 1.38 < cameras.distance.min() and cameras.distance.max() < 7.6  # the published range
+
+
+def test_cameras_taken_and_repeated_keep_their_order():
+    cameras = orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40)
+    cameras = cameras_at(
+        azimuth_deg=cameras.azimuth_deg + torch.tensor([[0.0], [10.0]]), elevation_deg=cameras.elevation_deg,
+        distance=cameras.distance, fovy_deg=cameras.fovy_deg,
+    )  # fmt: skip
+    assert repeat_cameras(cameras, 2).azimuth_deg.tolist() == cameras.azimuth_deg.tolist() * 2
+    second = take_cameras(cameras, torch.arange(4, 8), 4)
+    assert torch.equal(second.c2w, cameras.c2w[1:]) and second.azimuth_deg.shape == (1, 4)
+    some = take_cameras(cameras, torch.tensor([6, 1]), 1)
+    assert some.azimuth_deg.flatten().tolist() == pytest.approx(
+        [cameras.azimuth_deg[1, 2].item(), cameras.azimuth_deg[0, 1].item()]
+    )
 
 
 def test_views_by_azimuth_and_elevation():

@@ -161,6 +161,47 @@ def test_a_section_with_a_shorthand(tmp_path: Path) -> None:
     assert load(Run, path, ["prior.dtype=x", "prior=z"]).prior == Prior(path="z", dtype="x")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    size: int = 1
+    rate: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    starts: ClassVar = ("method", {"plain": {}, "rich": {"steps": 9, "part": {"size": 5}}})
+    steps: int = 1
+    part: Part | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kitchen:
+    recipe: Recipe = field(default_factory=lambda: Recipe(steps=7))
+
+
+def test_a_section_may_start_from_named_settings(tmp_path: Path) -> None:
+    assert load(Kitchen).recipe == Recipe(steps=7)
+    rich = load(Kitchen, None, ["recipe.method=rich"])
+    assert rich.recipe == Recipe(steps=9, part=Part(size=5))
+    # What is said besides goes over them, in any order and from any layer, section by section.
+    assert load(Kitchen, None, ["recipe.part.rate=2", "recipe.method=rich"]).recipe.part == Part(
+        size=5, rate=2.0
+    )
+    path = write(tmp_path, "recipe: {method: rich, steps: 3}\n")
+    assert load(Kitchen, path).recipe == Recipe(steps=3, part=Part(size=5))
+    assert load(Kitchen, path, ["recipe.method=plain"]).recipe == Recipe(steps=3)
+    assert load(Kitchen, path, ["recipe.part=null"]).recipe == Recipe(steps=3)
+    # Written back, the settings stand where the name was.
+    assert "method" not in to_yaml(rich)
+    assert load(Kitchen, write(tmp_path, to_yaml(rich), "back.yaml")) == rich
+    with pytest.raises(ConfigError, match="recipe.method must be one of plain, rich, got 'poor'"):
+        load(Kitchen, None, ["recipe.method=poor"])
+    with pytest.raises(
+        ConfigError, match="unknown key recipe.methd in the overrides; did you mean recipe.method"
+    ):
+        load(Kitchen, None, ["recipe.methd=rich"])
+
+
 def test_build_takes_python_values() -> None:
     run = build(Run, {"corpus": "c", "trainer": {"lr": 1, "steps": 2}, "cameras": {"distance": [1, 2]}})
     assert run.trainer == Trainer(lr=1.0, steps=2) and isinstance(run.trainer.lr, float)

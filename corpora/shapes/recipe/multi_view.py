@@ -160,7 +160,7 @@ def sample(prior: Any, texts: list[str], *, start_deg: float) -> Tensor:
         elevation_deg=15,
         distance=2.6,
         fovy_deg=38,
-        start_azimuth_deg=start_azimuth_deg,
+        start_azimuth_deg=start_deg,
     )
     noise = torch.stack([normal(prior.latent_shape, SEED, "sample", i) for i in range(num)])
     text = prior.text_encoder.encode([text for text in texts for _ in range(NUM_VIEWS)])
