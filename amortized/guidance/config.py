@@ -113,6 +113,10 @@ class GuidanceConfig:
     # The gradient of each image: as it is, or of norm 1; and cut to this norm. Before `weight`.
     normalize: Literal["none", "per_sample"] = "none"
     max_norm: float | None = None
+    # latent: through the prior's encoder to the images. image: w (target - reference) as a change of latents,
+    # decoded, is the residual of the images, and no gradient needs the encoder; for weightings that make it
+    # such a change, as sigma_over_alpha does.
+    residual: Literal["latent", "image"] = "latent"
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -72,7 +72,7 @@ class GuidanceOutput:
 
     loss: Tensor  # scalar; its value is of no use to judge progress, only its gradient is
     learned_loss: Tensor | None  # scalar, of the learned model alone: nothing of it reaches the latents
-    per_sample: Tensor  # [B] detached, 0.5 * |gradient|^2 before `weight`
+    per_sample: Tensor  # [B] detached, 0.5 * |gradient|^2 before `weight`, of latents or of images
     timesteps: Tensor  # [B] long, t
     timesteps_reference: Tensor  # [B] long, t'
     num_denoiser_calls: int  # images sent through the denoiser
@@ -118,6 +118,7 @@ class Guidance:
         progress: float,
         cameras: Cameras | None = None,
         *,
+        images: Tensor | None = None,
         learn: bool = True,
     ) -> GuidanceOutput:
         """One step at `progress` = step / total in [0, 1].
@@ -127,8 +128,9 @@ class Guidance:
 
             weight / B * g,    g = w(t) * (target - reference),    w at t, not at t',
 
-        with no derivative through the denoiser. `learn` says whether a learned model, where there is
-        one, learns at this step. A non-finite prediction makes the loss non-finite.
+        with no derivative through the denoiser. Where the config says residual=image, `images` [B, H, W, 3]
+        carry the graph instead, and g is decoded: D(z) - D(z - g). `learn` says whether a learned model,
+        where there is one, learns at this step. A non-finite prediction makes the loss non-finite.
         """
         batch = len(latents)
         assert len(text.positive.pooled) == batch, f"{batch} latents, {len(text.positive.pooled)} texts"
@@ -146,7 +148,13 @@ class Guidance:
         if learn and self.learned is not None and self.config.learned is not None:
             loss = denoising_loss(self.prior, self.learned, clean, text, draws, cameras)
             learned_loss = self.config.learned.weight * loss
-        per_sample = surrogate(latents, gradient)
+        if self.config.residual == "image":
+            assert images is not None, "residual=image needs the images"
+            with torch.no_grad():
+                change = self.prior.decode(clean) - self.prior.decode(clean - gradient)
+            per_sample = surrogate(self.prior.resize(images), change)
+        else:
+            per_sample = surrogate(latents, gradient)
         return GuidanceOutput(
             loss=self.config.weight * per_sample.sum() / batch,
             learned_loss=learned_loss,

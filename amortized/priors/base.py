@@ -29,6 +29,10 @@ class PriorConfig:
     revision: str | None = None  # of a Hub id: a branch, tag or commit
     allow_network: bool = False  # fetch a Hub id that is not on this machine
     num_views: int | None = None  # that it must denoise together; null: as many as it does
+    # Where memory is short: the denoiser on a GPU of its own; sentences encoded on the CPU.
+    denoiser_device: str | None = None  # e.g. cuda:1; null: with the rest
+    text_on_cpu: bool = False
+    compile: bool = False  # torch.compile the denoiser: minutes at the start, faster steps on a GPU
     dtype: str = "float32"  # float16 and bfloat16 halve the memory; gradients reach images as float32
 
     def __post_init__(self) -> None:
@@ -63,6 +67,10 @@ class Prior(Protocol):
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """Its networks, the text model included: what takes memory."""
+        ...
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Images [B, H, W, 3] at the size that `encode` sees; differentiable."""
         ...
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:

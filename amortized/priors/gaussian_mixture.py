@@ -46,6 +46,10 @@ class GaussianMixturePrior:
     def modules(self) -> tuple[torch.nn.Module, ...]:
         return ()
 
+    def resize(self, images: Tensor) -> Tensor:
+        """As they are."""
+        return images
+
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Channels first; the posterior is a point, so `noise` changes nothing."""
         return images.movedim(-1, 1)

@@ -24,7 +24,8 @@ class StableDiffusionPrior:
     """A frozen latent diffusion model with a text-conditioned UNet; see `amortized.priors.Prior`.
 
     The networks run in their own dtype; latents and noise come and go in the caller's. With more than
-    one view to a group it is MVDream, see `amortized.priors.multi_view`.
+    one view to a group it is MVDream, see `amortized.priors.multi_view`. The UNet may be on another device
+    than the rest; results come back.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class StableDiffusionPrior:
         self.vae = vae.eval().requires_grad_(False)
         self.adapter: LoraWeights | None = None
         self.text_encoder = text_encoder
-        self.device = next(unet.parameters()).device
+        self.device = next(vae.parameters()).device
+        self._denoiser_device = next(unet.parameters()).device
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
@@ -65,16 +67,20 @@ class StableDiffusionPrior:
     def modules(self) -> tuple[torch.nn.Module, ...]:
         return self.unet, self.vae, self.text_encoder.model
 
+    def resize(self, images: Tensor) -> Tensor:
+        if images.shape[1:3] == (self.image_size, self.image_size):
+            return images
+        resized = torch.nn.functional.interpolate(
+            images.movedim(-1, 1),
+            (self.image_size, self.image_size),
+            mode="bilinear",
+            align_corners=False,
+            antialias=max(images.shape[1:3]) > self.image_size,
+        )
+        return resized.movedim(1, -1)
+
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        pixels = images.movedim(-1, 1)  # [B, 3, H, W]
-        if pixels.shape[-2:] != (self.image_size, self.image_size):
-            pixels = torch.nn.functional.interpolate(
-                pixels,
-                (self.image_size, self.image_size),
-                mode="bilinear",
-                align_corners=False,
-                antialias=max(pixels.shape[-2:]) > self.image_size,
-            )
+        pixels = self.resize(images).movedim(-1, 1)  # [B, 3, h, w]
         posterior = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist
         latents = posterior.mean.to(images.dtype)
         if noise is not None:
@@ -94,21 +100,21 @@ class StableDiffusionPrior:
         *,
         adapted: bool = False,
     ) -> Tensor:
-        dtype = self._dtype
+        there = {"device": self._denoiser_device, "dtype": self._dtype}
         seen = {}
         if self.views_per_group > 1:
             if cameras is None:
                 raise ValueError("a multi-view prior needs the cameras of its views")
-            seen["class_labels"] = camera_vectors(cameras).to(dtype)
+            seen["class_labels"] = camera_vectors(cameras).to(**there)
         with self._as_published() if self.adapter is not None and not adapted else nullcontext():
             # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
             predicted = self.unet(
-                noisy.to(dtype),
-                timesteps,
-                encoder_hidden_states=text.tokens.to(dtype),
+                noisy.to(**there),
+                timesteps.to(self._denoiser_device),
+                encoder_hidden_states=text.tokens.to(**there),
                 return_dict=False,
                 **seen,
-            )[0].to(noisy.dtype)
+            )[0].to(noisy)
         if self.prediction_type == "epsilon":
             return predicted
         return velocity_to_noise(predicted, noisy, alphas_at(self.alphas_cumprod, timesteps, noisy))
@@ -156,8 +162,12 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
         revision=config.revision,
         dtype=DTYPES[config.dtype],
         device=device,
+        denoiser_device=config.denoiser_device,
+        text_on_cpu=config.text_on_cpu,
         allow_network=config.allow_network,
     )
+    if config.compile:
+        prior.unet.compile()
     if config.num_views is not None and config.num_views != prior.views_per_group:
         raise ValueError(
             f"prior.num_views is {config.num_views}, but '{config.path}' denoises {prior.views_per_group} "
@@ -172,6 +182,8 @@ def load_stable_diffusion(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    denoiser_device: torch.device | str | None = None,
+    text_on_cpu: bool = False,
     allow_network: bool = False,
 ) -> StableDiffusionPrior:
     """A prior from a folder in diffusers format, or from a Hub id, cached or (if allowed) fetched.
@@ -198,9 +210,9 @@ def load_stable_diffusion(
         # transformers makes such a tokenizer, without a word, of a folder that lacks the vocabulary.
         raise ValueError(_missing(path, allow_network, reason="its tokenizer has no vocabulary"))
     return StableDiffusionPrior(
-        unet=unet.to(device),
+        unet=unet.to(denoiser_device or device),
         vae=vae.to(device),
-        text_encoder=TextEncoder(tokenizer, text_model.to(device)),
+        text_encoder=TextEncoder(tokenizer, text_model.to("cpu" if text_on_cpu else device)),
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction_type=scheduler.config.prediction_type,
         views_per_group=views_of(Path(path)),

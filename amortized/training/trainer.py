@@ -181,10 +181,11 @@ class Trainer:
             own_background=batch.own_background.to(device),
             want_normal=self.settings.losses.need_normals(progress),
         )
-        latents = self.guidance.prior.encode(image.rgb.flatten(0, 1))
-        taught = self.guidance(
-            latents, self.bank.views(texts, batch.cameras), batch.draws, progress, cameras, learn=learn
-        )
+        images = image.rgb.flatten(0, 1)
+        with torch.set_grad_enabled(self.guidance.config.residual == "latent"):
+            latents = self.guidance.prior.encode(images)
+        text = self.bank.views(texts, batch.cameras)
+        taught = self.guidance(latents, text, batch.draws, progress, cameras, images=images, learn=learn)
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
         if taught.learned_loss is not None:
             terms["learned"] = taught.learned_loss

@@ -7,6 +7,7 @@ import torch
 
 from amortized.cameras import cameras_at
 from amortized.conditioning import TextBank, ViewTextConfig, view_text
+from amortized.conditioning.views import plain_text
 from amortized.guidance import (
     METHODS,
     Clean,
@@ -494,6 +495,42 @@ def test_a_gradient_reaches_pixels_through_a_real_prior(tmp_path):
         moved = (prior.encode(images + 1e-5 * direction) - prior.encode(images - 1e-5 * direction)) / 2e-5
     assert (at_pixels * direction).sum().item() == pytest.approx((at_latents * moved).sum().item(), rel=1e-6)
     assert at_pixels.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", ["sdi", "sds", "lods-embedding"])
+def test_the_residual_of_images_is_that_of_latents_where_the_decoder_is_linear(method):
+    latents, text, draws = random_step(3, perp_neg=True)
+    images = latents.movedim(1, -1).requires_grad_()
+    through, around = (
+        guidance_for(method, residual=where, weighting="sigma_over_alpha") for where in ("latent", "image")
+    )
+    first = through(through.prior.encode(images), text, draws, 0.3)
+    second = around(around.prior.encode(images).detach(), text, draws, 0.3, images=images)
+    a, b = (torch.autograd.grad(output.loss, images)[0] for output in (first, second))
+    assert relative_error(b, a) <= 1e-12
+    torch.testing.assert_close(first.per_sample, second.per_sample)
+
+
+def test_the_residual_of_images_is_decoded_and_resized(tmp_path):
+    from amortized.priors import load_stable_diffusion
+    from tests.tiny_sd import make_tiny_sd
+
+    prior = load_stable_diffusion(make_tiny_sd(tmp_path), dtype=torch.float64)
+    encoder, generator = prior.text_encoder, torch.Generator().manual_seed(0)
+    text = plain_text(encoder.encode(["a cube"] * 2), encoder.encode([""]))
+    images = torch.rand(2, 8, 8, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    _, _, draws = random_step(2)
+    draws = GuidanceDraws(**{**vars(draws), "noise": torch.randn(2, 4, 8, 8, generator=generator)})
+    with torch.no_grad():
+        latents = prior.encode(images)
+    settings = {"weighting": "sigma_over_alpha", "guidance_scale": 2.0}
+    guidance = Guidance(prior, published("sds", residual="image", **settings))
+    output = guidance(latents, text, draws, 0.3, images=images)
+    (got,) = torch.autograd.grad(output.loss, images)
+    _, gradient = step(Guidance(prior, published("sds", **settings)), latents, text, draws)
+    change = prior.decode(latents) - prior.decode(latents - 2 * gradient)  # the loss is a mean over 2
+    (expected,) = torch.autograd.grad(prior.resize(images), images, change / 2)
+    torch.testing.assert_close(got, expected)
 
 
 def test_the_perpendicular_part_is_safe_where_there_is_no_direction():
