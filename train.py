@@ -58,6 +58,11 @@ def compose(config: RunConfig, device: torch.device, num_prompts: int) -> tuple[
 
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
     """The teacher, and what it learns of the renders."""
+    if config.guidance.trajectory.cache and (config.views.direction_step_deg or config.views.perp_neg):
+        raise ValueError(
+            "guidance.trajectory.cache keeps a trajectory for each of a prompt's views, which are too many "
+            "here: it needs views.direction_step_deg=0 and views.perp_neg=false"
+        )
     learned = config.guidance.learned
     if learned is None:
         return Guidance(prior, config.guidance)

@@ -11,6 +11,7 @@ and each seed's recall.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,29 +20,49 @@ from statistics import mean
 
 from amortized import config as settings
 from amortized.evaluation.metrics import bootstrap_interval
+from amortized.guidance import calls_per_image
 from train import RunConfig
 
-# Overrides, and denoiser images a step per rendered image.
-METHODS: dict[str, tuple[list[str], int]] = {
-    "asd": (["guidance.method=asd"], 3),
-    "sds": (["guidance.method=sds"], 2),
-    "csd": (["guidance.method=csd"], 2),
-    "asd-no-shift": (["guidance.method=asd", "guidance.shift_eta=0"], 3),
+# Overrides of the preset, which has ASD's times and scale for the embedded prior: what each other method
+# needs there. Published schedules are meant for another prior, see docs/guidance.md.
+METHODS: dict[str, list[str]] = {
+    "asd": ["guidance.method=asd"],
+    "asd-no-shift": ["guidance.method=asd", "guidance.shift_eta=0"],
+    "sds": ["guidance.method=sds"],
+    "csd": ["guidance.method=csd"],
+    "vsd": ["guidance.method=vsd"],
+    "ism": ["guidance.method=ism"],
+    "lods-embedding": ["guidance.method=lods-embedding"],
+    "lods-lora": ["guidance.method=lods-lora"],
+    "sdi": ["guidance.method=sdi"],
+    "dsd": ["guidance.method=dsd"],
 }
 COLUMNS = ("recall_at_1", "iou", "iou_any_azimuth", "colour_error", "clip_similarity")
 
 
+def calls_of(config: Path, method: str, overrides: list[str]) -> float:
+    """Denoiser images a step for one image, as the method is run here."""
+    run_config = settings.load(RunConfig, config, [*overrides, *METHODS[method]])
+    return calls_per_image(run_config.guidance, run_config.views.num_negatives)
+
+
+def folder_of(config: Path, method: str, seed: int, overrides: list[str]) -> Path:
+    """Where a run goes: other overrides, another folder."""
+    tag = f"-{hashlib.sha256(repr(sorted(overrides)).encode()).hexdigest()[:6]}" if overrides else ""
+    return Path("outputs/methods") / f"{config.stem}{tag}-{method}-{seed}"
+
+
 def run(
-    config: Path, method: str, seed: int, calls: int, overrides: list[str], processes: int = 1
+    config: Path, method: str, seed: int, calls: float, overrides: list[str], processes: int, prompts: int
 ) -> list[dict]:
     """Rows of one run's prompts, training and evaluating it first where that is still to be done."""
-    changes, calls_per_step = METHODS[method]
-    folder = Path("outputs/methods") / f"{config.stem}-{method}-{seed}"
+    folder = folder_of(config, method, seed, overrides)
     results = folder / "evaluation" / "results.json"
     if not results.exists():
         train = [
-            *("train.py", str(config), *overrides, *changes, f"output={folder}", f"seed={seed}"),
-            f"trainer.steps={calls // calls_per_step}",
+            *("train.py", str(config), *overrides, *METHODS[method], f"output={folder}", f"seed={seed}"),
+            f"trainer.steps={round(calls / calls_of(config, method, overrides))}",
+            f"trainer.prompts_per_process={prompts}",
         ]
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
         alone = [sys.executable]
@@ -82,15 +103,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="for each run, on this machine")
     given = parser.parse_intermixed_args()
     trainer = settings.load(RunConfig, given.config, given.overrides).trainer
-    calls = trainer.steps * METHODS["asd"][1]  # the budget is what the preset's own steps cost ASD
+    # The budget is what the preset's own steps cost ASD.
+    calls = trainer.steps * calls_of(given.config, "asd", given.overrides)
     prompts, rest = divmod(trainer.prompts_per_process, given.processes)
     if rest:
         parser.error(f"{given.processes} processes cannot share {trainer.prompts_per_process} prompts evenly")
-    overrides = [*given.overrides, f"trainer.prompts_per_process={prompts}"]
     found: dict[str, list[list[dict]]] = {method: [] for method in given.methods}
     for seed in given.seeds:
         for method in given.methods:
-            rows = run(given.config, method, seed, calls, overrides, given.processes)
+            rows = run(given.config, method, seed, calls, given.overrides, given.processes, prompts)
             found[method].append(rows)
     print(table(found))
 

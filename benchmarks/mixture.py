@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
-from amortized.guidance import METHODS, Guidance, build_learned, published
+from amortized.guidance import METHODS, Guidance, build_learned, calls_per_image, published
 from amortized.guidance.playground import draws_of, optimize
 from amortized.priors import GaussianMixturePrior, ddim
 from amortized.random import normal
@@ -62,7 +62,7 @@ def measure(seed: int = 0) -> list[dict[str, str | float]]:
     for name, schedule in SCHEDULES.items():
         for method in METHODS:
             guidance = guidance_for(prior, method, schedule)
-            steps = round(CALLS / guidance.calls_per_image(0))
+            steps = round(CALLS / calls_per_image(guidance.config))
             ends = {
                 named: optimize(
                     guidance_for(prior, method, schedule), starts, plain_text(_rows(named), weights()), None,

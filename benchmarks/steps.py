@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from amortized.guidance import branches_per_image
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import Trainer, World
@@ -49,7 +50,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
         return guidance(latents, view_text, batch.draws, PROGRESS, to_device(batch.cameras, device))
 
     def per_branch() -> None:
-        for _ in range(guidance.branches_per_image(len(view_text.negatives))):
+        for _ in range(branches_per_image(config.guidance, len(view_text.negatives))):
             noise = batch.draws.noise.to(device)
             times = torch.full((len(noise),), 500, device=device)
             guidance.prior.predict_noise(noise, times, view_text.positive)

@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from amortized import config as settings
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
-from amortized.guidance import Guidance, published
+from amortized.guidance import Guidance, calls_per_image, published
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
 from benchmarks import directions, methods, mixture, rendering, steps, timing
 from corpora import open_corpus
 from generators.hyper_ingp import HyperINGPConfig
+from train import RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def rows(*recalls: float) -> list[dict]:
@@ -41,18 +45,27 @@ def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, mon
             (folder / "results.json").write_text(json.dumps({"prompts": rows(0.25)}))
 
     monkeypatch.setattr(methods.subprocess, "run", pretend)
-    for method, num_steps in [("asd", 400), ("sds", 600), ("csd", 600), ("asd-no-shift", 400)]:
+    preset, changed = ROOT / "configs/quickstart.yaml", ["losses.eikonal=1"]
+    for method, num_steps in [("asd", 400), ("sds", 600), ("csd", 600), ("asd-no-shift", 400), ("vsd", 300)]:
         for _ in range(2):
-            found = methods.run(Path("a/quick.yaml"), method, 3, 1200, ["losses.eikonal=1"])
+            found = methods.run(preset, method, 3, 1200.0, changed, 1, 16)
             assert found == rows(0.25)
         train, evaluation = commands
         assert f"trainer.steps={num_steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
-        assert evaluation == ["evaluate.py", f"outputs/methods/quick-{method}-3"]
+        assert "trainer.prompts_per_process=16" in train
+        assert evaluation == ["evaluate.py", str(methods.folder_of(preset, method, 3, changed))]
         commands.clear()
-    methods.run(Path("a/quick.yaml"), "asd", 4, 1200, [], processes=2)
+    methods.run(preset, "asd", 4, 1200.0, [], 2, 8)
     for command, script in zip(commands, ("train.py", "evaluate.py"), strict=True):
         assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         assert command[4] == script
+    assert len({methods.folder_of(preset, "asd", 4, o) for o in ([], ["a=1"], ["a=2"], ["a=1", "b=2"])}) == 4
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_is_one_of_the_preset(name: str):
+    config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml", methods.METHODS[name])
+    assert 1 < calls_per_image(config.guidance) < 20
 
 
 def test_processes_share_the_prompts_evenly(monkeypatch, capsys):
@@ -67,18 +80,11 @@ def test_processes_share_the_prompts_evenly(monkeypatch, capsys):
         methods.sys, "argv", ["methods", "--methods", "csd", "--seeds", "7", "--processes", "2"]
     )
     methods.main()
-    assert asked == [(Path("configs/quickstart.yaml"), "csd", 7, 1800, ["trainer.prompts_per_process=8"], 2)]
+    assert asked == [(Path("configs/quickstart.yaml"), "csd", 7, 1800, [], 2, 8)]
     monkeypatch.setattr(methods.sys, "argv", ["methods", "--processes", "3"])
     with pytest.raises(SystemExit):
         methods.main()
     assert "3 processes cannot share 16 prompts evenly" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_the_calls_of_a_step_are_what_guidance_asks(name: str):
-    (method, *_), calls = methods.METHODS[name]
-    config = published(method.removeprefix("guidance.method="))
-    assert Guidance(None, config).branches_per_image(num_negatives=0) == calls
 
 
 def test_tables_are_markdown():

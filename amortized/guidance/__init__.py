@@ -1,7 +1,15 @@
 """Score distillation: noise source x reference x (t, t') x weight x CFG pair, and named choices of them."""
 
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws, LearnedConfig, published
-from amortized.guidance.distillation import Guidance, GuidanceOutput, Method, method_of, surrogate
+from amortized.guidance.distillation import (
+    Guidance,
+    GuidanceOutput,
+    Method,
+    branches_per_image,
+    calls_per_image,
+    method_of,
+    surrogate,
+)
 from amortized.guidance.learned import build_learned
 from amortized.guidance.methods import METHODS
 from amortized.guidance.noise import Clean, Noised, NoiseSource
@@ -26,7 +34,9 @@ __all__ = [
     "Noised",
     "Score",
     "Step",
+    "branches_per_image",
     "build_learned",
+    "calls_per_image",
     "draw_timesteps",
     "method_of",
     "perpendicular",

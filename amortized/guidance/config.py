@@ -39,6 +39,9 @@ class TrajectoryConfig:
 
     num_steps: int = 10  # of DDIM over the whole diffusion time
     scale: float = 7.5  # CFG along it
+    # Keep what was predicted along it for every asset and view: a quarter of the denoiser calls, for memory
+    # (see --dry-run). Only where a prompt has few views: no numbered directions, no perp-neg.
+    cache: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

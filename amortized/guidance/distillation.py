@@ -138,7 +138,7 @@ class Guidance:
         denoiser = Denoiser(self.prior, cameras)
         with torch.no_grad():
             step = self._prepare(denoiser, clean, text, draws, progress)
-            predictions = denoiser(self._questions(step))
+            predictions = denoiser(questions_of(self.method, step))
             target = self.method.target.combine(predictions, step)
             reference = self.method.reference.combine(predictions, step)
             gradient = self._weights(step, clean) * (target - reference)
@@ -172,42 +172,14 @@ class Guidance:
             },
         )
 
-    def calls_per_image(self, num_negatives: int) -> float:
-        """Denoiser images that an image costs a step, on average over a run."""
-        num_timesteps, total = self.prior.num_timesteps, 0.0
-        u = (torch.arange(64) + 0.5) / 64
-        other = (u * 27.0) % 1  # as good as independent of u
-        for progress in u.tolist():
-            low, high = timestep_range(self.config, progress, num_timesteps)
-            reference = reference_timesteps(
-                self.config, draw_timesteps(u, low, high), other, low=low, num_timesteps=num_timesteps,
-                progress=progress,
-            )  # fmt: skip
-            total += self.method.noise.calls(reference, num_timesteps, num_negatives).double().mean().item()
-        learning = 0.0 if self.learned is None else 1 / self.learns_every
-        return self.branches_per_image(num_negatives) + total / 64 + learning
-
-    def branches_per_image(self, num_negatives: int) -> int:
-        """Denoiser images that one image costs a step, besides those a noise source and learning need."""
-        empty = torch.empty(0)
-        row = TextCondition(pooled=empty, tokens=empty, mask=empty)
-        text = ViewText(
-            positive=row, unconditional=row, empty=row, negatives=(row,) * num_negatives,
-            negative_weights=empty,
-        )  # fmt: skip
-        step = Step(
-            noisy=empty, timesteps=empty, noisy_reference=empty, timesteps_reference=empty, noise=empty,
-            text=text, guidance_scale=self.scale_at(0.0), learned=LearnedText(text=row, adapted=False),
-        )  # fmt: skip
-        return len(self._questions(step))
-
-    def scale_at(self, progress: float) -> float:
-        """The guidance scale at progress in [0, 1]."""
-        return value_at(self.config.guidance_scale, progress)
-
-    def _questions(self, step: Step) -> dict[str, Branch]:
-        """The branches of target and reference; where both ask the same, once."""
-        return {**self.method.target.branches(step), **self.method.reference.branches(step)}
+    def cache_bytes(self, num_assets: int, num_views: int) -> int:
+        """What a cache of trajectories comes to, if there is one."""
+        if not isinstance(self.method.noise, Seeded):
+            return 0
+        lowest = min(timestep_range(self.config, p / 100, self.prior.num_timesteps)[0] for p in range(101))
+        kept = self.method.noise.num_kept(lowest, self.prior.num_timesteps)
+        channels, height, width = self.prior.latent_shape
+        return 4 * channels * height * width * kept * num_assets * num_views
 
     def _prepare(
         self, denoiser: Denoiser, clean: Tensor, text: ViewText, draws: GuidanceDraws, progress: float
@@ -231,7 +203,7 @@ class Guidance:
             timesteps_reference=reference,
             noise=noised.noise,
             text=text,
-            guidance_scale=self.scale_at(progress),
+            guidance_scale=value_at(self.config.guidance_scale, progress),
             inverted=noised.inverted,
             learned=None if self.learned is None else detached(self.learned(text, draws.prompts)),
         )
@@ -250,6 +222,42 @@ class Guidance:
         if self.config.max_norm is not None:
             factors = torch.minimum(factors, self.config.max_norm / norms.clamp(min=1e-12))
         return gradient * factors[:, None, None, None]
+
+
+def questions_of(method: Method, step: Step) -> dict[str, Branch]:
+    """The branches of target and reference; where both ask the same, once."""
+    return {**method.target.branches(step), **method.reference.branches(step)}
+
+
+def branches_per_image(config: GuidanceConfig, num_negatives: int = 0) -> int:
+    """Denoiser images that target and reference of one image ask, at the start of a run."""
+    empty = torch.empty(0)
+    row = TextCondition(pooled=empty, tokens=empty, mask=empty)
+    text = ViewText(
+        positive=row, unconditional=row, empty=row, negatives=(row,) * num_negatives, negative_weights=empty
+    )
+    step = Step(
+        noisy=empty, timesteps=empty, noisy_reference=empty, timesteps_reference=empty, noise=empty,
+        text=text, guidance_scale=value_at(config.guidance_scale, 0.0),
+        learned=LearnedText(text=row, adapted=False),
+    )  # fmt: skip
+    return len(questions_of(method_of(config), step))
+
+
+def calls_per_image(config: GuidanceConfig, num_negatives: int = 0, num_timesteps: int = 1000) -> float:
+    """Denoiser images that one image costs a step, on average over a run; nothing kept."""
+    noise, total = method_of(config).noise, 0.0
+    u = (torch.arange(64) + 0.5) / 64
+    other = (u * 27.0) % 1  # as good as independent of u
+    for progress in u.tolist():
+        low, high = timestep_range(config, progress, num_timesteps)
+        reference = reference_timesteps(
+            config, draw_timesteps(u, low, high), other, low=low, num_timesteps=num_timesteps,
+            progress=progress,
+        )  # fmt: skip
+        total += noise.calls(reference, num_timesteps, num_negatives).double().mean().item()
+    learning = 0.0 if config.learned is None else 1 / config.learned.every
+    return branches_per_image(config, num_negatives) + total / 64 + learning
 
 
 def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -139,9 +139,13 @@ class Seeded:
     DDIM from pure noise, drawn from the seed alone, down to t' with the image's text; what is predicted
     there is the noise at t' and at t, put back onto the latents (DSD, arXiv 2412.06780). It does not
     depend on the latents. Assets of equal seed start from equal noise, whatever their prompt.
+
+    With a cache, what is predicted at the steps' own times is asked once for each seed and text, and kept
+    where the latents are. Results are the same up to the rounding of batches of other sizes.
     """
 
     config: TrajectoryConfig
+    kept: dict[tuple[int, bytes, int], Tensor] = field(default_factory=dict)  # by seed, text and time
 
     def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
         prior, target, like = denoiser.prior, clean.timesteps_reference, clean.latents
@@ -153,7 +157,7 @@ class Seeded:
             following = target.clamp(min=node)
             rows = (following < now).nonzero().flatten()
             if len(rows):
-                predicted = self._predict(denoiser, x, now, clean.text, rows)
+                predicted = self._at_node(denoiser, x, now, clean, rows)
                 x = _moved(x, rows, ddim_step(prior, x[rows], predicted, now[rows], following[rows]))
             now = following
         noise = self._predict(denoiser, x, target, clean.text, torch.arange(len(x)))
@@ -163,6 +167,27 @@ class Seeded:
         before = torch.tensor([num_timesteps - 1, *self._nodes(num_timesteps)])
         steps = (before > timesteps_reference[:, None]).sum(1) + 1
         return steps * (1 if self.config.scale == 1 and num_negatives == 0 else 2 + num_negatives)
+
+    def _at_node(self, denoiser: Denoiser, x: Tensor, now: Tensor, clean: Clean, rows: Tensor) -> Tensor:
+        """The prediction for `rows`, whose x are between two steps; what is kept is not asked again."""
+        if not self.config.cache:
+            return self._predict(denoiser, x, now, clean.text, rows)
+        texts = clean.text.positive.pooled.cpu()
+        keys = [
+            (int(clean.draws.seeds[row]), texts[row].numpy().tobytes(), int(now[row]))
+            for row in rows.tolist()
+        ]
+        new = [i for i, key in enumerate(keys) if key not in self.kept]
+        if new:
+            predicted = self._predict(denoiser, x, now, clean.text, rows[new])
+            self.kept.update(zip([keys[i] for i in new], predicted, strict=True))
+        return torch.stack([self.kept[key] for key in keys])
+
+    def num_kept(self, lowest: int, num_timesteps: int) -> int:
+        """Predictions kept at most for one seed and text, where t' never falls below `lowest`."""
+        if not self.config.cache:
+            return 0
+        return sum(node > lowest for node in [num_timesteps - 1, *self._nodes(num_timesteps)])
 
     def _nodes(self, num_timesteps: int) -> list[int]:
         """Timesteps between DDIM's steps, from the last one down; the lowest is below 0."""

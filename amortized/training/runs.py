@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from amortized.files import atomic_write_text
+from amortized.guidance import calls_per_image
 from amortized.training.distributed import World
 from amortized.training.trainer import Trainer, engines
 
@@ -47,7 +48,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     config, generator, guidance = trainer.config, trainer.state.generator, trainer.guidance
     prior, num_prompts = guidance.prior, trainer.sampler.num_prompts
     images = config.prompts_per_process * config.views_per_prompt
-    calls = images * config.accumulation * guidance.calls_per_image(num_negatives)
+    calls = images * config.accumulation * calls_per_image(guidance.config, num_negatives)
     weights = sum(p.numel() * p.element_size() for p in generator.parameters())
     graph = images * config.render_size**2 * trainer.settings.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
@@ -55,6 +56,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         "averaged weights": weights if config.ema_decay is not None else 0,
         "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
         "graph of a render (rough)": graph,
+        "kept trajectories at the end": trainer.cache_bytes,
     }
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",

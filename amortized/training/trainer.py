@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from amortized.conditioning import TextBank
+from amortized.conditioning.views import NUM_VIEWS
 from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.rendering import render
@@ -86,6 +87,12 @@ class Trainer:
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
 
+    @property
+    def cache_bytes(self) -> int:
+        """What kept trajectories come to at the end; 0 where none are kept."""
+        num_assets = self.sampler.num_prompts * (self.config.seeds_per_prompt or 1)
+        return self.guidance.cache_bytes(num_assets, NUM_VIEWS)
+
     def prompt(self, index: int) -> Prompt:
         """The prompt of a sampler's prompt index."""
         return self.corpus[self.trained[index]]
@@ -109,6 +116,8 @@ class Trainer:
         )
         for name, engine in engines(self.state.generator).items():
             watch.note(f"{name} is looked up by {engine} on {self.world.device}")
+        if size := self.cache_bytes:
+            watch.note(f"trajectories are kept as they are met: {size / 2**20:,.0f} MiB at the end")
         try:
             with _signals() as interrupted:
                 while step < self.config.steps and not stop:

@@ -14,7 +14,9 @@ from amortized.guidance import (
     Denoiser,
     Guidance,
     GuidanceDraws,
+    branches_per_image,
     build_learned,
+    calls_per_image,
     method_of,
     perpendicular,
     published,
@@ -247,6 +249,27 @@ def test_a_trajectory_is_ddim_and_knows_seeds_and_texts_alone():
     assert torch.equal(start[0], start[2]) and not torch.equal(start[0], start[1])  # seeds 50, 51, 50
 
 
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_a_kept_trajectory_is_the_same_and_asked_once(perp_neg):
+    plain = guidance_for("dsd", counting(), shift_eta=0.0)
+    kept = guidance_for("dsd", counting(), shift_eta=0.0, trajectory={"cache": True})
+    counts = []
+    for progress in (0.0, 0.1, 0.25, 0.25):
+        latents, text, draws = random_step(3, perp_neg=perp_neg)
+        first, a = step(plain, latents, text, draws, progress)
+        second, b = step(kept, latents, text, draws, progress)
+        assert relative_error(b, a) <= 1e-12
+        counts.append((first.num_denoiser_calls, second.num_denoiser_calls))
+    branches = 3 * (2 + 2 * perp_neg)
+    last = branches + 3 * (branches // 3 if perp_neg else 1)  # target and reference
+    steps = [1, 3, 4, 4]  # times before t = 980, 771, 650: 999, then 899 and 799, then 699
+    assert [plain for plain, _ in counts] == [branches * (n + 1) + last for n in steps]
+    assert [kept for _, kept in counts] == [branches * (n + 1) + last for n in (1, 2, 1, 0)]
+    assert len(kept.method.noise.kept) == 3 * 4
+    assert kept.cache_bytes(num_assets=5, num_views=4) == 4 * 2 * 3 * 3 * 7 * 5 * 4  # 999 to 399, above 320
+    assert plain.cache_bytes(num_assets=5, num_views=4) == 0
+
+
 def test_asd_without_shift_at_scale_one_is_nothing():
     latents, text, draws = random_step(5, perp_neg=False)
     guidance = guidance_for("asd", shift_eta=0.0, guidance_scale=1.0)
@@ -301,7 +324,7 @@ def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
     guidance = guidance_for(method, prior)
     output, _ = step(guidance, latents, text, draws)
     assert len(prior.calls) == calls
-    assert guidance.branches_per_image(len(text.negatives)) == images - learning
+    assert branches_per_image(guidance.config, len(text.negatives)) == images - learning
     assert output.num_denoiser_calls == 4 * images == sum(len(noisy) for noisy, *_ in prior.calls)
     assert output.num_gradient_calls == 4 * learning
     output, _ = step(guidance, latents, text, draws, learn=False)
@@ -330,7 +353,7 @@ def test_the_cost_of_a_run_is_what_its_steps_ask(method, perp_neg):
         latents, text, draws = random_step(4, perp_neg=perp_neg, seed=i)
         asked += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls
     # 240 random images against the mean over all
-    assert asked / 240 == pytest.approx(guidance.calls_per_image(2 * perp_neg), rel=0.04)
+    assert asked / 240 == pytest.approx(calls_per_image(guidance.config, 2 * perp_neg), rel=0.04)
 
 
 # What the notes on the public code count for one view, CFG as two; without perp-neg.
@@ -341,7 +364,7 @@ def test_the_cost_of_a_run_is_what_its_steps_ask(method, perp_neg):
 def test_costs_are_those_of_the_public_code(method, forward):
     guidance = guidance_for(method)
     learning = 0 if guidance.learned is None else 1
-    assert guidance.calls_per_image(0) == pytest.approx(forward + learning, abs=0.2)
+    assert calls_per_image(guidance.config) == pytest.approx(forward + learning, abs=0.2)
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
