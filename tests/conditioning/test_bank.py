@@ -7,6 +7,7 @@ import torch
 
 from amortized.cameras import cameras_at, orbit
 from amortized.conditioning import TextBank, ViewTextConfig
+from amortized.conditioning.views import take_view_rows
 from amortized.types import TextCondition
 
 
@@ -110,3 +111,32 @@ def test_a_row_does_not_depend_on_what_was_encoded_with_it(encoder):
         one = encoder.encode([sentence])
         assert torch.equal(got.tokens[row], one.tokens[0]) and torch.equal(got.pooled[row], one.pooled[0])
         assert torch.equal(got.mask[row], one.mask[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"perp_neg": True}, {"direction_step_deg": 10}], ids=str)
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_any_number_of_negatives_follows_those_of_perp_neg(num_prompts, settings):
+    config = ViewTextConfig(
+        negative_prompt="ugly", negatives=("blurred", "grey"), negative_weights=(-0.5, -0.25), **settings
+    )
+    cameras = orbit(num_prompts, 4, elevation_deg=0, distance=1, fovy_deg=40)
+    view = TextBank(RecordingEncoder(), config).views(["cone", "cube", "ball"][:num_prompts], cameras)
+    num = 4 * num_prompts
+    assert (
+        config.num_negatives == len(view.negatives) == len(view.negative_weights) == 2 + 2 * config.perp_neg
+    )
+    assert [read(text) for text in view.negatives[-2:]] == [["blurred"] * num, ["grey"] * num]
+    assert view.negative_weights[-2:].tolist() == [[-0.5] * num, [-0.25] * num]
+    assert read(view.unconditional) == ["ugly"] * num and read(view.empty) == [""] * num
+
+
+def test_rows_of_a_view_text_are_rows_of_its_parts():
+    config = ViewTextConfig(negatives=("blurred",), negative_weights=(-1.0,), perp_neg=True)
+    cameras = orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40)
+    view = TextBank(RecordingEncoder(), config).views(["cone", "cube"], cameras)
+    some = take_view_rows(view, torch.tensor([5, 0]))
+    assert read(some.positive) == [read(view.positive)[5], read(view.positive)[0]]
+    for part, whole in zip(some.negatives, view.negatives, strict=True):
+        assert read(part) == [read(whole)[5], read(whole)[0]]
+    assert torch.equal(some.negative_weights, view.negative_weights[:, [5, 0]])
+    assert len(some.empty.pooled) == len(some.unconditional.pooled) == 2

@@ -142,6 +142,8 @@ def test_expanding_needs_one_row():
         ({"direction_step_deg": 91}, "direction_step_deg must lie"),
         ({"direction_step_deg": 10, "perp_neg": True}, "needs views.direction_step_deg = 0"),
         ({"perp_neg_weight": 0.5}, "perp_neg_weight must not be positive"),
+        ({"negatives": ("a", "b"), "negative_weights": (-1.0,)}, "has 2 sentences and .* 1 weights"),
+        ({"negatives": ("a",), "negative_weights": (0.1,)}, "negative_weights must not be positive"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

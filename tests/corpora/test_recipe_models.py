@@ -13,8 +13,8 @@ import torch
 from amortized.random import generator_for
 from corpora.shapes.grammar import MARK, Description, Item, describe, sentence, singles
 from corpora.shapes.recipe import __main__ as command
-from corpora.shapes.recipe import card, clip, prior, scoring
-from corpora.shapes.recipe.images import JUDGE, ImageSet, plan
+from corpora.shapes.recipe import card, clip, multi_view, prior, scoring
+from corpora.shapes.recipe.images import JUDGE, ImageSet, draw, plan
 from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
 from corpora.shapes.recipe.tokenizer import build_tokenizer
 
@@ -230,14 +230,96 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
     assert loaded.encode(small.images[::8].float() / 255).std().item() == pytest.approx(1.0, abs=0.01)
 
 
+def test_rings_show_one_object_evenly_around(tmp_path):
+    few = dataclasses.replace(
+        multi_view.RINGS, views_single=4, views_cornered=8, views_marked=4, views_sized=4, num_pairs=2
+    )
+    data = draw(few)
+    assert len(data.images) % 4 == 0 and data.images.shape[1:] == (32, 32, 3)
+    rings = [values.view(-1, 4) for values in (data.scene, data.azimuth_deg, data.elevation_deg)]
+    assert (rings[0] == rings[0][:, :1]).all() and torch.equal(rings[2], rings[2][:, :1].expand(-1, 4))
+    turned = torch.remainder(rings[1] - rings[1][:, :1] + 1, 360) - 1
+    torch.testing.assert_close(turned, torch.tensor([0.0, 90, 180, 270]).expand_as(turned), atol=0.01, rtol=0)
+    assert len(set(rings[1][:, 0].tolist())) == len(rings[1])
+
+
+def test_the_multi_view_prior_starts_from_the_single_one_and_is_read_as_it_was_trained(
+    clip_folder, noise, tmp_path, monkeypatch
+):
+    from amortized.priors import load_stable_diffusion
+
+    single = Path(__file__).resolve().parents[2] / "checkpoints" / "shapes-prior"
+    rings = ImageSet(
+        images=noise.images[:32, ::2, ::2], scene=noise.scene[:8].repeat_interleave(4),
+        azimuth_deg=torch.arange(32) * 90.0 - 180, elevation_deg=torch.zeros(32),
+        descriptions=noise.descriptions,
+    )  # fmt: skip
+    monkeypatch.setattr(multi_view, "draw", lambda config, cache: rings)
+    monkeypatch.setattr(multi_view, "STEPS", 2)
+    monkeypatch.setattr(multi_view, "BATCH", 16)
+    monkeypatch.setattr(multi_view, "NUM_STEPS", 2)
+    fitted = multi_view.fit_cameras
+    monkeypatch.setattr(multi_view, "fit_cameras", lambda unet, prior: fitted(unet, prior, steps=3, batch=8))
+    monkeypatch.setattr(multi_view, "score", lambda prior, judge: {"views": 0.25})
+    multi_view.make_multi_view(tmp_path / "work", tmp_path / "prior", single, clip_folder)
+    assert "| views | 0.250 |" in (tmp_path / "prior" / "README.md").read_text()
+
+    prior, before = load_stable_diffusion(tmp_path / "prior"), load_stable_diffusion(single)
+    assert prior.views_per_group == 4 and prior.latent_shape == before.latent_shape
+    images = multi_view.sample(prior, ["a red cube"], start_deg=0.0)
+    assert images.shape == (4, 3, 32, 32) and images.std() > 0
+    own, theirs = prior.unet.state_dict(), before.unet.state_dict()
+    assert {name for name in own if name not in theirs} == {
+        f"class_embedding.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
+    }
+    assert all((own[name] - theirs[name]).abs().max() < 0.01 for name in theirs)  # two steps away
+
+
+def test_cameras_are_fitted_to_what_words_add():
+    from amortized.priors import load_stable_diffusion
+
+    single = Path(__file__).resolve().parents[2] / "checkpoints" / "shapes-prior"
+    prior = load_stable_diffusion(single)
+    unet = multi_view.build_unet(prior.unet)
+    early = multi_view.fit_cameras(unet, prior, steps=3, batch=16)
+    assert multi_view.fit_cameras(unet, prior, steps=100, batch=16) < 0.8 * early
+
+
+def test_a_ring_is_scored_by_its_views():
+    """A prior whose images say what they show; the judge reads it."""
+    shown: list[tuple[str, float]] = []
+
+    def sample(prior, texts, *, start_deg):
+        shown[:] = [prior(text, start_deg + 90 * view) for text in texts for view in range(4)]
+        return torch.arange(len(shown))
+
+    def judge(images, texts):
+        return torch.tensor([[float(shown[int(i)] == text) for text in texts] for i in images])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multi_view, "sample", sample)
+        plain = f" {MARK}"
+        good = multi_view.score(lambda text, az: text if az < 45 else text.replace(plain, ""), judge)
+        assert good == {"views": 1, "rings": 1, "front": 1}
+        behind = multi_view.score(lambda text, az: text if az == 180 else text.replace(plain, ""), judge)
+        assert behind["front"] == 0
+        wrong = multi_view.score(lambda text, az: "a red cube" if az == 20 else text, judge)
+        assert wrong["views"] == pytest.approx(1 - 63 / 256) and wrong["rings"] == pytest.approx(1 / 64)
+
+
 # ---- command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "made"), [([], ["clip", "prior"]), (["prior"], ["prior"]), (["clip"], ["clip"])]
-)
+    ("arguments", "made"),
+    [
+        ([], ["clip", "prior", "multi-view"]), (["prior"], ["prior"]), (["clip"], ["clip"]),
+        (["multi-view"], ["multi-view"]),
+    ],
+)  # fmt: skip
 def test_command(arguments: list[str], made: list[str], tmp_path, monkeypatch):
     done = []
+    monkeypatch.setattr(multi_view, "make_multi_view", lambda *folders: done.append(("multi-view", *folders)))
     monkeypatch.setattr(clip, "make_clip", lambda *folders: done.append(("clip", *folders)))
     monkeypatch.setattr(prior, "make_prior", lambda *folders: done.append(("prior", *folders)))
     monkeypatch.setattr(sys, "argv", ["recipe", *arguments, "--work", "w", "--output", str(tmp_path)])
@@ -245,7 +327,12 @@ def test_command(arguments: list[str], made: list[str], tmp_path, monkeypatch):
     judge.mkdir()
     (judge / "open_clip_model.safetensors").touch()
     command.main()
-    folders = {"clip": (Path("w"), judge), "prior": (Path("w"), tmp_path / "shapes-prior", judge)}
+    single, rings = tmp_path / "shapes-prior", tmp_path / "shapes-multi-view"
+    folders = {
+        "clip": (Path("w"), judge),
+        "prior": (Path("w"), single, judge),
+        "multi-view": (Path("w"), rings, single, judge),
+    }
     assert done == [(stage, *folders[stage]) for stage in made]
 
 
