@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,10 @@ class World:
         """Average the gradients of a module that no DistributedDataParallel holds; one collective."""
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if self.size > 1 and gradients:
-            mean = self.mean(_flatten_dense_tensors(gradients))
-            for gradient, averaged in zip(gradients, _unflatten_dense_tensors(mean, gradients), strict=True):
-                gradient.copy_(averaged)
+            mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            parts = mean.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def gather(self, values: Tensor) -> Tensor:
         """Rows of all processes in rank order [size * n, ...], equal on all of them."""
