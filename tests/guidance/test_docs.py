@@ -1,0 +1,46 @@
+"""docs/guidance.md tells what the code does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from amortized import config as settings
+from amortized.guidance import METHODS, GuidanceConfig, calls_per_image, method_of, published
+from amortized.guidance.noise import Seeded
+from amortized.guidance.scores import Null
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "guidance.md").read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyGuidance:
+    guidance: GuidanceConfig
+
+
+def test_the_combination_of_the_page_is_what_it_says(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "example.yaml").write_text(example)
+    config = settings.load(OnlyGuidance, tmp_path / "example.yaml").guidance
+    method = method_of(config)
+    assert isinstance(method.noise, Seeded) and method.reference == Null(learned=True)
+    assert config.learned.kind == "adapter" and config.trajectory.num_steps == 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_costs_of_the_page_are_those_of_the_code(method):
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{method}` |")]
+    cost = row.split("|")[5]
+    forward, learning = re.fullmatch(r" ([\d.]+)(?: \+ (1) with gradient)? ", cost).groups()
+    expected = float(forward) + float(learning or 0)
+    assert calls_per_image(published(method)) == pytest.approx(expected, abs=0.05)
+    assert (published(method).learned is not None) == bool(learning)
+
+
+def test_every_setting_is_on_the_page():
+    words = set(re.findall(r"[a-z_]+", PAGE))
+    names = [name for name in GuidanceConfig.__dataclass_fields__ if not name.startswith("shift")]
+    assert [name for name in names if name not in words] == []
