@@ -12,8 +12,9 @@ from amortized.conditioning.views import plain_text
 from amortized.guidance import Guidance, calls_per_image, published
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
-from benchmarks import directions, methods, mixture, rendering, steps, timing
+from benchmarks import directions, diversity, methods, mixture, rendering, steps, timing
 from corpora import open_corpus
+from corpora.shapes.grammar import sentence, singles
 from generators.hyper_ingp import HyperINGPConfig
 from train import RunConfig
 
@@ -140,3 +141,27 @@ def test_directions_are_cosines_with_the_true_residual():
     assert found.shape == (3,) and found.min() > 0.99
     found = directions.cosines(guidance, latents, means[:1].expand(3, -1, -1, -1), told, None)
     assert found.max() < -0.99
+
+
+class Names:
+    """A judge that reads the name of what is shown from the first pixel."""
+
+    names = [sentence(description) for description in singles()]
+
+    def encode_texts(self, texts):
+        return torch.eye(64)[[self.names.index(text) for text in texts]]
+
+    def encode_images(self, images):
+        return torch.eye(64)[images[:, 0, 0, 0].long()]
+
+
+def test_outcomes_are_counted_and_those_that_the_prompt_allows():
+    shown = [Names.names.index(name) for name in ("a red cube", "a blue cube", "a red cube", "a red cone")]
+    images = torch.tensor(shown).float()[:, None, None, None, None].expand(4, 2, 1, 1, 3)
+    found = diversity.score({"a cube": images}, Names())
+    assert found == {"outcomes": "3.00 [3.00, 3.00]", "right": "0.75 [0.75, 0.75]"}
+    found = diversity.score(
+        {"a cube": images, "something red": images[:1].expand(4, -1, -1, -1, -1)}, Names()
+    )
+    assert found["outcomes"].startswith("2.00 ") and found["right"].startswith("0.88 ")
+    assert diversity.allows("something red", "a red cone") and not diversity.allows("a cube", "a red cone")

@@ -56,6 +56,12 @@ def shapes16() -> ShapesCorpus:
     return ShapesCorpus("shapes16", 2 * NUM_SHAPES, description)
 
 
+def shapes_open() -> ShapesCorpus:
+    """What leaves a word open, "a cube" or "something red": a prompt has many right answers, and no truth."""
+    descriptions = grammar.under_specified()
+    return ShapesCorpus("shapes-open", len(descriptions), descriptions.__getitem__)
+
+
 def shapes_comp() -> ShapesCorpus:
     """512 compositions, a fifth held out.
 

@@ -1,0 +1,115 @@
+"""How many different things a prompt becomes: on sentences that leave a word open.
+
+  python -m benchmarks.diversity RUN [RUN ...] [--assets 16]
+
+Each run has learnt "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
+a z. Every prompt is made with 16 z's and named by the CLIP among the 64 shape-colour sentences, from four
+sides together. Outcomes: how many of the names are different; right: how many of the assets are named as
+something that the prompt allows. The last row is the prior's own sampler, with as many samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amortized import config as settings
+from amortized.cameras import orbit
+from amortized.evaluation import load_clip
+from amortized.evaluation.clip import ClipScorer
+from amortized.evaluation.metrics import bootstrap_interval
+from amortized.priors import ddim
+from amortized.random import normal
+from amortized.rendering import render
+from amortized.schedules import geometric_at
+from amortized.training import generator_weights, load_weights, z_of
+from benchmarks.timing import markdown
+from corpora.shapes.grammar import describe, sentence, singles
+from train import RunConfig, compose, corpus_of
+
+VIEWS = 4
+
+
+@torch.no_grad()
+def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
+    """Images [assets, V, H, W, 3] of each prompt of a run."""
+    config = settings.load(RunConfig, run / "config.yaml")
+    corpus = corpus_of(config)
+    _, bank, generator = compose(config, torch.device("cpu"), len(corpus))
+    load_weights(generator_weights(run), generator.eval())
+    look = config.evaluation
+    cameras = orbit(num_assets, VIEWS, elevation_deg=20, distance=look.distance, fovy_deg=look.fovy_deg,
+                    start_azimuth_deg=30)  # fmt: skip
+    grey, found = torch.full((num_assets, VIEWS, 3), look.background), {}
+    for prompt in (corpus[i] for i in range(len(corpus))):
+        z = torch.cat([
+            z_of([prompt], generator, config.seed, config.trainer.seeds_per_prompt, number)
+            for number in range(num_assets)
+        ])  # fmt: skip
+        found[prompt.text] = render(
+            generator(bank.get([prompt.text] * num_assets), z), cameras, look.image_size, look.image_size,
+            config=config.renderer, background=grey, training=False,
+            sharpness=geometric_at(config.trainer.sharpness, 1.0),
+        ).rgb  # fmt: skip
+    return found
+
+
+@torch.no_grad()
+def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
+    """As many samples [assets, 1, H, W, 3] of the run's prior, each from a side of its own."""
+    config = settings.load(RunConfig, run / "config.yaml")
+    corpus = corpus_of(config)
+    guidance, bank, _ = compose(config, torch.device("cpu"), len(corpus))
+    prior, found = guidance.prior, {}
+    sides = orbit(1, num_assets, elevation_deg=20, distance=2.6, fovy_deg=38)
+    for index in range(len(corpus)):
+        told = bank.views([corpus[index].text], sides)
+        noise = [normal(prior.latent_shape, config.seed, "diversity", index, i) for i in range(num_assets)]
+        latents = ddim(prior, torch.stack(noise), told.positive, told.unconditional, num_steps=25, cfg=2.0)
+        found[corpus[index].text] = prior.decode(latents)[:, None]
+    return found
+
+
+def score(images: dict[str, Tensor], scorer: ClipScorer) -> dict[str, str]:
+    """Outcomes and right ones, means over prompts with 95 % intervals."""
+    names = [sentence(description) for description in singles()]
+    texts = scorer.encode_texts(names)
+    outcomes, right = [], []
+    for prompt, assets in images.items():
+        seen = scorer.encode_images(assets.flatten(0, 1)) @ texts.T
+        named = seen.unflatten(0, assets.shape[:2]).mean(1).argmax(-1).tolist()
+        outcomes.append(float(len(set(named))))
+        right.append(sum(allows(prompt, names[name]) for name in named) / len(named))
+    rows = {"outcomes": outcomes, "right": right}
+    intervals = {name: bootstrap_interval(values, seed=0) for name, values in rows.items()}
+    return {name: f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" for name, i in intervals.items()}
+
+
+def allows(prompt: str, name: str) -> bool:
+    """Whether a sentence that leaves a word open may become the object named."""
+    wanted, found = describe(prompt), describe(name)
+    if wanted is None or found is None:
+        return False
+    asked, got = wanted.items[0], found.items[0]
+    return asked.shape in (None, got.shape) and asked.colour in (None, got.colour)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.diversity", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--assets", type=int, default=16)
+    given = parser.parse_args()
+    scorer = load_clip(settings.load(RunConfig, given.runs[0] / "config.yaml").evaluation.clip)
+    rows = [{"run": run.name} | score(assets_of(run, given.assets), scorer) for run in given.runs]
+    sampled = {"run": "the prior's sampler"} | score(samples_of(given.runs[0], given.assets), scorer)
+    print(markdown([*rows, sampled]))
+
+
+if __name__ == "__main__":
+    main()
