@@ -16,10 +16,10 @@ PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
-.PHONY: help quickstart test bench lint report weights lock clean
+.PHONY: help quickstart test bench guidance-bench lint report weights lock clean
 
 help: ## list these commands
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 
 quickstart: $(READY) ## train on 16 prompts, evaluate, and say where the report is; again: goes on where it stopped
 	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) )) \
@@ -33,6 +33,9 @@ test: $(READY) ## run the tests (ARGS="-m slow" for the long ones)
 
 bench: $(READY) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
+
+guidance-bench: $(READY) ## compare guidance methods, many runs of them (a day on two cores; goes on where it stopped)
+	$(BIN)/python -m benchmarks.guidance $(ARGS)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

@@ -25,9 +25,9 @@ def parser_for(name: str, description: str | None) -> argparse.ArgumentParser:
 def list_presets() -> str:
     """The presets in configs/, each with the first line of its head comment."""
     lines = ["presets:"]
-    for path in sorted(PRESETS.glob("*.yaml")):
+    for path in sorted(PRESETS.rglob("*.yaml"), key=lambda path: (path.parent, path.name)):
         head = path.read_text().partition("\n")[0].lstrip("# ").strip()
-        lines.append(f"  configs/{path.name:<28} {head}")
+        lines.append(f"  configs/{path.relative_to(PRESETS)!s:<36} {head}")
     return "\n".join(lines)
 
 

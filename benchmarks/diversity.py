@@ -1,17 +1,16 @@
 """How many different things a prompt becomes: on sentences that leave a word open.
 
-  python -m benchmarks.diversity RUN [RUN ...] [--assets 16]
-
-Each run has learnt "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
+A run has learnt "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
 a z. Every prompt is made with 16 z's and named by the CLIP among the 64 shape-colour sentences, from four
 sides together. Outcomes: how many of the names are different; right: how many of the assets are named as
-something that the prompt allows. The last row is the prior's own sampler, with as many samples.
+something that the prompt allows.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -20,17 +19,25 @@ from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
-from amortized.evaluation.metrics import bootstrap_interval
+from amortized.evaluation.metrics import Interval, bootstrap_interval
 from amortized.priors import ddim
 from amortized.random import normal
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import generator_weights, load_weights, z_of
-from benchmarks.timing import markdown
 from corpora.shapes.grammar import describe, sentence, singles
 from train import RunConfig, compose, corpus_of
 
-VIEWS = 4
+VIEWS, ASSETS = 4, 16
+
+
+def measure(runs: Mapping[str, Sequence[Path]]) -> list[dict[str, object]]:
+    """A row for each method, given its runs of several seeds, and one for the prior's own sampler."""
+    first = next(iter(runs.values()))[0]
+    scorer = load_clip(settings.load(RunConfig, first / "config.yaml").evaluation.clip)
+    makers = {name: [assets_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()}
+    makers["the prior's sampler"] = [samples_of(first, ASSETS)]
+    return [{"variant": name, **score(images, scorer)} for name, images in makers.items()]
 
 
 @torch.no_grad()
@@ -73,19 +80,22 @@ def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     return found
 
 
-def score(images: dict[str, Tensor], scorer: ClipScorer) -> dict[str, str]:
-    """Outcomes and right ones, means over prompts with 95 % intervals."""
+def score(runs: Sequence[Mapping[str, Tensor]], scorer: ClipScorer) -> dict[str, Interval]:
+    """Outcomes and right ones, over prompts, each averaged over runs first."""
     names = [sentence(description) for description in singles()]
     texts = scorer.encode_texts(names)
     outcomes, right = [], []
-    for prompt, assets in images.items():
-        seen = scorer.encode_images(assets.flatten(0, 1)) @ texts.T
-        named = seen.unflatten(0, assets.shape[:2]).mean(1).argmax(-1).tolist()
-        outcomes.append(float(len(set(named))))
-        right.append(sum(allows(prompt, names[name]) for name in named) / len(named))
-    rows = {"outcomes": outcomes, "right": right}
-    intervals = {name: bootstrap_interval(values, seed=0) for name, values in rows.items()}
-    return {name: f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" for name, i in intervals.items()}
+    for prompt in runs[0]:
+        named = [_named(run[prompt], texts, scorer) for run in runs]
+        outcomes.append(mean(len(set(found)) for found in named))
+        right.append(mean(allows(prompt, names[name]) for found in named for name in found))
+    return {"outcomes": bootstrap_interval(outcomes, seed=0), "right": bootstrap_interval(right, seed=0)}
+
+
+def _named(assets: Tensor, texts: Tensor, scorer: ClipScorer) -> list[int]:
+    """Which text each of the assets [N, V, H, W, 3] is."""
+    seen = scorer.encode_images(assets.flatten(0, 1)) @ texts.T
+    return seen.unflatten(0, assets.shape[:2]).mean(1).argmax(-1).tolist()
 
 
 def allows(prompt: str, name: str) -> bool:
@@ -95,21 +105,3 @@ def allows(prompt: str, name: str) -> bool:
         return False
     asked, got = wanted.items[0], found.items[0]
     return asked.shape in (None, got.shape) and asked.colour in (None, got.colour)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.diversity", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--assets", type=int, default=16)
-    given = parser.parse_args()
-    scorer = load_clip(settings.load(RunConfig, given.runs[0] / "config.yaml").evaluation.clip)
-    rows = [{"run": run.name} | score(assets_of(run, given.assets), scorer) for run in given.runs]
-    sampled = {"run": "the prior's sampler"} | score(samples_of(given.runs[0], given.assets), scorer)
-    print(markdown([*rows, sampled]))
-
-
-if __name__ == "__main__":
-    main()

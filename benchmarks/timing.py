@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from amortized.evaluation.metrics import Interval
+
 
 def seconds(action: Callable[[], object], repeats: int = 5) -> float:
     """Median wall time of an action after one warm-up; waits for the GPU where there is one."""
@@ -48,7 +50,16 @@ def processor() -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table; the first row names the columns, and what another row lacks stays empty."""
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([str(row.get(name, "")) for name in head] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A table of all columns, in the order in which they are met; what a row lacks stays empty."""
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[shown(row.get(name, "")) for name in head] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
+
+
+def shown(value: object) -> str:
+    """As tables have it."""
+    if isinstance(value, Interval):
+        return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    if isinstance(value, list):
+        return ", ".join(f"{number:.3f}" for number in value)
+    return str(value)

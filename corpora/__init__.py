@@ -7,10 +7,11 @@ from pathlib import Path
 
 from amortized.types import Corpus
 from corpora.prompts import PromptList, prompt_list, read_prompts
-from corpora.shapes.corpus import shapes16, shapes100k, shapes_comp, shapes_open
+from corpora.shapes.corpus import shapes16, shapes100k, shapes_comp, shapes_fronts, shapes_open
 
 CORPORA: dict[str, Callable[[], Corpus]] = {
     "shapes16": shapes16,
+    "shapes-fronts": shapes_fronts,
     "shapes-open": shapes_open,
     "shapes-comp": shapes_comp,
     "shapes100k": shapes100k,

@@ -1,18 +1,21 @@
 """The comparison of methods: equal calls, nothing done twice, and a table that averages right."""
 
 import json
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from amortized import config as settings
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
-from amortized.guidance import Guidance, calls_per_image, published
+from amortized.guidance import METHODS, Guidance, calls_per_image, published
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
-from benchmarks import directions, diversity, methods, mixture, rendering, steps, timing
+from benchmarks import directions, diversity, guidance, mixture, plots, rendering, steps, studies, timing
 from corpora import open_corpus
 from corpora.shapes.grammar import sentence, singles
 from generators.hyper_ingp import HyperINGPConfig
@@ -22,70 +25,93 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def rows(*recalls: float) -> list[dict]:
-    return [dict.fromkeys(methods.COLUMNS, 0.5) | {"recall_at_1": recall} for recall in recalls]
+    return [{"recall_at_1": recall, "iou": 0.5} for recall in recalls]
 
 
-def test_the_table_averages_seeds_before_prompts():
-    found = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 1.0)]}
-    head, rule, asd, sds = methods.table(found).splitlines()
-    assert head.count("|") == rule.count("|") == asd.count("|") == sds.count("|")
+STUDY = studies.Study(
+    title="two",
+    variants={
+        "asd": studies.Variant(preset="quickstart"),
+        "sds": studies.Variant(preset="methods/sds", changes=("losses.eikonal=1",)),
+    },
+    columns=("recall_at_1", "iou"),
+)
+
+
+def test_the_table_averages_seeds_before_prompts_and_pairs_prompts():
+    found = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 0.5)]}
+    asd, sds = studies.table(STUDY, found)
     # Prompts average 0.75 and 0.25 over the seeds; a mean of two such prompts can be no further out.
-    assert asd.startswith("| asd | 0.500 [0.250, 0.750] | 0.500 [0.500, 0.500] |")
-    assert asd.endswith("| 0.500, 0.500 |") and sds.endswith("| 1.000 |")
+    recall = asd["recall_at_1"]
+    assert (recall.mean, recall.low, recall.high) == (0.5, 0.25, 0.75)
+    assert asd["each seed"] == [0.5, 0.5] and sds["each seed"] == [0.75]
+    # The prompts differ, but each by the same: a paired interval of no width.
+    gain = sds["recall_at_1 - asd"]
+    assert (gain.mean, gain.low, gain.high) == (0.25, 0.25, 0.25)
+    head, _, first, second = timing.markdown([asd, sds]).splitlines()
+    assert head == "| variant | recall_at_1 | iou | each seed | recall_at_1 - asd | iou - asd |"
+    assert first == "| asd | 0.500 [0.250, 0.750] | 0.500 [0.500, 0.500] | 0.500, 0.500 |  |  |"
+    assert second.startswith("| sds | 0.750 [0.500, 1.000] |") and second.count("|") == head.count("|")
 
 
-def test_every_method_gets_the_same_denoiser_calls_and_is_run_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_seed_of_every_variant_is_run_once(tmp_path, monkeypatch):
     commands = []
 
-    def pretend(command: list[str], check: bool) -> None:
+    def pretend(command: list[str], **options) -> subprocess.CompletedProcess:
         commands.append(command[1:])
-        if "evaluate.py" in command:
-            folder = Path(command[-1]) / "evaluation"
+        if command[1].endswith("evaluate.py"):
+            folder = Path(command[2]) / "evaluation"
             folder.mkdir(parents=True)
-            (folder / "results.json").write_text(json.dumps({"prompts": rows(0.25)}))
+            (folder / "results.json").write_text(json.dumps({"prompts": rows(float("sds-4" in command[2]))}))
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(methods.subprocess, "run", pretend)
-    preset, changed = ROOT / "configs/quickstart.yaml", ["losses.eikonal=1"]
-    for method, num_steps in [("asd", 400), ("sds", 600), ("csd", 600), ("asd-no-shift", 400), ("vsd", 300)]:
-        for _ in range(2):
-            found = methods.run(preset, method, 3, 1200.0, changed, 1, 16)
-            assert found == rows(0.25)
-        train, evaluation = commands
-        assert f"trainer.steps={num_steps}" in train and "seed=3" in train and "losses.eikonal=1" in train
-        assert "trainer.prompts_per_process=16" in train
-        assert evaluation == ["evaluate.py", str(methods.folder_of(preset, method, 3, changed))]
-        commands.clear()
-    methods.run(preset, "asd", 4, 1200.0, [], 2, 8)
-    for command, script in zip(commands, ("train.py", "evaluate.py"), strict=True):
-        assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        assert command[4] == script
-    assert len({methods.folder_of(preset, "asd", 4, o) for o in ([], ["a=1"], ["a=2"], ["a=1", "b=2"])}) == 4
+    monkeypatch.setattr(studies.subprocess, "run", pretend)
+    given = {"variants": STUDY.variants, "seeds": [3, 4], "folder": tmp_path, "workers": 2}
+    for _ in range(2):
+        found = studies.run_study("two", STUDY, **given)
+        assert found == {"asd": [rows(0.0), rows(0.0)], "sds": [rows(0.0), rows(1.0)]}
+        assert len(commands) == 8
+    trained = [command for command in commands if command[0].endswith("train.py")]
+    assert [str(ROOT / "configs/methods/sds.yaml"), "losses.eikonal=1", "seed=4"] in [c[1:4] for c in trained]
+    alone = replace(STUDY, alone=("a cube", "a ball"))
+    jobs = studies.jobs_of("alone", alone, "asd", [7], tmp_path)
+    assert [job.arguments[-2] for job in jobs[0]] == ["prompt=a cube", "prompt=a ball"]
+    assert len({job.folder for job in jobs[0]}) == 2
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_is_one_of_the_preset(name: str):
-    config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml", methods.METHODS[name])
-    assert 1 < calls_per_image(config.guidance) < 20
+def test_a_run_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 2, "", "error: no such key")
+    monkeypatch.setattr(studies.subprocess, "run", lambda command, **options: failed)
+    with pytest.raises(RuntimeError, match="train.py .* failed:\nerror: no such key"):
+        studies.run(studies.Job(folder=tmp_path, arguments=("preset.yaml",)), 1)
 
 
-def test_processes_share_the_prompts_evenly(monkeypatch, capsys):
-    asked = []
+@pytest.mark.parametrize("method", METHODS)
+def test_presets_of_methods_cost_what_the_quickstart_costs(method: str):
+    def cost(config: RunConfig) -> float:
+        return config.trainer.steps * calls_per_image(config.guidance, config.views.num_negatives)
 
-    def pretend(*arguments) -> list[dict]:
-        asked.append(arguments)
-        return rows(0.5)
+    quickstart = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
+    config = settings.load(RunConfig, guidance.PRESETS[method].path)
+    assert cost(config) == pytest.approx(cost(quickstart), rel=0.02)
+    assert config.trainer.prompts_per_process == quickstart.trainer.prompts_per_process
+    for part in ("noise", "reference", "null", "divide_by_scale"):
+        assert getattr(config.guidance, part) == getattr(published(method), part), part
 
-    monkeypatch.setattr(methods, "run", pretend)
-    monkeypatch.setattr(
-        methods.sys, "argv", ["methods", "--methods", "csd", "--seeds", "7", "--processes", "2"]
-    )
-    methods.main()
-    assert asked == [(Path("configs/quickstart.yaml"), "csd", 7, 1800, [], 2, 8)]
-    monkeypatch.setattr(methods.sys, "argv", ["methods", "--processes", "3"])
-    with pytest.raises(SystemExit):
-        methods.main()
-    assert "3 processes cannot share 16 prompts evenly" in capsys.readouterr().err
+
+def test_every_variant_of_every_study_can_be_composed():
+    for study in guidance.STUDIES.values():
+        for variant in study.variants.values():
+            settings.load(RunConfig, variant.path, [*variant.changes, "output=o"])
+    assert set(guidance.STUDIES["corpus"].variants) == set(guidance.STUDIES["single"].variants) == {*METHODS}
+
+
+def test_plots_are_drawn(tmp_path):
+    found = {"asd": [rows(1.0, 0.0)], "sds": [rows(1.0, 0.5)]}
+    plots.intervals(studies.table(STUDY, found), tmp_path / "a.png", "two")
+    row = {"state": "ball", "method": "asd", "scale": 1.5, "0.1": 0.2, "0.9": 0.6}
+    plots.lines([row], (0.1, 0.9), tmp_path / "b.png", "directions")
+    assert all(Image.open(tmp_path / name).size[0] > 300 for name in ("a.png", "b.png"))
 
 
 def test_tables_are_markdown():
@@ -135,11 +161,11 @@ def test_directions_are_cosines_with_the_true_residual():
     prior = GaussianMixturePrior(means, torch.tensor([0.05, 0.05]))
     pooled = torch.tensor([[1e-4, 1.0]])
     text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(1, 1, dtype=torch.bool))
-    guidance = Guidance(prior, published("sds", guidance_scale=1.0, t_min=0.9, t_max=0.9))
+    asked = Guidance(prior, published("sds", guidance_scale=1.0, t_min=0.9, t_max=0.9))
     latents, told = torch.zeros(3, 1, 2, 2), plain_text(expand_row(text, 3), text)
-    found = directions.cosines(guidance, latents, means[1:].expand(3, -1, -1, -1), told, None)
+    found = directions.cosines(asked, latents, means[1:].expand(3, -1, -1, -1), told, None)
     assert found.shape == (3,) and found.min() > 0.99
-    found = directions.cosines(guidance, latents, means[:1].expand(3, -1, -1, -1), told, None)
+    found = directions.cosines(asked, latents, means[:1].expand(3, -1, -1, -1), told, None)
     assert found.max() < -0.99
 
 
@@ -158,10 +184,11 @@ class Names:
 def test_outcomes_are_counted_and_those_that_the_prompt_allows():
     shown = [Names.names.index(name) for name in ("a red cube", "a blue cube", "a red cube", "a red cone")]
     images = torch.tensor(shown).float()[:, None, None, None, None].expand(4, 2, 1, 1, 3)
-    found = diversity.score({"a cube": images}, Names())
-    assert found == {"outcomes": "3.00 [3.00, 3.00]", "right": "0.75 [0.75, 0.75]"}
-    found = diversity.score(
-        {"a cube": images, "something red": images[:1].expand(4, -1, -1, -1, -1)}, Names()
-    )
-    assert found["outcomes"].startswith("2.00 ") and found["right"].startswith("0.88 ")
+    found = diversity.score([{"a cube": images}], Names())
+    assert (found["outcomes"].mean, found["right"].mean) == (3.0, 0.75)
+    one = images[:1].expand(4, -1, -1, -1, -1)
+    found = diversity.score([{"a cube": images, "something red": one}] * 2, Names())
+    assert (found["outcomes"].mean, found["right"].mean) == (2.0, 0.875)
+    found = diversity.score([{"a cube": images}, {"a cube": one}], Names())
+    assert (found["outcomes"].mean, found["right"].mean) == (2.0, 0.875)
     assert diversity.allows("something red", "a red cone") and not diversity.allows("a cube", "a red cone")

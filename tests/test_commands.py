@@ -83,6 +83,7 @@ def test_help_explains_overrides_and_lists_presets(run):
     assert (
         "KEY=VALUE" in shown.stdout
         and "configs/quickstart.yaml" in shown.stdout
+        and "configs/methods/dsd.yaml" in shown.stdout
         and "--dry-run" in shown.stdout
     )
 
@@ -157,7 +158,7 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     ).exists()
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_are_valid_and_write_where_their_name_says(preset):
     config = settings.load(train.RunConfig, preset, ["corpus=shapes16", "prior=p"])
     assert config.output == f"outputs/{preset.stem}"

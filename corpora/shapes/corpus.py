@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amortized.types import GroundTruth, Prompt
 from corpora.prompts import prompt_id
@@ -47,13 +47,18 @@ class ShapesCorpus:
 
 def shapes16() -> ShapesCorpus:
     """Every shape twice and every colour twice."""
+    return ShapesCorpus("shapes16", 2 * NUM_SHAPES, _sixteen)
 
-    def description(index: int) -> Description:
-        shape, second = divmod(index, 2)
-        colour = (shape + 3 * second) % NUM_COLOURS
-        return Description((Item(SHAPES[shape], tuple(COLOURS)[colour]),))
 
-    return ShapesCorpus("shapes16", 2 * NUM_SHAPES, description)
+def shapes_fronts() -> ShapesCorpus:
+    """The same sixteen with a dot on the front, which a Janus face has on other sides too."""
+    return ShapesCorpus("shapes-fronts", 2 * NUM_SHAPES, lambda index: replace(_sixteen(index), marked=True))
+
+
+def _sixteen(index: int) -> Description:
+    shape, second = divmod(index, 2)
+    colour = (shape + 3 * second) % NUM_COLOURS
+    return Description((Item(SHAPES[shape], tuple(COLOURS)[colour]),))
 
 
 def shapes_open() -> ShapesCorpus:

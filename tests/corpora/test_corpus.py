@@ -57,6 +57,13 @@ def test_shapes16_holds_every_shape_and_every_colour_twice():
     assert Counter(item.colour for item in items) == dict.fromkeys(COLOURS, 2)
 
 
+def test_fronts_are_the_sixteen_with_a_dot():
+    dotted = [describe(prompt.text) for prompt in prompts("shapes-fronts")]
+    assert all(description.marked for description in dotted)
+    plain = [describe(prompt.text).items for prompt in prompts("shapes16")]
+    assert [description.items for description in dotted] == plain
+
+
 # ---- shapes-comp ------------------------------------------------------------------------------
 
 

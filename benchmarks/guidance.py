@@ -1,0 +1,139 @@
+"""Every method against every measure: what `docs/guidance.md` tells.
+
+  python -m benchmarks.guidance [SECTION ...] [--seeds 0 1 2] [--workers 2] [--output outputs/guidance]
+
+mixture     a prior known exactly: bias, noise of the gradient, coverage of modes (minutes)
+directions  cosine of each method's gradient with the true residual, by timestep (minutes)
+corpus      the 16 prompts of the quickstart at equal denoiser calls (hours)
+single      two prompts, each alone (an hour)
+shift       ASD's shift, and none
+nulls       learned nulls of LODS against the plain one
+fronts      Janus faces: one view, one view with words for its direction, four views with cameras
+diversity   different outcomes of prompts that leave a word open
+
+Runs are ordinary ones under OUTPUT; what is done already is not done again. Prints tables, and writes
+them with their plots to OUTPUT as JSON and PNG.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from amortized import config as settings
+from amortized.files import atomic_write_text
+from amortized.guidance import METHODS
+from benchmarks import directions, diversity, mixture, plots, timing
+from benchmarks.studies import ROOT, Study, Variant, run_study, table
+from train import RunConfig
+
+EXACT = ("recall_at_1", "iou", "colour_error", "clip_similarity")
+# ASD's is the quickstart's own; the others have what suits each, at as many denoiser calls.
+PRESETS = {
+    method: Variant(preset="quickstart" if method == "asd" else f"methods/{method}") for method in METHODS
+}
+# One object alone: all images are its own.
+ALONE = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4")
+WORDLESS = ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
+STUDIES = {
+    "corpus": Study(
+        title="Methods over a corpus, at equal denoiser calls",
+        variants={"asd": PRESETS["asd"], **PRESETS},
+        columns=EXACT,
+    ),
+    "single": Study(
+        title="Methods on one object alone, at equal denoiser calls",
+        variants={
+            name: Variant(preset=chosen.preset, changes=ALONE)
+            for name, chosen in {"asd": PRESETS["asd"], **PRESETS}.items()
+        },
+        columns=EXACT,
+        alone=("a green torus", "a blue cone"),
+    ),
+    "shift": Study(
+        title="ASD's shift",
+        variants={
+            "t' = t + 2 (t - t_min)": PRESETS["asd"],
+            "published: up to 0.1 (t - t_min)": Variant(
+                preset="quickstart", changes=("guidance.shift_eta=0.1", "guidance.shift_random=true")
+            ),
+            "none": Variant(preset="quickstart", changes=("guidance.shift_eta=0",)),
+        },
+        columns=EXACT,
+    ),
+    "nulls": Study(
+        title="LODS with nulls of three kinds, and the plain one",
+        variants={
+            "plain": Variant(preset="methods/lods-embedding", changes=("guidance.null=prior",)),
+            **{
+                kind: Variant(preset="methods/lods-embedding", changes=(f"guidance.learned.kind={kind}",))
+                for kind in ("null", "prompt-nulls", "adapter")
+            },
+        },
+        columns=EXACT,
+    ),
+    "fronts": Study(
+        title="Janus faces",
+        variants={
+            "one view": Variant(preset="methods/fronts", changes=WORDLESS),
+            "one view, directions in words": Variant(preset="methods/fronts"),
+            "four views": Variant(preset="methods/fronts-multi-view"),
+        },
+        columns=("janus", "front_shown", "recall_at_1", "iou"),
+    ),
+    "diversity": Study(
+        title="Prompts that leave a word open",
+        variants={name: Variant(preset=f"methods/open-{name}") for name in ("asd", "dsd")},
+        columns=("clip_similarity",),
+    ),
+}  # fmt: skip
+SECTIONS = ("mixture", "directions", *STUDIES)
+
+
+def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> list[dict]:
+    """A section's table."""
+    if section == "mixture":
+        return [row for seed in seeds for row in mixture.measure(seed)]
+    if section == "directions":
+        config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
+        return directions.measure(config, list(METHODS), [1.5, 7.5], None)
+    study = STUDIES[section]
+    found = run_study(section, study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
+    if section == "diversity":
+        runs = {name: [folder / section / f"{name}-{seed}" for seed in seeds] for name in study.variants}
+        return diversity.measure(runs)
+    return table(study, found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.guidance", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--output", type=Path, default=Path("outputs/guidance"))
+    given = parser.parse_intermixed_args()
+    if wrong := set(given.sections) - set(SECTIONS):
+        parser.error(f"there is no section {', '.join(sorted(wrong))}; there are {', '.join(SECTIONS)}")
+    machine = timing.machine(torch.device("cpu"))
+    for section in given.sections:
+        rows = rows_of(section, given.seeds, given.output, given.workers)
+        found = {"machine": machine, "seeds": given.seeds, "rows": rows}
+        text = json.dumps(found, indent=2, default=vars)
+        atomic_write_text(given.output / f"{section}.json", text + "\n")
+        title = STUDIES[section].title if section in STUDIES else section.capitalize()
+        if section == "directions":
+            plots.lines(rows, directions.TIMES, given.output / "directions.png", title)
+        elif section in STUDIES:
+            plots.intervals(rows, given.output / f"{section}.png", title)
+        print(f"\n## {title}\n\n{timing.markdown(rows)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

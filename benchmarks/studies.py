@@ -1,0 +1,123 @@
+"""Whole runs compared: several seeds of each variant, paired by prompt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from amortized.evaluation.metrics import bootstrap_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+Rows = list[dict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An ordinary training run: a preset, and what is changed."""
+
+    preset: str  # under configs/, without .yaml
+    changes: tuple[str, ...] = ()  # KEY=VALUE
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "configs" / f"{self.preset}.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Variants by name; the first is what the others are compared with, prompt by prompt."""
+
+    title: str
+    variants: Mapping[str, Variant]
+    columns: tuple[str, ...]
+    alone: tuple[str, ...] = ()  # train a run for each of these prompts, instead of one for the corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a study."""
+
+    folder: Path
+    arguments: tuple[str, ...]  # of train.py
+
+
+def jobs_of(name: str, study: Study, variant: str, seeds: Sequence[int], folder: Path) -> list[list[Job]]:
+    """For each seed, the runs whose prompts together are the variant's rows."""
+    chosen = study.variants[variant]
+    jobs = []
+    for seed in seeds:
+        common = (str(chosen.path), *chosen.changes, f"seed={seed}")
+        runs = []
+        for number, prompt in enumerate(study.alone or ("",)):
+            output = folder / name / f"{variant}-{seed}" / (str(number) if prompt else "")
+            told = (f"prompt={prompt}",) if prompt else ()
+            runs.append(Job(folder=output, arguments=(*common, *told, f"output={output}")))
+        jobs.append(runs)
+    return jobs
+
+
+def run(job: Job, threads: int) -> Rows:
+    """The rows of one run's prompts, trained and evaluated first where that is still to be done."""
+    results = job.folder / "evaluation" / "results.json"
+    if not results.exists():
+        resume = ["--resume"] if (job.folder / "config.yaml").exists() else []
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        for script, arguments in (
+            ("train.py", [*job.arguments, *resume]),
+            ("evaluate.py", [str(job.folder), "evaluation.turntable_frames=0"]),
+        ):
+            command = [sys.executable, str(ROOT / script), *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(results.read_text())["prompts"]
+
+
+def run_study(
+    name: str, study: Study, *, variants: Iterable[str], seeds: Sequence[int], folder: Path, workers: int
+) -> dict[str, list[Rows]]:
+    """Rows of each variant and seed; `workers` runs at a time share the cores."""
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    jobs = {variant: jobs_of(name, study, variant, seeds, folder) for variant in variants}
+    # Seed by seed, so that an interrupted study has all variants of the first ones.
+    order = [job for index in range(len(seeds)) for runs in jobs.values() for job in runs[index]]
+    with ThreadPoolExecutor(workers) as pool:
+        rows = list(pool.map(lambda job: run(job, threads), order))
+    found = {job.folder: of_job for job, of_job in zip(order, rows, strict=True)}
+    return {
+        variant: [[row for job in runs for row in found[job.folder]] for runs in of_seeds]
+        for variant, of_seeds in jobs.items()
+    }
+
+
+def table(study: Study, found: Mapping[str, list[Rows]]) -> list[dict[str, object]]:
+    """A row a variant: means over prompts and seeds with 95 % intervals, and differences to the first.
+
+    Intervals are over prompts, each averaged over seeds first: they speak of other prompts of the kind,
+    and the first column's mean for each seed tells how much runs differ.
+    """
+    first = next(iter(found))
+    rows = []
+    for variant, seeds in found.items():
+        row: dict[str, object] = {"variant": variant}
+        for column in study.columns:
+            values = per_prompt(seeds, column)
+            row[column] = bootstrap_interval(values, seed=0)
+            if variant != first:
+                pairs = zip(values, per_prompt(found[first], column), strict=True)
+                row[f"{column} - {first}"] = bootstrap_interval([a - b for a, b in pairs], seed=0)
+        row["each seed"] = [mean(row[study.columns[0]] for row in rows) for rows in seeds]
+        rows.append(row)
+    return rows
+
+
+def per_prompt(seeds: Sequence[Rows], column: str) -> list[float]:
+    """Each prompt's mean over seeds."""
+    return [mean(row[column] for row in rows) for rows in zip(*seeds, strict=True)]
