@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             asked = prompt_list(texts, "prompts", background=corpus)
         folder = given.output or given.run / "evaluation"
         with join_world(config.device) as world:
-            _, bank, start = compose(config, world.device, len(corpus))
+            _, bank, start = compose(config, world.device)
             trained = copy.deepcopy(start.eval())  # the untrained one stays, to compare with
             load_weights(generator_weights(given.run), trained)
 

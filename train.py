@@ -24,7 +24,7 @@ from amortized.conditioning import TextBank
 from amortized.guidance import Guidance, build_learned
 from amortized.priors import Prior, load_prior
 from amortized.settings import RunSettings
-from amortized.training import Trainer, describe, join_world, open_run
+from amortized.training import Trainer, describe, join_world, open_run, trained_prompts
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT, GeneratorConfig
@@ -45,19 +45,19 @@ def corpus_of(config: RunConfig) -> Corpus:
     return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", background=corpus)
 
 
-def compose(config: RunConfig, device: torch.device, num_prompts: int) -> tuple[Guidance, TextBank, Module]:
-    """The teacher, its texts, and an untrained generator, on the device."""
+def compose(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, Module]:
+    """The prior, its texts, and an untrained generator, on the device."""
     prior = load_prior(config.prior, device)
     bank = TextBank(prior.text_encoder, config.views, device=device)
     torch.manual_seed(config.seed)
     generator = config.generator.build(text_dim=prior.text_encoder.width)
     if config.surroundings is not None:
         generator = Surrounded(generator, config.surroundings.build(prior.text_encoder.width))
-    return guidance_of(config, prior, bank, num_prompts), bank, generator.to(device)
+    return prior, bank, generator.to(device)
 
 
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
-    """The teacher, and what it learns of the renders."""
+    """The teacher of a generator, and what it learns of the renders of `num_prompts` prompts."""
     if config.guidance.trajectory.cache and (config.views.direction_step_deg or config.views.perp_neg):
         raise ValueError(
             "guidance.trajectory.cache keeps a trajectory for each of a prompt's views, which are too many "
@@ -69,7 +69,7 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     text = None if learned.text is None else bank.get([learned.text])
     null = bank.get([config.views.negative_prompt])
     model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
-    return Guidance(prior, config.guidance, model.to(prior.device))
+    return Guidance(prior, config.guidance, model)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,15 +85,16 @@ def main(argv: list[str] | None = None) -> int:
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
             config = replace(config, output=f"{config.output}-{corpus[0].id}")
         with join_world(config.device) as world:
-            if not given.dry_run:
-                open_run(Path(config.output), settings.to_yaml(config), world, resume=given.resume)
-            guidance, bank, generator = compose(config, world.device, len(corpus))
+            prior, bank, generator = compose(config, world.device)
+            guidance = guidance_of(config, prior, bank, len(trained_prompts(corpus)))
             trainer = Trainer(
                 config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator
             )
             if given.dry_run:
                 print(settings.to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
                 return 0
+            # Only now: what cannot be trained leaves no folder behind.
+            open_run(Path(config.output), settings.to_yaml(config), world, resume=given.resume)
             step = trainer.train()
         if world.is_main:
             ended = step == config.trainer.steps

@@ -22,15 +22,15 @@ from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.conditioning.views import ViewText
 from amortized.files import atomic_write_text
-from amortized.guidance import METHODS, Guidance, published
+from amortized.guidance import METHODS, Guidance, GuidanceConfig, published
 from amortized.guidance.playground import draws_of
 from amortized.rendering import render
-from amortized.schedules import geometric_at
-from amortized.training import generator_weights, load_weights, z_of
+from amortized.schedules import geometric_at, value_at
+from amortized.training import generator_weights, load_weights, trained_prompts, z_of
 from amortized.types import Cameras, GroundTruth, Prompt, Scene
 from benchmarks.rendering import TrueScene
 from benchmarks.timing import markdown
-from train import RunConfig, compose, corpus_of
+from train import RunConfig, compose, corpus_of, guidance_of
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 VIEWS, REPEATS = 4, 2
@@ -66,6 +66,12 @@ def cosines(
     return torch.stack(found).mean(0)
 
 
+def at_time(config: GuidanceConfig, scale: float, t: float) -> GuidanceConfig:
+    """The method at one time and scale; a shift starts where the method has it in the middle of a run."""
+    start = value_at(config.t_min, 0.5) if config.shift_start is None else config.shift_start
+    return replace(config, guidance_scale=scale, t_min=t, t_max=t, shift_start=start)
+
+
 def measure(config: RunConfig, methods: list[str], scales: list[float], run: Path | None) -> list[dict]:
     """A row for each state, method and scale: the mean cosine at each time."""
     corpus, device = corpus_of(config), torch.device("cpu")
@@ -78,7 +84,8 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
     for method in methods:
         # Composed anew, as a learned model may change the prior.
         taught = replace(config, guidance=published(method, weight=1.0))
-        guidance, bank, generator = compose(taught, device, len(corpus))
+        prior, bank, generator = compose(taught, device)
+        guidance = guidance_of(taught, prior, bank, len(trained_prompts(corpus)))
         text = bank.views([prompt.text for prompt in prompts], cameras)
         states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
         if run is not None:
@@ -90,7 +97,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
             for scale in scales:
                 row = {"state": state, "method": method, "scale": scale}
                 for t in TIMES:
-                    at = replace(guidance.config, guidance_scale=scale, t_min=t, t_max=t)
+                    at = at_time(guidance.config, scale, t)
                     asked = Guidance(guidance.prior, at, guidance.learned)
                     row[str(t)] = round(cosines(asked, latents, true, text, cameras).mean().item(), 2)
                 rows.append(row)

@@ -1,9 +1,9 @@
 """How many different things a prompt becomes: on sentences that leave a word open.
 
 A run has learnt "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
-a z. Every prompt is made with 16 z's and named by the CLIP among the 64 shape-colour sentences, from four
-sides together. Outcomes: how many of the names are different; right: how many of the assets are named as
-something that the prompt allows.
+a z. Every prompt is made with 16 z's, each seen from a side of its own, as the prior's samples are, and named
+by the CLIP among the 64 shape-colour sentences. Outcomes: how many of the names are different; right: how
+many of the assets are named as something that the prompt allows.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from amortized.random import normal
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import generator_weights, load_weights, z_of
+from amortized.types import Cameras
 from corpora.shapes.grammar import describe, sentence, singles
 from train import RunConfig, compose, corpus_of
 
-VIEWS, ASSETS = 4, 16
+ASSETS = 16
 
 
 def measure(runs: Mapping[str, Sequence[Path]]) -> list[dict[str, object]]:
@@ -42,15 +43,15 @@ def measure(runs: Mapping[str, Sequence[Path]]) -> list[dict[str, object]]:
 
 @torch.no_grad()
 def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
-    """Images [assets, V, H, W, 3] of each prompt of a run."""
+    """Images [assets, H, W, 3] of each prompt of a run, asset i from azimuth 360 i / assets."""
     config = settings.load(RunConfig, run / "config.yaml")
     corpus = corpus_of(config)
-    _, bank, generator = compose(config, torch.device("cpu"), len(corpus))
+    _, bank, generator = compose(config, torch.device("cpu"))
     load_weights(generator_weights(run), generator.eval())
     look = config.evaluation
-    cameras = orbit(num_assets, VIEWS, elevation_deg=20, distance=look.distance, fovy_deg=look.fovy_deg,
-                    start_azimuth_deg=30)  # fmt: skip
-    grey, found = torch.full((num_assets, VIEWS, 3), look.background), {}
+    sides = orbit(1, num_assets, elevation_deg=20, distance=look.distance, fovy_deg=look.fovy_deg)
+    cameras = Cameras(**{name: value.transpose(0, 1) for name, value in vars(sides).items()})  # one each
+    grey, found = torch.full((num_assets, 1, 3), look.background), {}
     for prompt in (corpus[i] for i in range(len(corpus))):
         z = torch.cat([
             z_of([prompt], generator, config.seed, config.trainer.seeds_per_prompt, number)
@@ -60,23 +61,23 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
             generator(bank.get([prompt.text] * num_assets), z), cameras, look.image_size, look.image_size,
             config=config.renderer, background=grey, training=False,
             sharpness=geometric_at(config.trainer.sharpness, 1.0),
-        ).rgb  # fmt: skip
+        ).rgb[:, 0]  # fmt: skip
     return found
 
 
 @torch.no_grad()
 def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
-    """As many samples [assets, 1, H, W, 3] of the run's prior, each from a side of its own."""
+    """As many samples [assets, H, W, 3] of the run's prior, told the same sides."""
     config = settings.load(RunConfig, run / "config.yaml")
     corpus = corpus_of(config)
-    guidance, bank, _ = compose(config, torch.device("cpu"), len(corpus))
-    prior, found = guidance.prior, {}
+    prior, bank, _ = compose(config, torch.device("cpu"))
+    found = {}
     sides = orbit(1, num_assets, elevation_deg=20, distance=2.6, fovy_deg=38)
     for index in range(len(corpus)):
         told = bank.views([corpus[index].text], sides)
         noise = [normal(prior.latent_shape, config.seed, "diversity", index, i) for i in range(num_assets)]
         latents = ddim(prior, torch.stack(noise), told.positive, told.unconditional, num_steps=25, cfg=2.0)
-        found[corpus[index].text] = prior.decode(latents)[:, None]
+        found[corpus[index].text] = prior.decode(latents)
     return found
 
 
@@ -93,9 +94,8 @@ def score(runs: Sequence[Mapping[str, Tensor]], scorer: ClipScorer) -> dict[str,
 
 
 def _named(assets: Tensor, texts: Tensor, scorer: ClipScorer) -> list[int]:
-    """Which text each of the assets [N, V, H, W, 3] is."""
-    seen = scorer.encode_images(assets.flatten(0, 1)) @ texts.T
-    return seen.unflatten(0, assets.shape[:2]).mean(1).argmax(-1).tolist()
+    """Which text each of the images [N, H, W, 3] is."""
+    return (scorer.encode_images(assets) @ texts.T).argmax(-1).tolist()
 
 
 def allows(prompt: str, name: str) -> bool:

@@ -68,7 +68,10 @@ STUDIES = {
     "nulls": Study(
         title="LODS with nulls of three kinds, and the plain one",
         variants={
-            "plain": Variant(preset="methods/lods-embedding", changes=("guidance.null=prior",)),
+            # Nothing learns, so that there are calls for half as many steps more.
+            "plain": Variant(preset="methods/lods-embedding", changes=(
+                "guidance.null=prior", "guidance.learned=null", "trainer.steps=900",
+            )),
             **{
                 kind: Variant(preset="methods/lods-embedding", changes=(f"guidance.learned.kind={kind}",))
                 for kind in ("null", "prompt-nulls", "adapter")
@@ -97,7 +100,7 @@ SECTIONS = ("mixture", "directions", *STUDIES)
 def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> list[dict]:
     """A section's table."""
     if section == "mixture":
-        return [row for seed in seeds for row in mixture.measure(seed)]
+        return [{"seed": seed, **row} for seed in seeds for row in mixture.measure(seed)]
     if section == "directions":
         config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
         return directions.measure(config, list(METHODS), [1.5, 7.5], None)

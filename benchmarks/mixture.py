@@ -7,7 +7,7 @@ Each method optimizes free images at equal denoiser calls, from many starts.
   and how much of that is the same for all starts: a bias.
 - two: the text names two components alike: how many of the starts end nearer to the first, and whether any
   end at neither. The prior's own sampler is half and half.
-- noise of the gradient at the starts: its norm over steps' draws, divided by that of its mean.
+- noise of the gradient at the starts: how far it lies from its mean over draws, by the norm of that mean.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from torch import Tensor
 from amortized.guidance import branches_per_image
 from amortized.rendering import render
 from amortized.schedules import geometric_at
-from amortized.training import Trainer, World
+from amortized.training import Trainer, World, trained_prompts
 from amortized.training.distributed import to_device
 from amortized.training.losses import regularization
 from amortized.types import Scene
 from benchmarks.timing import now, seconds
-from train import RunConfig, compose, corpus_of
+from train import RunConfig, compose, corpus_of, guidance_of
 
 PROGRESS = 0.5  # of the run, for the schedules
 
@@ -26,7 +26,8 @@ PROGRESS = 0.5  # of the run, for the schedules
 def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step, ratios, and megabytes."""
     corpus = corpus_of(config)
-    guidance, bank, generator = compose(config, device, len(corpus))
+    prior, bank, generator = compose(config, device)
+    guidance = guidance_of(config, prior, bank, len(trained_prompts(corpus)))
     trainer = Trainer(
         config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
         generator=generator,

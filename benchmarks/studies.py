@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import mean
 
 from amortized.evaluation.metrics import bootstrap_interval
+from amortized.training import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
+STOPPED = 1  # exit status of a training that could not go on
 Rows = list[dict]
 
 
@@ -65,7 +67,7 @@ def jobs_of(name: str, study: Study, variant: str, seeds: Sequence[int], folder:
 
 def run(job: Job, threads: int) -> Rows:
     """The rows of one run's prompts, trained and evaluated first where that is still to be done."""
-    results = job.folder / "evaluation" / "results.json"
+    results, checkpoints = job.folder / "evaluation" / "results.json", job.folder / "checkpoints"
     if not results.exists():
         resume = ["--resume"] if (job.folder / "config.yaml").exists() else []
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -75,7 +77,9 @@ def run(job: Job, threads: int) -> Rows:
         ):
             command = [sys.executable, str(ROOT / script), *arguments]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode:
+            # A run that collapsed keeps its last good checkpoint, and is judged by it.
+            stopped = done.returncode == STOPPED and script == "train.py" and list_checkpoints(checkpoints)
+            if done.returncode and not stopped:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(results.read_text())["prompts"]
 

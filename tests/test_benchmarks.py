@@ -13,6 +13,7 @@ from amortized import config as settings
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
 from amortized.guidance import METHODS, Guidance, calls_per_image, published
+from amortized.guidance.timesteps import reference_timesteps
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
 from benchmarks import directions, diversity, guidance, mixture, plots, rendering, steps, studies, timing
@@ -79,6 +80,21 @@ def test_every_seed_of_every_variant_is_run_once(tmp_path, monkeypatch):
     assert len({job.folder for job in jobs[0]}) == 2
 
 
+def test_a_run_that_collapsed_is_judged_by_its_last_good_checkpoint(tmp_path, monkeypatch):
+    def pretend(command: list[str], **options) -> subprocess.CompletedProcess:
+        if command[1].endswith("evaluate.py"):
+            (tmp_path / "evaluation").mkdir()
+            (tmp_path / "evaluation/results.json").write_text(json.dumps({"prompts": rows(0.1)}))
+        return subprocess.CompletedProcess(command, int(command[1].endswith("train.py")), "", "emptied")
+
+    monkeypatch.setattr(studies.subprocess, "run", pretend)
+    job = studies.Job(folder=tmp_path, arguments=("preset.yaml",))
+    with pytest.raises(RuntimeError, match="emptied"):  # nothing was kept
+        studies.run(job, 1)
+    (tmp_path / "checkpoints/step_000100").mkdir(parents=True)
+    assert studies.run(job, 1) == rows(0.1)
+
+
 def test_a_run_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 2, "", "error: no such key")
     monkeypatch.setattr(studies.subprocess, "run", lambda command, **options: failed)
@@ -99,7 +115,7 @@ def test_presets_of_methods_cost_what_the_quickstart_costs(method: str):
         assert getattr(config.guidance, part) == getattr(published(method), part), part
 
 
-def test_every_variant_of_every_study_can_be_composed():
+def test_every_variant_of_every_study_is_a_valid_run():
     for study in guidance.STUDIES.values():
         for variant in study.variants.values():
             settings.load(RunConfig, variant.path, [*variant.changes, "output=o"])
@@ -169,6 +185,18 @@ def test_directions_are_cosines_with_the_true_residual():
     assert found.max() < -0.99
 
 
+def test_directions_see_the_shift_of_a_method():
+    """At one time alone a shift starts where the method has its lowest time: ASD's is no CSD."""
+    config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
+    for t in (0.4, 0.9):
+        at = directions.at_time(config.guidance, 1.5, t)
+        times = torch.tensor([int(1000 * t)])
+        shifted = reference_timesteps(
+            at, times, torch.tensor([0.9]), low=int(times), num_timesteps=1000, progress=0.5
+        )
+        assert at.t_min == at.t_max == t and at.guidance_scale == 1.5 and int(shifted) > int(times)
+
+
 class Names:
     """A judge that reads the name of what is shown from the first pixel."""
 
@@ -183,10 +211,10 @@ class Names:
 
 def test_outcomes_are_counted_and_those_that_the_prompt_allows():
     shown = [Names.names.index(name) for name in ("a red cube", "a blue cube", "a red cube", "a red cone")]
-    images = torch.tensor(shown).float()[:, None, None, None, None].expand(4, 2, 1, 1, 3)
+    images = torch.tensor(shown).float()[:, None, None, None].expand(4, 1, 1, 3)
     found = diversity.score([{"a cube": images}], Names())
     assert (found["outcomes"].mean, found["right"].mean) == (3.0, 0.75)
-    one = images[:1].expand(4, -1, -1, -1, -1)
+    one = images[:1].expand(4, -1, -1, -1)
     found = diversity.score([{"a cube": images, "something red": one}] * 2, Names())
     assert (found["outcomes"].mean, found["right"].mean) == (2.0, 0.875)
     found = diversity.score([{"a cube": images}, {"a cube": one}], Names())

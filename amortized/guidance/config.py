@@ -39,7 +39,7 @@ class TrajectoryConfig:
 
     num_steps: int = 10  # of DDIM over the whole diffusion time
     scale: float = 7.5  # CFG along it
-    # Keep what was predicted along it for every asset and view: a quarter of the denoiser calls, for memory
+    # Keep what was predicted along it for every asset and view: a third of the denoiser calls, for memory
     # (see --dry-run). Only where a prompt has few views: no numbered directions, no perp-neg.
     cache: bool = False
 
@@ -116,9 +116,9 @@ class GuidanceConfig:
     # The gradient of each image: as it is, or of norm 1; and cut to this norm. Before `weight`.
     normalize: Literal["none", "per_sample"] = "none"
     max_norm: float | None = None
-    # latent: through the prior's encoder to the images. image: w (target - reference) as a change of latents,
-    # decoded, is the residual of the images, and no gradient needs the encoder; for weightings that make it
-    # such a change, as sigma_over_alpha does.
+    # latent: through the prior's encoder to the images. image: w (target - reference) is a change of latents
+    # (with weighting=sigma_over_alpha); decoded, it is the residual of the images, and no gradient needs the
+    # encoder.
     residual: Literal["latent", "image"] = "latent"
 
     def __post_init__(self) -> None:
@@ -147,6 +147,16 @@ class GuidanceConfig:
             raise ValueError(
                 "guidance.reference=inverted is what an inversion meets at an earlier time: "
                 "it needs noise=inversion and shift=earlier"
+            )
+        if self.residual == "image" and self.weighting != "sigma_over_alpha":
+            raise ValueError(
+                "guidance.residual=image decodes a change of latents, which only "
+                f"guidance.weighting=sigma_over_alpha gives, got '{self.weighting}'"
+            )
+        if self.learned is not None and not self.uses_learned:
+            raise ValueError(
+                "guidance.learned would be trained, and nothing reads it: set guidance.null=learned or "
+                "guidance.reference=learned, or guidance.learned=null"
             )
         if self.uses_learned and self.learned is None:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amortized.conditioning.views import ViewText
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws
-from amortized.guidance.learned import denoising_loss, detached
+from amortized.guidance.learned import denoising_loss
 from amortized.guidance.noise import Clean, Gaussian, Inversion, NoiseSource, Seeded
 from amortized.guidance.scores import (
     Branch,
@@ -22,7 +22,13 @@ from amortized.guidance.scores import (
     Step,
     TrueNoise,
 )
-from amortized.guidance.timesteps import draw_timesteps, reference_timesteps, share_in_groups, timestep_range
+from amortized.guidance.timesteps import (
+    draw_timesteps,
+    reference_timesteps,
+    share_in_groups,
+    timestep_range,
+    whole,
+)
 from amortized.guidance.weights import WEIGHTINGS
 from amortized.priors.base import Prior
 from amortized.priors.schedule import alphas_at
@@ -93,10 +99,15 @@ class Guidance:
     ) -> None:
         """`learned` is what the config says is learned; `method` overrides its parts by any others.
 
-        Raises ValueError where the learned model is missing.
+        Raises ValueError where the learned model is missing, or the prior cannot serve the method.
         """
         if config.uses_learned and learned is None:
             raise ValueError("this guidance reads a learned model of the renders: give one (build_learned)")
+        if config.trajectory.cache and prior.views_per_group > 1:
+            raise ValueError(
+                "guidance.trajectory.cache keeps what was predicted for an image alone: set it to false, as "
+                f"this prior denoises {prior.views_per_group} views together"
+            )
         self.prior, self.config, self.learned = prior, config, learned
         self.method = method or method_of(config)
 
@@ -177,6 +188,9 @@ class Guidance:
         if not isinstance(self.method.noise, Seeded):
             return 0
         lowest = min(timestep_range(self.config, p / 100, self.prior.num_timesteps)[0] for p in range(101))
+        if self.config.shift == "earlier":
+            span = max(value_at(self.config.shift_span, p / 100) for p in range(101))
+            lowest -= whole(span, self.prior.num_timesteps)
         kept = self.method.noise.num_kept(lowest, self.prior.num_timesteps)
         channels, height, width = self.prior.latent_shape
         return 4 * channels * height * width * kept * num_assets * num_views
@@ -205,7 +219,7 @@ class Guidance:
             text=text,
             guidance_scale=value_at(self.config.guidance_scale, progress),
             inverted=noised.inverted,
-            learned=None if self.learned is None else detached(self.learned(text, draws.prompts)),
+            learned=None if self.learned is None else self.learned(text, draws.prompts),
         )
 
     def _weights(self, step: Step, like: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ reads the text. Over a corpus one null models the mixture of all renders, a null
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from amortized.guidance.config import GuidanceDraws, LearnedConfig
 from amortized.guidance.scores import LearnedText
 from amortized.guidance.timesteps import draw_timesteps, share_in_groups
 from amortized.priors.base import Prior
+from amortized.priors.precision import times_in_gradient
 from amortized.priors.schedule import add_noise, alphas_at
 from amortized.random import derive_seed, normal
 from amortized.types import Cameras, TextCondition
@@ -115,18 +118,24 @@ def build_learned(
     null = take_rows(null, torch.tensor([0]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "learned"))
-        if config.kind == "lora":
-            return AdaptedPrior(prior.add_adapter(config.rank, config.lora_scale), text)
-        if config.kind == "prompt-nulls":
-            return PromptNulls(null, num_prompts)
-        return NullAdapter(null, config.width) if config.kind == "adapter" else LearnedNull(null)
+        match config.kind:
+            case "lora":
+                model = AdaptedPrior(prior.add_adapter(config.rank, config.lora_scale), text)
+            case "prompt-nulls":
+                model = PromptNulls(null, num_prompts)
+            case "adapter":
+                model = NullAdapter(null, config.width)
+            case "null":
+                model = LearnedNull(null)
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: gradient / _within(prior))
+    return model
 
 
-def detached(learned: LearnedText) -> LearnedText:
-    """The same question, without a graph."""
-    text = learned.text
-    plain = TextCondition(pooled=text.pooled.detach(), tokens=text.tokens.detach(), mask=text.mask)
-    return LearnedText(text=plain, adapted=learned.adapted)
+def _within(prior: Prior) -> float:
+    """How much larger the gradient of the loss, a mean over latents, is while in the denoiser, which may run
+    in float16. A power of two: nothing is rounded."""
+    return 2.0 ** round(math.log2(math.prod(prior.latent_shape)))
 
 
 def denoising_loss(
@@ -145,4 +154,5 @@ def denoising_loss(
     noisy = add_noise(clean, noise, alphas_at(prior.alphas_cumprod, timesteps, clean))
     asked: LearnedText = learned(text, draws.prompts)
     predicted = prior.predict_noise(noisy, timesteps, asked.text, cameras, adapted=asked.adapted)
+    predicted = times_in_gradient(predicted, _within(prior))
     return (predicted - noise).square().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -145,19 +146,22 @@ class Seeded:
     """
 
     config: TrajectoryConfig
-    kept: dict[tuple[int, bytes, int], Tensor] = field(default_factory=dict)  # by seed, text and time
+    kept: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by seed and text, and time
 
     def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
         prior, target, like = denoiser.prior, clean.timesteps_reference, clean.latents
         shape, last = tuple(like.shape[1:]), prior.num_timesteps - 1
-        start = {seed: normal(shape, seed, "trajectory") for seed in set(clean.draws.seeds.tolist())}
-        x = torch.stack([start[seed] for seed in clean.draws.seeds.tolist()]).to(like)
+        # Views that are denoised together start from noise of their own, as the prior's samples do.
+        starts = [(seed, row % prior.views_per_group) for row, seed in enumerate(clean.draws.seeds.tolist())]
+        start = {key: self._start(shape, *key) for key in set(starts)}
+        x = torch.stack([start[key] for key in starts]).to(like)
+        names = _names(clean) if self.config.cache else []
         now = torch.full_like(target, last)
         for node in self._nodes(prior.num_timesteps):
             following = target.clamp(min=node)
             rows = (following < now).nonzero().flatten()
             if len(rows):
-                predicted = self._at_node(denoiser, x, now, clean, rows)
+                predicted = self._at_node(denoiser, x, now, clean, rows, names)
                 x = _moved(x, rows, ddim_step(prior, x[rows], predicted, now[rows], following[rows]))
             now = following
         noise = self._predict(denoiser, x, target, clean.text, torch.arange(len(x)))
@@ -168,26 +172,27 @@ class Seeded:
         steps = (before > timesteps_reference[:, None]).sum(1) + 1
         return steps * (1 if self.config.scale == 1 and num_negatives == 0 else 2 + num_negatives)
 
-    def _at_node(self, denoiser: Denoiser, x: Tensor, now: Tensor, clean: Clean, rows: Tensor) -> Tensor:
+    def _at_node(
+        self, denoiser: Denoiser, x: Tensor, now: Tensor, clean: Clean, rows: Tensor, names: list[bytes]
+    ) -> Tensor:
         """The prediction for `rows`, whose x are between two steps; what is kept is not asked again."""
         if not self.config.cache:
             return self._predict(denoiser, x, now, clean.text, rows)
-        texts = clean.text.positive.pooled.cpu()
-        keys = [
-            (int(clean.draws.seeds[row]), texts[row].numpy().tobytes(), int(now[row]))
-            for row in rows.tolist()
-        ]
-        new = [i for i, key in enumerate(keys) if key not in self.kept]
+        keys = {row: (names[row], int(now[row])) for row in rows.tolist()}
+        new = {key: row for row, key in keys.items() if key not in self.kept}
         if new:
-            predicted = self._predict(denoiser, x, now, clean.text, rows[new])
-            self.kept.update(zip([keys[i] for i in new], predicted, strict=True))
-        return torch.stack([self.kept[key] for key in keys])
+            predicted = self._predict(denoiser, x, now, clean.text, torch.tensor([*new.values()]))
+            self.kept.update(zip(new, predicted, strict=True))
+        return torch.stack([self.kept[key] for key in keys.values()])
 
     def num_kept(self, lowest: int, num_timesteps: int) -> int:
         """Predictions kept at most for one seed and text, where t' never falls below `lowest`."""
         if not self.config.cache:
             return 0
         return sum(node > lowest for node in [num_timesteps - 1, *self._nodes(num_timesteps)])
+
+    def _start(self, shape: tuple[int, ...], seed: int, view: int) -> Tensor:
+        return normal(shape, seed, "trajectory", *((view,) if view else ()))
 
     def _nodes(self, num_timesteps: int) -> list[int]:
         """Timesteps between DDIM's steps, from the last one down; the lowest is below 0."""
@@ -202,6 +207,15 @@ class Seeded:
             text=take_view_rows(text, rows), guidance_scale=self.config.scale,
         )  # fmt: skip
         return score.combine(denoiser(score.branches(step), rows), step)
+
+
+def _names(clean: Clean) -> list[bytes]:
+    """Of each row's seed and text, 16 bytes; waits for the device."""
+    texts, seeds = clean.text.positive.pooled.cpu().numpy(), clean.draws.seeds.tolist()
+    return [
+        hashlib.blake2b(seed.to_bytes(8, "little", signed=True) + text.tobytes(), digest_size=16).digest()
+        for seed, text in zip(seeds, texts, strict=True)
+    ]
 
 
 def ddim_step(prior: Prior, x: Tensor, predicted: Tensor, now: Tensor, to: Tensor) -> Tensor:

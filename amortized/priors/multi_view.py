@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from amortized.types import Cameras
@@ -67,12 +66,9 @@ def views_of(folder: Path) -> int:
 def camera_vectors(cameras: Cameras) -> Tensor:
     """Cameras as MVDream reads them: c2w with its position at distance 1, flattened [N, 16].
 
-    Its world is z up as ours, its azimuth 0 at -y (Blender's front), ours at +x: a quarter turn.
+    Its world is ours: z up, and the front of what it draws at +x (which its own code calls azimuth 90).
     """
     c2w = cameras.c2w.flatten(0, -3).clone()
-    turn = torch.eye(4, dtype=c2w.dtype, device=c2w.device)
-    turn[:2, :2] = turn.new_tensor([[0.0, 1.0], [-1.0, 0.0]])  # +x => -y, +y => +x
-    c2w = turn @ c2w
     position = c2w[:, :3, 3]
     c2w[:, :3, 3] = position / position.norm(dim=1, keepdim=True)
     return c2w.flatten(1)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from amortized.conditioning.text_encoder import TextEncoder
 from amortized.priors.base import DTYPES, PriorConfig
-from amortized.priors.multi_view import camera_vectors, join_views, views_of
+from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
+from amortized.priors.precision import sized_gradient
 from amortized.priors.schedule import alphas_at, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
@@ -43,8 +44,18 @@ class StableDiffusionPrior:
                 f"the prior's scheduler predicts '{prediction_type}'; "
                 "only epsilon and v_prediction can be distilled"
             )
+        if not alphas_cumprod[-1] > 1e-6:
+            raise ValueError(
+                "the prior's last timestep is all noise (zero terminal SNR), which tells of no image: "
+                "use a scheduler with rescale_betas_zero_snr=false"
+            )
         if views_per_group > 1:
             join_views(unet, views_per_group)
+        elif unet.config.class_embed_type is not None:
+            raise ValueError(
+                f"this prior's UNet wants a class ({unet.config.class_embed_type}): if that is the camera "
+                f"of a multi-view prior, its folder needs {FILE}"
+            )
         self.views_per_group = views_per_group
         self.unet = unet.eval().requires_grad_(False)
         self._dtype: torch.dtype = unet.dtype
@@ -80,12 +91,15 @@ class StableDiffusionPrior:
         return resized.movedim(1, -1)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        def latents_of(pixels: Tensor) -> Tensor:
+            posterior = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist
+            latents = posterior.mean.to(images.dtype)
+            if noise is not None:
+                latents = latents + posterior.std.to(images.dtype) * noise
+            return latents * self.vae.config.scaling_factor
+
         pixels = self.resize(images).movedim(-1, 1)  # [B, 3, h, w]
-        posterior = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist
-        latents = posterior.mean.to(images.dtype)
-        if noise is not None:
-            latents = latents + posterior.std.to(images.dtype) * noise
-        return latents * self.vae.config.scaling_factor
+        return sized_gradient(latents_of, pixels) if self.vae.dtype == torch.float16 else latents_of(pixels)
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample

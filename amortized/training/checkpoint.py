@@ -91,7 +91,7 @@ def load_weights(file: Path, module: nn.Module) -> None:
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
-            f"{file} does not fit the generator of this config ({reason}): "
+            f"{file} does not fit the model of this config ({reason}): "
             "use the config.yaml of its run, or another checkpoint"
         ) from error
 

@@ -48,12 +48,18 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     config, generator, guidance = trainer.config, trainer.state.generator, trainer.guidance
     prior, num_prompts = guidance.prior, trainer.sampler.num_prompts
     images = config.prompts_per_process * config.views_per_prompt
-    calls = images * config.accumulation * calls_per_image(guidance.config, num_negatives)
+    calls = (
+        images * config.accumulation * calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
+    )
     weights = sum(p.numel() * p.element_size() for p in generator.parameters())
+    learned = (
+        sum(p.numel() * p.element_size() for p in guidance.learned.parameters()) if guidance.learned else 0
+    )
     graph = images * config.render_size**2 * trainer.settings.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
         "generator with gradients and moments": 4 * weights,
         "averaged weights": weights if config.ema_decay is not None else 0,
+        "learned model with gradients and moments": 4 * learned,
         "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
         "graph of a render (rough)": graph,
         "kept trajectories at the end": trainer.cache_bytes,

@@ -23,7 +23,14 @@ from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.previews import save_preview
-from amortized.training.sampler import Batch, Sampler, slots_of, z_of, z_width
+from amortized.training.sampler import (
+    Batch,
+    Sampler,
+    slots_of,
+    trained_prompts,
+    z_of,
+    z_width,
+)
 from amortized.training.settings import TrainingSettings
 from amortized.training.watch import Record, Watch
 from amortized.types import Corpus, Prompt
@@ -48,11 +55,16 @@ class Trainer:
         bank: TextBank,
         generator: nn.Module,
     ) -> None:
-        config = settings.trainer
+        config, group = settings.trainer, guidance.prior.views_per_group
+        if group > 1 and (config.views_per_prompt != group or not settings.cameras.ring):
+            raise ValueError(
+                f"this prior denoises {group} views around an object together: "
+                f"set trainer.views_per_prompt={group} and cameras.ring=true"
+            )
         self.settings, self.config, self.world = settings, config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(settings.output)
         self.corpus = corpus
-        self.trained = [index for index in range(len(corpus)) if corpus[index].split == "train"]
+        self.trained = trained_prompts(corpus)
         self.sampler = Sampler(
             seed=settings.seed,
             num_prompts=len(self.trained),
@@ -148,23 +160,28 @@ class Trainer:
             last = part == len(self.slots) - 1
             with nullcontext() if last or self.world.size == 1 else self.generator.no_sync():  # type: ignore
                 terms = self._loss(batch, progress, learn=step % self.guidance.learns_every == 0)
-                loss: Tensor = terms["loss"] / len(self.slots)
-                loss.backward()
+                loss = terms["loss"] + terms["learned"] if "learned" in terms else terms["loss"]
+                (loss / len(self.slots)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(batch.digests)
         limit = self.settings.optimizer.clip_norm or float("inf")
         if self.state.learned is not None:
             self.world.average_gradients(self.state.learned)
         norm = nn.utils.clip_grad_norm_(self.state.generator.parameters(), limit)
+        norms = {"gradient_norm": norm}
+        if self.state.learned is not None:
+            found = [p.grad for p in self.state.learned.parameters() if p.grad is not None]
+            norms["learned_gradient_norm"] = nn.utils.get_total_norm(found).to(norm)
         # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
-        self.state.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore
+        finite = torch.stack(list(norms.values())).isfinite().all()
+        self.state.optimizer.found_inf = (~finite).float()  # type: ignore
         self.state.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.state.generator, step)
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         # The whole step's, of all parts and processes.
         mean["denoiser_calls"] = mean["denoiser_calls"] * len(self.slots) * self.world.size
-        mean |= {"gradient_norm": norm, "interrupted": norm.new_tensor(float(interrupted))}
+        mean |= {**norms, "interrupted": norm.new_tensor(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
         return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
 
@@ -196,12 +213,12 @@ class Trainer:
         text = self.bank.views(texts, batch.cameras)
         taught = self.guidance(latents, text, batch.draws, progress, cameras, images=images, learn=learn)
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
-        if taught.learned_loss is not None:
-            terms["learned"] = taught.learned_loss
+        learned = {} if taught.learned_loss is None else {"learned": taught.learned_loss}
         opacity = image.opacity.detach().mean(dim=(1, 2, 3))
         return {
-            "loss": torch.stack(list(terms.values())).sum(),
+            "loss": torch.stack(list(terms.values())).sum(),  # of the generator
             **terms,
+            **learned,
             "opacity": opacity.mean(),
             "emptied": (opacity < self.config.min_opacity).float().mean(),  # share of prompts
             **{f"guidance/{name}": value for name, value in taught.metrics.items()},

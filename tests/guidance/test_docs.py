@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,6 @@ def test_costs_of_the_page_are_those_of_the_code(method):
 
 
 def test_every_setting_is_on_the_page():
-    words = set(re.findall(r"[a-z_]+", PAGE))
-    names = [name for name in GuidanceConfig.__dataclass_fields__ if not name.startswith("shift")]
+    words = set(re.findall(r"`([a-z_]+)[.:`]", PAGE))
+    names = [field.name for field in fields(GuidanceConfig) if not field.name.startswith("shift")]
     assert [name for name in names if name not in words] == []

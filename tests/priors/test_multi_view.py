@@ -93,10 +93,10 @@ def test_cameras_change_what_is_predicted_and_must_be_given(prior):
 
 
 def test_cameras_are_told_as_mvdream_was_trained():
-    """Blender's axes: azimuth 0 is at -y, and the azimuth grows counter-clockwise from above."""
+    """Blender's axes, where MVDream's azimuth 0 is at -y; what it draws looks to +x, its azimuth 90."""
     cameras = orbit(1, V, elevation_deg=30, distance=2.5, fovy_deg=40)
     vectors = camera_vectors(cameras).view(V, 4, 4)
-    for v, azimuth in enumerate((0, 90, 180, 270)):
+    for v, azimuth in enumerate((90, 180, 270, 360)):
         a, e = math.radians(azimuth), math.radians(30)
         position = torch.tensor([math.cos(e) * math.sin(a), -math.cos(e) * math.cos(a), math.sin(e)])
         forward = -position

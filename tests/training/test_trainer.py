@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from amortized.cameras import CameraConfig
 from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
 from amortized.training.checkpoint import list_checkpoints
 from tests.training.toy import TEXTS, log_lines, make_trainer, target_images, weights_of
@@ -207,6 +208,25 @@ def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
     with pytest.raises(TrainingStopped, match="no checkpoint had been written"):
         trainer.train(quiet=True)
     assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_learned_model_whose_gradient_is_not_finite_is_not_saved(tmp_path):
+    """The loss is finite, and so are the generator's gradients: only the learned model's are not."""
+    trainer = make_trainer(tmp_path, guidance={"method": "lods-embedding"})
+    before = {name: value.clone() for name, value in trainer.state.learned.state_dict().items()}
+    trainer.state.learned.pooled.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingStopped, match="step 1: learned_gradient_norm not finite"):
+        trainer.train(quiet=True)
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+    for name, value in trainer.state.learned.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(("views", "ring"), [(1, True), (8, True), (4, False)])
+def test_a_prior_of_four_views_gets_rings_of_four(tmp_path, views, ring):
+    with pytest.raises(ValueError, match="views_per_prompt=4 and cameras.ring=true"):
+        make_trainer(tmp_path, views_per_group=4, views_per_prompt=views, cameras=CameraConfig(ring=ring))
+    make_trainer(tmp_path, views_per_group=4, views_per_prompt=4, cameras=CameraConfig(ring=True))
 
 
 def test_an_emptied_scene_stops_the_run(tmp_path):

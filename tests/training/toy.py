@@ -66,11 +66,13 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts.
 
     generator: a module, or one of TINY, or "surrounded"; a small Hyper-iNGP where none is given.
-    guidance: settings over ASD's, its method among them.
+    guidance: settings over ASD's, its method among them. views_per_group: of the prior.
     """
     generator = changes.pop("generator", None)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
+    views_per_group = changes.pop("views_per_group", 1)
+    cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
     method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
     guidance = published(**{**method, **changes.pop("guidance", {})})
     config = replace(
@@ -86,7 +88,9 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     )
     device = world.device if world else "cpu"
     prior = GaussianMixturePrior(
-        means=target_images().to(device), stds=torch.full((len(TEXTS),), 0.2, device=device)
+        means=target_images().to(device),
+        stds=torch.full((len(TEXTS),), 0.2, device=device),
+        views_per_group=views_per_group,
     )
     renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8)
     world = world or World()
@@ -112,7 +116,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     settings = SimpleNamespace(
         output=str(folder),
         seed=7,
-        cameras=CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)),
+        cameras=cameras,
         background=BackgroundConfig(colour=(0.5, 0.5, 0.5)),
         renderer=renderer,
         losses=losses,

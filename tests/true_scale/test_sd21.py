@@ -66,7 +66,7 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     from pathlib import Path
 
     from amortized import config as settings
-    from train import RunConfig, compose, corpus_of
+    from train import RunConfig, compose, corpus_of, guidance_of
 
     root = Path(__file__).resolve().parents[2]
     prompts = tmp_path / "prompts.txt"
@@ -86,7 +86,8 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     from amortized.training import Trainer, World
 
     started = time.perf_counter()
-    guidance, bank, generator = compose(config, World().device)
+    prior, bank, generator = compose(config, World().device)
+    guidance = guidance_of(config, prior, bank, num_prompts=1)
     trainer = Trainer(
         config, world=World(), corpus=corpus_of(config), guidance=guidance, bank=bank, generator=generator
     )
