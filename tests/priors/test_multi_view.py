@@ -127,6 +127,14 @@ def test_a_broken_declaration_of_views_is_named(multi_view, tmp_path, content):
         load_stable_diffusion(copy)
 
 
+def test_cameras_without_a_declaration_of_views_are_refused(multi_view, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(multi_view, copy)
+    (copy / "multi_view.json").unlink()
+    with pytest.raises(ValueError, match="camera of a multi-view prior, its folder needs multi_view.json"):
+        load_stable_diffusion(copy)
+
+
 def test_views_without_cameras_are_refused(tmp_path):
     single = make_tiny_sd(tmp_path)
     (single / "multi_view.json").write_text('{"num_views": 4}')

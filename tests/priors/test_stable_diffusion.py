@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -215,6 +216,15 @@ def test_other_prediction_types_are_refused(folder, tmp_path):
     config = tmp_path / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
     with pytest.raises(ValueError, match="predicts 'sample'; only epsilon and v_prediction"):
+        load_stable_diffusion(tmp_path)
+
+
+def test_a_last_timestep_that_is_all_noise_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "scheduler" / "scheduler_config.json"
+    stored = json.loads(config.read_text())
+    config.write_text(json.dumps({**stored, "rescale_betas_zero_snr": True}))
+    with pytest.raises(ValueError, match="zero terminal SNR.*rescale_betas_zero_snr=false"):
         load_stable_diffusion(tmp_path)
 
 
