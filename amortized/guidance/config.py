@@ -131,14 +131,12 @@ class GuidanceConfig:
             if value not in choices:
                 raise ValueError(f"guidance.{name} must be one of {', '.join(choices)}, got '{value}'")
         self._check_times()
-        check_schedule("guidance.guidance_scale", self.guidance_scale)
+        check_schedule("guidance.guidance_scale", self.guidance_scale, positive=True)  # at 0 no text is asked
         for name in ("shift_eta", "weight", "reference_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"guidance.{name} must not be negative, got {getattr(self, name)}")
         if self.max_norm is not None and self.max_norm <= 0:
             raise ValueError(f"guidance.max_norm must be positive or null, got {self.max_norm}")
-        if self.divide_by_scale:
-            check_schedule("guidance.guidance_scale", self.guidance_scale, positive=True)
         if self.noise == "inversion" and self.shift == "later":
             raise ValueError(
                 "guidance.noise=inversion goes up to t' and on to t: it needs shift=none or earlier"
