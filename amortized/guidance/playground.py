@@ -27,11 +27,13 @@ from amortized.guidance.config import GuidanceConfig, GuidanceDraws
 from amortized.guidance.distillation import Guidance
 from amortized.guidance.learned import build_learned
 from amortized.media import save_grid
+from amortized.presets import read_presets
 from amortized.priors import Prior, PriorConfig, ddim, load_prior
 from amortized.random import derive_seed, normal, uniform
 from amortized.types import Cameras, TextCondition
 
 ROWS = 6
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +143,15 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
     parser.add_argument("--prompt", default=PlaygroundConfig.prompt)
-    parser.add_argument("--prior", default="checkpoints/shapes-prior", help="a folder in diffusers format")
+    parser.add_argument("--prior", help="a folder in diffusers format (default: the quickstart's)")
     parser.add_argument("--output", type=Path, help="default: outputs/playground/METHOD.png")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
     )
     given = parser.parse_intermixed_args(argv)
-    chosen = [f"prior={given.prior}", f"guidance.method={given.method}"]
     try:
+        prior = given.prior or _prior_of(QUICKSTART)
+        chosen = [f"prior={prior}", f"guidance.method={given.method}"]
         config = settings.load(PlaygroundConfig, None, [*chosen, *given.overrides, f"prompt={given.prompt}"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         images = play(config, load_prior(config.prior, device))
@@ -158,6 +161,12 @@ def main(argv: list[str] | None = None) -> int:
     save_grid(output, images, columns=len(images) // (ROWS + 1))
     print(output)
     return 0
+
+
+def _prior_of(preset: Path) -> str:
+    """The folder of a preset's prior."""
+    ((_, data),) = read_presets(preset)
+    return str(data["prior"])
 
 
 if __name__ == "__main__":

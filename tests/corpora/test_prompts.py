@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpora import open_corpus, prompt_list, read_prompts
+from corpora import CORPORA, open_corpus, prompt_list, read_prompts
 from corpora.prompts import prompt_id
 from corpora.shapes.corpus import shapes16
 
@@ -119,6 +119,6 @@ def test_a_text_file_is_a_corpus(tmp_path):
 
 @pytest.mark.parametrize("name", ["shapes", "prompts.csv", ""])
 def test_unknown_names(name: str):
-    listed = "one of shapes16, shapes-comp, shapes100k, or a .txt"
+    listed = f"one of {', '.join(CORPORA)}, or a .txt"
     with pytest.raises(ValueError, match=f"{listed}.* got '{name}'"):
         open_corpus(name)
