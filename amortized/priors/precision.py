@@ -7,9 +7,7 @@ pixels lies. Bringing it to size 1 before it enters, and back after it has left,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
 
 SMALLEST = 1e-30
@@ -17,51 +15,29 @@ SMALLEST = 1e-30
 
 def sized_gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """network(x) [B, ...] of x [B, ...], both float32: the gradient of each row is of size 1 within."""
+    if not x.requires_grad:
+        return network(x)
     sizes: list[Tensor] = []
-    return _Enter.apply(network(_Leave.apply(x, sizes)), sizes)  # type: ignore[return-value]
 
+    def enter(gradient: Tensor) -> Tensor:
+        sizes[:] = [gradient.abs().flatten(1).amax(1).clamp(min=SMALLEST)]
+        return gradient / _like(sizes[0], gradient)
 
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, sizes: list[Tensor]) -> Tensor:
-        ctx.sizes = sizes
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        size = gradient.abs().flatten(1).amax(1).clamp(min=SMALLEST)
-        ctx.sizes[:] = [size]
-        return gradient / _like(size, gradient), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[Tensor]) -> Tensor:
-        ctx.sizes = sizes
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        return gradient * _like(ctx.sizes[0], gradient), None
-
-
-def _like(rows: Tensor, values: Tensor) -> Tensor:
-    return rows.view(-1, *[1] * (values.ndim - 1)).to(values)
+    x = x.view_as(x)
+    x.register_hook(lambda gradient: gradient * _like(sizes[0], gradient))
+    y = network(x)
+    y.register_hook(enter)
+    return y
 
 
 def times_in_gradient(x: Tensor, factor: float) -> Tensor:
     """x, whose gradient is multiplied by `factor` on its way back."""
-    return x if factor == 1 else _Times.apply(x, factor)  # type: ignore[return-value]
+    if not x.requires_grad:
+        return x
+    x = x.view_as(x)
+    x.register_hook(lambda gradient: gradient * factor)
+    return x
 
 
-class _Times(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0] * ctx.factor, None
+def _like(rows: Tensor, values: Tensor) -> Tensor:
+    return rows.view(-1, *[1] * (values.ndim - 1)).to(values)

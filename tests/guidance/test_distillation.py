@@ -14,9 +14,7 @@ from amortized.guidance import (
     Denoiser,
     Guidance,
     GuidanceDraws,
-    branches_per_image,
     build_learned,
-    calls_per_image,
     method_of,
     perpendicular,
     published,
@@ -24,61 +22,16 @@ from amortized.guidance import (
     surrogate,
 )
 from amortized.guidance.noise import ddim_step
-from amortized.priors import GaussianMixturePrior
 from amortized.random import normal
 from tests.guidance.closed_form import SHAPE, gradient_of, mixture, random_step, rows, weights_of_text
-
-
-def guidance_for(method, prior=None, **settings) -> Guidance:
-    """A published method, changed; what it learns has learned something."""
-    prior, config = prior or mixture(), published(method, **settings)
-    if config.learned is None:
-        return Guidance(prior, config)
-    own = weights_of_text(1, 20) if config.learned.text else None
-    null = weights_of_text(1, 21)
-    learned = build_learned(config.learned, prior, null=null, text=own, num_prompts=3, seed=0).double()
-    with torch.no_grad():
-        for i, parameter in enumerate(learned.parameters()):
-            parameter += 0.2 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(i))
-    return Guidance(prior, config, learned)
-
-
-def what_was_learned(guidance):
-    """(weights of the components or None for the image's own, shift of the means)"""
-    if guidance.learned is None:
-        return None
-    if guidance.config.learned.kind == "null":
-        return guidance.learned.pooled[0].detach().numpy(), 0.0
-    text, scale = guidance.learned.text, guidance.config.learned.lora_scale
-    weights = None if text is None else text.pooled[0].numpy()
-    return weights, scale * guidance.learned.adapter.shift.detach().numpy()
-
-
-def step(guidance, latents, text, draws, progress=0.3, cameras=None, **arguments):
-    """(output, d loss / d latents)"""
-    latents = latents.clone().requires_grad_()
-    output = guidance(latents, text, draws, progress, cameras, **arguments)
-    (gradient,) = torch.autograd.grad(output.loss, latents)
-    return output, gradient
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the largest number; where all cancels, of the numbers that do."""
-    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-9)).item()
-
-
-class CountingPrior(GaussianMixturePrior):
-    """Remembers the arguments of each denoiser call."""
-
-    def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
-        self.calls = [*getattr(self, "calls", []), (noisy, timesteps, text, cameras)]
-        return super().predict_noise(noisy, timesteps, text, cameras, adapted=adapted)
-
-
-def counting(views_per_group: int = 1) -> CountingPrior:
-    prior = mixture()
-    return CountingPrior(prior.means, prior.stds, views_per_group=views_per_group)
-
+from tests.guidance.steps import (
+    CountingPrior,
+    counting,
+    guidance_for,
+    relative_error,
+    step,
+    what_was_learned,
+)
 
 SETTINGS = {
     "as published": {},
@@ -306,78 +259,6 @@ def test_a_negative_equal_to_the_positive_changes_nothing():
     _, got = step(guidance, latents, same, draws)
     _, expected = step(guidance, latents, plain, draws)
     assert relative_error(got, expected) < 1e-9
-
-
-# Method: images a step asks about, for one of its own; denoiser calls; of both, those that learn.
-COSTS = {
-    "sds": (2, 1, 0), "csd": (2, 1, 0), "asd": (3, 1, 0), "vsd": (3 + 1, 2 + 1, 1),
-    "lods-embedding": (2 + 1, 1 + 1, 1), "lods-lora": (2 + 1, 2 + 1, 1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("method", "cost"), COSTS.items(), ids=COSTS)
-@pytest.mark.parametrize("perp_neg", [False, True])
-def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
-    prior, (images, calls, learning) = counting(), cost
-    images += 2 * perp_neg
-    latents, text, draws = random_step(4, perp_neg=perp_neg)
-    guidance = guidance_for(method, prior)
-    output, _ = step(guidance, latents, text, draws)
-    assert len(prior.calls) == calls
-    assert branches_per_image(guidance.config, len(text.negatives)) == images - learning
-    assert output.num_denoiser_calls == 4 * images == sum(len(noisy) for noisy, *_ in prior.calls)
-    assert output.num_gradient_calls == 4 * learning
-    output, _ = step(guidance, latents, text, draws, learn=False)
-    assert output.num_denoiser_calls == 4 * (images - learning) and output.learned_loss is None
-
-
-@pytest.mark.parametrize("perp_neg", [False, True])
-def test_an_inversion_asks_no_more_than_it_must(perp_neg):
-    """t = 480 and 80 by ISM with spans of 80: nodes 0, 200 below 400, and 0 alone; then s, then t."""
-    prior = counting()
-    latents, text, draws = random_step(2, perp_neg=perp_neg)
-    draws.u_timestep[:] = torch.tensor([0.999, 0.0])
-    guidance = guidance_for("ism", prior, t_min=0.08, t_max=0.48, shift_span=0.08)
-    output, _ = step(guidance, latents, text, draws)
-    assert output.timesteps.tolist() == [480, 80] and output.timesteps_reference.tolist() == [400, 0]
-    assert [len(noisy) for noisy, *_ in prior.calls] == [1, 1, 2, 2 * (2 + 2 * perp_neg)]
-    assert output.num_denoiser_calls == sum(len(noisy) for noisy, *_ in prior.calls)
-    assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
-
-
-@pytest.mark.parametrize("perp_neg", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_cost_of_a_run_is_what_its_steps_ask(method, perp_neg):
-    guidance, asked = guidance_for(method), 0
-    for i in range(60):
-        latents, text, draws = random_step(4, perp_neg=perp_neg, seed=i)
-        asked += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls
-    # 240 random images against the mean over all
-    assert asked / 240 == pytest.approx(calls_per_image(guidance.config, 2 * perp_neg), rel=0.04)
-
-
-# What the public code asks for one view of a step, CFG as two and learning included; without perp-neg.
-PUBLIC = {
-    "sds": 2, "csd": 2, "vsd": 5, "asd": 3, "ism": 4.7, "lods-embedding": 3, "lods-lora": 3, "sdi": 17,
-    "dsd": 16,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_method_costs_more_than_its_public_code(method):
-    assert 0.75 * PUBLIC[method] < calls_per_image(published(method)) < PUBLIC[method] + 0.05
-
-
-@pytest.mark.parametrize("perp_neg", [False, True])
-def test_a_trajectory_asks_no_more_than_it_must(perp_neg):
-    """At progress 0.25, t = 650: nodes 999, 899, 799, 699; then the noise at t', and target and reference."""
-    prior, branches = counting(), 2 + 2 * perp_neg
-    latents, text, draws = random_step(1, perp_neg=perp_neg)
-    output, _ = step(guidance_for("dsd", prior, shift_eta=0.0), latents, text, draws, 0.25)
-    assert output.timesteps.tolist() == output.timesteps_reference.tolist() == [650]
-    reference = branches if perp_neg else 1
-    assert [len(noisy) for noisy, *_ in prior.calls] == [branches] * 5 + [branches + reference]
-    assert [times[0].item() for _, times, *_ in prior.calls] == [999, 899, 799, 699, 650, 650]
 
 
 def test_every_branch_gets_the_cameras_of_its_images():

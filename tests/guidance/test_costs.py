@@ -1,0 +1,81 @@
+"""What a step costs: all that can share a denoiser call does, and no more is asked than must be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amortized.guidance import METHODS, branches_per_image, calls_per_image, published
+from tests.guidance.closed_form import random_step
+from tests.guidance.steps import counting, guidance_for, step
+
+# Method: images a step asks about, for one of its own; denoiser calls; of both, those that learn.
+COSTS = {
+    "sds": (2, 1, 0), "csd": (2, 1, 0), "asd": (3, 1, 0), "vsd": (3 + 1, 2 + 1, 1),
+    "lods-embedding": (2 + 1, 1 + 1, 1), "lods-lora": (2 + 1, 2 + 1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "cost"), COSTS.items(), ids=COSTS)
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
+    prior, (images, calls, learning) = counting(), cost
+    images += 2 * perp_neg
+    latents, text, draws = random_step(4, perp_neg=perp_neg)
+    guidance = guidance_for(method, prior)
+    output, _ = step(guidance, latents, text, draws)
+    assert len(prior.calls) == calls
+    assert branches_per_image(guidance.config, len(text.negatives)) == images - learning
+    assert output.num_denoiser_calls == 4 * images == sum(len(noisy) for noisy, *_ in prior.calls)
+    assert output.num_gradient_calls == 4 * learning
+    output, _ = step(guidance, latents, text, draws, learn=False)
+    assert output.num_denoiser_calls == 4 * (images - learning) and output.learned_loss is None
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_an_inversion_asks_no_more_than_it_must(perp_neg):
+    """t = 480 and 80 by ISM with spans of 80: nodes 0, 200 below 400, and 0 alone; then s, then t."""
+    prior = counting()
+    latents, text, draws = random_step(2, perp_neg=perp_neg)
+    draws.u_timestep[:] = torch.tensor([0.999, 0.0])
+    guidance = guidance_for("ism", prior, t_min=0.08, t_max=0.48, shift_span=0.08)
+    output, _ = step(guidance, latents, text, draws)
+    assert output.timesteps.tolist() == [480, 80] and output.timesteps_reference.tolist() == [400, 0]
+    assert [len(noisy) for noisy, *_ in prior.calls] == [1, 1, 2, 2 * (2 + 2 * perp_neg)]
+    assert output.num_denoiser_calls == sum(len(noisy) for noisy, *_ in prior.calls)
+    assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cost_of_a_run_is_what_its_steps_ask(method, perp_neg):
+    guidance, asked = guidance_for(method), 0
+    for i in range(60):
+        latents, text, draws = random_step(4, perp_neg=perp_neg, seed=i)
+        asked += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls
+    # 240 random images against the mean over all
+    assert asked / 240 == pytest.approx(calls_per_image(guidance.config, 2 * perp_neg), rel=0.04)
+
+
+# What the public code asks for one view of a step, CFG as two and learning included; without perp-neg.
+PUBLIC = {
+    "sds": 2, "csd": 2, "vsd": 5, "asd": 3, "ism": 4.7, "lods-embedding": 3, "lods-lora": 3, "sdi": 17,
+    "dsd": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_costs_more_than_its_public_code(method):
+    assert 0.75 * PUBLIC[method] < calls_per_image(published(method)) < PUBLIC[method] + 0.05
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_a_trajectory_asks_no_more_than_it_must(perp_neg):
+    """At progress 0.25, t = 650: nodes 999, 899, 799, 699; then the noise at t', and target and reference."""
+    prior, branches = counting(), 2 + 2 * perp_neg
+    latents, text, draws = random_step(1, perp_neg=perp_neg)
+    output, _ = step(guidance_for("dsd", prior, shift_eta=0.0), latents, text, draws, 0.25)
+    assert output.timesteps.tolist() == output.timesteps_reference.tolist() == [650]
+    reference = branches if perp_neg else 1
+    assert [len(noisy) for noisy, *_ in prior.calls] == [branches] * 5 + [branches + reference]
+    assert [times[0].item() for _, times, *_ in prior.calls] == [999, 899, 799, 699, 650, 650]
