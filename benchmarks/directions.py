@@ -3,7 +3,7 @@
   python -m benchmarks.directions [CONFIG] [--methods asd sds] [--scales 1.5 7.5] [--run DIR] [KEY=VALUE ...]
 
 The residual is that of the latents, render minus truth, so a method that points straight at the truth
-has cosine 1. It tells the useful band of timesteps of a prior in a minute, before anything is trained.
+has cosine 1. It tells the useful band of timesteps of a prior within minutes, before anything is trained.
 States: a ball in each object's colour, and, with --run, what that run's generator makes of the prompts.
 Learned models are untrained here. Needs a corpus whose objects are known, as the embedded one's are.
 """

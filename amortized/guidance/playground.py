@@ -4,8 +4,8 @@
   python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
 
 Writes a contact sheet: a column for each image, which differ in their seeds alone; a row for each sixth of
-the steps; and, last, what the prior's own sampler makes of the same text. On the embedded prior it takes
-about a minute on a CPU.
+the steps; and, last, what the prior's own sampler makes of the same text. On the embedded prior and a CPU
+SDS takes about a minute; DSD and SDI, which ask the denoiser more often, take minutes.
 """
 
 from __future__ import annotations
