@@ -11,7 +11,7 @@ nulls       learned nulls of LODS against the plain one
 fronts      Janus faces: one view, one view with words for its direction, four views with cameras
 diversity   different outcomes of prompts that leave a word open
 
-Runs are ordinary ones under OUTPUT; what is done already is not done again. Prints tables, and writes
+Runs are ordinary ones under OUTPUT/runs; what is done already is not done again. Prints tables, and writes
 them with their plots to OUTPUT as JSON and PNG.
 """
 
@@ -28,7 +28,7 @@ from amortized import config as settings
 from amortized.files import atomic_write_text
 from amortized.guidance import METHODS
 from benchmarks import directions, diversity, mixture, plots, timing
-from benchmarks.studies import ROOT, Study, Variant, run_study, table
+from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
 from train import RunConfig
 
 EXACT = ("recall_at_1", "iou", "colour_error", "clip_similarity")
@@ -105,10 +105,10 @@ def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> l
         config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
         return directions.measure(config, list(METHODS), [1.5, 7.5], None)
     study = STUDIES[section]
-    found = run_study(section, study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
+    found = run_study(study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
     if section == "diversity":
-        runs = {name: [folder / section / f"{name}-{seed}" for seed in seeds] for name in study.variants}
-        return diversity.measure(runs)
+        jobs = {variant: jobs_of(study, variant, seeds, folder) for variant in study.variants}
+        return diversity.measure({name: [job.folder for [job] in runs] for name, runs in jobs.items()})
     return table(study, found)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean
 
@@ -31,6 +32,12 @@ class Variant:
     def path(self) -> Path:
         return ROOT / "configs" / f"{self.preset}.yaml"
 
+    @property
+    def slug(self) -> str:
+        """A folder's name, the same for the same run, so that studies share what they have in common."""
+        name = Path(self.preset).name
+        return f"{name}-{digest(*self.changes)}" if self.changes else name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -50,15 +57,20 @@ class Job:
     arguments: tuple[str, ...]  # of train.py
 
 
-def jobs_of(name: str, study: Study, variant: str, seeds: Sequence[int], folder: Path) -> list[list[Job]]:
+def digest(*texts: str) -> str:
+    """A few letters that tell such texts apart and may be in a file's name."""
+    return sha256(json.dumps(texts).encode()).hexdigest()[:8]
+
+
+def jobs_of(study: Study, variant: str, seeds: Sequence[int], folder: Path) -> list[list[Job]]:
     """For each seed, the runs whose prompts together are the variant's rows."""
     chosen = study.variants[variant]
     jobs = []
     for seed in seeds:
         common = (str(chosen.path), *chosen.changes, f"seed={seed}")
         runs = []
-        for number, prompt in enumerate(study.alone or ("",)):
-            output = folder / name / f"{variant}-{seed}" / (str(number) if prompt else "")
+        for prompt in study.alone or ("",):
+            output = folder / "runs" / f"{chosen.slug}-seed{seed}" / (digest(prompt) if prompt else "")
             told = (f"prompt={prompt}",) if prompt else ()
             runs.append(Job(folder=output, arguments=(*common, *told, f"output={output}")))
         jobs.append(runs)
@@ -85,11 +97,11 @@ def run(job: Job, threads: int) -> Rows:
 
 
 def run_study(
-    name: str, study: Study, *, variants: Iterable[str], seeds: Sequence[int], folder: Path, workers: int
+    study: Study, *, variants: Iterable[str], seeds: Sequence[int], folder: Path, workers: int
 ) -> dict[str, list[Rows]]:
     """Rows of each variant and seed; `workers` runs at a time share the cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    jobs = {variant: jobs_of(name, study, variant, seeds, folder) for variant in variants}
+    jobs = {variant: jobs_of(study, variant, seeds, folder) for variant in variants}
     # Seed by seed, so that an interrupted study has all variants of the first ones.
     order = [job for index in range(len(seeds)) for runs in jobs.values() for job in runs[index]]
     with ThreadPoolExecutor(workers) as pool:

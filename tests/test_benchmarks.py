@@ -63,19 +63,20 @@ def test_every_seed_of_every_variant_is_run_once(tmp_path, monkeypatch):
         if command[1].endswith("evaluate.py"):
             folder = Path(command[2]) / "evaluation"
             folder.mkdir(parents=True)
-            (folder / "results.json").write_text(json.dumps({"prompts": rows(float("sds-4" in command[2]))}))
+            found = rows(float(folder.parent.name.startswith("sds") and command[2].endswith("seed4")))
+            (folder / "results.json").write_text(json.dumps({"prompts": found}))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(studies.subprocess, "run", pretend)
     given = {"variants": STUDY.variants, "seeds": [3, 4], "folder": tmp_path, "workers": 2}
     for _ in range(2):
-        found = studies.run_study("two", STUDY, **given)
+        found = studies.run_study(STUDY, **given)
         assert found == {"asd": [rows(0.0), rows(0.0)], "sds": [rows(0.0), rows(1.0)]}
         assert len(commands) == 8
     trained = [command for command in commands if command[0].endswith("train.py")]
     assert [str(ROOT / "configs/methods/sds.yaml"), "losses.eikonal=1", "seed=4"] in [c[1:4] for c in trained]
     alone = replace(STUDY, alone=("a cube", "a ball"))
-    jobs = studies.jobs_of("alone", alone, "asd", [7], tmp_path)
+    jobs = studies.jobs_of(alone, "asd", [7], tmp_path)
     assert [job.arguments[-2] for job in jobs[0]] == ["prompt=a cube", "prompt=a ball"]
     assert len({job.folder for job in jobs[0]}) == 2
 
