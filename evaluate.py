@@ -11,26 +11,55 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for, progress_bar
-from amortized.evaluation import evaluate, load_clip, merge_rows, summarize, summary, write_results
+from amortized.evaluation import (
+    PromptRow,
+    evaluate,
+    load_clip,
+    merge_rows,
+    summarize,
+    summary,
+    write_results,
+)
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import generator_weights, join_world, load_weights, z_of
-from amortized.types import Cameras, Prompt, Render, Scene
-from corpora import prompt_list, read_prompts
+from amortized.types import Cameras, Corpus, Prompt, Render, Scene
+from corpora import indices_of, near_duplicates, prompt_list, read_prompts
 from train import RunConfig, compose, corpus_of
+
+
+def spaced(indices: Sequence[int], limit: int | None) -> list[int]:
+    """At most `limit` of the indices, evenly spaced."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {limit}")
+    taken = min(len(indices), limit or len(indices))
+    return [int(indices[place * len(indices) // taken]) for place in range(taken)]
+
+
+def told_nearness(rows: list[PromptRow], corpus: Corpus) -> list[PromptRow]:
+    """The rows; held-out prompts say which training prompt they nearly equal, if any."""
+    asked = [row.text for row in rows if row.split != "train"]
+    if not asked:
+        return rows
+    near = near_duplicates(asked, (corpus[int(i)].text for i in corpus.trained))
+    return [replace(row, near_train=near[row.text][0]) if row.text in near else row for row in rows]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = parser_for("evaluate.py", __doc__)
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. evaluation.views=4")
-    parser.add_argument("--prompts", type=Path, help="evaluate these sentences instead, one a line")
+    parser.add_argument("--split", default="all", help="train, heldout, val, test (%(default)s)")
+    parser.add_argument("--limit", type=int, help="at most so many prompts, evenly spaced")
+    parser.add_argument("--prompts", type=Path, help="evaluate the sentences of this file instead")
     parser.add_argument("--prompt", help="evaluate this sentence instead")
     parser.add_argument("--output", type=Path, help="where to write (default: RUN/evaluation)")
     given = parser.parse_intermixed_args(argv)
@@ -42,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if given.prompt or given.prompts:
             texts = [given.prompt] if given.prompt else read_prompts(given.prompts)
             asked = prompt_list(texts, "prompts", background=corpus)
+        chosen = spaced(indices_of(asked, given.split), given.limit)
         folder = given.output or given.run / "evaluation"
         with join_world(config.device) as world:
             _, bank, start = compose(config, world.device)
@@ -64,8 +94,9 @@ def main(argv: list[str] | None = None) -> int:
 
                 return scene_for
 
-            mine = [asked[i] for i in range(world.rank, len(asked), world.size)]
-            gallery = [*(corpus[i].text for i in range(len(corpus))), *corpus.distractors()]
+            mine = [asked[i] for i in chosen[world.rank :: world.size]]
+            others = corpus if config.evaluation.gallery == "corpus" else [asked[i] for i in chosen]
+            gallery = [*(others[i].text for i in range(len(others))), *corpus.distractors()]
             results = None
             if mine:
                 results = evaluate(
@@ -77,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
                 )  # fmt: skip
             shards = world.gather_objects(() if results is None else results.prompts)
             if results is not None and world.is_main:
-                rows = merge_rows(shards, [asked[i].id for i in range(len(asked))])
+                rows = told_nearness(merge_rows(shards, [asked[i].id for i in chosen]), corpus)
                 results = summarize(
                     rows, name=results.name, gallery=results.gallery, settings=results.settings
                 )

@@ -24,7 +24,7 @@ from amortized.conditioning import TextBank
 from amortized.guidance import Guidance, build_learned
 from amortized.priors import Prior, load_prior
 from amortized.settings import RunSettings
-from amortized.training import Trainer, describe, join_world, open_run, trained_prompts
+from amortized.training import Trainer, describe, join_world, open_run
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT, GeneratorConfig
@@ -41,7 +41,7 @@ class RunConfig(RunSettings):
 
 def corpus_of(config: RunConfig) -> Corpus:
     """The corpus, or the one prompt with what the corpus knows about it."""
-    corpus = open_corpus(config.corpus)
+    corpus = open_corpus(config.corpus, held_out=config.held_out)
     return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", background=corpus)
 
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             config = replace(config, output=f"{config.output}-{corpus[0].id}")
         with join_world(config.device) as world:
             prior, bank, generator = compose(config, world.device)
-            guidance = guidance_of(config, prior, bank, len(trained_prompts(corpus)))
+            guidance = guidance_of(config, prior, bank, len(corpus.trained))
             trainer = Trainer(
                 config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator
             )

@@ -18,7 +18,9 @@ class RunSettings:
     """One YAML preset, a section a room; `output`, `corpus` and `prior` have no default."""
 
     output: str  # the run's folder
-    corpus: str  # the name of a corpus, or a .txt file with one prompt a line
+    corpus: str  # the name of a corpus, or a .txt, .json, .jsonl, .csv or .parquet file of prompts
+    # This share of all prompts, by a hash of their words, is never trained on; null: the corpus' own split.
+    held_out: float | None = None
     prompt: str | None = None  # train this one alone, through the same path
     prior: PriorConfig
     seed: int = 0

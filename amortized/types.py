@@ -155,6 +155,11 @@ class Corpus(Protocol):
 
     def __getitem__(self, index: int) -> Prompt: ...
 
+    @property
+    def trained(self) -> Sequence[int]:
+        """Indices of the prompts to train on, ascending: never the held-out ones."""
+        ...
+
     def truth(self, prompt: Prompt) -> GroundTruth | None:
         """Ground truth of the prompt, or None where there is none (or none is determined)."""
         ...

@@ -26,7 +26,7 @@ from amortized.guidance import METHODS, Guidance, GuidanceConfig, published
 from amortized.guidance.playground import draws_of
 from amortized.rendering import render
 from amortized.schedules import geometric_at, value_at
-from amortized.training import generator_weights, load_weights, trained_prompts, z_of
+from amortized.training import generator_weights, load_weights, z_of
 from amortized.types import Cameras, GroundTruth, Prompt, Scene
 from benchmarks.rendering import TrueScene
 from benchmarks.timing import markdown
@@ -85,7 +85,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
         # Composed anew, as a learned model may change the prior.
         taught = replace(config, guidance=published(method, weight=1.0))
         prior, bank, generator = compose(taught, device)
-        guidance = guidance_of(taught, prior, bank, len(trained_prompts(corpus)))
+        guidance = guidance_of(taught, prior, bank, len(corpus.trained))
         text = bank.views([prompt.text for prompt in prompts], cameras)
         states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
         if run is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from amortized.guidance import branches_per_image
 from amortized.rendering import render
 from amortized.schedules import geometric_at
-from amortized.training import Trainer, World, trained_prompts
+from amortized.training import Trainer, World
 from amortized.training.distributed import to_device
 from amortized.training.losses import regularization
 from amortized.types import Scene
@@ -27,7 +27,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step, ratios, and megabytes."""
     corpus = corpus_of(config)
     prior, bank, generator = compose(config, device)
-    guidance = guidance_of(config, prior, bank, len(trained_prompts(corpus)))
+    guidance = guidance_of(config, prior, bank, len(corpus.trained))
     trainer = Trainer(
         config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
         generator=generator,

@@ -1,72 +1,56 @@
-"""Prompts from anywhere: one sentence, or a text file with one a line."""
+"""A prompt: what one may be, its name, its hash, and which prompts are held out."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
+import unicodedata
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from amortized.types import Corpus, GroundTruth, Prompt
+MAX_CHARACTERS = 4096  # text encoders read some 77 tokens; what is longer than this is not a prompt
 
 
 def prompt_id(text: str) -> str:
     """A short name that depends on the sentence alone, safe in any file name."""
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-@dataclass(frozen=True)
-class PromptList:
-    """Given sentences as a corpus; what is known of them is what `background` knows."""
-
-    name: str
-    prompts: tuple[Prompt, ...]
-    background: Corpus | None = None
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[index]
-
-    def truth(self, prompt: Prompt) -> GroundTruth | None:
-        """What the background corpus knows of the sentence, if anything."""
-        return None if self.background is None else self.background.truth(prompt)
-
-    def distractors(self) -> Sequence[str]:
-        return [] if self.background is None else self.background.distractors()
+def checked(text: str, where: str) -> str:
+    """The prompt without white space around it; raises ValueError, saying `where`, if it cannot be one."""
+    text = text.strip()
+    if not text:
+        raise ValueError(f"{where}: the prompt is empty")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{where}: {len(text):,} characters; a prompt has at most {MAX_CHARACTERS:,}")
+    if "\0" in text:
+        raise ValueError(f"{where}: holds a NUL byte; remove it")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{where}: holds half of a surrogate pair, which is no character; remove it")
+    return text
 
 
-def prompt_list(texts: Sequence[str], name: str, background: Corpus | None = None) -> PromptList:
-    """A corpus of the given sentences; raises ValueError on an empty one or an empty sentence."""
-    if not texts:
-        raise ValueError(f"{name} holds no prompt")
-    for place, text in enumerate(texts, 1):
-        if not text.strip():
-            raise ValueError(f"{name}: prompt {place} is empty")
-    prompts = tuple(Prompt(id=prompt_id(text), text=text) for text in dict.fromkeys(texts))
-    return PromptList(name, prompts, background)
+def normalized(text: str) -> str:
+    """The sentence as far as its words go: no case, no punctuation at the end, single spaces."""
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    return " ".join(words).rstrip(".!,; ")
 
 
-def read_prompts(path: Path) -> list[str]:
-    """One prompt a line, blank lines skipped; raises ValueError naming file and line."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); give a text file with one prompt a line"
-        ) from error
-    texts = []
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}, line {number}: not valid UTF-8; save the file as UTF-8") from None
-        if "\0" in text:
-            raise ValueError(f"{path}, line {number}: holds a NUL byte; remove it")
-        if text:
-            texts.append(text)
-    if not texts:
-        raise ValueError(f"{path}: holds no prompt; write one a line")
-    return texts
+def prompt_key(text: str) -> int:
+    """A 64-bit hash of the normalized sentence: alike for sentences that differ in case or full stop."""
+    return int.from_bytes(hashlib.blake2b(normalized(text).encode(), digest_size=8).digest(), "little")
+
+
+def split_of(index: int, trained: Sequence[int]) -> str:
+    """`train` where the ascending indices hold this one, else `heldout`."""
+    place = bisect_left(trained, index)
+    return "train" if place < len(trained) and trained[place] == index else "heldout"
+
+
+def key_limit(share: float) -> int:
+    """Prompts whose key lies below it are held out: a share of all, the same in every corpus and order.
+
+    Raises ValueError for a share outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"held_out must lie in [0, 1), got {share}")
+    return round(share * 2**64)

@@ -44,9 +44,9 @@ ROOMS = {
 }  # fmt: skip
 # Plug-ins see the contracts only, not all of FLAT.
 GENERATORS = ("amortized.types", "amortized.encodings")
-CORPORA = ("amortized.types", "amortized.cameras", "amortized.random")
+CORPORA = ("amortized.types", "amortized.cameras", "amortized.random", "amortized.files")
 # A recipe makes a corpus' embedded models, so it also drives the parts that will read them.
-RECIPES = (*CORPORA, "amortized.files", "amortized.priors", "amortized.evaluation", "amortized.conditioning")
+RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.conditioning")
 
 CUDA_ONLY = ("tinycudann", "triton", "nerfacc", "gsplat", "nvdiffrast", "deepspeed", "xformers", "flash_attn")
 # Modules that only their user imports, once it knows that their package is there.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class EvaluationConfig:
     """How objects are looked at and judged; equal settings make scores comparable."""
 
     clip: str = "checkpoints/clip"  # folder in open_clip's format, or "ViT-L-14/openai"
+    # Recall@1 is among the texts of the whole corpus, or of the prompts asked for; distractors in both.
+    gallery: Literal["corpus", "asked"] = "corpus"
     views: int = 8  # evenly spaced, the first in front
     elevation_deg: float = 20.0
     distance: float = 2.6

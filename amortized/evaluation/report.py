@@ -219,7 +219,8 @@ def _controls(results: Results) -> str:
 
     sortable = {name: LABELS[name] for name in SORTABLE if name in results.metrics}
     selects = ""
-    for name, label, groups in (("split", "Split", results.by_split), ("kind", "Kind", results.by_kind)):
+    splits = dict.fromkeys(row.split for row in results.prompts)
+    for name, label, groups in (("split", "Split", splits), ("kind", "Kind", results.by_kind)):
         if len(groups) > 1:
             selects += select(name, label, {"": "All"} | {group: group for group in groups})
     return (
@@ -256,6 +257,8 @@ def _card(row: PromptRow, place: int) -> str:
         )
         scores += f'<div class="sides"><dt>Mark on</dt><dd>{chips}</dd></div>'
     tags = "".join(f"<span>{escape(tag)}</span>" for tag in (row.kind, row.split) if tag)
+    if row.near_train is not None:
+        tags += f'<span title="{escape(row.near_train)}">nearly trained on</span>'
     return (
         f'<article class="card" data-place="{place}" data-id="{escape(row.id)}" '
         f'data-split="{escape(row.split)}" data-kind="{escape(row.kind or "")}"{data}>'

@@ -42,6 +42,7 @@ class PromptRow:
     front_shown: float | None = None  # 1 where the front shows the mark, else 0
     janus: float | None = None  # 1 where another side shows it, else 0
     mark_sides: tuple[bool, ...] | None = None  # front, left, back, right
+    near_train: str | None = None  # of a held-out prompt: the training prompt that it nearly equals
     strip: str | None = None  # media, relative to the folder of the results
     turntable: str | None = None
 
@@ -72,12 +73,16 @@ def summarize(
     """Means with 95 % bootstrap intervals over prompts: of all rows, of each split and of each kind."""
     if not rows:
         raise ValueError("there is no prompt to evaluate: the selection is empty, name at least one prompt")
-    splits = dict.fromkeys(row.split for row in rows)
+    splits = {split: [r for r in rows if r.split == split] for split in dict.fromkeys(r.split for r in rows)}
+    for split, found in list(splits.items()):
+        novel = [row for row in found if row.near_train is None]
+        if novel and len(novel) < len(found):
+            splits[f"{split}, unlike any trained"] = novel
     kinds = sorted({row.kind for row in rows if row.kind is not None})
     return Results(
         name=name,
         metrics=_means(rows, seed),
-        by_split={split: _means((r for r in rows if r.split == split), seed) for split in splits},
+        by_split={split: _means(found, seed) for split, found in splits.items()},
         by_kind={kind: _means((r for r in rows if r.kind == kind), seed) for kind in kinds},
         gallery=gallery,
         prompts=tuple(rows),

@@ -5,7 +5,7 @@ from amortized.training.distributed import World, join_world
 from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
 from amortized.training.runs import describe, open_run
-from amortized.training.sampler import Sampler, trained_prompts, z_of
+from amortized.training.sampler import Sampler, z_of
 from amortized.training.settings import TrainerConfig, TrainingSettings
 from amortized.training.trainer import Trainer
 from amortized.training.watch import TrainingStopped
@@ -25,6 +25,5 @@ __all__ = [
     "list_checkpoints",
     "load_weights",
     "open_run",
-    "trained_prompts",
     "z_of",
 ]

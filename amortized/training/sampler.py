@@ -19,7 +19,7 @@ from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_unifo
 from amortized.guidance import GuidanceDraws
 from amortized.random import derive_seed, generator_for, normal
 from amortized.rendering import BackgroundConfig, background_from_uniform
-from amortized.types import Cameras, Corpus, Prompt
+from amortized.types import Cameras, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +115,6 @@ def asset_seed(seed: int, number: int) -> int:
 def asset_z(seed: int, number: int, z_dim: int) -> Tensor:
     """z [z_dim] of the assets of this number."""
     return normal((z_dim,), asset_seed(seed, number), "z")
-
-
-def trained_prompts(corpus: Corpus) -> list[int]:
-    """Indices of a corpus' prompts that are trained on: never the held-out ones."""
-    return [index for index in range(len(corpus)) if corpus[index].split == "train"]
 
 
 def z_of(

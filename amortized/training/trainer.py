@@ -27,7 +27,6 @@ from amortized.training.sampler import (
     Batch,
     Sampler,
     slots_of,
-    trained_prompts,
     z_of,
     z_width,
 )
@@ -64,7 +63,9 @@ class Trainer:
         self.settings, self.config, self.world = settings, config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(settings.output)
         self.corpus = corpus
-        self.trained = trained_prompts(corpus)
+        self.trained = corpus.trained
+        if not len(self.trained):
+            raise ValueError(f"corpus {corpus.name} has {len(corpus)} prompts, but none to train on")
         self.sampler = Sampler(
             seed=settings.seed,
             num_prompts=len(self.trained),
@@ -107,7 +108,7 @@ class Trainer:
 
     def prompt(self, index: int) -> Prompt:
         """The prompt of a sampler's prompt index."""
-        return self.corpus[self.trained[index]]
+        return self.corpus[int(self.trained[index])]
 
     # ---- the loop -------------------------------------------------------------------------
 

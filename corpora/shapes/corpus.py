@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from amortized.types import GroundTruth, Prompt
-from corpora.prompts import prompt_id
+from corpora.prompts import key_limit, prompt_id, prompt_key, split_of
 from corpora.shapes import grammar
 from corpora.shapes.grammar import COLOURS, NUM_PAIRS, SHAPES, SIZED_ITEMS, Description, Item
 from corpora.shapes.scene import truth_of
@@ -21,7 +22,7 @@ class ShapesCorpus:
     name: str
     size: int
     description: Callable[[int], Description]
-    held_out: Callable[[int], bool] = lambda index: False
+    trained: Sequence[int]  # indices of the prompts to train on, ascending
 
     def __len__(self) -> int:
         return self.size
@@ -30,7 +31,13 @@ class ShapesCorpus:
         if not 0 <= index < self.size:
             raise IndexError(f"{self.name} has prompts 0 to {self.size - 1}, not {index}")
         text = grammar.sentence(self.description(index))
-        return Prompt(id=prompt_id(text), text=text, split="heldout" if self.held_out(index) else "train")
+        return Prompt(id=prompt_id(text), text=text, split=split_of(index, self.trained))
+
+    def hold_out(self, share: float) -> ShapesCorpus:
+        """The same prompts, of which a share, chosen by the hash of their words, is never trained on."""
+        limit = key_limit(share)
+        keys = (prompt_key(grammar.sentence(self.description(index))) for index in range(self.size))
+        return replace(self, trained=array("i", (i for i, key in enumerate(keys) if key >= limit)))
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
         """Exact geometry and colour; None for sentences that leave a word open or are of another world."""
@@ -45,14 +52,18 @@ class ShapesCorpus:
         return [grammar.sentence(d) for d in [*grammar.singles(), *pairs]]
 
 
+def _all_trained(name: str, size: int, description: Callable[[int], Description]) -> ShapesCorpus:
+    return ShapesCorpus(name, size, description, range(size))
+
+
 def shapes16() -> ShapesCorpus:
     """Every shape twice and every colour twice."""
-    return ShapesCorpus("shapes16", 2 * NUM_SHAPES, _sixteen)
+    return _all_trained("shapes16", 2 * NUM_SHAPES, _sixteen)
 
 
 def shapes_fronts() -> ShapesCorpus:
     """The same sixteen with a dot on the front, which a Janus face has on other sides too."""
-    return ShapesCorpus("shapes-fronts", 2 * NUM_SHAPES, lambda index: replace(_sixteen(index), marked=True))
+    return _all_trained("shapes-fronts", 2 * NUM_SHAPES, lambda index: replace(_sixteen(index), marked=True))
 
 
 def _sixteen(index: int) -> Description:
@@ -64,7 +75,7 @@ def _sixteen(index: int) -> Description:
 def shapes_open() -> ShapesCorpus:
     """What leaves a word open, "a cube" or "something red": a prompt has many right answers, and no truth."""
     descriptions = grammar.under_specified()
-    return ShapesCorpus("shapes-open", len(descriptions), descriptions.__getitem__)
+    return _all_trained("shapes-open", len(descriptions), descriptions.__getitem__)
 
 
 def shapes_comp() -> ShapesCorpus:
@@ -94,7 +105,8 @@ def shapes_comp() -> ShapesCorpus:
             return index % 5 == 0
         return (item // NUM_COLOURS + 2 * (item % NUM_COLOURS) + 3 * kind) % 5 == 0
 
-    return ShapesCorpus("shapes-comp", 512, description, held_out)
+    trained = array("i", (index for index in range(512) if not held_out(index)))
+    return ShapesCorpus("shapes-comp", 512, description, trained)
 
 
 def shapes100k() -> ShapesCorpus:
@@ -107,4 +119,4 @@ def shapes100k() -> ShapesCorpus:
         place = (index * 48_611 + 7) % size  # 48,611 is prime and does not divide the size
         return singles[place] if place < len(singles) else grammar.pair(place - len(singles))
 
-    return ShapesCorpus("shapes100k", size, description)
+    return _all_trained("shapes100k", size, description)

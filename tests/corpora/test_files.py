@@ -1,0 +1,234 @@
+"""Lists of prompts as files: the same prompts from every format, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpora import open_corpus, read_prompts
+from corpora.files import MAX_LINE_BYTES, READERS
+from corpora.published import store, stored
+from corpora.table import Entry, tabulate
+
+ROWS = [
+    {"prompt": "a red cube", "split": "train", "id": "one"},
+    {"prompt": 'a café, "open"', "split": "val", "id": "two"},
+    {"prompt": "a cone", "split": "train", "id": "three"},
+]
+
+
+def as_csv(rows: list[dict]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_parquet(rows: list[dict]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def written(folder: Path, suffix: str, data: bytes) -> Path:
+    path = folder / f"prompts{suffix}"
+    path.write_bytes(data)
+    return path
+
+
+def lines(rows: list) -> bytes:
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+FORMATS = {
+    "rows.json": (".json", json.dumps(ROWS).encode()),
+    "rows.jsonl": (".jsonl", lines(ROWS)),
+    "rows.csv": (".csv", as_csv(ROWS)),
+    "rows.parquet": (".parquet", as_parquet(ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_tells_the_same(tmp_path: Path, name: str):
+    corpus = open_corpus(str(written(tmp_path, *FORMATS[name])))
+    found = [(prompt.text, prompt.split, prompt.id) for prompt in (corpus[i] for i in range(len(corpus)))]
+    splits = {"train": "train", "val": "heldout"}
+    assert found == [(row["prompt"], splits[row["split"]], row["id"]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [
+        (".txt", b"a red cube\na caf\xc3\xa9\n"),
+        (".txt", b"a red cube\r\na caf\xc3\xa9\r\n"),
+        (".txt", b"\n  a red cube \n\n\t\na caf\xc3\xa9"),
+        (".txt", b"\xef\xbb\xbfa red cube\na caf\xc3\xa9\n"),  # a byte order mark, as some editors write
+        (".json", b'["a red cube", "a caf\xc3\xa9"]'),
+        (".json", b'\xef\xbb\xbf{"train": ["a red cube"], "test": ["a caf\\u00e9"]}'),
+        (".jsonl", b'"a red cube"\n\n{"text": "a caf\xc3\xa9", "likes": 7}\n'),
+        (".csv", b"\xef\xbb\xbflikes,text\r\n7,a red cube\r\n8,a caf\xc3\xa9\r\n"),
+    ],
+)
+def test_plain_sentences(tmp_path: Path, suffix: str, data: bytes):
+    assert [text.strip() for text in read_prompts(written(tmp_path, suffix, data))] == [
+        "a red cube",
+        "a café",
+    ]
+
+
+BAD = [
+    (".txt", b"a cube\n\na caf\xe9\n", "line 3: not valid UTF-8"),
+    (".txt", "a cube\n".encode("utf-16"), "line 1: not valid UTF-8"),
+    (".txt", b"a cube\na \0 sphere\n", "line 2: holds a NUL byte"),
+    (".txt", b"", "holds no prompt"),
+    (".txt", b" \n\n\t\n", "holds no prompt"),
+    (".txt", b"a cube\n" + b"a" * 1_000_000 + b"\n", f"line 2: longer than {MAX_LINE_BYTES:,} bytes"),
+    (".txt", b"a cube\n" + b"a" * 5000, "line 2: 5,000 characters; a prompt has at most 4,096"),
+    (".json", b"", "not valid JSON"),
+    (".json", b'["a cube"', "not valid JSON"),
+    (".json", b'{"train": ["a cube"],\n"test": ["\xff"]}', "line 2: not valid UTF-8"),
+    (".json", b"[]", "holds no prompt"),
+    (".json", b'{"prompts": ["a cube"]}', "neither a list of prompts nor lists named train, val, test"),
+    (".json", b"7", "neither a list of prompts"),
+    (".json", b'{"train": "a cube"}', "train: must be a list of prompts, got str"),
+    (".json", b'{"train": ["a cube", 7]}', r"train\[1\]: a prompt must be a string, got int"),
+    (".json", b'{"train": ["a cube"], "val": [" "]}', r"val\[0\]: the prompt is empty"),
+    (".json", b'["\\ud800"]', r"train\[0\]: holds half of a surrogate pair"),
+    (".json", b"[" * 100_000, "nested beyond reason"),
+    (".json", b"[" + b"9" * 10_000 + b"]", "not valid JSON"),
+    (".jsonl", b'"a cube"\n{"prompt": 7}\n', "line 2: a prompt must be a string, got int"),
+    (
+        ".jsonl",
+        b'"a cube"\n{"caption": "a cone"}\n',
+        "line 2: has no column named prompt or text, but caption",
+    ),
+    (".jsonl", b'{"prompt": "a cube", "split": "dev"}', "line 1: split must be one of train, val, test, got"),
+    (
+        ".jsonl",
+        b'{"prompt": "a cube", "id": "x"}\n{"prompt": "a cone", "id": "x"}',
+        "line 2: the id 'x' names an",
+    ),
+    (".jsonl", b'{"prompt": "a cube", "id": "../x"}', "line 1: the id '../x' names files"),
+    (".jsonl", b'{"prompt": "a cube", "id": "x"}\n"a cone"', "line 2: has no id, but others have"),
+    (".jsonl", b'"a cone"\n{"prompt": "a cube", "id": "x"}', "some prompts have an id, others none"),
+    (".csv", b"caption\na cube\n", "line 1: has no column named prompt or text, but caption"),
+    (".csv", b"prompt\na cube, red\n", "line 2: has more columns than the header"),
+    (".csv", b'prompt\n"a cube\n', "not valid CSV"),
+    (".csv", b"prompt,split\na cube,\n,train\n", "line 3: the prompt is empty"),
+    (".parquet", b"PAR1 no PAR1", "not a whole Parquet file"),
+    (".parquet", as_parquet(ROWS)[:-20], "not a whole Parquet file"),
+    (".parquet", as_parquet([{"caption": "a cube"}]), "has no column named prompt or text, but caption"),
+    (".parquet", as_parquet([{"prompt": None}]), "row 1: a prompt must be a string, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "data", "problem"), BAD, ids=range(len(BAD)))
+def test_errors_name_file_and_place(tmp_path: Path, suffix: str, data: bytes, problem: str):
+    path = written(tmp_path, suffix, data)
+    with pytest.raises(ValueError, match=problem) as error:
+        open_corpus(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path):
+    (tmp_path / "folder.txt").mkdir()
+    for path in (tmp_path / "missing.txt", tmp_path / "missing.parquet", tmp_path / "folder.txt"):
+        with pytest.raises(ValueError, match="cannot be read|not a whole") as error:
+            open_corpus(str(path))
+        assert str(path) in str(error.value)
+
+
+def test_a_line_of_any_length_costs_bounded_memory(tmp_path: Path):
+    path = tmp_path / "prompts.txt"
+    with path.open("wb") as file:
+        file.truncate(1 << 33)  # 8 GiB of NUL bytes, on disk none
+    with pytest.raises(ValueError, match="line 1: longer than"):
+        open_corpus(str(path))
+
+
+# ---- kept tables ------------------------------------------------------------------------------
+
+
+def test_a_kept_table_comes_back(tmp_path: Path):
+    table = tabulate([Entry(row["prompt"], row["split"], "here", row["id"]) for row in ROWS * 2], "mine")
+    store(table, tmp_path / "kept.parquet")
+    back = stored(tmp_path / "kept.parquet")
+    assert back is not None and back.name == "mine" and len(back) == 3
+    assert [back[i] for i in range(3)] == [table[i] for i in range(3)]
+    assert back.repeats.tolist() == [2, 0, 2] and list(back.trained) == [0, 2]
+    assert [back.hold_out(0.5)[i] for i in range(3)] == [table.hold_out(0.5)[i] for i in range(3)]
+    assert stored(written(tmp_path, ".parquet", as_parquet(ROWS))) is None
+
+
+def test_a_damaged_table_is_told(tmp_path: Path):
+    table = tabulate([Entry(f"prompt number {i}", "train", "here") for i in range(3000)], "mine")
+    path = tmp_path / "kept.parquet"
+    store(table, path)
+    whole, random = path.read_bytes(), Random(0)
+    texts = table.texts.to_pylist()
+    for _ in range(100):
+        path.write_bytes(damaged(whole, random))
+        try:
+            back = stored(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "it again" in str(error)
+        else:  # what does not matter was hit
+            assert back is None or back.texts.to_pylist() == texts
+
+
+# ---- anything at all --------------------------------------------------------------------------
+
+
+def damaged(data: bytes, random: Random) -> bytes:
+    """The bytes with one to three things wrong."""
+    found = bytearray(data)
+    for _ in range(random.randint(1, 3)):
+        place = random.randrange(len(found) + 1)
+        kind = random.randrange(6)
+        if kind == 0:
+            del found[place:]
+        elif kind == 1 and place < len(found):
+            found[place] ^= 1 << random.randrange(8)
+        elif kind == 2:
+            found[place:place] = random.randbytes(random.randint(1, 8))
+        elif kind == 3:
+            found[place:place] = random.choice([b"\0", b"\n", b'"', b"\xff", b"{", b"]", b",", b"\\u0000"])
+        elif kind == 4:
+            other = random.randrange(len(found) + 1)
+            found[place:place] = found[min(place, other) : max(place, other)]
+        else:
+            found[place : place + random.randint(1, 40)] = b""
+    return bytes(found)
+
+
+def test_a_thousand_fuzzed_files_are_a_corpus_or_one_sentence(tmp_path: Path):
+    random = Random(7)
+    good = [*FORMATS.values(), (".txt", b"a red cube\na cone\na caf\xc3\xa9\n" * 3)]
+    good += [(".json", json.dumps({"train": ["a cube", "a cone"], "val": [], "test": ["a ball"]}).encode())]
+    told = 0
+    for number in range(1000):
+        suffix, data = good[number % len(good)]
+        if number % 10 == 9:
+            suffix = random.choice(list(READERS))  # of another format than its name says
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(damaged(data, random))
+        try:
+            corpus = open_corpus(str(path))
+        except ValueError as error:
+            told += 1
+            assert str(path) in str(error) and len(str(error)) < 600, error
+        else:
+            assert len(corpus) > 0
+            for index in range(len(corpus)):
+                prompt = corpus[index]
+                assert prompt.text.strip() == prompt.text != "" and "\0" not in prompt.text
+                assert prompt.id.replace("-", "").replace("_", "").isalnum()
+    assert 200 < told < 900

@@ -1,0 +1,156 @@
+"""The public files, where they are at hand, and what an import says of a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from corpora import IMPORTED, PUBLISHED, indices_of, open_corpus
+from corpora.__main__ import main
+from corpora.at2520 import at2520
+from corpora.nearness import near_duplicates
+from corpora.published import import_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+# Where the public files lie, if anywhere: they are not part of this project.
+PUBLIC = Path(os.environ.get("PUBLIC_CORPORA", ROOT.parent / "shared" / "corpora"))
+
+
+def public(name: str) -> Path:
+    known = PUBLISHED[name].file
+    for path in (PUBLIC / known, PUBLIC / f"t3bench_{known}"):
+        if path.exists():
+            return path
+    pytest.skip(f"{known} is not in {PUBLIC} (set PUBLIC_CORPORA)")
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "unique", "trained"),
+    [
+        ("mg15", {"train": 15, "val": 15, "test": 15}, {"train": 15, "val": 15, "test": 15}, 15),
+        ("df415", {"train": 415, "val": 16, "test": 415}, {"train": 415, "val": 16, "test": 415}, 415),
+        ("at2520", {"train": 2520, "val": 56, "test": 2520}, {"train": 2520, "val": 56, "test": 2520}, 2520),
+        ("dl17k", {"train": 17_241, "val": 100, "test": 100}, {"train": 13_551, "val": 100, "test": 100},
+         13_551),
+        ("t3bench-single", {"test": 100}, {"test": 100}, 0),
+        ("t3bench-surr", {"test": 100}, {"test": 100}, 0),
+        ("t3bench-multi", {"test": 100}, {"test": 100}, 0),
+    ],
+)  # fmt: skip
+def test_the_published_files(tmp_path: Path, name: str, entries: dict, unique: dict, trained: int):
+    table, report = import_corpus(name, public(name), tmp_path)
+    assert report.sha256 == PUBLISHED[name].sha256
+    assert report.entries == entries == PUBLISHED[name].entries and report.unique == unique
+    corpus = open_corpus(name, folder=tmp_path)
+    assert len(corpus) == len(table) and len(corpus.trained) == trained
+    assert int(table.repeats.sum()) == entries.get("train", 0)
+    assert [corpus[index] for index in range(15)] == [table[index] for index in range(15)]
+
+
+OVERLAPS = {
+    "mg15": {("train", "val"): 15, ("train", "test"): 15, ("val", "test"): 15},
+    "df415": {("train", "val"): 16, ("train", "test"): 415, ("val", "test"): 16},
+    "at2520": {("train", "val"): 0, ("train", "test"): 2520, ("val", "test"): 0},
+    "dl17k": {("train", "val"): 35, ("train", "test"): 35, ("val", "test"): 100},
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_overlaps_are_told(tmp_path: Path, name: str):
+    _, report = import_corpus(name, public(name), tmp_path)
+    assert report.overlaps == OVERLAPS[name]
+
+
+def test_dl17k_repeats_itself(tmp_path: Path):
+    table, report = import_corpus("dl17k", public("dl17k"), tmp_path)
+    assert report.most_repeated[1] == 201
+    held_out = indices_of(table, "heldout")
+    assert len(held_out) == 65  # the 35 others of its test list are trained on
+    assert 15 < len(report.near) < 40 and max(alike for _, alike in report.near.values()) == 1.0
+    assert "35 of the 100 of test are also in train" in str(report)
+
+
+def test_the_grammar_of_at2520_is_its_file():
+    found, table = json.loads(public("at2520").read_text()), at2520()
+    for split, texts in found.items():
+        assert [table[int(index)].text for index in indices_of(table, split)] == texts
+
+
+# ---- any file ---------------------------------------------------------------------------------
+
+
+def test_another_file_is_refused(tmp_path: Path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"train": ["a cube"]}')
+    with pytest.raises(ValueError, match=f"not the published dreamfusion_415.*corpus={path}"):
+        import_corpus("df415", path, tmp_path)
+    with pytest.raises(ValueError, match="no published corpus: there are mg15"):
+        import_corpus("mine", path, tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        import_corpus("df415", tmp_path / "missing.json", tmp_path)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_cp100k_is_taken_by_its_structure(tmp_path: Path, capsys):
+    path = tmp_path / "cap3d_100k_prompt_library.json"
+    path.write_text('{"train": ["a cube", "a cone", "a cube"], "val": ["a ball"], "test": ["a cone"]}')
+    assert main(["--folder", str(tmp_path), "import", "cp100k", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "SHA-256 " in told and "train: 3 prompts, 2 different" in told
+    corpus = open_corpus("cp100k", folder=tmp_path)
+    assert [(corpus[i].text, corpus[i].split) for i in range(3)] == [
+        ("a cube", "train"), ("a cone", "train"), ("a ball", "heldout"),
+    ]  # fmt: skip
+    path.write_text('{"train": ["a cube"]}')
+    with pytest.raises(ValueError, match="must hold the lists train, val, test, has train"):
+        import_corpus("cp100k", path, tmp_path)
+
+
+def test_commands(tmp_path: Path, capsys):
+    folder = ["--folder", str(tmp_path)]
+    assert main([*folder, "list"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "shapes100k         110,272 prompts" in told
+        and "df415            not imported: dreamfusion_415" in told
+    )
+    assert main([*folder, "show", "at2520", "--held-out", "0.1", "--number", "5"]) == 0
+    told = capsys.readouterr().out
+    assert "at2520: 2,576 prompts, " in told and " a squirrel riding a motorcycle wearing" in told
+    assert main([*folder, "show", "dl17k"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert IMPORTED == Path("outputs/corpora")
+
+
+# ---- nearness ---------------------------------------------------------------------------------
+
+
+def test_near_duplicates_are_those_of_brute_force():
+    words = "red blue green small large cube cone ball torus on under beside a the with dot".split()
+    draw = Random(3)
+    texts = list(dict.fromkeys(" ".join(draw.sample(words, draw.randint(4, 12))) for _ in range(300)))
+    asked, trained = texts[:60], texts[60:]
+
+    def alike(one: str, other: str) -> float:
+        a, b = set(one.split()), set(other.split())
+        return len(a & b) / len(a | b)
+
+    exact = {}
+    for text in asked:
+        best = max(trained, key=lambda seen: alike(text, seen))
+        if alike(text, best) >= 0.8:
+            exact[text] = alike(text, best)
+    found = near_duplicates(asked, trained)
+    assert len(exact) > 10
+    assert {text: value for text, (_, value) in found.items()}.items() <= exact.items()
+    assert len(found) >= 0.9 * len(exact)
+
+
+def test_nearness_sees_through_case_and_full_stop():
+    found = near_duplicates(["A Red Cube."], ["a red cube", "a blue cone"])
+    assert found == {"A Red Cube.": ("a red cube", 1.0)}
+    assert near_duplicates([], ["a red cube"]) == {}
