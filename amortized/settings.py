@@ -10,7 +10,7 @@ from amortized.evaluation import EvaluationConfig
 from amortized.guidance import GuidanceConfig
 from amortized.priors import PriorConfig
 from amortized.rendering import BackgroundConfig, RendererConfig
-from amortized.training import LossConfig, OptimizerConfig, TrainerConfig
+from amortized.training import LossConfig, OptimizerConfig, OrderConfig, TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class RunSettings:
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     renderer: RendererConfig = field(default_factory=RendererConfig)
     losses: LossConfig = field(default_factory=LossConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

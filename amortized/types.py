@@ -17,7 +17,7 @@ in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -158,6 +158,11 @@ class Corpus(Protocol):
     @property
     def trained(self) -> Sequence[int]:
         """Indices of the prompts to train on, ascending: never the held-out ones."""
+        ...
+
+    @property
+    def repeats(self) -> Iterable[int] | None:
+        """How often the corpus' lists name each prompt; None: each once."""
         ...
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:

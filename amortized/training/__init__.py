@@ -4,6 +4,7 @@ from amortized.training.checkpoint import generator_weights, list_checkpoints, l
 from amortized.training.distributed import World, join_world
 from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
+from amortized.training.order import OrderConfig
 from amortized.training.runs import describe, open_run
 from amortized.training.sampler import Sampler, z_of
 from amortized.training.settings import TrainerConfig, TrainingSettings
@@ -13,6 +14,7 @@ from amortized.training.watch import TrainingStopped
 __all__ = [
     "LossConfig",
     "OptimizerConfig",
+    "OrderConfig",
     "Sampler",
     "Trainer",
     "TrainerConfig",

@@ -46,7 +46,7 @@ def _first_difference(old: str, new: str) -> str:
 def describe(trainer: Trainer, *, num_negatives: int) -> str:
     """What would be trained, and what it would cost: the text of a dry run."""
     config, generator, guidance = trainer.config, trainer.state.generator, trainer.guidance
-    prior, num_prompts = guidance.prior, trainer.sampler.num_prompts
+    prior, num_prompts = guidance.prior, len(trainer.trained)
     images = config.prompts_per_process * config.views_per_prompt
     calls = (
         images * config.accumulation * calls_per_image(guidance.config, num_negatives, prior.num_timesteps)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_unifo
 from amortized.guidance import GuidanceDraws
 from amortized.random import derive_seed, generator_for, normal
 from amortized.rendering import BackgroundConfig, background_from_uniform
+from amortized.training.order import Order
 from amortized.types import Cameras, Prompt
 
 
@@ -41,7 +41,7 @@ class Sampler:
     """Settings that determine every batch of a run."""
 
     seed: int
-    num_prompts: int
+    order: Order
     views: int
     render_size: int
     num_samples: int  # stratified samples a ray
@@ -53,7 +53,7 @@ class Sampler:
 
     def batch(self, step: int, slots: Sequence[int], slots_per_step: int) -> Batch:
         """The given slots of a step; rows are in the order of `slots`."""
-        order = [prompt_at(self.num_prompts, self.seed, step * slots_per_step + slot) for slot in slots]
+        order = [self.order.at(step * slots_per_step + slot) for slot in slots]
         rows = [self._draw(step, slot) for slot in slots]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         digests = [
@@ -127,20 +127,6 @@ def z_of(
         return asset_z(seed, number % seeds_per_prompt, width).expand(len(prompts), -1)
     key = ("z",) if number == 0 else ("z", number)
     return torch.stack([normal((width,), seed, *key, prompt.id) for prompt in prompts])
-
-
-def prompt_at(num_prompts: int, seed: int, position: int) -> int:
-    """Index of the prompt at a position of the endless global order.
-
-    Every epoch is a fresh permutation, so each prompt is seen once before any is seen twice.
-    """
-    epoch, place = divmod(position, num_prompts)
-    return int(_permutation(num_prompts, seed, epoch)[place])
-
-
-@lru_cache(maxsize=2)
-def _permutation(num_prompts: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(num_prompts, generator=generator_for(seed, "epoch", epoch))
 
 
 def slots_of(rank: int, world_size: int, accumulation: int, prompts: int) -> list[list[int]]:

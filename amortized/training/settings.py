@@ -10,6 +10,7 @@ from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.schedules import Schedule, check_schedule
 from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
+from amortized.training.order import OrderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,5 +74,7 @@ class TrainingSettings(Protocol):
     def losses(self) -> LossConfig: ...
     @property
     def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def order(self) -> OrderConfig: ...
     @property
     def trainer(self) -> TrainerConfig: ...

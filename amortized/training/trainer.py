@@ -22,6 +22,7 @@ from amortized.training.checkpoint import TrainingState, list_checkpoints, load_
 from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
+from amortized.training.order import order_of
 from amortized.training.previews import save_preview
 from amortized.training.sampler import (
     Batch,
@@ -68,7 +69,7 @@ class Trainer:
             raise ValueError(f"corpus {corpus.name} has {len(corpus)} prompts, but none to train on")
         self.sampler = Sampler(
             seed=settings.seed,
-            num_prompts=len(self.trained),
+            order=order_of(settings.order, corpus, settings.seed),
             views=config.views_per_prompt,
             render_size=config.render_size,
             num_samples=settings.renderer.num_samples,
@@ -103,7 +104,7 @@ class Trainer:
     @property
     def cache_bytes(self) -> int:
         """What kept trajectories come to at the end; 0 where none are kept."""
-        num_assets = self.sampler.num_prompts * (self.config.seeds_per_prompt or 1)
+        num_assets = len(self.trained) * (self.config.seeds_per_prompt or 1)
         return self.guidance.cache_bytes(num_assets, NUM_VIEWS)
 
     def prompt(self, index: int) -> Prompt:
@@ -239,7 +240,7 @@ class Trainer:
 
     def _preview(self, step: int) -> None:
         if self.world.is_main:
-            num = min(self.config.preview_prompts, self.sampler.num_prompts)
+            num = min(self.config.preview_prompts, len(self.trained))
             prompts = [self.prompt(index) for index in range(num)]
             save_preview(
                 self.folder / "previews" / f"step_{step:06d}.png",

@@ -23,6 +23,7 @@ class ShapesCorpus:
     size: int
     description: Callable[[int], Description]
     trained: Sequence[int]  # indices of the prompts to train on, ascending
+    repeats: None = None  # each is listed once
 
     def __len__(self) -> int:
         return self.size

@@ -20,7 +20,15 @@ from amortized.encodings import HashGridConfig
 from amortized.guidance import Guidance, build_learned, published
 from amortized.priors import GaussianMixturePrior
 from amortized.rendering import BackgroundConfig, RendererConfig
-from amortized.training import LossConfig, OptimizerConfig, Trainer, TrainerConfig, World, join_world
+from amortized.training import (
+    LossConfig,
+    OptimizerConfig,
+    OrderConfig,
+    Trainer,
+    TrainerConfig,
+    World,
+    join_world,
+)
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
@@ -121,6 +129,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         renderer=renderer,
         losses=losses,
         optimizer=optimizer,
+        order=OrderConfig(),
         trainer=config,
     )
     return Trainer(
