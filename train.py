@@ -20,9 +20,9 @@ from torch.nn import Module
 
 from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for
-from amortized.conditioning import TextBank
+from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.guidance import Guidance, build_learned
-from amortized.priors import Prior, load_prior
+from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.settings import RunSettings
 from amortized.training import Trainer, describe, join_world, open_run
 from amortized.types import Corpus
@@ -48,12 +48,34 @@ def corpus_of(config: RunConfig) -> Corpus:
 def compose(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, Module]:
     """The prior, its texts, and an untrained generator, on the device."""
     prior = load_prior(config.prior, device)
-    bank = TextBank(prior.text_encoder, config.views, device=device)
+    bank, width = bank_of(config, prior, device)
+    if bank.pooled_only and getattr(config.generator, "text", "pooled") == "tokens":
+        raise ValueError(
+            "text.shards hold pooled vectors only, but this generator reads tokens: encode the corpus "
+            "without --pooled, or set generator.text=pooled"
+        )
     torch.manual_seed(config.seed)
-    generator = config.generator.build(text_dim=prior.text_encoder.width)
+    generator = config.generator.build(text_dim=width)
     if config.surroundings is not None:
-        generator = Surrounded(generator, config.surroundings.build(prior.text_encoder.width))
+        generator = Surrounded(generator, config.surroundings.build(width))
     return prior, bank, generator.to(device)
+
+
+def bank_of(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:
+    """The texts of a run, and the width of what its generator reads."""
+    path, source = config.text.encoder, config.prior
+    reader = (
+        None if path is None else load_text_encoder(path, device=device, allow_network=source.allow_network)
+    )
+    bank = TextBank(
+        prior.text_encoder,
+        config.views,
+        device=device,
+        reader=reader,
+        stores=[ShardStore(url) for url in config.text.shards],
+        kept=config.text.kept,
+    )
+    return bank, (reader or prior.text_encoder).width
 
 
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
@@ -66,8 +88,8 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     learned = config.guidance.learned
     if learned is None:
         return Guidance(prior, config.guidance)
-    text = None if learned.text is None else bank.get([learned.text])
-    null = bank.get([config.views.negative_prompt])
+    text = None if learned.text is None else bank.sentences([learned.text])
+    null = bank.sentences([config.views.negative_prompt])
     model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
     return Guidance(prior, config.guidance, model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from amortized.cameras import CameraConfig
-from amortized.conditioning import ViewTextConfig
+from amortized.conditioning import TextConfig, ViewTextConfig
 from amortized.evaluation import EvaluationConfig
 from amortized.guidance import GuidanceConfig
 from amortized.priors import PriorConfig
@@ -26,6 +26,7 @@ class RunSettings:
     seed: int = 0
     device: str = "auto"  # "auto": CUDA where there is one, by LOCAL_RANK
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     views: ViewTextConfig = field(default_factory=ViewTextConfig)
     cameras: CameraConfig = field(default_factory=CameraConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)

@@ -1,8 +1,13 @@
-"""Corpora of prompts: list them, take in the public ones, look at one.
+"""Corpora of prompts: list them, take in the public ones, look at one, encode its text.
 
-python -m corpora list
-python -m corpora import df415 dreamfusion_415_prompt_library.json
-python -m corpora show df415
+  python -m corpora list
+  python -m corpora import df415 dreamfusion_415_prompt_library.json
+  python -m corpora show df415
+  python -m corpora encode shapes100k --encoder checkpoints/shapes-prior
+  torchrun --nproc-per-node 8 -m corpora encode df415 --encoder FOLDER
+
+`encode` writes a folder of shards that a run reads as text.shards=[FOLDER]. Killed at any moment, the same
+command goes on, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -39,6 +44,47 @@ def show(given: argparse.Namespace) -> None:
         print(f"  {prompt.id}  {prompt.split:<7}  {prompt.text}")
 
 
+def readable(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def encode(given: argparse.Namespace) -> None:
+    from amortized.cli import progress_bar
+    from amortized.conditioning import ViewTextConfig, load_text_encoder
+    from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
+    from amortized.training import join_world
+
+    corpus = open_corpus(given.name, folder=given.folder)
+    suffixes = given.suffixes if given.suffixes is not None else ViewTextConfig().suffixes
+    with join_world(given.device) as world:
+        encoder = load_text_encoder(
+            given.encoder, revision=given.revision, device=world.device, allow_network=given.allow_network
+        )
+        encoding = plan_encoding(
+            corpus, encoder, name=given.encoder, revision=given.revision, pooled_only=given.pooled,
+            suffixes=suffixes if given.views or given.suffixes is not None else (),
+            dtype=given.dtype, prompts_per_shard=given.prompts_per_shard,
+        )  # fmt: skip
+        folder = given.output or Path("outputs/text") / f"{Path(given.name).stem}-{Path(given.encoder).name}"
+        if world.is_main:
+            start_encoding(folder, encoding)
+            size = encoding.num_prompts * encoding.bytes_per_prompt
+            told = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
+            print(f"{told}: about {readable(size)} in {encoding.num_shards:,} shards under {folder}")
+        world.barrier()
+        encode_shards(
+            folder, encoding, corpus, encoder, rank=world.rank, world_size=world.size,
+            batch_size=given.batch_size, verify=given.verify,
+            progress=progress_bar("encoding", quiet=not world.is_main),
+        )  # fmt: skip
+        world.barrier()
+        if world.is_main:
+            manifest = finish_encoding(folder, encoding)
+            if manifest.overlong:
+                print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
+            print(f"{folder}: {readable(manifest.num_bytes)}; now: text.shards=[{folder}]")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m corpora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,11 +102,31 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--held-out", type=float, help="hold out this share, by the hash of the words")
     command.add_argument("--number", type=int, default=10, help="about so many (%(default)s)")
     command.set_defaults(run=show)
+    command = commands.add_parser("encode", help="encode its text into shards")
+    command.add_argument("name", help="a name, or a file of prompts")
+    command.add_argument("--encoder", required=True, help="a diffusers folder, a CLIP or T5, or a Hub id")
+    command.add_argument("--revision", help="of a Hub id")
+    command.add_argument("--allow-network", action="store_true", help="fetch a Hub id that is not here")
+    command.add_argument("--output", type=Path, help="the folder (default: outputs/text/CORPUS-ENCODER)")
+    command.add_argument("--views", action="store_true", help="store each prompt with each view's words, too")
+    command.add_argument("--suffixes", nargs="+", help="these words, in place of the default views'")
+    command.add_argument("--pooled", action="store_true", help="only the vector of each sentence, no tokens")
+    command.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (%(default)s)")
+    command.add_argument("--prompts-per-shard", type=int, default=512, help="(%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="sentences at once (%(default)s)")
+    command.add_argument("--device", default="auto", help="(%(default)s)")
+    command.add_argument("--verify", action="store_true", help="read what is there, and mend what is damaged")
+    command.set_defaults(run=encode)
     given = parser.parse_args(argv)
     try:
         given.run(given)
-    except ValueError as error:
-        print(f"corpora: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        told = (
+            f"{error}; what is finished is kept, run the command again"
+            if isinstance(error, OSError)
+            else error
+        )
+        print(f"corpora: error: {' '.join(str(told).split())}", file=sys.stderr)
         return 2
     return 0
 

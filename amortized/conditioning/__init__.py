@@ -1,8 +1,10 @@
 """Text as conditions: encoding, words for views, and the bank that keeps both."""
 
-from amortized.conditioning.bank import SentenceEncoder, TextBank
+from amortized.conditioning.bank import TextBank, TextConfig
 from amortized.conditioning.rows import concatenate_rows, expand_row, mix_rows, move_rows, take_rows
-from amortized.conditioning.text_encoder import TextEncoder
+from amortized.conditioning.shards import ShardStore
+from amortized.conditioning.source import SentenceEncoder
+from amortized.conditioning.text_encoder import TextEncoder, load_text_encoder
 from amortized.conditioning.views import (
     ViewText,
     ViewTextConfig,
@@ -14,7 +16,9 @@ from amortized.conditioning.views import (
 
 __all__ = [
     "SentenceEncoder",
+    "ShardStore",
     "TextBank",
+    "TextConfig",
     "TextEncoder",
     "ViewText",
     "ViewTextConfig",
@@ -22,6 +26,7 @@ __all__ = [
     "concatenate_rows",
     "elevation_word",
     "expand_row",
+    "load_text_encoder",
     "mix_rows",
     "move_rows",
     "take_rows",

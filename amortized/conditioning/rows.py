@@ -15,6 +15,15 @@ def take_rows(text: TextCondition, index: Tensor) -> TextCondition:
     return TextCondition(pooled=text.pooled[index], tokens=text.tokens[index], mask=text.mask[index])
 
 
+def take_row(text: TextCondition, index: int) -> TextCondition:
+    """Row `index` alone, in memory of its own: it does not keep the others alive."""
+    return TextCondition(
+        pooled=text.pooled[index : index + 1].clone(),
+        tokens=text.tokens[index : index + 1].clone(),
+        mask=text.mask[index : index + 1].clone(),
+    )
+
+
 def expand_row(text: TextCondition, num_rows: int) -> TextCondition:
     """A condition of one row seen as `num_rows` equal rows, without a copy."""
     assert text.pooled.shape[0] == 1, f"expected one row, got {text.pooled.shape[0]}"

@@ -1,8 +1,9 @@
-"""Sentences => TextCondition, with the text encoder that a diffusion model was trained with."""
+"""Sentences => TextCondition, with the text encoder that a diffusion model was trained with, or another."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,13 @@ class TextEncoder:
             pooled=tokens[rows, lengths - 1], tokens=tokens, mask=positions[None] < lengths[:, None]
         )
 
+    def is_overlong(self, text: str) -> bool:
+        """Whether `encode` cuts the sentence."""
+        return len(self._words(text)) > self.max_length - 2
+
+    def _words(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
     def _token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [N, L] long and the count of tokens [N], begin and end included."""
         tokenizer, room = self.tokenizer, self.max_length - 2
@@ -62,9 +70,92 @@ class TextEncoder:
         ids = torch.full((len(texts), self.max_length), padding, dtype=torch.long)
         lengths = torch.empty(len(texts), dtype=torch.long)
         for row, text in enumerate(texts):
-            words = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            words = self._words(text)
             self.num_truncated += len(words) > room
             sentence = [tokenizer.bos_token_id, *words[:room], tokenizer.eos_token_id]
             ids[row, : len(sentence)] = torch.tensor(sentence)
             lengths[row] = len(sentence)
         return ids, lengths
+
+
+class T5TextEncoder:
+    """A T5 encoder: what a generator may read in place of the prior's words.
+
+    It has no vector for the sentence: `pooled` is the mean over its tokens. Padding is masked, and zero.
+    """
+
+    MAX_LENGTH = 128  # T5 knows no limit of its own
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        """`tokenizer`: a Hugging Face tokenizer; `model`: a T5EncoderModel, frozen here."""
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.max_length = min(int(tokenizer.model_max_length), self.MAX_LENGTH)
+        self.num_truncated = 0
+        if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+            raise ValueError("the text encoder's tokenizer has no end-of-text or padding token, as T5's has")
+
+    @property
+    def width(self) -> int:
+        """D, the width of `pooled` and `tokens`."""
+        return self.model.config.d_model
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> TextCondition:
+        """N sentences => a condition of N rows [words, end, padding], float32; longer ones keep their end."""
+        ids = torch.full((len(texts), self.max_length), self.tokenizer.pad_token_id, dtype=torch.long)
+        lengths = torch.empty(len(texts), dtype=torch.long)
+        for row, text in enumerate(texts):
+            words = self._words(text)
+            self.num_truncated += len(words) > self.max_length - 1
+            sentence = [*words[: self.max_length - 1], self.tokenizer.eos_token_id]
+            ids[row, : len(sentence)] = torch.tensor(sentence)
+            lengths[row] = len(sentence)
+        device = next(self.model.parameters()).device
+        mask = torch.arange(self.max_length)[None] < lengths[:, None]
+        ids, mask = ids.to(device), mask.to(device)
+        tokens = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+        tokens = tokens * mask[..., None]
+        return TextCondition(pooled=tokens.sum(1) / mask.sum(1, keepdim=True), tokens=tokens, mask=mask)
+
+    def is_overlong(self, text: str) -> bool:
+        """Whether `encode` cuts the sentence."""
+        return len(self._words(text)) > self.max_length - 1
+
+    def _words(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def load_text_encoder(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    allow_network: bool = False,
+) -> TextEncoder | T5TextEncoder:
+    """The text encoder of a diffusers folder, or a CLIP or T5 of transformers; a Hub id where it is cached or
+    may be fetched. Only safetensors are read. Raises ValueError for anything else.
+    """
+    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+    parts = [{"subfolder": "tokenizer"}, {"subfolder": "text_encoder"}]
+    if Path(path).is_dir() and not (Path(path) / "text_encoder").is_dir():
+        parts = [{}, {}]
+    source: dict[str, Any] = {"revision": revision, "local_files_only": not allow_network}
+    classes = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+    try:
+        kind = AutoConfig.from_pretrained(path, **parts[1], **source).model_type
+        if kind not in classes:
+            raise ValueError(f"it is a {kind}, not a CLIP or a T5")
+        tokenizer = AutoTokenizer.from_pretrained(path, **parts[0], **source)
+        model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **parts[1], **source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the text encoder '{path}' cannot be loaded: {reason}; give a diffusers folder, one of a CLIP "
+            "or T5 with its tokenizer and weights as .safetensors, or a Hub id that may be fetched"
+        ) from error
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(f"the text encoder '{path}' cannot be loaded: its tokenizer has no vocabulary")
+    return (T5TextEncoder if kind == "t5" else TextEncoder)(tokenizer, model.to(device))

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from amortized.conditioning.bank import SentenceEncoder
+from amortized.conditioning.source import SentenceEncoder
 from amortized.types import Cameras, TextCondition
 
 DTYPES = {

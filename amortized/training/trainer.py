@@ -18,6 +18,7 @@ from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.rendering import render
 from amortized.schedules import geometric_at
+from amortized.training.ahead import Ahead, Prepared
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
 from amortized.training.distributed import World, to_device
 from amortized.training.losses import regularization
@@ -25,7 +26,6 @@ from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.order import order_of
 from amortized.training.previews import save_preview
 from amortized.training.sampler import (
-    Batch,
     Sampler,
     slots_of,
     z_of,
@@ -100,6 +100,7 @@ class Trainer:
         )
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
+        self.ahead = Ahead(self._prepare, config.accumulation)
 
     @property
     def cache_bytes(self) -> int:
@@ -147,6 +148,7 @@ class Trainer:
                     if step % self.config.preview_every == 0 or step == self.config.steps:
                         self._preview(step)
         finally:
+            self.ahead.close()
             watch.close()
         return step
 
@@ -157,15 +159,18 @@ class Trainer:
         set_learning_rate(self.state.optimizer, self.settings.optimizer, step, self.config.steps)
         self.state.optimizer.zero_grad(set_to_none=True)
         parts, digests = [], []
-        for part, slots in enumerate(self.slots):
-            batch = self.sampler.batch(step, slots, self.slots_per_step)
+        waited = 0.0
+        for part in range(len(self.slots)):
+            start = time.perf_counter()
+            prepared = self.ahead.get(step, part)
+            waited += time.perf_counter() - start
             last = part == len(self.slots) - 1
             with nullcontext() if last or self.world.size == 1 else self.generator.no_sync():  # type: ignore
-                terms = self._loss(batch, progress, learn=step % self.guidance.learns_every == 0)
+                terms = self._loss(prepared, progress, learn=step % self.guidance.learns_every == 0)
                 loss = terms["loss"] + terms["learned"] if "learned" in terms else terms["loss"]
                 (loss / len(self.slots)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
-            digests.append(batch.digests)
+            digests.append(prepared.batch.digests)
         limit = self.settings.optimizer.clip_norm or float("inf")
         if self.state.learned is not None:
             self.world.average_gradients(self.state.learned)
@@ -183,18 +188,25 @@ class Trainer:
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         # The whole step's, of all parts and processes.
         mean["denoiser_calls"] = mean["denoiser_calls"] * len(self.slots) * self.world.size
+        # What the step waited for its batch, in seconds: next to nothing, as a thread makes it ahead.
+        mean["batch_wait"] = norm.new_tensor(waited)
         mean |= {**norms, "interrupted": norm.new_tensor(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
         return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
 
-    def _loss(self, batch: Batch, progress: float, *, learn: bool) -> dict[str, Tensor]:
-        """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
-        device = self.world.device
+    def _prepare(self, step: int, part: int) -> Prepared:
+        """A part of a step's batch and its text: a pure function, called from a thread."""
+        batch = self.sampler.batch(step, self.slots[part], self.slots_per_step)
         texts = [self.prompt(index).text for index in batch.prompt_indices]
+        return Prepared(batch=batch, read=self.bank.get(texts), told=self.bank.views(texts, batch.cameras))
+
+    def _loss(self, prepared: Prepared, progress: float, *, learn: bool) -> dict[str, Tensor]:
+        """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
+        device, batch = self.world.device, prepared.batch
         cameras = to_device(batch.cameras, device)
         bfloat16 = self.config.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            scene = self.generator(self.bank.get(texts), batch.z.to(device))
+            scene = self.generator(prepared.read, batch.z.to(device))
         size = self.config.render_size
         image = render(
             scene,
@@ -212,8 +224,9 @@ class Trainer:
         images = image.rgb.flatten(0, 1)
         with torch.set_grad_enabled(self.guidance.config.residual == "latent"):
             latents = self.guidance.prior.encode(images)
-        text = self.bank.views(texts, batch.cameras)
-        taught = self.guidance(latents, text, batch.draws, progress, cameras, images=images, learn=learn)
+        taught = self.guidance(
+            latents, prepared.told, batch.draws, progress, cameras, images=images, learn=learn
+        )
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
         learned = {} if taught.learned_loss is None else {"learned": taught.learned_loss}
         opacity = image.opacity.detach().mean(dim=(1, 2, 3))

@@ -32,9 +32,9 @@ def read(text: TextCondition) -> list[str]:
 def test_get_returns_the_sentences_in_order_repeats_included():
     bank = TextBank(RecordingEncoder())
     assert read(bank.get(["b", "a", "b"])) == ["b", "a", "b"]
-    assert bank.encoder.calls == [["b"], ["a"]]
+    assert bank.told.encoder.calls == [["b"], ["a"]]
     bank.get(["a", "c"])
-    assert bank.encoder.calls[2:] == [["c"]]
+    assert bank.told.encoder.calls[2:] == [["c"]]
 
 
 def test_each_sentence_is_encoded_once():
@@ -43,7 +43,7 @@ def test_each_sentence_is_encoded_once():
     for _ in range(2):
         bank.get(["a", "b", "a", "c"])
         bank.views(["b", "c", "a"], cameras)
-    sent = [text for call in bank.encoder.calls for text in call]
+    sent = [text for call in bank.told.encoder.calls for text in call]
     assert len(sent) == len(set(sent)) == len(bank) == 3 * 5 + 1
 
 
@@ -94,7 +94,7 @@ def test_suffixes_that_are_alike_are_encoded_once():
 def test_a_stored_row_does_not_keep_others_alive():
     bank = TextBank(RecordingEncoder())
     bank.get(["a", "b"])
-    for row in bank._cache.values():
+    for row in bank.read._memory.values():
         assert row.tokens.untyped_storage().nbytes() == row.tokens.nbytes
 
 

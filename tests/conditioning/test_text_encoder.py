@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amortized.conditioning import TextEncoder
+from amortized.conditioning import TextEncoder, load_text_encoder
+from amortized.conditioning.text_encoder import T5TextEncoder
 
 SENTENCES = ["a red cube", "", "a zebra, front view", "q" * 60]
 
@@ -79,3 +80,71 @@ def test_a_tokenizer_without_an_end_token_is_refused(encoder):
 
     with pytest.raises(ValueError, match="begin-of-text or end-of-text"):
         TextEncoder(NoEnd(), encoder.model)
+
+
+def test_overlong_sentences_are_those_that_are_cut(encoder):
+    room = encoder.max_length - 2
+    for letters in (room - 1, room, room + 1):
+        before = encoder.num_truncated
+        encoder.encode(["q" * letters])
+        assert encoder.is_overlong("q" * letters) == (encoder.num_truncated > before) == (letters > room)
+
+
+# ---- loading ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory):
+    """A T5 with random weights, and a tokenizer of a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "cube", "on", "blue"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder = tmp_path_factory.mktemp("t5")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=9
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_t5_reads_each_sentence_as_if_alone(t5_folder):
+    encoder = load_text_encoder(str(t5_folder))
+    assert isinstance(encoder, T5TextEncoder) and (encoder.width, encoder.max_length) == (16, 9)
+    sentences = ["a red cube", "", "a red cube on a blue cube", "a a a a a a a a a a"]
+    text = encoder.encode(sentences)
+    for row, sentence in enumerate(sentences):
+        ids = [*encoder.tokenizer(sentence, add_special_tokens=False)["input_ids"][:8], 1]  # the end is kept
+        alone = encoder.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(text.tokens[row, : len(ids)], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(text.pooled[row], alone.mean(0), rtol=1e-4, atol=1e-5)
+        assert text.tokens[row, len(ids) :].abs().max() == 0 if len(ids) < 9 else True
+        assert text.mask[row].tolist() == [i < len(ids) for i in range(9)]
+    assert encoder.num_truncated == 1
+    assert [encoder.is_overlong(sentence) for sentence in sentences] == [False, False, False, True]
+
+
+def test_the_text_encoder_of_a_diffusers_folder(encoder_folder, encoder):
+    loaded = load_text_encoder(str(encoder_folder))
+    assert isinstance(loaded, TextEncoder)
+    assert torch.equal(loaded.encode(SENTENCES).tokens, encoder.encode(SENTENCES).tokens)
+
+
+def test_what_is_no_text_encoder(tmp_path, t5_folder):
+    import json
+    import shutil
+
+    with pytest.raises(ValueError, match="'.*missing' cannot be loaded: .*; give a diffusers folder"):
+        load_text_encoder(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_text_encoder(str(tmp_path))
+    shutil.copytree(t5_folder, tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    (tmp_path / "other/config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="it is a gpt2, not a CLIP or a T5"):
+        load_text_encoder(str(tmp_path / "other"))

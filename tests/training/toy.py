@@ -115,8 +115,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     bank = TextBank(ColourEncoder(), device=world.device)
     learned = None
     if guidance.learned is not None:
-        text = None if guidance.learned.text is None else bank.get([guidance.learned.text])
-        null, num_prompts = bank.get([""]), len(TEXTS)
+        text = None if guidance.learned.text is None else bank.sentences([guidance.learned.text])
+        null, num_prompts = bank.sentences([""]), len(TEXTS)
         learned = build_learned(
             guidance.learned, prior, null=null, text=text, num_prompts=num_prompts, seed=7
         )
@@ -143,7 +143,9 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
 
 
 def log_lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """What the steps computed, without the time that they took."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "batch_wait"} for line in lines]
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -1,0 +1,223 @@
+"""Encoded prompts on disk: tar shards that webdataset reads too, and an index to any prompt at random.
+
+    FOLDER/manifest.json         what was encoded, by which encoder; written last: without it, unfinished
+    FOLDER/keys.npy, places.npy  for each prompt, sorted: its key; its shard, offset, size and CRC-32
+    FOLDER/shards/000000.tar     KEY.txt (the prompt) and KEY.safetensors (its rows) for some hundred prompts
+    FOLDER/shards/000000.json    what the tar holds, and its SHA-256
+
+A prompt's rows are itself and, if wanted, itself with each view's words. FOLDER may be any URL that fsspec
+reads; `simplecache::s3://...` keeps a copy on the local disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+
+from amortized.files import atomic_write_text, short_name
+from amortized.types import TextCondition
+
+FORMAT = 1
+MANIFEST, KEYS, PLACES = "manifest.json", "keys.npy", "places.npy"
+PLACE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PROBE = "a photograph of a red cube on a wooden table"
+SAME = 0.03  # relative distance of two probes: half precision moves them by less, another model by far more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a corpus is encoded: what a folder of shards is the result of."""
+
+    corpus: str
+    corpus_digest: str
+    num_prompts: int
+    encoder: str  # a folder or Hub id
+    revision: str | None
+    probe: tuple[float, ...]  # the encoder's vector for PROBE, which tells it from others
+    suffixes: tuple[str, ...]  # a row for the prompt with each of these; "" is the prompt itself
+    pooled_only: bool
+    dtype: str  # one of DTYPES
+    length: int  # L, tokens of a row
+    width: int  # D
+    prompts_per_shard: int
+    format: int = FORMAT
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_prompts // self.prompts_per_shard)
+
+    @property
+    def bytes_per_prompt(self) -> int:
+        """Of its two members in a tar, about."""
+        vectors = len(self.suffixes) * (1 + (0 if self.pooled_only else self.length))
+        return vectors * self.width * DTYPES[self.dtype].itemsize + 4 * 512
+
+    def command(self, folder: str) -> str:
+        """What made it, and what mends it."""
+        return f"python -m corpora encode {self.corpus} --encoder {self.encoder} --output {folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Encoding):
+    """A finished encoding."""
+
+    overlong: int  # sentences that were cut
+    sha256: dict[str, str]  # of the index' files
+    num_bytes: int
+
+
+def probe_of(encoder: Any) -> tuple[float, ...]:
+    """The encoder's vector for a fixed sentence, to six digits."""
+    return tuple(round(value, 6) for value in encoder.encode([PROBE]).pooled[0].float().tolist())
+
+
+def same_encoder(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two probes are of one encoder, perhaps at two precisions."""
+    if len(one) != len(other):
+        return False
+    a, b = np.asarray(one), np.asarray(other)
+    return float(np.linalg.norm(a - b)) <= SAME * float(np.linalg.norm(b))
+
+
+def shard_name(number: int) -> str:
+    """Path of a shard in its folder."""
+    return f"shards/{number:06d}.tar"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file, atomically."""
+    atomic_write_text(path, json.dumps(asdict(value)) + "\n")
+
+
+class ShardStore:
+    """The rows of a finished folder, read where they lie: memory does not grow with the corpus."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ValueError where the folder is unfinished or damaged."""
+        self.url = url.rstrip("/")
+        try:
+            self.files, self.root = fsspec.core.url_to_fs(self.url)
+            self.manifest = self._manifest()
+            self.keys = self._array(KEYS, np.dtype("<u8"))
+            self.places = self._array(PLACES, PLACE)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self.url} holds no finished encoding (no {Path(str(error.filename or error)).name}): "
+                f"make it, or go on: python -m corpora encode CORPUS --encoder FOLDER --output {self.url}"
+            ) from error
+        except (OSError, ImportError) as error:
+            raise ValueError(f"{self.url}: cannot be read ({error})") from error
+        self._suffixes = {suffix: row for row, suffix in enumerate(self.manifest.suffixes)}
+
+    def __contains__(self, text: str) -> bool:
+        return self._row(text) is not None
+
+    def has(self, suffix: str) -> bool:
+        """Whether prompts with this suffix were encoded."""
+        return suffix in self._suffixes
+
+    def find(self, texts: Sequence[str]) -> list[TextCondition | None]:
+        """For each prompt its condition, a row for each suffix, float32; None where it was not encoded.
+
+        Raises ValueError, naming the shard and the prompt, where it is damaged.
+        """
+        rows = [self._row(text) for text in texts]
+        places = [self.places[row] for row in rows if row is not None]
+        data = iter(self._read(places))
+        return [None if row is None else self._parsed(text, next(data), self.places[row])
+                for text, row in zip(texts, rows, strict=True)]  # fmt: skip
+
+    def row_of(self, suffix: str) -> int:
+        """The row of a suffix in what `find` returns."""
+        return self._suffixes[suffix]
+
+    def _row(self, text: str) -> int | None:
+        key = np.uint64(int(short_name(text), 16))
+        row = int(np.searchsorted(self.keys, key))
+        return row if row < len(self.keys) and self.keys[row] == key else None
+
+    def _read(self, places: Sequence[Any]) -> Sequence[bytes | Exception]:
+        """The bytes at the places; all of them at once where the files are far."""
+        if not places:
+            return []
+        return self.files.cat_ranges(
+            [f"{self.root}/{shard_name(int(place['shard']))}" for place in places],
+            [int(place["offset"]) for place in places],
+            [int(place["offset"]) + int(place["size"]) for place in places],
+            on_error="return",
+        )
+
+    def _parsed(self, text: str, data: bytes | Exception, place: Any) -> TextCondition:
+        name, manifest = shard_name(int(place["shard"])), self.manifest
+        problem = str(data) if isinstance(data, Exception) else ""
+        if not isinstance(data, Exception):
+            if len(data) == int(place["size"]) and zlib.crc32(data) == int(place["crc"]):
+                try:
+                    return _condition(safetensors.load(data), manifest)
+                except (SafetensorError, KeyError) as error:
+                    problem = str(error)
+            else:
+                problem = "its checksum is wrong"
+        raise ValueError(
+            f"{self.url}/{name} is damaged at the prompt '{text[:80]}' ({problem}): rebuild this shard "
+            f"alone with {manifest.command(self.url)} --verify"
+        )
+
+    def _manifest(self) -> Manifest:
+        data = self.files.cat_file(f"{self.root}/{MANIFEST}")
+        try:
+            found = json.loads(data)
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']}, expected {FORMAT}")
+            found |= {name: tuple(found[name]) for name in ("probe", "suffixes")}
+            manifest = Manifest(**{field.name: found[field.name] for field in fields(Manifest)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.url}/{MANIFEST} is damaged ({error}): remove it, and encode the corpus once more; "
+                "shards that are whole are kept"
+            ) from error
+        return manifest
+
+    def _array(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """An array of the index: mapped into memory from a local file, else read."""
+        path = f"{self.root}/{name}"
+        with self.files.open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        problem = "its checksum is wrong" if digest != self.manifest.sha256.get(name) else ""
+        if not problem:
+            if isinstance(self.files, LocalFileSystem):
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            else:
+                with self.files.open(path, "rb") as file:
+                    array = np.load(file, allow_pickle=False)
+            if array.dtype == dtype:
+                return array
+            problem = f"it holds {array.dtype}"
+        raise ValueError(
+            f"{self.url}/{name} is damaged ({problem}): build it anew with "
+            f"{self.manifest.command(self.url)} --verify"
+        )
+
+
+def _condition(tensors: dict[str, torch.Tensor], encoding: Encoding) -> TextCondition:
+    pooled, lengths = tensors["pooled"].float(), tensors["lengths"]
+    if encoding.pooled_only:
+        empty = pooled.new_zeros(len(pooled), 0, encoding.width)
+        return TextCondition(pooled=pooled, tokens=empty, mask=empty[..., 0].bool())
+    positions = torch.arange(encoding.length)
+    return TextCondition(
+        pooled=pooled, tokens=tensors["tokens"].float(), mask=positions[None] < lengths[:, None]
+    )
