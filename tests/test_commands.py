@@ -13,6 +13,9 @@ import pytest
 import evaluate
 import train
 from amortized import config as settings
+from amortized.types import Corpus
+from corpora import open_corpus
+from corpora.__main__ import main as corpora_main
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +36,8 @@ def run(capfd, monkeypatch):
     def call(script: str, *arguments: str) -> Finished:
         capfd.readouterr()
         try:
-            status = {"train.py": train.main, "evaluate.py": evaluate.main}[script](list(arguments))
+            mains = {"train.py": train.main, "evaluate.py": evaluate.main, "corpora": corpora_main}
+            status = mains[script](list(arguments))
         except SystemExit as exit:
             status = exit.code
         captured = capfd.readouterr()
@@ -184,3 +188,77 @@ def test_evaluations_that_cannot_be(run, tmp_path, arguments, sentence):
     (tmp_path / "config.yaml").write_text("corpus: shapes16\noutput: x\nprior: checkpoints/shapes-prior\n")
     failed = run("evaluate.py", *(a.format(run=tmp_path) for a in arguments))
     assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr
+
+
+# ---- corpora and their text -------------------------------------------------------------------
+
+PROMPTS = [
+    {"prompt": "a red cube", "id": "first"},
+    {"prompt": "a blue cone on a big green ball", "id": "second", "split": "test"},
+    {"prompt": "a blue cone on the big green ball", "id": "third"},
+    {"prompt": "a torus", "id": "fourth", "split": "test"},
+]
+
+
+def test_a_corpus_of_ones_own_from_shards_to_scores(run, prior, tmp_path):
+    corpus, text, folder = tmp_path / "mine.jsonl", tmp_path / "text", tmp_path / "run"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    encode = ("corpora", "encode", str(corpus), "--encoder", prior, "--output", str(text), "--device", "cpu")
+    shown = run(*encode, "--views")
+    assert shown.returncode == 0, shown.stderr
+    assert "4 prompts, 5 sentences each: about " in shown.stdout and f"text.shards=[{text}]" in shown.stdout
+    trained = run(
+        *small(prior, folder, f"corpus={corpus}", f"text.shards=[{text}]", "views.direction_step_deg=0")
+    )
+    assert trained.returncode == 0, trained.stderr
+    clip = f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}"
+    quick = (clip, "evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.grid=16")
+    judged = run("evaluate.py", str(folder), "--split", "heldout", *quick)
+    assert judged.returncode == 0, judged.stderr
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    near = [(row["text"], row["near_train"]) for row in results["prompts"]]
+    assert near == [(PROMPTS[1]["prompt"], PROMPTS[2]["prompt"]), ("a torus", None)]
+    assert list(results["by_split"]) == ["heldout", "heldout, unlike any trained"]
+    assert results["chance"]["gallery"] == 4
+    asked = run("evaluate.py", str(folder), "--limit", "1", "evaluation.gallery=asked", *quick)
+    assert asked.returncode == 0, asked.stderr
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    assert [row["id"] for row in results["prompts"]] == ["first"] and results["chance"]["gallery"] == 1
+    for arguments, sentence in (
+        (("--split", "dev"), "has no list named dev"),
+        (("--split", "val"), "has no prompt in 'val'"),
+        (("--limit", "0"), "--limit must be at least 1, got 0"),
+    ):
+        failed = run("evaluate.py", str(folder), *arguments, clip)
+        assert failed.returncode == 2 and sentence in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
+    from tests.tiny_sd import make_tiny_sd
+
+    other, text = make_tiny_sd(tmp_path / "other", seed=1), tmp_path / "text"
+    told = run("corpora", "encode", "shapes16", "--encoder", str(other), "--output", str(text), "--pooled")
+    assert told.returncode == 0, told.stderr
+    tokens = ("generator.text=tokens",)
+    for chosen, sentence, *more in (
+        (prior, f"text.shards: {text} is of the encoder {other}, neither the prior's"),
+        (str(other), "text.shards hold pooled vectors only, but this generator reads tokens", *tokens),
+        (prior, "'nowhere' cannot be loaded", "text.shards=[]", "text.encoder=nowhere"),
+    ):
+        failed = run(*small(chosen, tmp_path / "run", f"text.shards=[{text}]", *more))
+        assert failed.returncode == 2 and sentence in failed.stderr, failed.stderr
+        assert failed.stderr.strip().count("\n") == 0 and not (tmp_path / "run").exists()
+    pooled = run(*small(str(other), tmp_path / "run", f"text.shards=[{text}]", "trainer.steps=2"))
+    assert pooled.returncode == 0, pooled.stderr
+
+
+def test_prompts_are_taken_evenly():
+    assert evaluate.spaced(range(10), None) == list(range(10))
+    assert evaluate.spaced(range(10), 4) == [0, 2, 5, 7]
+    assert evaluate.spaced([3, 5], 7) == [3, 5]
+
+
+def test_nearness_is_told_of_held_out_prompts_only():
+    corpus: Corpus = open_corpus("shapes-comp")
+    seen = evaluate.told_nearness([], corpus)
+    assert seen == []

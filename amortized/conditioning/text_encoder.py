@@ -138,11 +138,13 @@ def load_text_encoder(
     may be fetched. Only safetensors are read. Raises ValueError for anything else.
     """
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
+    from transformers.utils import logging as transformers_logging
 
     parts = [{"subfolder": "tokenizer"}, {"subfolder": "text_encoder"}]
     if Path(path).is_dir() and not (Path(path) / "text_encoder").is_dir():
         parts = [{}, {}]
     source: dict[str, Any] = {"revision": revision, "local_files_only": not allow_network}
+    transformers_logging.disable_progress_bar()  # a line on stderr for every model, however small
     classes = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
     try:
         kind = AutoConfig.from_pretrained(path, **parts[1], **source).model_type

@@ -208,7 +208,9 @@ def load_stable_diffusion(
     _check_folder(path, allow_network)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore (lazy exports)
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # a line on stderr for every model, however small
     source = {"revision": revision, "local_files_only": not allow_network}
     weights = {**source, "use_safetensors": True, "dtype": dtype}  # transformers would keep the file's dtype
     try:

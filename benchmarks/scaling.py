@@ -1,0 +1,194 @@
+"""What a training process costs as its corpus grows: memory, start-up, and what a step waits for its text.
+
+  python -m benchmarks.scaling [--prompts 1000 10000 100000 1000000] [--folder outputs/scaling]
+
+For each size: made-up sentences of the embedded world's words are kept as Parquet and encoded (once; some
+7 kB a prompt), then a training process of its own takes some steps from the shards. Baselines, in the same
+run: the same steps with all of their text in memory already, and encoding one text at a time. Prints tables
+and writes FOLDER/scaling.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amortized import config as settings
+from amortized.conditioning import load_text_encoder
+from amortized.files import atomic_write_text
+from amortized.training import Trainer, World
+from amortized.training.order import Shuffle
+from benchmarks import timing
+from benchmarks.studies import ROOT
+from corpora.published import store
+from corpora.shapes.grammar import NUM_PAIRS, pair, sentence, singles
+from corpora.table import Entry, tabulate
+from train import RunConfig, compose, corpus_of, guidance_of
+
+PRIOR = "checkpoints/shapes-prior"
+STEPS = 30
+
+
+def sentences(count: int) -> Iterator[str]:
+    """As many different sentences, up to seven million: a pair of the grammar, and one thing more."""
+    things = [sentence(single) for single in singles()]
+    for index in range(count):
+        more = things[(index + index // NUM_PAIRS) % len(things)]
+        yield f"{sentence(pair(index % NUM_PAIRS))} and {more}"
+
+
+def prepared(count: int, folder: Path) -> tuple[Path, Path]:
+    """The corpus of so many prompts, and its shards, both made where they are missing."""
+    corpus, shards = folder / f"{count}.parquet", folder / f"text-{count}"
+    if not corpus.exists():
+        entries = (Entry(text, "train", f"sentence {place}") for place, text in enumerate(sentences(count)))
+        store(tabulate(entries, f"sentences-{count}"), corpus)
+    if not (shards / "manifest.json").exists():
+        command = ["-m", "corpora", "encode", str(corpus), "--encoder", PRIOR, "--output", str(shards)]
+        subprocess.run([sys.executable, *command, "--prompts-per-shard", "2048"], check=True, cwd=ROOT)
+    return corpus, shards
+
+
+def configured(corpus: Path, shards: Path, kept: int = 256) -> RunConfig:
+    text = (f"text.shards=[{shards}]", f"text.kept={kept}", "trainer.prompts_per_process=4")
+    preset = ROOT / "configs/quickstart.yaml"
+    return settings.load(RunConfig, preset, [f"corpus={corpus}", "output=outputs/scaling/run", *text])
+
+
+def trainer_of(config: RunConfig) -> Trainer:
+    corpus, device = corpus_of(config), torch.device("cpu")
+    prior, bank, generator = compose(config, device)
+    guidance = guidance_of(config, prior, bank, len(corpus.trained))
+    world = World(device=device)
+    return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
+
+
+def process(corpus: Path, shards: Path) -> dict[str, float]:
+    """In a process of its own: start-up, memory, and the steps with text from shards and from memory."""
+    start = time.perf_counter()
+    trainer = trainer_of(configured(corpus, shards))
+    trainer._step(0, interrupted=False)
+    found = {"start-up, s": time.perf_counter() - start}
+    # The same steps, turn by turn, so that a busy machine slows both alike.
+    known = trainer_of(configured(corpus, shards, kept=10**6))
+    for step in range(STEPS + 1):
+        known._prepare(step, 0)
+    times: dict[str, list[float]] = {"shards": [], "memory": []}
+    waits = []
+    for step in range(1, STEPS):
+        for name, each in (("shards", trainer), ("memory", known)):
+            begin = time.perf_counter()
+            record = each._step(step, interrupted=False)
+            times[name].append(time.perf_counter() - begin)
+            if name == "shards":
+                waits.append(float(record.values[record.names.index("batch_wait")]))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for each in (trainer, known):
+        each.ahead.close()
+    return found | {
+        "step, ms": 1e3 * medians["shards"],
+        "of text in memory": medians["shards"] / medians["memory"],
+        "waits for its batch, ms": 1e3 * statistics.median(waits),
+    }
+
+
+def memory(corpus: Path, shards: Path) -> dict[str, float]:
+    """In a process of its own: peak resident memory of a training."""
+    import resource
+
+    trainer = trainer_of(configured(corpus, shards))
+    for step in range(STEPS):
+        trainer._step(step, interrupted=False)
+    trainer.ahead.close()
+    return {"peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def measure(counts: list[int], folder: Path) -> list[dict[str, object]]:
+    """A row for each size."""
+    rows = []
+    for count in counts:
+        corpus, shards = prepared(count, folder)
+        row: dict[str, object] = {"prompts": f"{count:,}", "corpus, MB": f"{corpus.stat().st_size / 1e6:.1f}"}
+        row["text, MB"] = f"{sum(p.stat().st_size for p in shards.rglob('*') if p.is_file()) / 1e6:,.0f}"
+        for what in ("memory", "process"):
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scaling",
+                "--measure",
+                what,
+                str(corpus),
+                str(shards),
+            ]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            row |= {name: f"{value:.3g}" if value < 100 else f"{value:,.0f}" for name, value in found.items()}
+        rows.append(row)
+        print(timing.markdown(rows[-1:]), flush=True)
+    return rows
+
+
+def encoding() -> list[dict[str, object]]:
+    """Sentences a second: in batches, and one at a time as the public code has it."""
+    encoder = load_text_encoder(PRIOR)
+    texts = list(sentences(512))
+    alone = timing.seconds(lambda: [encoder.encode([text]) for text in texts[:128]], repeats=3) / 128
+    rows: list[dict[str, object]] = [{"at once": "1", "sentences a second": f"{1 / alone:,.0f}", "gain": "1"}]
+    for size in (16, 64, 256):
+        chunks = [texts[start : start + size] for start in range(0, 512, size)]
+        each = (
+            timing.seconds(lambda chunks=chunks: [encoder.encode(chunk) for chunk in chunks], repeats=3) / 512
+        )
+        rows.append(
+            {"at once": str(size), "sentences a second": f"{1 / each:,.0f}", "gain": f"{alone / each:.1f}"}
+        )
+    return rows
+
+
+def ordering() -> list[dict[str, object]]:
+    """Microseconds for a prompt's place in the order; nothing is kept at any size."""
+    rows = []
+    for count in (1_000, 1_000_000, 10_000_000, 10_000_000_000):
+        order = Shuffle(count, 0)
+        each = timing.seconds(lambda order=order: [order.at(position) for position in range(1000)]) / 1000
+        rows.append({"prompts": f"{count:,}", "microseconds": f"{1e6 * each:.0f}"})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--prompts", nargs="+", type=int, default=[1_000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, default=Path("outputs/scaling"))
+    parser.add_argument("--measure", nargs=3, metavar=("WHAT", "CORPUS", "SHARDS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        what, corpus, shards = given.measure
+        found = {"memory": memory, "process": process}[what](Path(corpus), Path(shards))
+        print(json.dumps(found))
+        return
+    machine = timing.machine(torch.device("cpu")) | {"cores": len(os.sched_getaffinity(0))}
+    print(", ".join(f"{key}: {value}" for key, value in machine.items()))
+    found: dict[str, Any] = {"machine": machine}
+    for name, rows in (("encoding", encoding), ("ordering", ordering)):
+        found[name] = rows()
+        print(f"\n{name}\n\n{timing.markdown(found[name])}\n", flush=True)
+    found["training"] = measure(given.prompts, given.folder)
+    print(f"\ntraining\n\n{timing.markdown(found['training'])}")
+    atomic_write_text(given.folder / "scaling.json", json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
