@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def _open(name: str, folder: Path) -> ShapesCorpus | PromptTable:
         return table
     if Path(name).suffix in READERS:
         own = stored(Path(name)) if name.endswith(".parquet") and Path(name).exists() else None
-        return own or tabulate(entries_of(Path(name)), name)
+        return replace(own, name=name) if own is not None else tabulate(entries_of(Path(name)), name)
     raise ValueError(
         f"corpus must be one of {', '.join(sorted({*CORPORA, *PUBLISHED}))}, "
         f"or a {', '.join(READERS)} file, got '{name}'"

@@ -16,7 +16,18 @@ from amortized.guidance import METHODS, Guidance, calls_per_image, published
 from amortized.guidance.timesteps import reference_timesteps
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
-from benchmarks import directions, diversity, guidance, mixture, plots, rendering, steps, studies, timing
+from benchmarks import (
+    directions,
+    diversity,
+    guidance,
+    mixture,
+    plots,
+    rendering,
+    scaling,
+    steps,
+    studies,
+    timing,
+)
 from corpora import open_corpus
 from corpora.shapes.grammar import sentence, singles
 from generators.hyper_ingp import HyperINGPConfig
@@ -121,6 +132,11 @@ def test_every_variant_of_every_study_is_a_valid_run():
         for variant in study.variants.values():
             settings.load(RunConfig, variant.path, [*variant.changes, "output=o"])
     assert set(guidance.STUDIES["corpus"].variants) == set(guidance.STUDIES["single"].variants) == {*METHODS}
+
+
+def test_made_up_sentences_differ():
+    found = list(scaling.sentences(230_000))
+    assert len(set(found)) == 230_000 and max(len(text.split()) for text in found) < 24
 
 
 def test_plots_are_drawn(tmp_path):

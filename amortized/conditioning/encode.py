@@ -25,10 +25,11 @@ from amortized.conditioning.shards import (
     PLACES,
     Encoding,
     Manifest,
+    parse_facts,
     probe_of,
     same_encoder,
     shard_name,
-    write_json,
+    write_facts,
 )
 from amortized.files import atomic_path, atomic_write_text, short_name
 from amortized.types import Corpus
@@ -92,14 +93,14 @@ def start_encoding(folder: Path, encoding: Encoding) -> None:
             "make room, choose another --output, or encode less (--pooled, or without --views)"
         )
     if not plan.exists():
-        write_json(plan, encoding)
+        write_facts(plan, asdict(encoding))
 
 
 def _check_plan(folder: Path, encoding: Encoding) -> None:
     try:
-        found = json.loads((folder / PLAN).read_text())
+        found = parse_facts((folder / PLAN).read_bytes())
         alike = same_encoder(encoding.probe, found.pop("probe"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{folder / PLAN} is damaged: choose another --output") from error
     wanted = json.loads(json.dumps(asdict(encoding)))
     if not alike:
@@ -176,7 +177,7 @@ def finish_encoding(folder: Path, encoding: Encoding) -> Manifest:
             sha256[name] = hashlib.file_digest(file, "sha256").hexdigest()
     atomic_write_text(folder / OVERLONG, "".join(f"{text}\n" for text in overlong))
     manifest = Manifest(**asdict(encoding), overlong=len(overlong), sha256=sha256, num_bytes=num_bytes)
-    write_json(folder / MANIFEST, manifest)
+    write_facts(folder / MANIFEST, asdict(manifest))
     return manifest
 
 
@@ -190,11 +191,10 @@ def _facts(folder: Path, number: int) -> dict[str, Any] | None:
     """What a shard's side file says, if it is there, whole, and of a tar of this size."""
     path = folder / shard_name(number)
     try:
-        facts = json.loads(path.with_suffix(".json").read_text())
-        whole = facts["digest"] == _digest(facts) and path.stat().st_size == facts["bytes"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        facts = parse_facts(path.with_suffix(".json").read_bytes())
+        return facts if path.stat().st_size == facts["bytes"] else None
+    except (OSError, ValueError, KeyError):
         return None
-    return facts if whole else None
 
 
 def _is_whole(folder: Path, number: int, *, thorough: bool) -> bool:
@@ -227,13 +227,7 @@ def _write_shard(
         facts["bytes"] = temporary.stat().st_size
         with temporary.open("rb") as file:
             facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    facts["digest"] = _digest(facts)
-    atomic_write_text(path.with_suffix(".json"), json.dumps(facts) + "\n")
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    told = {name: value for name, value in facts.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    write_facts(path.with_suffix(".json"), facts)
 
 
 def _records(prompts: Sequence[str], encoding: Encoding, encoder: Any, batch_size: int) -> Iterator[bytes]:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ class Encoding:
 
     def command(self, folder: str) -> str:
         """What made it, and what mends it."""
-        return f"python -m corpora encode {self.corpus} --encoder {self.encoder} --output {folder}"
+        parts = ["python", "-m", "corpora", "encode", self.corpus, "--encoder", self.encoder]
+        parts += ["--revision", self.revision] if self.revision else []
+        parts += ["--suffixes", *self.suffixes[1:]] if len(self.suffixes) > 1 else []
+        parts += ["--pooled"] if self.pooled_only else []
+        parts += ["--dtype", self.dtype, "--prompts-per-shard", str(self.prompts_per_shard)]
+        return shlex.join([*parts, "--output", folder])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +103,21 @@ def shard_name(number: int) -> str:
     return f"shards/{number:06d}.tar"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file, atomically."""
-    atomic_write_text(path, json.dumps(asdict(value)) + "\n")
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Replace a JSON file, atomically; it carries its own checksum."""
+    atomic_write_text(path, json.dumps({**facts, "digest": _digest(facts)}) + "\n")
+
+
+def parse_facts(data: bytes | str) -> dict[str, Any]:
+    """What `write_facts` wrote. Raises ValueError where anything of it has changed."""
+    found = json.loads(data)
+    if not isinstance(found, dict) or found.pop("digest", None) != _digest(found):
+        raise ValueError("its checksum is wrong")
+    return found
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class ShardStore:
@@ -179,7 +197,7 @@ class ShardStore:
     def _manifest(self) -> Manifest:
         data = self.files.cat_file(f"{self.root}/{MANIFEST}")
         try:
-            found = json.loads(data)
+            found = parse_facts(data)
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']}, expected {FORMAT}")
             found |= {name: tuple(found[name]) for name in ("probe", "suffixes")}

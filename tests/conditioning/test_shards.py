@@ -284,6 +284,29 @@ def test_a_damaged_plan_is_told(tmp_path: Path):
             encoded(folder)
 
 
+def test_the_command_that_mends_is_the_one_that_made(tmp_path: Path):
+    import shlex
+
+    from corpora.__main__ import main
+    from tests.tiny_sd import make_tiny_sd
+
+    prior, prompts, folder = make_tiny_sd(tmp_path / "prior"), tmp_path / "my prompts.txt", tmp_path / "text"
+    prompts.write_text("a red cube\na blue cone\na ball\n")
+    given = ["encode", str(prompts), "--encoder", str(prior), "--output", str(folder), "--device", "cpu"]
+    assert (
+        main([*given, "--suffixes", ", from it's back", ", left", "--pooled", "--prompts-per-shard", "2"])
+        == 0
+    )
+    whole = contents(folder)
+    (folder / "shards/000001.tar").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="--verify") as error:
+        ShardStore(str(folder)).find(["a ball"])
+    command = shlex.split(str(error.value).partition("rebuild this shard alone with ")[2])
+    assert command[:3] == ["python", "-m", "corpora"]
+    assert main([*command[3:], "--device", "cpu"]) == 0
+    assert contents(folder) == whole
+
+
 def test_shards_hold_nothing_of_the_machine(tmp_path: Path):
     """Neither time nor owner: the digest of a folder is the digest of what it says."""
     folder = encoded(tmp_path)
