@@ -201,3 +201,21 @@ def test_a_huge_corpus_is_cut_and_says_so():
     text = page(summarize(rows, name="n", gallery=2, settings={}))
     assert text.count('<article class="card"') == MAX_CARDS
     assert f"The first {MAX_CARDS:,} of {MAX_CARDS + 5:,} prompts" in text
+
+
+def test_held_out_prompts_that_training_nearly_has_are_marked_and_scored_apart():
+    near = '<b>"a cube"</b>'
+    rows = [
+        PromptRow(id="0", text="seen", split="train", clip_similarity=0.5, recall_at_1=1.0),
+        PromptRow(
+            id="1", text="near", split="heldout", clip_similarity=0.4, recall_at_1=1.0, near_train=near
+        ),
+        PromptRow(id="2", text="new", split="heldout", clip_similarity=0.2, recall_at_1=0.0),
+    ]
+    results = summarize(rows, name="n", gallery=3, settings={})
+    means = {split: scores["recall_at_1"].mean for split, scores in results.by_split.items()}
+    assert means == {"train": 1.0, "heldout": 0.5, "heldout, unlike any trained": 0.0}
+    text = page(results)
+    assert near not in text and f'title="{html.escape(near)}">nearly trained on<' in text
+    assert text.count("nearly trained on<") == 1 and "heldout, unlike any trained" in text
+    assert '<option value="heldout, unlike any trained">' not in text  # a row's split is heldout
