@@ -6,6 +6,7 @@ mixture     a prior known exactly: bias, noise of the gradient, coverage of mode
 directions  cosine of each method's gradient with the true residual, by timestep (minutes)
 corpus      the 16 prompts of the quickstart at equal denoiser calls (hours)
 single      two prompts, each alone (an hour)
+four-views  the same 16 prompts from the multi-view prior
 shift       ASD's shift, and none
 nulls       learned nulls of LODS against the plain one
 fronts      Janus faces: one view, one view with words for its direction, four views with cameras
@@ -27,6 +28,7 @@ import torch
 from amortized import config as settings
 from amortized.files import atomic_write_text
 from amortized.guidance import METHODS
+from amortized.training import list_checkpoints
 from benchmarks import directions, diversity, mixture, plots, timing
 from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
 from train import RunConfig
@@ -39,6 +41,11 @@ PRESETS = {
 # One object alone: all images are its own.
 ALONE = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4")
 WORDLESS = ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
+# As configs/shapes16-multi-view.yaml has it: as many images a step.
+FOUR_VIEWS = (
+    "prior.path=checkpoints/shapes-multi-view", "prior.num_views=4", "cameras.ring=true", *WORDLESS,
+    "trainer.prompts_per_process=4", "trainer.views_per_prompt=4",
+)  # fmt: skip
 STUDIES = {
     "corpus": Study(
         title="Methods over a corpus, at equal denoiser calls",
@@ -53,6 +60,14 @@ STUDIES = {
         },
         columns=EXACT,
         alone=("a green torus", "a blue cone"),
+    ),
+    "four-views": Study(
+        title="Methods over a corpus from the multi-view prior, at equal denoiser calls",
+        variants={
+            name: Variant(preset=chosen.preset, changes=FOUR_VIEWS)
+            for name, chosen in {"asd": PRESETS["asd"], **PRESETS}.items()
+        },
+        columns=EXACT,
     ),
     "shift": Study(
         title="ASD's shift",
@@ -102,14 +117,29 @@ def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> l
     if section == "mixture":
         return [{"seed": seed, **row} for seed in seeds for row in mixture.measure(seed)]
     if section == "directions":
-        config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
-        return directions.measure(config, list(METHODS), [1.5, 7.5], None)
+        return pointing(seeds, folder)
     study = STUDIES[section]
     found = run_study(study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
     if section == "diversity":
         jobs = {variant: jobs_of(study, variant, seeds, folder) for variant in study.variants}
         return diversity.measure({name: [job.folder for [job] in runs] for name, runs in jobs.items()})
     return table(study, found)
+
+
+def pointing(seeds: Sequence[int], folder: Path) -> list[dict]:
+    """Directions under both embedded priors, from a ball; and from what the corpus run made, where it is."""
+    [trained] = jobs_of(STUDIES["corpus"], "asd", seeds[:1], folder)[0]
+    run = trained.folder if list_checkpoints(trained.folder / "checkpoints") else None
+    one, four = (
+        settings.load(RunConfig, ROOT / f"configs/{name}.yaml")
+        for name in ("quickstart", "shapes16-multi-view")
+    )
+    rows = directions.measure(one, list(METHODS), [1.5, 7.5], run)
+    rows += [
+        {**row, "state": f"{row['state']}, four views"}
+        for row in directions.measure(four, list(METHODS), [1.5, 7.5], None)
+    ]
+    return [{**row, "state": "trained"} if run and row["state"] == run.name else row for row in rows]
 
 
 def main() -> None:
