@@ -45,12 +45,15 @@ def spaced(indices: Sequence[int], limit: int | None) -> list[int]:
 
 
 def told_nearness(rows: list[PromptRow], corpus: Corpus) -> list[PromptRow]:
-    """The rows; held-out prompts say which training prompt they nearly equal, if any."""
+    """The rows, of which those that are not of training say which of its prompts they nearly equal."""
     asked = [row.text for row in rows if row.split != "train"]
-    if not asked:
-        return rows
-    near = near_duplicates(asked, (corpus[int(i)].text for i in corpus.trained))
-    return [replace(row, near_train=near[row.text][0]) if row.text in near else row for row in rows]
+    near = near_duplicates(asked, (corpus[int(i)].text for i in corpus.trained)) if asked else {}
+
+    def told(row: PromptRow) -> PromptRow:
+        seen, _ = near.get(row.text, (None, 0.0))
+        return replace(row, split="train") if seen == row.text else replace(row, near_train=seen)
+
+    return [told(row) for row in rows]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         corpus = asked = corpus_of(config)
         if given.prompt or given.prompts:
             texts = [given.prompt] if given.prompt else read_prompts(given.prompts)
-            asked = prompt_list(texts, "prompts", background=corpus)
+            asked = replace(prompt_list(texts, "prompts", background=corpus), trained=())
         chosen = spaced(indices_of(asked, given.split), given.limit)
         folder = given.output or given.run / "evaluation"
         with join_world(config.device) as world:
@@ -95,8 +98,9 @@ def main(argv: list[str] | None = None) -> int:
                 return scene_for
 
             mine = [asked[i] for i in chosen[world.rank :: world.size]]
-            others = corpus if config.evaluation.gallery == "corpus" else [asked[i] for i in chosen]
-            gallery = [*(others[i].text for i in range(len(others))), *corpus.distractors()]
+            gallery = [*(asked[i].text for i in chosen), *corpus.distractors()]
+            if config.evaluation.gallery == "corpus":
+                gallery += [corpus[i].text for i in range(len(corpus))]
             results = None
             if mine:
                 results = evaluate(

@@ -63,10 +63,12 @@ def compose(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, M
 
 def bank_of(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:
     """The texts of a run, and the width of what its generator reads."""
-    path, source = config.text.encoder, config.prior
-    reader = (
-        None if path is None else load_text_encoder(path, device=device, allow_network=source.allow_network)
-    )
+    chosen, reader = config.text, None
+    if chosen.encoder is not None:
+        allow = config.prior.allow_network
+        reader = load_text_encoder(
+            chosen.encoder, revision=chosen.revision, device=device, allow_network=allow
+        )
     bank = TextBank(
         prior.text_encoder,
         config.views,

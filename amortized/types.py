@@ -162,7 +162,7 @@ class Corpus(Protocol):
 
     @property
     def repeats(self) -> Iterable[int] | None:
-        """How often the corpus' lists name each prompt; None: each once."""
+        """How often the corpus' training list names each prompt; None: each once."""
         ...
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:

@@ -42,6 +42,8 @@ STEPS = 30
 def sentences(count: int) -> Iterator[str]:
     """As many different sentences, up to seven million: a pair of the grammar, and one thing more."""
     things = [sentence(single) for single in singles()]
+    if count > NUM_PAIRS * len(things):
+        raise ValueError(f"there are {NUM_PAIRS * len(things):,} such sentences, not {count:,}")
     for index in range(count):
         more = things[(index + index // NUM_PAIRS) % len(things)]
         yield f"{sentence(pair(index % NUM_PAIRS))} and {more}"

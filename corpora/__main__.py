@@ -13,7 +13,9 @@ command goes on, and ends with the same bytes.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from corpora import CORPORA, IMPORTED, PUBLISHED, open_corpus
@@ -33,13 +35,16 @@ def list_corpora(given: argparse.Namespace) -> None:
 
 def take_in(given: argparse.Namespace) -> None:
     _, report = import_corpus(given.name, given.path, given.folder)
-    print(f"{report}\nkept as {given.folder / given.name}.parquet; now: corpus={given.name}")
+    kept = (
+        "it is built in" if PUBLISHED[given.name].built_in else f"kept as {given.folder / given.name}.parquet"
+    )
+    print(f"{report}\n{kept}; now: corpus={given.name}")
 
 
 def show(given: argparse.Namespace) -> None:
     corpus = open_corpus(given.name, held_out=given.held_out, folder=given.folder)
     print(f"{corpus.name}: {len(corpus):,} prompts, {len(corpus.trained):,} to train on")
-    for index in range(0, len(corpus), max(1, len(corpus) // given.number)):
+    for index in range(0, len(corpus), max(1, len(corpus) // max(1, given.number))):
         prompt = corpus[index]
         print(f"  {prompt.id}  {prompt.split:<7}  {prompt.text}")
 
@@ -56,7 +61,7 @@ def encode(given: argparse.Namespace) -> None:
 
     corpus = open_corpus(given.name, folder=given.folder)
     suffixes = given.suffixes if given.suffixes is not None else ViewTextConfig().suffixes
-    with join_world(given.device) as world:
+    with join_world(given.device, patience=timedelta(days=1)) as world:
         encoder = load_text_encoder(
             given.encoder, revision=given.revision, device=world.device, allow_network=given.allow_network
         )
@@ -66,23 +71,33 @@ def encode(given: argparse.Namespace) -> None:
             dtype=given.dtype, prompts_per_shard=given.prompts_per_shard,
         )  # fmt: skip
         folder = given.output or Path("outputs/text") / f"{Path(given.name).stem}-{Path(given.encoder).name}"
-        if world.is_main:
-            start_encoding(folder, encoding)
-            size = encoding.num_prompts * encoding.bytes_per_prompt
-            told = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
-            print(f"{told}: about {readable(size)} in {encoding.num_shards:,} shards under {folder}")
-        world.barrier()
-        encode_shards(
-            folder, encoding, corpus, encoder, rank=world.rank, world_size=world.size,
-            batch_size=given.batch_size, verify=given.verify,
-            progress=progress_bar("encoding", quiet=not world.is_main),
-        )  # fmt: skip
-        world.barrier()
-        if world.is_main:
-            manifest = finish_encoding(folder, encoding)
-            if manifest.overlong:
-                print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
-            print(f"{folder}: {readable(manifest.num_bytes)}; now: text.shards=[{folder}]")
+
+        def start() -> None:
+            if world.is_main:
+                start_encoding(folder, encoding)
+                size = encoding.num_prompts * encoding.bytes_per_prompt
+                told = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
+                print(f"{told}: about {readable(size)} in {encoding.num_shards:,} shards under {folder}")
+
+        def work() -> None:
+            try:
+                encode_shards(
+                    folder, encoding, corpus, encoder, rank=world.rank, world_size=world.size,
+                    batch_size=given.batch_size, verify=given.verify,
+                    progress=progress_bar("encoding", quiet=not world.is_main),
+                )  # fmt: skip
+            except OSError as error:
+                raise ValueError(f"{error}; what is finished is kept: run the same command again") from error
+
+        def finish() -> None:
+            if world.is_main:
+                manifest = finish_encoding(folder, encoding)
+                if manifest.overlong:
+                    print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
+                print(f"{folder}: {readable(manifest.num_bytes)}; now: text.shards=[{folder}]")
+
+        for part in (start, work, finish):
+            world.together(part)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,12 +136,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given.run(given)
     except (ValueError, OSError) as error:
-        told = (
-            f"{error}; what is finished is kept, run the command again"
-            if isinstance(error, OSError)
-            else error
-        )
-        print(f"corpora: error: {' '.join(str(told).split())}", file=sys.stderr)
+        # Where processes stop together, one of them says why.
+        if type(error).__name__ != "StoppedTogether" or os.environ.get("RANK", "0") == "0":
+            print(f"corpora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

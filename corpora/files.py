@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from corpora.table import SPLITS, Entry
 
 MAX_LINE_BYTES = 1 << 16
@@ -118,9 +121,6 @@ def _from_json(path: Path) -> Iterator[Entry]:
 
 
 def _from_parquet(path: Path) -> Iterator[Entry]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
             text = _text_column(file.schema_arrow.names, str(path))
@@ -130,7 +130,7 @@ def _from_parquet(path: Path) -> Iterator[Entry]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _from_row(row, f"{path}, row {number}")
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
 
 

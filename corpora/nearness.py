@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise, tee
 
 from datasketch import MinHash, MinHashLSH
 
 from corpora.prompts import normalized
 
 NUM_HASHES = 128
-NEAR = 0.8  # Jaccard similarity of two prompts' sets of words
+NEAR = 0.8  # Jaccard similarity of two prompts' words and pairs of neighbouring words
 
 
 def near_duplicates(
@@ -21,26 +22,27 @@ def near_duplicates(
     so that the trained ones, however many, are only passed by; what is reported is exact, and a pair
     next to `near` may be missed.
     """
-    sets = {text: _words(text) for text in asked}
+    sets = {text: _parts(text) for text in asked}
     # At its threshold the index finds only half of the pairs: well below `near` it finds nearly all.
     index = MinHashLSH(threshold=0.75 * near, num_perm=NUM_HASHES)
-    for text, hashes in zip(sets, MinHash.bulk(_encoded(sets.values()), num_perm=NUM_HASHES), strict=True):
+    for text, hashes in zip(sets, _hashed(sets.values()), strict=True):
         index.insert(text, hashes)
+    passing, hashed = tee(trained)
     found: dict[str, tuple[str, float]] = {}
-    for seen in trained:
-        words = _words(seen)
-        hashes = MinHash(num_perm=NUM_HASHES)
-        hashes.update_batch([word.encode() for word in words])
+    for seen, hashes in zip(passing, _hashed(_parts(text) for text in hashed), strict=True):
         for text in map(str, index.query(hashes)):
-            alike = len(words & sets[text]) / len(words | sets[text])
+            own, other = sets[text], _parts(seen)
+            alike = len(own & other) / len(own | other)
             if alike >= near and alike > found.get(text, ("", 0.0))[1]:
                 found[text] = (seen, alike)
     return found
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(normalized(text).split()) or frozenset((text,))
+def _parts(text: str) -> frozenset[str]:
+    """Words and pairs of neighbours: the same words in another order are another prompt."""
+    words = normalized(text).split() or [text]
+    return frozenset((*words, *(f"{one} {other}" for one, other in pairwise(words))))
 
 
-def _encoded(sets: Iterable[frozenset[str]]) -> list[list[bytes]]:
-    return [[word.encode() for word in words] for words in sets]
+def _hashed(sets: Iterable[frozenset[str]]) -> Iterator[MinHash]:
+    return MinHash.generator(([part.encode() for part in parts] for parts in sets), num_perm=NUM_HASHES)

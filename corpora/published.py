@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from amortized.files import atomic_path
 from corpora.files import entries_of
@@ -32,6 +34,7 @@ class Published:
     sha256: str | None = None  # None: not known, the file is taken by its structure
     origin: str = "load/ of ScaleDreamer"
     split: str | None = None  # of a file that has no lists of its own
+    built_in: bool = False  # made by a grammar here: nothing needs keeping
 
 
 def _three(train: int, val: int, test: int) -> dict[str, int]:
@@ -63,6 +66,7 @@ PUBLISHED: Mapping[str, Published] = {
         file="att3d_2520_prompt_library.json",
         entries=_three(2520, 56, 2520),
         sha256="eea8423cb5e244df3a475cd29f7d0400b959f1d1deb5dcd3bc901625f23cdb3b",
+        built_in=True,
     ),
     "dl17k": Published(
         file="instant3d_17000_prompt_library.json",
@@ -97,14 +101,14 @@ class Report:
         for (one, other), shared in self.overlaps.items():
             lines.append(f"{shared:,} of the {self.unique[other]:,} of {other} are also in {one}")
         if self.near:
-            lines.append(f"{len(self.near):,} more are nearly in train, word for word; the most alike:")
+            lines.append(f"{len(self.near):,} more are nearly in train; the most alike:")
             pairs = sorted(self.near.items(), key=lambda pair: -pair[1][1])
             lines += [f"  {alike:.2f}  {text}  ~  {seen}" for text, (seen, alike) in pairs[:3]]
         return "\n".join(lines)
 
 
 def import_corpus(name: str, path: Path, folder: Path) -> tuple[PromptTable, Report]:
-    """The public file at `path`, checked, and kept in `folder`.
+    """The public file at `path`, checked, and kept in `folder` unless it is built in.
 
     Raises ValueError where it is not the published file, or is no list of prompts.
     """
@@ -138,7 +142,8 @@ def import_corpus(name: str, path: Path, folder: Path) -> tuple[PromptTable, Rep
         raise ValueError(f"{path}: holds {entries} prompts, expected {dict(known.entries)}")
     if known.entries is None and set(entries) != set(SPLITS):
         raise ValueError(f"{path}: must hold the lists {', '.join(SPLITS)}, has {', '.join(entries)}")
-    store(table, folder / f"{name}.parquet", sha256=sha256)
+    if not known.built_in:
+        store(table, folder / f"{name}.parquet", sha256=sha256)
     return table, _report(table, entries, sha256)
 
 
@@ -161,9 +166,6 @@ def _report(table: PromptTable, entries: Mapping[str, int], sha256: str) -> Repo
 
 def store(table: PromptTable, path: Path, **facts: str) -> None:
     """Keep a table as a Parquet file, whole or not at all; `facts` are kept beside it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = {"text": table.texts, "splits": table.splits, "repeats": table.repeats, "key": table.keys}
     if table.ids is not None:
         columns["id"] = table.ids
@@ -177,27 +179,25 @@ def store(table: PromptTable, path: Path, **facts: str) -> None:
 
 def stored(path: Path) -> PromptTable | None:
     """The table that `store` kept; None for a Parquet file of other columns. Raises ValueError if damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
             found = (file.schema_arrow.metadata or {}).get(b"amortized3d")
             if found is None:
                 return None
             facts = json.loads(found)
-            if facts["format"] != FORMAT:
-                raise ValueError(f"{path}: of format {facts['format']}, not {FORMAT}; import it again")
+            name, version = str(facts["name"]), facts["format"]
+            if version != FORMAT:
+                raise ValueError(f"it is of format {version}, not {FORMAT}")
             columns = file.read()
-            if any(columns[name].type != kind for name, kind in TYPES.items()):
-                raise ValueError(f"{path}: its columns are not those of a kept corpus; make it again")
-    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(
-            f"{path}: not a whole Parquet file ({str(error).splitlines()[0]}); make it again"
-        ) from error
+        kinds = TYPES | ({"id": "large_string"} if "id" in columns.column_names else {})
+        if any(columns[column].type != kind or columns[column].null_count for column, kind in kinds.items()):
+            raise ValueError("its columns are not those of a kept corpus")
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a whole Parquet file ({problem}); make it again") from error
     splits = columns["splits"].to_numpy()
     return PromptTable(
-        name=facts["name"],
+        name=name,
         texts=columns["text"].combine_chunks(),
         splits=splits,
         repeats=columns["repeats"].to_numpy(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 import evaluate
 import train
 from amortized import config as settings
-from amortized.types import Corpus
-from corpora import open_corpus
+from amortized.evaluation import PromptRow
+from corpora import prompt_list
 from corpora.__main__ import main as corpora_main
 from tests.tiny_sd import make_tiny_sd
 
@@ -194,8 +195,8 @@ def test_evaluations_that_cannot_be(run, tmp_path, arguments, sentence):
 
 PROMPTS = [
     {"prompt": "a red cube", "id": "first"},
-    {"prompt": "a blue cone on a big green ball", "id": "second", "split": "test"},
-    {"prompt": "a blue cone on the big green ball", "id": "third"},
+    {"prompt": "a very blue cone on top of a big green ball", "id": "second", "split": "test"},
+    {"prompt": "a very blue cone on top of a big green ball now", "id": "third"},
     {"prompt": "a torus", "id": "fourth", "split": "test"},
 ]
 
@@ -241,7 +242,7 @@ def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
     assert told.returncode == 0, told.stderr
     tokens = ("generator.text=tokens",)
     for chosen, sentence, *more in (
-        (prior, f"text.shards: {text} is of the encoder {other}, neither the prior's"),
+        (prior, f"text.shards: {text} is of the encoder {other}, neither the generator's"),
         (str(other), "text.shards hold pooled vectors only, but this generator reads tokens", *tokens),
         (prior, "'nowhere' cannot be loaded", "text.shards=[]", "text.encoder=nowhere"),
     ):
@@ -259,6 +260,31 @@ def test_prompts_are_taken_evenly():
 
 
 def test_nearness_is_told_of_held_out_prompts_only():
-    corpus: Corpus = open_corpus("shapes-comp")
-    seen = evaluate.told_nearness([], corpus)
-    assert seen == []
+    def row(text: str, split: str) -> PromptRow:
+        return PromptRow(id=text, text=text, split=split, clip_similarity=0.5, recall_at_1=1.0)
+
+    corpus = prompt_list(["a red cube on the table", "a blue cone"], "mine")
+    rows = [row("a red cube on the table", "train"), row("A red cube on the table.", "heldout")]
+    rows += [row("a blue cone", "heldout"), row("a torus", "heldout")]
+    found = [(one.split, one.near_train) for one in evaluate.told_nearness(rows, corpus)]
+    near = "a red cube on the table"
+    # What is asked for by --prompts may be a training prompt after all.
+    assert found == [("train", None), ("heldout", near), ("train", None), ("heldout", None)]
+
+
+def test_two_processes_encode_together_and_stop_together(prior, tmp_path):
+    """A real launch: the same bytes as one process writes; and where one meets an error, one sentence."""
+    text = [tmp_path / name for name in ("one", "two")]
+    command = ["-m", "corpora", "encode", "shapes16", "--encoder", prior, "--prompts-per-shard", "3"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    given = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240}
+    alone = subprocess.run([sys.executable, *command, "--device", "cpu", "--output", str(text[0])], **given)
+    both = subprocess.run([sys.executable, *launch, "--device", "cpu", "--output", str(text[1])], **given)
+    assert (alone.returncode, both.returncode) == (0, 0), both.stderr[-2000:]
+    names = sorted(str(path.relative_to(text[0])) for path in text[0].rglob("*") if path.is_file())
+    assert len(names) == 17 and all(filecmp.cmp(text[0] / name, text[1] / name, False) for name in names)
+    other = [*launch, "--device", "cpu", "--output", str(text[1]), "--dtype", "float16"]
+    failed = subprocess.run([sys.executable, *other], **given)
+    told = [line for line in failed.stderr.splitlines() if line.startswith("corpora: error: ")]
+    assert failed.returncode != 0 and len(told) == 1 and "was begun with dtype bfloat16" in told[0]
+    assert "Traceback" not in failed.stderr.partition("torch/distributed")[0]

@@ -10,7 +10,7 @@ from amortized.conditioning.views import (
     ViewTextConfig,
     azimuth_word,
     elevation_word,
-    view_text,
+    mixed_text,
     view_words,
 )
 
@@ -28,8 +28,8 @@ __all__ = [
     "expand_row",
     "load_text_encoder",
     "mix_rows",
+    "mixed_text",
     "move_rows",
     "take_rows",
-    "view_text",
     "view_words",
 ]

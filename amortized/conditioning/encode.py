@@ -109,8 +109,8 @@ def _check_plan(folder: Path, encoding: Encoding) -> None:
             "choose another --output"
         )
     for name, value in wanted.items():
-        # One encoder may lie in several places.
-        if name not in ("encoder", "revision", "probe") and found.get(name) != value:
+        # One encoder, and one list of prompts, may lie in several places.
+        if name not in ("corpus", "encoder", "revision", "probe") and found.get(name) != value:
             raise ValueError(
                 f"{folder} was begun with {name} {found.get(name)}, not {value}: choose another --output"
             )

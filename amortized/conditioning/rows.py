@@ -24,6 +24,11 @@ def take_row(text: TextCondition, index: int) -> TextCondition:
     )
 
 
+def without_tokens(text: TextCondition) -> TextCondition:
+    """The pooled vectors alone: no token is left."""
+    return TextCondition(pooled=text.pooled, tokens=text.tokens[:, :0], mask=text.mask[:, :0])
+
+
 def expand_row(text: TextCondition, num_rows: int) -> TextCondition:
     """A condition of one row seen as `num_rows` equal rows, without a copy."""
     assert text.pooled.shape[0] == 1, f"expected one row, got {text.pooled.shape[0]}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +25,6 @@ import fsspec
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from amortized.files import atomic_write_text, short_name
@@ -35,6 +35,7 @@ MANIFEST, KEYS, PLACES = "manifest.json", "keys.npy", "places.npy"
 PLACE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PROBE = "a photograph of a red cube on a wooden table"
+ATTEMPTS, PAUSE_S = 4, 2.0  # of reading from far
 SAME = 0.03  # relative distance of two probes: half precision moves them by less, another model by far more
 
 
@@ -136,9 +137,20 @@ class ShardStore:
                 f"{self.url} holds no finished encoding (no {Path(str(error.filename or error)).name}): "
                 f"make it, or go on: python -m corpora encode CORPUS --encoder FOLDER --output {self.url}"
             ) from error
-        except (OSError, ImportError) as error:
-            raise ValueError(f"{self.url}: cannot be read ({error})") from error
+        except ValueError:
+            raise
+        except Exception as error:  # a driver of fsspec raises whatever its library does
+            raise ValueError(f"{self.url}: cannot be read ({error!r})") from error
         self._suffixes = {suffix: row for row, suffix in enumerate(self.manifest.suffixes)}
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.files, LocalFileSystem)
+
+    @property
+    def _folder(self) -> str:
+        """Of the command that mends: what is far was made elsewhere, and copied."""
+        return self.url if self.is_local else "FOLDER"
 
     def __contains__(self, text: str) -> bool:
         return self._row(text) is not None
@@ -168,31 +180,29 @@ class ShardStore:
         return row if row < len(self.keys) and self.keys[row] == key else None
 
     def _read(self, places: Sequence[Any]) -> Sequence[bytes | Exception]:
-        """The bytes at the places; all of them at once where the files are far."""
-        if not places:
-            return []
-        return self.files.cat_ranges(
-            [f"{self.root}/{shard_name(int(place['shard']))}" for place in places],
-            [int(place["offset"]) for place in places],
-            [int(place["offset"]) + int(place["size"]) for place in places],
-            on_error="return",
-        )
+        """The bytes at the places; where the files are far, all at once, and again if that failed."""
+        names = [f"{self.root}/{shard_name(int(place['shard']))}" for place in places]
+        starts = [int(place["offset"]) for place in places]
+        ends = [start + int(place["size"]) for start, place in zip(starts, places, strict=True)]
+        found: list[bytes | Exception] = []
+        for attempt in range(1 if self.is_local else ATTEMPTS):
+            time.sleep(attempt * PAUSE_S)
+            try:
+                found = list(self.files.cat_ranges(names, starts, ends, on_error="return")) if names else []
+            except Exception as error:  # a driver of fsspec raises whatever its library does
+                found = [error] * len(names)
+            if all(isinstance(data, bytes) for data in found):
+                break
+        return found
 
     def _parsed(self, text: str, data: bytes | Exception, place: Any) -> TextCondition:
-        name, manifest = shard_name(int(place["shard"])), self.manifest
-        problem = str(data) if isinstance(data, Exception) else ""
-        if not isinstance(data, Exception):
-            if len(data) == int(place["size"]) and zlib.crc32(data) == int(place["crc"]):
-                try:
-                    return _condition(safetensors.load(data), manifest)
-                except (SafetensorError, KeyError) as error:
-                    problem = str(error)
-            else:
-                problem = "its checksum is wrong"
-        raise ValueError(
-            f"{self.url}/{name} is damaged at the prompt '{text[:80]}' ({problem}): rebuild this shard "
-            f"alone with {manifest.command(self.url)} --verify"
-        )
+        where, prompt = f"{self.url}/{shard_name(int(place['shard']))}", f"the prompt '{text[:80]}'"
+        mend = f"rebuild this shard alone with {self.manifest.command(self._folder)} --verify"
+        if isinstance(data, Exception):
+            raise ValueError(f"{where} cannot be read for {prompt} ({data!r}): {mend}")
+        if len(data) != int(place["size"]) or zlib.crc32(data) != int(place["crc"]):
+            raise ValueError(f"{where} is damaged at {prompt} (its checksum is wrong): {mend}")
+        return _condition(safetensors.load(data), self.manifest)
 
     def _manifest(self) -> Manifest:
         data = self.files.cat_file(f"{self.root}/{MANIFEST}")
@@ -216,7 +226,7 @@ class ShardStore:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         problem = "its checksum is wrong" if digest != self.manifest.sha256.get(name) else ""
         if not problem:
-            if isinstance(self.files, LocalFileSystem):
+            if self.is_local:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             else:
                 with self.files.open(path, "rb") as file:
@@ -226,7 +236,7 @@ class ShardStore:
             problem = f"it holds {array.dtype}"
         raise ValueError(
             f"{self.url}/{name} is damaged ({problem}): build it anew with "
-            f"{self.manifest.command(self.url)} --verify"
+            f"{self.manifest.command(self._folder)} --verify"
         )
 
 

@@ -1,17 +1,19 @@
-"""Where a sentence's rows come from: memory, shards on disk, or the encoder."""
+"""Where a sentence's rows come from: shards on disk, memory, or the encoder."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from threading import Lock
+from threading import RLock
 from typing import Protocol
 
-from amortized.conditioning.rows import concatenate_rows, move_rows, take_row
+from amortized.conditioning.rows import concatenate_rows, move_rows, take_row, without_tokens
 from amortized.conditioning.shards import ShardStore, probe_of, same_encoder
 from amortized.types import TextCondition
 
 Sentence = tuple[str, str]  # a prompt, and what is appended to it
+# Records of shards that stay in memory: a step asks for a prompt twice, for the generator and for the prior.
+NUM_RECORDS = 64
 
 
 class SentenceEncoder(Protocol):
@@ -23,57 +25,82 @@ class SentenceEncoder(Protocol):
 
 
 class SentenceSource:
-    """The rows of one encoder's sentences. Shards are asked first; what they lack is encoded.
+    """The rows of one encoder's sentences, on the CPU. May be asked from two threads.
 
-    Those used last are kept in memory, on the CPU. May be asked from two threads.
+    What shards hold is read there at each visit; what they lack is encoded, and the sentences used last stay
+    in memory.
     """
 
     def __init__(
-        self, encoder: SentenceEncoder, stores: Sequence[ShardStore] = (), *, kept: int = 1024
+        self,
+        encoder: SentenceEncoder,
+        stores: Sequence[ShardStore] = (),
+        *,
+        kept: int = 8192,
+        lock: RLock | None = None,
     ) -> None:
-        """`kept` rows stay in memory; of `stores`, those of this encoder are used."""
+        """kept    encoded sentences that stay in memory
+        stores  those of this encoder are used; where one is without tokens, so are all rows
+        lock    of the encoder, where another source uses it too
+        """
         self.encoder, self.kept = encoder, kept
         probe = probe_of(encoder) if stores else ()
         self.stores = [store for store in stores if same_encoder(store.manifest.probe, probe)]
-        self.num_encoded = 0  # sentences that no store had
+        self.pooled_only = any(store.manifest.pooled_only for store in self.stores)
+        self.lock = lock or RLock()
+        self.num_encoded = 0  # sentences so far that no store had
         self._memory: OrderedDict[Sentence, TextCondition] = OrderedDict()
-        self._lock = Lock()
+        self._records: OrderedDict[tuple[int, str], TextCondition | None] = OrderedDict()
 
     def __len__(self) -> int:
-        """Sentences kept in memory."""
+        """Encoded sentences in memory."""
         return len(self._memory)
 
     def rows(self, sentences: Sequence[Sentence]) -> TextCondition:
-        """A row for each sentence, on the CPU."""
-        with self._lock:
-            found = {sentence: self._memory[sentence] for sentence in sentences if sentence in self._memory}
-            missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in found]
-            found |= self._stored(missing)
-            for text, suffix in missing:
-                if (text, suffix) not in found:
-                    # Alone, so that its last digit does not depend on which others were missing with it:
-                    # a resumed run asks for them in another order.
-                    found[text, suffix] = move_rows(self.encoder.encode([text + suffix]), "cpu")
-                    self.num_encoded += 1
-            for sentence, row in found.items():
-                self._memory[sentence] = row
-                self._memory.move_to_end(sentence)
-            while len(self._memory) > self.kept:
-                self._memory.popitem(last=False)
+        """A row for each sentence."""
+        with self.lock:
+            found = self._stored(list(dict.fromkeys(sentences)))
+            for sentence in sentences:
+                if sentence not in found:
+                    found[sentence] = self._encoded(sentence)
         return concatenate_rows([found[sentence] for sentence in sentences])
 
     def passing(self, sentences: Sequence[str]) -> TextCondition:
         """Rows of sentences that hardly ever come twice: encoded together, and not kept."""
-        with self._lock:
-            return self.encoder.encode(sentences)
+        with self.lock:
+            return move_rows(self.encoder.encode(sentences), "cpu")
+
+    def _encoded(self, sentence: Sentence) -> TextCondition:
+        if sentence not in self._memory:
+            # Alone, so that its last digit does not depend on which others were missing with it: a resumed
+            # run asks for them in another order.
+            row = move_rows(self.encoder.encode(["".join(sentence)]), "cpu")
+            self._memory[sentence] = without_tokens(row) if self.pooled_only else row
+            self.num_encoded += 1
+        self._memory.move_to_end(sentence)
+        row = self._memory[sentence]
+        _shrink(self._memory, self.kept)
+        return row
 
     def _stored(self, sentences: Sequence[Sentence]) -> dict[Sentence, TextCondition]:
         found: dict[Sentence, TextCondition] = {}
-        for store in self.stores:
+        for number, store in enumerate(self.stores):
             here = [pair for pair in sentences if pair not in found and store.has(pair[1])]
             texts = list(dict.fromkeys(text for text, _ in here))
-            conditions = dict(zip(texts, store.find(texts), strict=True))
+            new = [text for text in texts if (number, text) not in self._records]
+            records = {text: self._records[number, text] for text in texts if text not in new}
+            records |= dict(zip(new, store.find(new), strict=True))
+            for text, record in records.items():
+                self._records[number, text] = record
+                self._records.move_to_end((number, text))
             for text, suffix in here:
-                if (condition := conditions[text]) is not None:
-                    found[text, suffix] = take_row(condition, store.row_of(suffix))
+                if (record := records[text]) is not None:
+                    row = take_row(record, store.row_of(suffix))
+                    found[text, suffix] = without_tokens(row) if self.pooled_only else row
+        _shrink(self._records, NUM_RECORDS)
         return found
+
+
+def _shrink(memory: OrderedDict, size: int) -> None:
+    while len(memory) > size:
+        memory.popitem(last=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from amortized.types import TextCondition
 
@@ -24,8 +25,6 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
         self.max_length: int = min(int(tokenizer.model_max_length), model.config.max_position_embeddings)
-        # Sentences cut so far: a run should say so once, because their last words had no effect.
-        self.num_truncated = 0
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
             raise ValueError(
                 "the text encoder's tokenizer has no begin-of-text or end-of-text token; "
@@ -43,7 +42,7 @@ class TextEncoder:
 
         Every row is [begin, words, end, padding] of length L. A sentence of more than L - 2 tokens
         keeps its first L - 2 *and* its end token, where naive slicing to L loses the end token and
-        with it the pooled vector; it is counted in `num_truncated`.
+        with it the pooled vector.
         """
         ids, lengths = self._token_ids(texts)
         device = next(self.model.parameters()).device
@@ -71,7 +70,6 @@ class TextEncoder:
         lengths = torch.empty(len(texts), dtype=torch.long)
         for row, text in enumerate(texts):
             words = self._words(text)
-            self.num_truncated += len(words) > room
             sentence = [tokenizer.bos_token_id, *words[:room], tokenizer.eos_token_id]
             ids[row, : len(sentence)] = torch.tensor(sentence)
             lengths[row] = len(sentence)
@@ -91,7 +89,6 @@ class T5TextEncoder:
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
         self.max_length = min(int(tokenizer.model_max_length), self.MAX_LENGTH)
-        self.num_truncated = 0
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             raise ValueError("the text encoder's tokenizer has no end-of-text or padding token, as T5's has")
 
@@ -107,7 +104,6 @@ class T5TextEncoder:
         lengths = torch.empty(len(texts), dtype=torch.long)
         for row, text in enumerate(texts):
             words = self._words(text)
-            self.num_truncated += len(words) > self.max_length - 1
             sentence = [*words[: self.max_length - 1], self.tokenizer.eos_token_id]
             ids[row, : len(sentence)] = torch.tensor(sentence)
             lengths[row] = len(sentence)
@@ -140,19 +136,17 @@ def load_text_encoder(
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
     from transformers.utils import logging as transformers_logging
 
-    parts = [{"subfolder": "tokenizer"}, {"subfolder": "text_encoder"}]
-    if Path(path).is_dir() and not (Path(path) / "text_encoder").is_dir():
-        parts = [{}, {}]
-    source: dict[str, Any] = {"revision": revision, "local_files_only": not allow_network}
     transformers_logging.disable_progress_bar()  # a line on stderr for every model, however small
     classes = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+    source: dict[str, Any] = {"revision": revision, "local_files_only": not allow_network}
+    model_in, words_in = _parts(path, source)
     try:
-        kind = AutoConfig.from_pretrained(path, **parts[1], **source).model_type
+        kind = AutoConfig.from_pretrained(path, **model_in, **source).model_type
         if kind not in classes:
             raise ValueError(f"it is a {kind}, not a CLIP or a T5")
-        tokenizer = AutoTokenizer.from_pretrained(path, **parts[0], **source)
-        model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **parts[1], **source)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, **words_in, **source)
+        model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **model_in, **source)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(
             f"the text encoder '{path}' cannot be loaded: {reason}; give a diffusers folder, one of a CLIP "
@@ -161,3 +155,19 @@ def load_text_encoder(
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(f"the text encoder '{path}' cannot be loaded: its tokenizer has no vocabulary")
     return (T5TextEncoder if kind == "t5" else TextEncoder)(tokenizer, model.to(device))
+
+
+def _parts(path: str, source: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Where model and tokenizer lie: in a diffusers folder's parts, or together."""
+    from transformers.utils import cached_file
+
+    if Path(path).is_dir():
+        apart = (Path(path) / "text_encoder").is_dir()
+    else:
+        there: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+        there |= {"_raise_exceptions_for_connection_errors": False, "_raise_exceptions_for_gated_repo": False}
+        try:
+            apart = cached_file(path, "text_encoder/config.json", **there, **source) is not None
+        except OSError:
+            apart = False
+    return ({"subfolder": "text_encoder"}, {"subfolder": "tokenizer"}) if apart else ({}, {})

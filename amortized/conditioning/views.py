@@ -69,10 +69,6 @@ class ViewTextConfig:
         """Negatives of every image."""
         return 2 * self.perp_neg + len(self.negatives)
 
-    def texts(self, prompt: str) -> list[str]:
-        """The prompt as each view of VIEW_NAMES is captioned."""
-        return [prompt + suffix for suffix in self.suffixes]
-
 
 def view_words(cameras: Cameras, config: ViewTextConfig) -> list[str]:
     """What is appended to the prompt of each of the P * V images, prompt-major."""
@@ -152,14 +148,13 @@ def with_constants(
     )
 
 
-def view_text(
+def mixed_text(
     texts_by_view: TextCondition, unconditional: TextCondition, cameras: Cameras, config: ViewTextConfig
 ) -> ViewText:
-    """The text of each of the B = P * V images.
+    """The text of each of the B = P * V images between views, by perp-neg: see `_perp_neg`.
 
     `texts_by_view` has P * 4 rows, row p * 4 + v being prompt p in view v of VIEW_NAMES;
-    `unconditional` has one row. Without perp-neg the view is a hard choice by
-    `amortized.cameras.view_index`. With it, see `_perp_neg`.
+    `unconditional` has one row.
     """
     num_prompts, num_views = cameras.azimuth_deg.shape
     if texts_by_view.pooled.shape[0] != num_prompts * NUM_VIEWS:
@@ -173,9 +168,6 @@ def view_text(
     def pick(view: Tensor) -> TextCondition:  # view [P, V], indices into VIEW_NAMES
         return take_rows(texts_by_view, (first_row + view.to(device)).flatten())
 
-    if not config.perp_neg:
-        view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
-        return plain_text(pick(view), unconditional)
     first, second, share, negatives, weights = _perp_neg(cameras, config)
     null = expand_row(unconditional, num_prompts * num_views)
     return ViewText(

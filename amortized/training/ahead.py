@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A batch with its text, on the device."""
+    """A batch with its text, on the CPU."""
 
     batch: Batch
     read: TextCondition  # P rows, of the generator

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+class StoppedTogether(ValueError):
+    """What one process met, and all of them stop for: one needs to say it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,20 @@ class World:
         dist.all_gather_object(parts, value)
         return parts
 
+    def together(self, action: Callable[[], None]) -> None:
+        """Do an action that every process must bring to an end; then go on, or stop together.
+
+        Raises StoppedTogether on all processes where it raised ValueError or OSError on any of them.
+        """
+        problem: str | None = None
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        problems = [told for told in self.gather_objects(problem) if told is not None]
+        if problems:
+            raise StoppedTogether(problems[0])
+
     def barrier(self) -> None:
         """Wait until every process is here; used after work that only rank 0 does."""
         if self.size > 1:
@@ -65,27 +84,43 @@ class World:
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """A dataclass of tensors, on another device."""
-    return replace(values, **{name: value.to(device) for name, value in vars(values).items()})
+    """Tensors, dataclasses and tuples of them, on another device; without a wait where they are pinned."""
+    return _each(values, lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+
+def pinned(values: Any) -> Any:
+    """The same in page-locked memory, from where a GPU takes its copy by itself."""
+    return _each(values, Tensor.pin_memory)
+
+
+def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, tuple):
+        return tuple(_each(value, change) for value in values)
+    return replace(values, **{name: _each(value, change) for name, value in vars(values).items()})
 
 
 @contextmanager
-def join_world(device: str = "auto") -> Iterator[World]:
+def join_world(device: str = "auto", *, patience: timedelta | None = None) -> Iterator[World]:
     """The world that torchrun's environment describes (one process without it), left on exit.
 
-    The device comes from LOCAL_RANK alone, so that a second node does not ask for a ninth GPU.
+    The device comes from LOCAL_RANK alone, so that a second node does not ask for a ninth GPU. Processes wait
+    for each other for `patience`, by default the backend's own. Raises ValueError for an unknown device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    chosen = (
-        torch.device("cuda", local_rank) if use_cuda else torch.device("cpu" if device == "auto" else device)
-    )
+    try:
+        named = torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu or cuda, got '{device}'") from error
+    chosen = torch.device("cuda", local_rank) if use_cuda else named
     if use_cuda:
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield World(device=chosen)
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
     finally:

@@ -33,7 +33,7 @@ class OrderConfig:
     """
 
     kind: Literal["shuffle", "weighted", "curriculum"] = "shuffle"
-    # null: how often the corpus lists a prompt (weighted), its number of words (curriculum). Or the
+    # null: how often the training list names a prompt (weighted), its number of words (curriculum). Or the
     # results.json of an evaluation, and its column: weights, or scores of which the highest come first.
     by: str | None = None
     column: str = "recall_at_1"
@@ -169,7 +169,8 @@ def _mixed(secret: hashlib.blake2b, number: int, value: int) -> int:
 def _repeats(corpus: Corpus) -> np.ndarray:
     if corpus.repeats is None:
         return np.ones(len(corpus.trained))
-    return np.asarray(corpus.repeats)[np.asarray(corpus.trained)]
+    # What only other lists name is trained on where `held_out` says so: once.
+    return np.maximum(np.asarray(corpus.repeats)[np.asarray(corpus.trained)], 1)
 
 
 def _lengths(corpus: Corpus) -> np.ndarray:

@@ -20,7 +20,7 @@ from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training.ahead import Ahead, Prepared
 from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
-from amortized.training.distributed import World, to_device
+from amortized.training.distributed import World, pinned, to_device
 from amortized.training.losses import regularization
 from amortized.training.optim import Ema, build_optimizer, set_learning_rate
 from amortized.training.order import order_of
@@ -195,18 +195,22 @@ class Trainer:
         return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
 
     def _prepare(self, step: int, part: int) -> Prepared:
-        """A part of a step's batch and its text: a pure function, called from a thread."""
+        """A part of a step's batch and its text, on the CPU: a pure function, called from a thread."""
         batch = self.sampler.batch(step, self.slots[part], self.slots_per_step)
         texts = [self.prompt(index).text for index in batch.prompt_indices]
-        return Prepared(batch=batch, read=self.bank.get(texts), told=self.bank.views(texts, batch.cameras))
+        read, told = self.bank.get(texts, "cpu"), self.bank.views(texts, batch.cameras, "cpu")
+        if self.world.device.type == "cuda":
+            read, told = pinned(read), pinned(told)
+        return Prepared(batch=batch, read=read, told=told)
 
     def _loss(self, prepared: Prepared, progress: float, *, learn: bool) -> dict[str, Tensor]:
         """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
         device, batch = self.world.device, prepared.batch
+        told = to_device(prepared.told, device)
         cameras = to_device(batch.cameras, device)
         bfloat16 = self.config.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            scene = self.generator(prepared.read, batch.z.to(device))
+            scene = self.generator(to_device(prepared.read, device), batch.z.to(device))
         size = self.config.render_size
         image = render(
             scene,
@@ -224,9 +228,7 @@ class Trainer:
         images = image.rgb.flatten(0, 1)
         with torch.set_grad_enabled(self.guidance.config.residual == "latent"):
             latents = self.guidance.prior.encode(images)
-        taught = self.guidance(
-            latents, prepared.told, batch.draws, progress, cameras, images=images, learn=learn
-        )
+        taught = self.guidance(latents, told, batch.draws, progress, cameras, images=images, learn=learn)
         terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
         learned = {} if taught.learned_loss is None else {"learned": taught.learned_loss}
         opacity = image.opacity.detach().mean(dim=(1, 2, 3))

@@ -199,7 +199,7 @@ def test_an_unfinished_folder_is_told(tmp_path: Path):
         (folder / name).write_bytes(kept)
     with pytest.raises(ValueError, match="no finished encoding"):
         ShardStore(str(tmp_path / "missing"))
-    with pytest.raises(ValueError, match="cannot be read|Protocol not known"):
+    with pytest.raises(ValueError, match="nowhere"):
         ShardStore("nowhere://text")
 
 

@@ -78,6 +78,18 @@ def test_two_threads_get_the_same(tmp_path: Path):
     assert all(equal(row, expected.encode([text])) for row, text in zip(rows, texts, strict=True))
 
 
+def test_a_step_reads_each_prompt_once(tmp_path: Path, monkeypatch):
+    bank = TextBank(LetterEncoder(), stores=[store := stored(tmp_path)])
+    read, reads = store._read, []
+    monkeypatch.setattr(store, "_read", lambda places: reads.extend(places) or read(places))
+    bank.get(TEXTS)
+    bank.views(TEXTS, CAMERAS)
+    assert len(reads) == 2
+    for number in range(30):  # and no more than some are kept
+        bank.get([f"prompt number {number}"] * 2)
+    assert len(reads) == 2 + 21
+
+
 # ---- banks ------------------------------------------------------------------------------------
 
 
@@ -100,21 +112,22 @@ def test_a_generator_may_read_another_encoder(tmp_path: Path):
     assert equal(bank.get(TEXTS), LetterEncoder(seed=1).encode(TEXTS))
     assert equal(bank.sentences(TEXTS), LetterEncoder().encode(TEXTS))
     assert bank.told.stores == stores[:1] and bank.read.stores == stores[1:]
-    assert bank.told.num_encoded == bank.read.num_encoded == 0
-    assert len(bank) == 4
+    assert bank.told.num_encoded == bank.read.num_encoded == len(bank) == 0
 
 
 def test_pooled_shards_serve_the_generator_alone(tmp_path: Path):
     bank = TextBank(LetterEncoder(), stores=[stored(tmp_path, pooled_only=True, suffixes=())])
     assert bank.pooled_only and not TextBank(LetterEncoder()).pooled_only
-    assert bank.get(TEXTS).tokens.shape == (2, 0, WIDTH)
+    found = bank.get([*TEXTS, "a prompt that no shard has"])
+    assert found.tokens.shape == (3, 0, WIDTH) and found.mask.shape == (3, 0)
+    assert torch.equal(found.pooled[2], LetterEncoder().encode(["a prompt that no shard has"]).pooled[0])
     assert bank.sentences(TEXTS).tokens.shape == (2, LetterEncoder.max_length, WIDTH)
     assert torch.equal(bank.get(TEXTS).pooled, bank.sentences(TEXTS).pooled)
 
 
 def test_shards_of_another_encoder_are_refused(tmp_path: Path):
     store = stored(tmp_path, encoder=LetterEncoder(seed=5))
-    with pytest.raises(ValueError, match="of the encoder letters, neither the prior's nor the generator's"):
+    with pytest.raises(ValueError, match="of the encoder letters, neither the generator's nor"):
         TextBank(LetterEncoder(), stores=[store])
 
 

@@ -46,19 +46,12 @@ def test_pooled_vectors_tell_sentences_apart(encoder):
 def test_a_sentence_one_token_too_long_is_cut_before_its_end_token(encoder):
     room = encoder.max_length - 2
     fits, too_long = encoder.encode(["q" * room]), encoder.encode(["q" * (room + 1)])
-    assert encoder.num_truncated == 1
     # The cut changes the last letter from "q</w>" to "q"; both rows are full, and both end in "end".
     ids, lengths = encoder._token_ids(["q" * room, "q" * (room + 1)])
     assert lengths.tolist() == [encoder.max_length] * 2
     assert (ids[:, -1] == encoder.tokenizer.eos_token_id).all()
     assert (fits.mask == too_long.mask).all()
     assert torch.isfinite(too_long.pooled).all()
-
-
-def test_num_truncated_counts_sentences(encoder):
-    encoder.encode(["a", "q" * 100, "b", "z" * 100])
-    encoder.encode(["q" * 100])
-    assert encoder.num_truncated == 3
 
 
 def test_a_batch_equals_its_sentences_one_by_one(encoder):
@@ -85,9 +78,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(encoder):
 def test_overlong_sentences_are_those_that_are_cut(encoder):
     room = encoder.max_length - 2
     for letters in (room - 1, room, room + 1):
-        before = encoder.num_truncated
-        encoder.encode(["q" * letters])
-        assert encoder.is_overlong("q" * letters) == (encoder.num_truncated > before) == (letters > room)
+        assert encoder.is_overlong("q" * letters) == (letters > room)
 
 
 # ---- loading ----------------------------------------------------------------------------------
@@ -125,7 +116,6 @@ def test_a_t5_reads_each_sentence_as_if_alone(t5_folder):
         torch.testing.assert_close(text.pooled[row], alone.mean(0), rtol=1e-4, atol=1e-5)
         assert text.tokens[row, len(ids) :].abs().max() == 0 if len(ids) < 9 else True
         assert text.mask[row].tolist() == [i < len(ids) for i in range(9)]
-    assert encoder.num_truncated == 1
     assert [encoder.is_overlong(sentence) for sentence in sentences] == [False, False, False, True]
 
 
@@ -143,6 +133,16 @@ def test_what_is_no_text_encoder(tmp_path, t5_folder):
         load_text_encoder(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_text_encoder(str(tmp_path))
+    for name, damage in (("model.safetensors", b"cut"), ("config.json", b"{")):
+        shutil.copytree(t5_folder, tmp_path / name)
+        (tmp_path / name / name).write_bytes(damage)
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            load_text_encoder(str(tmp_path / name))
+    shutil.copytree(t5_folder, tmp_path / "wide")
+    config = json.loads((tmp_path / "wide/config.json").read_text())
+    (tmp_path / "wide/config.json").write_text(json.dumps(config | {"d_model": 24}))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_text_encoder(str(tmp_path / "wide"))
     shutil.copytree(t5_folder, tmp_path / "other")
     config = json.loads((tmp_path / "other/config.json").read_text())
     (tmp_path / "other/config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))

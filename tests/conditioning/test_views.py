@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amortized.cameras import cameras_at
-from amortized.conditioning import ViewTextConfig, expand_row, mix_rows, view_text
+from amortized.conditioning import ViewTextConfig, expand_row, mix_rows, mixed_text, view_words
 from amortized.types import Cameras, TextCondition
 
 
@@ -47,28 +47,23 @@ def by_hand(azimuth: float, elevation: float) -> tuple[list[float], list[int], l
     [(0, 0), (45, 0), (46, 1), (-46, 1), (90, 1), (134, 1), (135, 2), (-135, 2), (180, 2)],
 )
 def test_hard_choice_of_view(azimuth, view):
-    table, null = texts(4), texts(1, seed=1)
-    chosen = view_text(table, null, cameras([[azimuth]]), ViewTextConfig())
-    assert torch.equal(chosen.positive.tokens[0], table.tokens[view])
-    assert torch.equal(chosen.positive.mask[0], table.mask[view])
-    assert chosen.negatives == () and chosen.negative_weights.shape == (0, 1)
+    assert view_words(cameras([[azimuth]]), ViewTextConfig()) == [ViewTextConfig().suffixes[view]]
 
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 @pytest.mark.parametrize("num_views", [1, 4])
-@pytest.mark.parametrize("perp_neg", [False, True])
-def test_a_batch_equals_its_images_one_by_one(num_prompts, num_views, perp_neg):
-    config = ViewTextConfig(perp_neg=perp_neg)
+def test_a_batch_equals_its_images_one_by_one(num_prompts, num_views):
+    config = ViewTextConfig(perp_neg=True)
     generator = torch.Generator().manual_seed(3)
     azimuth = 360 * torch.rand(num_prompts, num_views, generator=generator) - 180
     elevation = 90 * torch.rand(num_prompts, num_views, generator=generator)
     table, null = texts(4 * num_prompts), texts(1, seed=1)
-    batch = view_text(table, null, cameras(azimuth.tolist(), elevation.tolist()), config)
+    batch = mixed_text(table, null, cameras(azimuth.tolist(), elevation.tolist()), config)
     for p in range(num_prompts):
         own = TextCondition(**{k: getattr(table, k)[4 * p : 4 * p + 4] for k in ("pooled", "tokens", "mask")})
         for v in range(num_views):
             camera = cameras([[azimuth[p, v].item()]], [[elevation[p, v].item()]])
-            single, b = view_text(own, null, camera, config), p * num_views + v
+            single, b = mixed_text(own, null, camera, config), p * num_views + v
             for part in ("pooled", "tokens", "mask"):
                 assert torch.equal(getattr(batch.positive, part)[b], getattr(single.positive, part)[0])
                 assert torch.equal(getattr(batch.unconditional, part)[b], getattr(null, part)[0])
@@ -81,7 +76,7 @@ def test_a_batch_equals_its_images_one_by_one(num_prompts, num_views, perp_neg):
 @pytest.mark.parametrize("elevation", [-10, 60, 61, 90])
 def test_perp_neg_against_the_formula_by_hand(azimuth, elevation):
     table, null = texts(4), texts(1, seed=1)
-    got = view_text(table, null, cameras([[azimuth]], elevation), ViewTextConfig(perp_neg=True))
+    got = mixed_text(table, null, cameras([[azimuth]], elevation), ViewTextConfig(perp_neg=True))
     shares, negatives, weights = by_hand(azimuth, elevation)
     share = torch.tensor(shares, dtype=torch.float64)
     torch.testing.assert_close(got.positive.pooled[0], share @ table.pooled)
@@ -100,7 +95,7 @@ PUBLISHED = {0: (-0.0001, -0.7870), 45: (-0.3446, -0.3446), 90: (-0.7868, -0.000
 
 @pytest.mark.parametrize("azimuth", PUBLISHED)
 def test_perp_neg_weights_at_landmarks(azimuth):
-    got = view_text(texts(4), texts(1), cameras([[azimuth]]), ViewTextConfig(perp_neg=True))
+    got = mixed_text(texts(4), texts(1), cameras([[azimuth]]), ViewTextConfig(perp_neg=True))
     front, side = got.negative_weights[:, 0].tolist() if azimuth < 90 else got.negative_weights[:, 0].flip(0)
     assert (float(front), float(side)) == pytest.approx(PUBLISHED[azimuth], abs=6e-5)
 
@@ -109,15 +104,15 @@ def test_perp_neg_hardly_jumps_where_its_halves_meet():
     """Crossing 90 deg the published constants leave a step of 0.0003 in the weights, none in the text."""
     table, null = texts(4), texts(1, seed=1)
     config = ViewTextConfig(perp_neg=True)
-    before, after = (view_text(table, null, cameras([[a]]), config) for a in (90 - 1e-6, 90.0))
+    before, after = (mixed_text(table, null, cameras([[a]]), config) for a in (90 - 1e-6, 90.0))
     torch.testing.assert_close(before.positive.tokens, after.positive.tokens, atol=1e-6, rtol=0)
     torch.testing.assert_close(before.negative_weights, after.negative_weights.flip(0), atol=5e-4, rtol=0)
 
 
 def test_perp_neg_weight_scales_the_weights():
     arguments = texts(4), texts(1), cameras([[30.0]])
-    half = view_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-0.5)).negative_weights
-    double = view_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-1.0)).negative_weights
+    half = mixed_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-0.5)).negative_weights
+    double = mixed_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-1.0)).negative_weights
     torch.testing.assert_close(double, 2 * half)
 
 
@@ -153,4 +148,4 @@ def test_bad_settings_are_refused(settings, message):
 
 def test_a_table_of_the_wrong_size_is_refused():
     with pytest.raises(ValueError, match="4 rows for each of 2 prompts"):
-        view_text(texts(4), texts(1), cameras([[0.0], [0.0]]), ViewTextConfig())
+        mixed_text(texts(4), texts(1), cameras([[0.0], [0.0]]), ViewTextConfig(perp_neg=True))

@@ -70,7 +70,7 @@ def test_dl17k_repeats_itself(tmp_path: Path):
     assert report.most_repeated[1] == 201
     held_out = indices_of(table, "heldout")
     assert len(held_out) == 65  # the 35 others of its test list are trained on
-    assert 15 < len(report.near) < 40 and max(alike for _, alike in report.near.values()) == 1.0
+    assert 5 < len(report.near) < 30 and all(0.8 <= alike < 1 for _, alike in report.near.values())
     assert "35 of the 100 of test are also in train" in str(report)
 
 
@@ -132,12 +132,30 @@ def test_commands(tmp_path: Path, capsys):
 def test_near_duplicates_are_those_of_brute_force():
     words = "red blue green small large cube cone ball torus on under beside a the with dot".split()
     draw = Random(3)
-    texts = list(dict.fromkeys(" ".join(draw.sample(words, draw.randint(4, 12))) for _ in range(300)))
-    asked, trained = texts[:60], texts[60:]
+    asked = [" ".join(draw.sample(words, draw.randint(8, 14))) for _ in range(60)]
+    trained = []
+    for text in asked:  # with a word more, a word less, a word changed, two words exchanged; and quite others
+        for _ in range(4):
+            parts = text.split()
+            place, other = draw.randrange(len(parts)), draw.randrange(len(parts))
+            if (kind := draw.randrange(5)) == 0:
+                parts.insert(place, "very")
+            elif kind == 1:
+                del parts[place]
+            elif kind == 2:
+                parts[place] = "grey"
+            elif kind == 3:
+                parts[place], parts[other] = parts[other], parts[place]
+            else:
+                draw.shuffle(parts)
+            trained.append(" ".join(parts))
+
+    def parts_of(text: str) -> set:
+        words = text.split()
+        return {*words, *zip(words, words[1:], strict=False)}
 
     def alike(one: str, other: str) -> float:
-        a, b = set(one.split()), set(other.split())
-        return len(a & b) / len(a | b)
+        return len(parts_of(one) & parts_of(other)) / len(parts_of(one) | parts_of(other))
 
     exact = {}
     for text in asked:
@@ -145,9 +163,14 @@ def test_near_duplicates_are_those_of_brute_force():
         if alike(text, best) >= 0.8:
             exact[text] = alike(text, best)
     found = near_duplicates(asked, trained)
-    assert len(exact) > 10
+    assert 20 < len(exact) < 60
     assert {text: value for text, (_, value) in found.items()}.items() <= exact.items()
     assert len(found) >= 0.9 * len(exact)
+
+
+def test_the_same_words_in_another_order_are_another_prompt():
+    asked, trained = "a red cube on top of a blue sphere", "a blue cube on top of a red sphere"
+    assert near_duplicates([asked], [trained]) == {}
 
 
 def test_nearness_sees_through_case_and_full_stop():

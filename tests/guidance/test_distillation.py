@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amortized.cameras import cameras_at
-from amortized.conditioning import TextBank, ViewTextConfig, view_text
+from amortized.cameras import cameras_at, view_index
+from amortized.conditioning import TextBank, ViewTextConfig, mixed_text, take_rows
 from amortized.conditioning.views import plain_text
 from amortized.guidance import (
     METHODS,
@@ -64,6 +64,15 @@ def test_gradient_is_the_closed_form(method, perp_neg, settings):
         torch.testing.assert_close(output.loss.detach(), config.weight * output.per_sample.mean())
 
 
+def told(table, null, cameras, config):
+    """The text of P prompts, four rows each, as the cameras see them."""
+    if config.perp_neg:
+        return mixed_text(table, null, cameras, config)
+    first = 4 * torch.arange(len(cameras.azimuth_deg))[:, None]
+    view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
+    return plain_text(take_rows(table, (first + view).flatten()), null)
+
+
 @pytest.mark.parametrize("num_views", [1, 4])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 @pytest.mark.parametrize("perp_neg", [False, True])
@@ -82,11 +91,11 @@ def test_a_batch_of_prompts_equals_its_prompts_one_by_one(method, perp_neg, num_
         flat = torch.zeros_like(azimuth)
         return cameras_at(azimuth_deg=azimuth, elevation_deg=flat, distance=flat + 1, fovy_deg=flat + 40)
 
-    text = view_text(table, null, cameras(azimuth), config)
+    text = told(table, null, cameras(azimuth), config)
     output, gradient = step(guidance, latents, text, draws, cameras=cameras(azimuth))
     for p in range(num_prompts):
         mine = slice(p * num_views, (p + 1) * num_views)
-        own = view_text(rows(table, slice(4 * p, 4 * p + 4)), null, cameras(azimuth[p : p + 1]), config)
+        own = told(rows(table, slice(4 * p, 4 * p + 4)), null, cameras(azimuth[p : p + 1]), config)
         single, own_gradient = step(guidance, latents[mine], own, rows(draws, mine))
         assert relative_error(gradient[mine] * num_prompts, own_gradient) <= 1e-9
         torch.testing.assert_close(output.per_sample[mine], single.per_sample)
