@@ -2,6 +2,7 @@
 
   python -m corpora list
   python -m corpora import df415 dreamfusion_415_prompt_library.json
+  python -m corpora keep prompts.jsonl --output prompts.parquet
   python -m corpora show df415
   python -m corpora encode shapes100k --encoder checkpoints/shapes-prior
   torchrun --nproc-per-node 8 -m corpora encode df415 --encoder FOLDER
@@ -18,8 +19,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from corpora import CORPORA, IMPORTED, PUBLISHED, open_corpus
-from corpora.published import import_corpus
+from corpora import CORPORA, IMPORTED, PUBLISHED, entries_of, open_corpus, tabulate
+from corpora.published import import_corpus, store
 
 
 def list_corpora(given: argparse.Namespace) -> None:
@@ -39,6 +40,14 @@ def take_in(given: argparse.Namespace) -> None:
         "it is built in" if PUBLISHED[given.name].built_in else f"kept as {given.folder / given.name}.parquet"
     )
     print(f"{report}\n{kept}; now: corpus={given.name}")
+
+
+def keep(given: argparse.Namespace) -> None:
+    if given.output.suffix != ".parquet":
+        raise ValueError(f"--output must be a .parquet file, got {given.output}")
+    table = tabulate(entries_of(given.path), str(given.path))
+    store(table, given.output)
+    print(f"{given.output}: {len(table):,} different prompts; now: corpus={given.output}")
 
 
 def show(given: argparse.Namespace) -> None:
@@ -112,6 +121,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("name", help=f"one of {', '.join(PUBLISHED)}")
     command.add_argument("path", type=Path, help="the public file")
     command.set_defaults(run=take_in)
+    command = commands.add_parser("keep", help="turn a list of your own into Parquet, which opens at once")
+    command.add_argument("path", type=Path, help="a file of prompts")
+    command.add_argument("--output", type=Path, required=True, help="the .parquet file")
+    command.set_defaults(run=keep)
     command = commands.add_parser("show", help="some prompts of a corpus")
     command.add_argument("name", help="a name, or a file of prompts")
     command.add_argument("--held-out", type=float, help="hold out this share, by the hash of the words")

@@ -124,6 +124,13 @@ def test_commands(tmp_path: Path, capsys):
     assert main([*folder, "show", "dl17k"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert IMPORTED == Path("outputs/corpora")
+    own, kept = tmp_path / "own.txt", tmp_path / "own.parquet"
+    own.write_text("a cube\na cone\na cube\n")
+    assert main(["keep", str(own), "--output", str(kept)]) == 0
+    corpus = open_corpus(str(kept))
+    assert [corpus[index].text for index in range(len(corpus))] == ["a cube", "a cone"]
+    assert corpus.name == str(kept) and list(corpus.repeats) == [2, 1]
+    assert main(["keep", str(own), "--output", str(own)]) == 2
 
 
 # ---- nearness ---------------------------------------------------------------------------------
