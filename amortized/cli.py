@@ -58,8 +58,8 @@ def progress_bar(label: str, *, quiet: bool) -> Callable[[int, int], None]:
     bar = tqdm(desc=label, unit="prompt", disable=quiet)
 
     def show(done: int, total: int) -> None:
-        bar.total, bar.n = total, done
-        bar.refresh()
+        bar.total = total
+        bar.update(done - bar.n)
         if done == total:
             bar.close()
 
