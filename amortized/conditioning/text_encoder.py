@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 
 from amortized.types import TextCondition
 
+# What transformers raises for a model that is missing, incomplete, damaged or of another make.
+UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
 
 class TextEncoder:
     """A CLIP-style causal tokenizer and text model, read as Stable Diffusion reads them.
@@ -133,6 +136,21 @@ def load_text_encoder(
     """The text encoder of a diffusers folder, or a CLIP or T5 of transformers; a Hub id where it is cached or
     may be fetched. Only safetensors are read. Raises ValueError for anything else.
     """
+    try:
+        return read_text_encoder(
+            path, revision=revision, dtype=dtype, device=device, allow_network=allow_network
+        )
+    except UNREADABLE as error:
+        raise ValueError(
+            f"the text encoder '{path}' cannot be loaded: {reason_of(error)}; give a diffusers folder, one "
+            "of a CLIP or T5 with its tokenizer and weights as .safetensors, or a Hub id that may be fetched"
+        ) from error
+
+
+def read_text_encoder(
+    path: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str, allow_network: bool
+) -> TextEncoder | T5TextEncoder:
+    """The same, for who has more to say of a folder: raises one of UNREADABLE."""
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
     from transformers.utils import logging as transformers_logging
 
@@ -140,21 +158,20 @@ def load_text_encoder(
     classes = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
     source: dict[str, Any] = {"revision": revision, "local_files_only": not allow_network}
     model_in, words_in = _parts(path, source)
-    try:
-        kind = AutoConfig.from_pretrained(path, **model_in, **source).model_type
-        if kind not in classes:
-            raise ValueError(f"it is a {kind}, not a CLIP or a T5")
-        tokenizer = AutoTokenizer.from_pretrained(path, **words_in, **source)
-        model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **model_in, **source)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(
-            f"the text encoder '{path}' cannot be loaded: {reason}; give a diffusers folder, one of a CLIP "
-            "or T5 with its tokenizer and weights as .safetensors, or a Hub id that may be fetched"
-        ) from error
+    kind = AutoConfig.from_pretrained(path, **model_in, **source).model_type
+    if kind not in classes:
+        raise ValueError(f"its text encoder is a {kind}, not a CLIP or a T5")
+    tokenizer = AutoTokenizer.from_pretrained(path, **words_in, **source)
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError(f"the text encoder '{path}' cannot be loaded: its tokenizer has no vocabulary")
+        # transformers makes such a tokenizer, without a word, of a folder that lacks the vocabulary.
+        raise ValueError("its tokenizer has no vocabulary")
+    model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **model_in, **source)
     return (T5TextEncoder if kind == "t5" else TextEncoder)(tokenizer, model.to(device))
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what a library says."""
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _parts(path: str, source: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amortized.conditioning.text_encoder import TextEncoder
+from amortized.conditioning.text_encoder import (
+    UNREADABLE,
+    T5TextEncoder,
+    TextEncoder,
+    read_text_encoder,
+    reason_of,
+)
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
 from amortized.priors.precision import sized_gradient
@@ -34,7 +40,7 @@ class StableDiffusionPrior:
         *,
         unet: Any,
         vae: Any,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | T5TextEncoder,
         alphas_cumprod: Tensor,
         prediction_type: str,
         views_per_group: int = 1,
@@ -207,28 +213,24 @@ def load_stable_diffusion(
     path = str(path)
     _check_folder(path, allow_network)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore (lazy exports)
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # a line on stderr for every model, however small
     source = {"revision": revision, "local_files_only": not allow_network}
     weights = {**source, "use_safetensors": True, "dtype": dtype}  # transformers would keep the file's dtype
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **source)
-        text_model: Any = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights)
+        text_encoder = read_text_encoder(
+            path, revision=revision, dtype=dtype, device="cpu" if text_on_cpu else device,
+            allow_network=allow_network,
+        )  # fmt: skip
         vae: Any = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
         unet: Any = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
         # Any scheduler's config holds the betas and the prediction type; DDIM's class reads them all.
         scheduler: Any = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **source)
-    except OSError as error:
-        raise ValueError(_missing(path, allow_network, reason=str(error).strip().split("\n")[0])) from error
-    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
-        # transformers makes such a tokenizer, without a word, of a folder that lacks the vocabulary.
-        raise ValueError(_missing(path, allow_network, reason="its tokenizer has no vocabulary"))
+    except UNREADABLE as error:
+        raise ValueError(_missing(path, allow_network, reason=reason_of(error))) from error
     return StableDiffusionPrior(
         unet=unet.to(denoiser_device or device),
         vae=vae.to(device),
-        text_encoder=TextEncoder(tokenizer, text_model.to("cpu" if text_on_cpu else device)),
+        text_encoder=text_encoder,
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction_type=scheduler.config.prediction_type,
         views_per_group=views_of(Path(path)),

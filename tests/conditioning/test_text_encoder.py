@@ -146,5 +146,5 @@ def test_what_is_no_text_encoder(tmp_path, t5_folder):
     shutil.copytree(t5_folder, tmp_path / "other")
     config = json.loads((tmp_path / "other/config.json").read_text())
     (tmp_path / "other/config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match="it is a gpt2, not a CLIP or a T5"):
+    with pytest.raises(ValueError, match="its text encoder is a gpt2, not a CLIP or a T5"):
         load_text_encoder(str(tmp_path / "other"))
