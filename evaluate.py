@@ -72,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         config = settings.load(RunConfig, given.run / "config.yaml", given.overrides)
         corpus = asked = corpus_of(config)
         if given.prompt or given.prompts:
+            if given.split != "all":
+                raise ValueError(
+                    f"--split {given.split} is of a corpus: leave it out with --prompt or --prompts"
+                )
             texts = [given.prompt] if given.prompt else read_prompts(given.prompts)
             asked = replace(prompt_list(texts, "prompts", background=corpus), trained=())
         chosen = spaced(indices_of(asked, given.split), given.limit)

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from corpora import CORPORA, IMPORTED, PUBLISHED, entries_of, open_corpus, tabulate
-from corpora.published import import_corpus, store
+from corpora.published import import_corpus, store, stored
 
 
 def list_corpora(given: argparse.Namespace) -> None:
@@ -45,7 +45,8 @@ def take_in(given: argparse.Namespace) -> None:
 def keep(given: argparse.Namespace) -> None:
     if given.output.suffix != ".parquet":
         raise ValueError(f"--output must be a .parquet file, got {given.output}")
-    table = tabulate(entries_of(given.path), str(given.path))
+    known = stored(given.path) if given.path.suffix == ".parquet" and given.path.exists() else None
+    table = tabulate(entries_of(given.path), str(given.path)) if known is None else known
     store(table, given.output)
     print(f"{given.output}: {len(table):,} different prompts; now: corpus={given.output}")
 

@@ -16,7 +16,8 @@ NEAR = 0.8  # Jaccard similarity of two prompts' words and pairs of neighbouring
 def near_duplicates(
     asked: Sequence[str], trained: Iterable[str], *, near: float = NEAR
 ) -> dict[str, tuple[str, float]]:
-    """Each asked prompt that some trained one nearly equals => the most alike one, and their similarity.
+    """Each asked prompt that some trained one nearly equals => the most alike one (itself where it is there),
+    and their similarity.
 
     Candidates come from MinHash (Broder 1997) with locality-sensitive hashing, over the asked prompts,
     so that the trained ones, however many, are only passed by; what is reported is exact, and a pair
@@ -33,7 +34,7 @@ def near_duplicates(
         for text in map(str, index.query(hashes)):
             own, other = sets[text], _parts(seen)
             alike = len(own & other) / len(own | other)
-            if alike >= near and alike > found.get(text, ("", 0.0))[1]:
+            if alike >= near and (seen == text or alike > found.get(text, ("", 0.0))[1]):
                 found[text] = (seen, alike)
     return found
 

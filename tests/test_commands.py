@@ -229,6 +229,7 @@ def test_a_corpus_of_ones_own_from_shards_to_scores(run, prior, tmp_path):
         (("--split", "dev"), "has no list named dev"),
         (("--split", "val"), "has no prompt in 'val'"),
         (("--limit", "0"), "--limit must be at least 1, got 0"),
+        (("--prompt", "a ball", "--split", "train"), "--split train is of a corpus: leave it out"),
     ):
         failed = run("evaluate.py", str(folder), *arguments, clip)
         assert failed.returncode == 2 and sentence in failed.stderr and failed.stderr.count("\n") == 1

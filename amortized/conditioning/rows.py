@@ -26,7 +26,8 @@ def take_row(text: TextCondition, index: int) -> TextCondition:
 
 def without_tokens(text: TextCondition) -> TextCondition:
     """The pooled vectors alone: no token is left."""
-    return TextCondition(pooled=text.pooled, tokens=text.tokens[:, :0], mask=text.mask[:, :0])
+    # Copies: a view would keep the tokens' memory.
+    return TextCondition(pooled=text.pooled, tokens=text.tokens[:, :0].clone(), mask=text.mask[:, :0].clone())
 
 
 def expand_row(text: TextCondition, num_rows: int) -> TextCondition:

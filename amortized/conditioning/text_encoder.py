@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from amortized.types import TextCondition
 
 # What transformers raises for a model that is missing, incomplete, damaged or of another make.
-UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError,
+)  # fmt: skip
 
 
 class TextEncoder:
@@ -140,6 +142,8 @@ def load_text_encoder(
         return read_text_encoder(
             path, revision=revision, dtype=dtype, device=device, allow_network=allow_network
         )
+    except torch.OutOfMemoryError:
+        raise
     except UNREADABLE as error:
         raise ValueError(
             f"the text encoder '{path}' cannot be loaded: {reason_of(error)}; give a diffusers folder, one "

@@ -225,6 +225,8 @@ def load_stable_diffusion(
         unet: Any = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
         # Any scheduler's config holds the betas and the prediction type; DDIM's class reads them all.
         scheduler: Any = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **source)
+    except torch.OutOfMemoryError:
+        raise
     except UNREADABLE as error:
         raise ValueError(_missing(path, allow_network, reason=reason_of(error))) from error
     return StableDiffusionPrior(

@@ -90,7 +90,8 @@ def to_device(values: Any, device: torch.device) -> Any:
 
 def pinned(values: Any) -> Any:
     """The same in page-locked memory, from where a GPU takes its copy by itself."""
-    return _each(values, Tensor.pin_memory)
+    # Pinning keeps strides, and rows expanded from one cannot be written to: they are laid out first.
+    return _each(values, lambda tensor: tensor.contiguous().pin_memory())
 
 
 def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -123,6 +123,7 @@ def test_pooled_shards_serve_the_generator_alone(tmp_path: Path):
     assert torch.equal(found.pooled[2], LetterEncoder().encode(["a prompt that no shard has"]).pooled[0])
     assert bank.sentences(TEXTS).tokens.shape == (2, LetterEncoder.max_length, WIDTH)
     assert torch.equal(bank.get(TEXTS).pooled, bank.sentences(TEXTS).pooled)
+    assert all(row.tokens.untyped_storage().nbytes() == 0 for row in bank.read._memory.values())
 
 
 def test_shards_of_another_encoder_are_refused(tmp_path: Path):

@@ -133,11 +133,15 @@ def test_what_is_no_text_encoder(tmp_path, t5_folder):
         load_text_encoder(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_text_encoder(str(tmp_path))
-    for name, damage in (("model.safetensors", b"cut"), ("config.json", b"{")):
-        shutil.copytree(t5_folder, tmp_path / name)
-        (tmp_path / name / name).write_bytes(damage)
+    for number, (name, damage) in enumerate(
+        [("model.safetensors", b"cut"), ("config.json", b"{"), ("tokenizer.json", b"{}")]
+        + [("tokenizer.json", b"[]"), ("tokenizer_config.json", b"[]")]
+    ):
+        folder = tmp_path / f"damaged{number}"
+        shutil.copytree(t5_folder, folder)
+        (folder / name).write_bytes(damage)
         with pytest.raises(ValueError, match="cannot be loaded"):
-            load_text_encoder(str(tmp_path / name))
+            load_text_encoder(str(folder))
     shutil.copytree(t5_folder, tmp_path / "wide")
     config = json.loads((tmp_path / "wide/config.json").read_text())
     (tmp_path / "wide/config.json").write_text(json.dumps(config | {"d_model": 24}))

@@ -131,6 +131,12 @@ def test_commands(tmp_path: Path, capsys):
     assert [corpus[index].text for index in range(len(corpus))] == ["a cube", "a cone"]
     assert corpus.name == str(kept) and list(corpus.repeats) == [2, 1]
     assert main(["keep", str(own), "--output", str(own)]) == 2
+    lists = tmp_path / "lists.json"
+    lists.write_text('{"train": ["a cube", "a cube"], "test": ["a cone"]}')
+    for path, output in ((lists, kept), (kept, tmp_path / "again.parquet")):
+        assert main(["keep", str(path), "--output", str(output)]) == 0
+        corpus = open_corpus(str(output))
+        assert list(corpus.trained) == [0] and list(corpus.repeats) == [2, 0]
 
 
 # ---- nearness ---------------------------------------------------------------------------------
@@ -184,3 +190,5 @@ def test_nearness_sees_through_case_and_full_stop():
     found = near_duplicates(["A Red Cube."], ["a red cube", "a blue cone"])
     assert found == {"A Red Cube.": ("a red cube", 1.0)}
     assert near_duplicates([], ["a red cube"]) == {}
+    twins = ["A red cube", "a red cube.", "A red cube."]
+    assert near_duplicates(["a red cube."], twins) == {"a red cube.": ("a red cube.", 1.0)}
