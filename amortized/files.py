@@ -1,6 +1,5 @@
-"""Files that are whole or absent: written under a temporary name, synced to disk, then renamed.
-
-And names for what a text cannot name itself."""
+"""Files that are whole or absent: written under a temporary name, synced to disk, then renamed; and
+short names for texts, which never name files themselves."""
 
 from __future__ import annotations
 

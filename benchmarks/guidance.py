@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,9 +35,10 @@ from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
 from train import RunConfig
 
 EXACT = ("recall_at_1", "iou", "colour_error", "clip_similarity")
-# ASD's is the quickstart's own; the others have what suits each, at as many denoiser calls.
-PRESETS = {
-    method: Variant(preset="quickstart" if method == "asd" else f"methods/{method}") for method in METHODS
+# ASD's, which the others are compared with, is the quickstart's own; the others have what suits each, at as
+# many denoiser calls.
+PRESETS = {"asd": Variant(preset="quickstart")} | {
+    method: Variant(preset=f"methods/{method}") for method in METHODS if method != "asd"
 }
 # One object alone: all images are its own.
 ALONE = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4")
@@ -49,24 +51,18 @@ FOUR_VIEWS = (
 STUDIES = {
     "corpus": Study(
         title="Methods over a corpus, at equal denoiser calls",
-        variants={"asd": PRESETS["asd"], **PRESETS},
+        variants=PRESETS,
         columns=EXACT,
     ),
     "single": Study(
         title="Methods on one object alone, at equal denoiser calls",
-        variants={
-            name: Variant(preset=chosen.preset, changes=ALONE)
-            for name, chosen in {"asd": PRESETS["asd"], **PRESETS}.items()
-        },
+        variants={name: replace(preset, changes=ALONE) for name, preset in PRESETS.items()},
         columns=EXACT,
         alone=("a green torus", "a blue cone"),
     ),
     "four-views": Study(
         title="Methods over a corpus from the multi-view prior, at equal denoiser calls",
-        variants={
-            name: Variant(preset=chosen.preset, changes=FOUR_VIEWS)
-            for name, chosen in {"asd": PRESETS["asd"], **PRESETS}.items()
-        },
+        variants={name: replace(preset, changes=FOUR_VIEWS) for name, preset in PRESETS.items()},
         columns=EXACT,
     ),
     "shift": Study(

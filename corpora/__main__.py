@@ -150,8 +150,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given.run(given)
     except (ValueError, OSError) as error:
+        from amortized.training.distributed import StoppedTogether
+
         # Where processes stop together, one of them says why.
-        if type(error).__name__ != "StoppedTogether" or os.environ.get("RANK", "0") == "0":
+        if not isinstance(error, StoppedTogether) or os.environ.get("RANK", "0") == "0":
             print(f"corpora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -11,17 +11,8 @@ from amortized.types import TextCondition
 
 
 def take_rows(text: TextCondition, index: Tensor) -> TextCondition:
-    """Rows `index` [N] (long, repeats allowed) of the condition."""
+    """Rows `index` [N] (long, repeats allowed) of the condition, in memory of their own."""
     return TextCondition(pooled=text.pooled[index], tokens=text.tokens[index], mask=text.mask[index])
-
-
-def take_row(text: TextCondition, index: int) -> TextCondition:
-    """Row `index` alone, in memory of its own: it does not keep the others alive."""
-    return TextCondition(
-        pooled=text.pooled[index : index + 1].clone(),
-        tokens=text.tokens[index : index + 1].clone(),
-        mask=text.mask[index : index + 1].clone(),
-    )
 
 
 def without_tokens(text: TextCondition) -> TextCondition:

@@ -152,9 +152,6 @@ class ShardStore:
         """Of the command that mends: what is far was made elsewhere, and copied."""
         return self.url if self.is_local else "FOLDER"
 
-    def __contains__(self, text: str) -> bool:
-        return self._row(text) is not None
-
     def has(self, suffix: str) -> bool:
         """Whether prompts with this suffix were encoded."""
         return suffix in self._suffixes

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from threading import RLock
 from typing import Protocol
 
-from amortized.conditioning.rows import concatenate_rows, move_rows, take_row, without_tokens
+import torch
+
+from amortized.conditioning.rows import concatenate_rows, move_rows, take_rows, without_tokens
 from amortized.conditioning.shards import ShardStore, probe_of, same_encoder
 from amortized.types import TextCondition
 
@@ -95,7 +97,7 @@ class SentenceSource:
                 self._records.move_to_end((number, text))
             for text, suffix in here:
                 if (record := records[text]) is not None:
-                    row = take_row(record, store.row_of(suffix))
+                    row = take_rows(record, torch.tensor([store.row_of(suffix)]))
                     found[text, suffix] = without_tokens(row) if self.pooled_only else row
         _shrink(self._records, NUM_RECORDS)
         return found

@@ -62,10 +62,7 @@ class TextEncoder:
 
     def is_overlong(self, text: str) -> bool:
         """Whether `encode` cuts the sentence."""
-        return len(self._words(text)) > self.max_length - 2
-
-    def _words(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return len(_words(self.tokenizer, text)) > self.max_length - 2
 
     def _token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [N, L] long and the count of tokens [N], begin and end included."""
@@ -74,7 +71,7 @@ class TextEncoder:
         ids = torch.full((len(texts), self.max_length), padding, dtype=torch.long)
         lengths = torch.empty(len(texts), dtype=torch.long)
         for row, text in enumerate(texts):
-            words = self._words(text)
+            words = _words(self.tokenizer, text)
             sentence = [tokenizer.bos_token_id, *words[:room], tokenizer.eos_token_id]
             ids[row, : len(sentence)] = torch.tensor(sentence)
             lengths[row] = len(sentence)
@@ -108,7 +105,7 @@ class T5TextEncoder:
         ids = torch.full((len(texts), self.max_length), self.tokenizer.pad_token_id, dtype=torch.long)
         lengths = torch.empty(len(texts), dtype=torch.long)
         for row, text in enumerate(texts):
-            words = self._words(text)
+            words = _words(self.tokenizer, text)
             sentence = [*words[: self.max_length - 1], self.tokenizer.eos_token_id]
             ids[row, : len(sentence)] = torch.tensor(sentence)
             lengths[row] = len(sentence)
@@ -121,10 +118,12 @@ class T5TextEncoder:
 
     def is_overlong(self, text: str) -> bool:
         """Whether `encode` cuts the sentence."""
-        return len(self._words(text)) > self.max_length - 1
+        return len(_words(self.tokenizer, text)) > self.max_length - 1
 
-    def _words(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+def _words(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a sentence, without begin and end."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def load_text_encoder(

@@ -52,9 +52,9 @@ def test_rows_come_back_as_they_were_encoded(tmp_path: Path, dtype: str):
     store = ShardStore(str(encoded(tmp_path, corpus, encoder, dtype=dtype)))
     texts = [corpus[index].text for index in (22, 0, 7, 7)]
     found = store.find([*texts, "another"])
-    assert found.pop() is None and "another" not in store
+    assert found.pop() is None
     for text, condition in zip(texts, found, strict=True):
-        assert text in store and condition is not None
+        assert condition is not None
         expected = encoder.encode([text, *(text + suffix for suffix in VIEWS)])
         rounded = expected.tokens.to(DTYPES[dtype]).float()
         assert condition.tokens.dtype == condition.pooled.dtype == torch.float32
