@@ -40,8 +40,15 @@ EXACT = ("recall_at_1", "iou", "colour_error", "clip_similarity")
 PRESETS = {"asd": Variant(preset="quickstart")} | {
     method: Variant(preset=f"methods/{method}") for method in METHODS if method != "asd"
 }
-# One object alone: all images are its own.
-ALONE = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4")
+
+
+def alone(preset: Variant) -> Variant:
+    """One object alone, in half the steps: all images are its own."""
+    steps = settings.load(RunConfig, preset.path).trainer.steps // 2
+    images = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4", f"trainer.steps={steps}")
+    return replace(preset, changes=images)
+
+
 WORDLESS = ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
 # As configs/shapes16-multi-view.yaml has it: as many images a step.
 FOUR_VIEWS = (
@@ -56,7 +63,7 @@ STUDIES = {
     ),
     "single": Study(
         title="Methods on one object alone, at equal denoiser calls",
-        variants={name: replace(preset, changes=ALONE) for name, preset in PRESETS.items()},
+        variants={name: alone(preset) for name, preset in PRESETS.items()},
         columns=EXACT,
         alone=("a green torus", "a blue cone"),
     ),
@@ -101,7 +108,17 @@ STUDIES = {
     ),
     "diversity": Study(
         title="Prompts that leave a word open",
-        variants={name: Variant(preset=f"methods/open-{name}") for name in ("asd", "dsd")},
+        variants={
+            "asd": Variant(preset="methods/open-asd"),
+            "dsd": Variant(preset="methods/open-dsd"),
+            # What of DSD does it: its reference, or its noise; and of that, the trajectory or the seed?
+            "dsd, the noise as reference": Variant(
+                preset="methods/open-dsd", changes=("guidance.reference=noise", "trainer.steps=291")
+            ),
+            "dsd, a trajectory of one step": Variant(
+                preset="methods/open-dsd", changes=("guidance.trajectory.num_steps=1", "trainer.steps=296")
+            ),
+        },
         columns=("clip_similarity",),
     ),
 }  # fmt: skip

@@ -90,6 +90,9 @@ class GuidanceConfig:
     t_min: Schedule = (0.5, 0.02)
     t_max: Schedule = (0.98, 0.5)
     t_curve: Literal["linear", "sqrt"] = "linear"  # sqrt: both bounds run over the root of the progress
+    # t and t' are drawn for each group of views that the prior denoises together (mostly, each image), or
+    # for each prompt, all its views alike.
+    time_per: Literal["group", "prompt"] = "group"
     # t', where the reference looks. later: t + u * min(eta * (t - start), T - 1 - t); earlier: t - span.
     shift: str = "later"  # one of SHIFTS
     shift_eta: float = 0.1
@@ -198,8 +201,8 @@ def _times(schedule: Schedule) -> tuple[float, ...]:
 class GuidanceDraws:
     """The random numbers of one step, made outside so that they depend on (seed, step, image) alone.
 
-    Any device and floating dtype. Where a prior denoises groups of views together, the group uses
-    its first image's u; noise is always each image's own. What only some methods need is drawn from
+    Any device and floating dtype. Where images share a time, they use the first one's u; noise is always
+    each image's own. What only some methods need is drawn from
     `keys` where they need it: two images of equal key get equal numbers.
     """
 

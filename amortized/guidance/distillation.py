@@ -135,7 +135,8 @@ class Guidance:
         """One step at `progress` = step / total in [0, 1].
 
         latents [B, C, h, w] carry the graph of the images; text has B rows, prompt-major, on the
-        same device. The gradient of the loss with respect to the latents is
+        same device; cameras [P, V] are those of the images. The gradient of the loss with respect to
+        the latents is
 
             weight / B * g,    g = w(t) * (target - reference),    w at t, not at t',
 
@@ -199,7 +200,7 @@ class Guidance:
         self, denoiser: Denoiser, clean: Tensor, text: ViewText, draws: GuidanceDraws, progress: float
     ) -> Step:
         """Times, noisy latents and scale of this step."""
-        prior, group = self.prior, self.prior.views_per_group
+        prior, group = self.prior, self._images_per_time(denoiser.cameras)
         low, high = timestep_range(self.config, progress, prior.num_timesteps)
         u_timestep, u_shift = (share_in_groups(u.cpu(), group) for u in (draws.u_timestep, draws.u_shift))
         timesteps = draw_timesteps(u_timestep, low, high)
@@ -221,6 +222,14 @@ class Guidance:
             inverted=noised.inverted,
             learned=None if self.learned is None else self.learned(text, draws.prompts),
         )
+
+    def _images_per_time(self, cameras: Cameras | None) -> int:
+        """How many neighbouring images share t and t'."""
+        if self.config.time_per == "group":
+            return self.prior.views_per_group
+        if cameras is None:
+            raise ValueError("guidance.time_per=prompt needs cameras: they tell a prompt's images")
+        return cameras.azimuth_deg.shape[1]
 
     def _weights(self, step: Step, like: Tensor) -> Tensor:
         """What multiplies target - reference, [B, 1, 1, 1]."""

@@ -393,6 +393,22 @@ def test_groups_take_their_first_draw():
     assert share_in_groups(torch.tensor([1, 2, 3, 4, 5, 6]), 3).tolist() == [1, 1, 1, 4, 4, 4]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_views_of_a_prompt_may_share_their_time(method):
+    """As if the draws of each prompt's first view had been all its views'."""
+    latents, text, draws = random_step(6)
+    flat = torch.zeros(3, 2)
+    cameras = cameras_at(azimuth_deg=flat, elevation_deg=flat, distance=flat + 1, fovy_deg=flat + 40)
+    output, gradient = step(guidance_for(method, time_per="prompt"), latents, text, draws, cameras=cameras)
+    first = {name: getattr(draws, name)[[0, 0, 2, 2, 4, 4]] for name in ("u_timestep", "u_shift")}
+    alike = GuidanceDraws(**{**vars(draws), **first})
+    expected, wanted = step(guidance_for(method), latents, text, alike)
+    assert torch.equal(output.timesteps, expected.timesteps) and torch.equal(gradient, wanted)
+    assert torch.equal(output.timesteps_reference, expected.timesteps_reference)
+    with pytest.raises(ValueError, match="time_per=prompt needs cameras"):
+        step(guidance_for(method, time_per="prompt"), latents, text, draws)
+
+
 def test_a_gradient_reaches_pixels_through_a_real_prior(tmp_path):
     """d loss / d image = J^T (d loss / d latents), J = resize then VAE, by finite differences."""
     from amortized.cameras import orbit
