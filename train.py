@@ -90,6 +90,11 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     learned = config.guidance.learned
     if learned is None:
         return Guidance(prior, config.guidance)
+    if config.prior.offload:
+        raise ValueError(
+            "guidance.learned needs the denoiser for its gradient, when prior.offload has taken it away: "
+            "set prior.offload=false"
+        )
     text = None if learned.text is None else bank.sentences([learned.text])
     null = bank.sentences([config.views.negative_prompt])
     model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
@@ -109,6 +114,11 @@ def main(argv: list[str] | None = None) -> int:
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
             config = replace(config, output=f"{config.output}-{corpus[0].id}")
         with join_world(config.device) as world:
+            if config.prior.denoiser_device and world.size > 1:
+                raise ValueError(
+                    f"prior.denoiser_device={config.prior.denoiser_device} is one device, for {world.size} "
+                    "processes: train in one process, or set it to null"
+                )
             prior, bank, generator = compose(config, world.device)
             guidance = guidance_of(config, prior, bank, len(corpus.trained))
             trainer = Trainer(

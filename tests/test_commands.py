@@ -15,6 +15,7 @@ import evaluate
 import train
 from amortized import config as settings
 from amortized.evaluation import PromptRow
+from amortized.guidance import METHODS, published
 from corpora import prompt_list
 from corpora.__main__ import main as corpora_main
 from tests.tiny_sd import make_tiny_sd
@@ -167,6 +168,14 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
 def test_presets_are_valid_and_write_where_their_name_says(preset):
     config = settings.load(train.RunConfig, preset, ["corpus=shapes16", "prior=p"])
     assert config.output == f"outputs/{preset.stem}"
+
+
+@pytest.mark.parametrize("preset", ["hyper-ingp-sd21", "hyper-ingp-mvdream"])
+@pytest.mark.parametrize("method", METHODS)
+def test_presets_of_published_priors_have_each_methods_published_schedule(preset, method):
+    told = ["corpus=shapes16", f"guidance.method={method}"]
+    config = settings.load(train.RunConfig, ROOT / f"configs/{preset}.yaml", told)
+    assert config.guidance == published(method)
 
 
 def test_a_prompt_is_a_run_of_its_own(run, prior, tmp_path):

@@ -153,8 +153,9 @@ class Guidance:
             predictions = denoiser(questions_of(self.method, step))
             target = self.method.target.combine(predictions, step)
             reference = self.method.reference.combine(predictions, step)
-            gradient = self._weights(step, clean) * (target - reference)
-            norms = gradient.flatten(1).norm(dim=1)  # [B]
+            difference = target - reference
+            gradient = self._weights(step, clean) * difference
+            norms = norms_of(gradient)  # [B]
             gradient = self._limited(gradient, norms)
         learned_loss = None
         if learn and self.learned is not None and self.config.learned is not None:
@@ -177,8 +178,9 @@ class Guidance:
             num_gradient_calls=0 if learned_loss is None else batch,
             metrics={
                 "gradient_norm": norms.mean(),  # before normalization
-                "target_norm": target.flatten(1).norm(dim=1).mean(),
-                "reference_norm": reference.flatten(1).norm(dim=1).mean(),
+                "target_norm": norms_of(target).mean(),
+                "reference_norm": norms_of(reference).mean(),
+                "difference_norm": norms_of(difference).mean(),
                 "timestep": step.timesteps.double().mean().to(clean.device),
                 "timestep_reference": step.timesteps_reference.double().mean().to(clean.device),
             },
@@ -247,13 +249,18 @@ class Guidance:
         return gradient * factors[:, None, None, None]
 
 
+def norms_of(values: Tensor) -> Tensor:
+    """Of each image [B]."""
+    return values.flatten(1).norm(dim=1)
+
+
 def questions_of(method: Method, step: Step) -> dict[str, Branch]:
     """The branches of target and reference; where both ask the same, once."""
     return {**method.target.branches(step), **method.reference.branches(step)}
 
 
-def branches_per_image(config: GuidanceConfig, num_negatives: int = 0) -> int:
-    """Denoiser images that target and reference of one image ask, at the start of a run."""
+def branches_per_image(config: GuidanceConfig, num_negatives: int = 0, progress: float = 0.0) -> int:
+    """Denoiser images that target and reference of one image ask at `progress` of a run."""
     empty = torch.empty(0)
     row = TextCondition(pooled=empty, tokens=empty, mask=empty)
     text = ViewText(
@@ -261,7 +268,7 @@ def branches_per_image(config: GuidanceConfig, num_negatives: int = 0) -> int:
     )
     step = Step(
         noisy=empty, timesteps=empty, noisy_reference=empty, timesteps_reference=empty, noise=empty,
-        text=text, guidance_scale=value_at(config.guidance_scale, 0.0),
+        text=text, guidance_scale=value_at(config.guidance_scale, progress),
         learned=LearnedText(text=row, adapted=False),
     )  # fmt: skip
     return len(questions_of(method_of(config), step))
@@ -279,8 +286,9 @@ def calls_per_image(config: GuidanceConfig, num_negatives: int = 0, num_timestep
             progress=progress,
         )  # fmt: skip
         total += noise.calls(reference, num_timesteps, num_negatives).double().mean().item()
+        total += branches_per_image(config, num_negatives, progress)
     learning = 0.0 if config.learned is None else 1 / config.learned.every
-    return branches_per_image(config, num_negatives) + total / 64 + learning
+    return total / 64 + learning
 
 
 def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ METHODS: Mapping[str, Mapping[str, object]] = {
     },
     # Interval score matching (LucidDreamer, arXiv 2311.11284): noise by inverting z without text to an
     # earlier s = t - delta, and from there to t; the reference is the prediction met at s. The code's
-    # weight, 0.1 sqrt((1 - abar) / abar), and its warm-up over 30 % of the run.
+    # weight, 0.1 sqrt((1 - abar) / abar), and its warm-up over 30 % of the run. Its one t for all views is
+    # `time_per: prompt`; here each image has its own, as everywhere.
     "ism": {
         "noise": "inversion", "reference": "inverted", "guidance_scale": 7.5,
         "t_min": 0.02, "t_max": (0.0, 0.98, 0.5, 0.3), "shift": "earlier",

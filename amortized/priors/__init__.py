@@ -1,6 +1,6 @@
 """Diffusion models as teachers: what they offer, and those that offer it."""
 
-from amortized.priors.base import DTYPES, Prior, PriorConfig
+from amortized.priors.base import DTYPES, Prior, PriorConfig, fingerprint_of
 from amortized.priors.gaussian_mixture import GaussianMixturePrior
 from amortized.priors.sampling import ddim, sample
 from amortized.priors.schedule import (
@@ -25,6 +25,7 @@ __all__ = [
     "add_noise",
     "alphas_at",
     "ddim",
+    "fingerprint_of",
     "load_prior",
     "load_stable_diffusion",
     "noise_to_velocity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from amortized.conditioning.source import SentenceEncoder
 from amortized.types import Cameras, TextCondition
 
+ADAPTED = "this prior has an adapter already: load another for another learned model"
 DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -29,8 +31,10 @@ class PriorConfig:
     revision: str | None = None  # of a Hub id: a branch, tag or commit
     allow_network: bool = False  # fetch a Hub id that is not on this machine
     num_views: int | None = None  # that it must denoise together; null: as many as it does
-    # Where memory is short: the denoiser on a GPU of its own; sentences encoded on the CPU.
+    # Where memory is short: the denoiser on a GPU of its own, or in CPU memory between its calls; sentences
+    # encoded on the CPU.
     denoiser_device: str | None = None  # e.g. cuda:1; null: with the rest
+    offload: bool = False
     text_on_cpu: bool = False
     compile: bool = False  # torch.compile the denoiser: minutes at the start, faster steps on a GPU
     dtype: str = "float32"  # float16 and bfloat16 halve the memory; gradients reach images as float32
@@ -38,6 +42,11 @@ class PriorConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"prior.dtype must be one of {', '.join(DTYPES)}, got '{self.dtype}'")
+        if self.offload and (self.denoiser_device or self.compile):
+            raise ValueError(
+                "prior.offload moves the denoiser at each call, and prior.denoiser_device and prior.compile "
+                "want it to stay: set one of them"
+            )
         if not self.path:
             raise ValueError("prior.path is empty; give a folder in diffusers format, or a Hub id")
 
@@ -108,3 +117,16 @@ class Prior(Protocol):
         `scale` multiplies what it adds. Only `predict_noise(adapted=True)` sees it. A prior takes one.
         """
         ...
+
+
+def fingerprint_of(prior: Prior) -> str:
+    """16 hexadecimal digits that tell a prior's weights from others'; "" for none."""
+    weights = [
+        value.detach().flatten()[:4].float().cpu()
+        for module in prior.modules()
+        for name, value in module.named_parameters()
+        if "lora_" not in name  # an adapter is learned beside it
+    ]
+    if not weights:
+        return ""
+    return hashlib.blake2b(torch.cat(weights).numpy().tobytes(), digest_size=8).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amortized.priors.base import ADAPTED
 from amortized.priors.schedule import alphas_at, scaled_linear_alphas_cumprod
 from amortized.types import Cameras, TextCondition
 
@@ -83,6 +84,8 @@ class GaussianMixturePrior:
 
     def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
         """A shift of every mean, times `scale`: a mixture's simplest adapter; it has no rank."""
+        if self.adapter is not None:
+            raise ValueError(ADAPTED)
         self.adapter = MeanShift(torch.zeros_like(self.means[0]), scale)
         return self.adapter
 

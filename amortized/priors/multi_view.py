@@ -49,10 +49,12 @@ def join_views(unet: Any, num_views: int) -> None:
             module.set_processor(JointViews(num_views))
 
 
-def views_of(folder: Path) -> int:
-    """Views that the prior in a folder denoises together."""
-    file = folder / FILE
-    if not file.is_file():
+def views_of(path: str, revision: str | None = None, allow_network: bool = False) -> int:
+    """Views that the prior in a folder, or of a Hub id, denoises together."""
+    file = Path(path) / FILE
+    if not Path(path).is_dir():
+        file = _fetched(path, revision, allow_network)
+    if file is None or not file.is_file():
         return 1
     try:
         num_views = json.loads(file.read_text())["num_views"]
@@ -61,6 +63,20 @@ def views_of(folder: Path) -> int:
     if type(num_views) is not int or num_views < 2:
         raise ValueError(f"{file}: num_views must be an integer of at least 2, got {num_views!r}")
     return num_views
+
+
+def _fetched(repository: str, revision: str | None, allow_network: bool) -> Path | None:
+    """The file of a Hub id, from this machine's cache or, if allowed, from the Hub; None if it has none."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            repository, FILE, revision=revision, local_files_only=not allow_network,
+            _raise_exceptions_for_missing_entries=False,
+        )  # fmt: skip
+    except OSError:
+        return None
+    return None if found is None else Path(found)
 
 
 def camera_vectors(cameras: Cameras) -> Tensor:

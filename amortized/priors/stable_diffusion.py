@@ -17,7 +17,7 @@ from amortized.conditioning.text_encoder import (
     read_text_encoder,
     reason_of,
 )
-from amortized.priors.base import DTYPES, PriorConfig
+from amortized.priors.base import ADAPTED, DTYPES, PriorConfig
 from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
 from amortized.priors.precision import sized_gradient
 from amortized.priors.schedule import alphas_at, velocity_to_noise
@@ -32,7 +32,7 @@ class StableDiffusionPrior:
 
     The networks run in their own dtype; latents and noise come and go in the caller's. With more than
     one view to a group it is MVDream, see `amortized.priors.multi_view`. The UNet may be on another device
-    than the rest; results come back.
+    than the rest; results come back. With `offload` it is moved there for each call, and back.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class StableDiffusionPrior:
         alphas_cumprod: Tensor,
         prediction_type: str,
         views_per_group: int = 1,
+        offload: bool = False,
     ) -> None:
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
@@ -55,6 +56,7 @@ class StableDiffusionPrior:
                 "the prior's last timestep is all noise (zero terminal SNR), which tells of no image: "
                 "use a scheduler with rescale_betas_zero_snr=false"
             )
+        _check_parts(unet, vae, text_encoder)
         if views_per_group > 1:
             join_views(unet, views_per_group)
         elif unet.config.class_embed_type is not None:
@@ -69,7 +71,8 @@ class StableDiffusionPrior:
         self.adapter: LoraWeights | None = None
         self.text_encoder = text_encoder
         self.device = next(vae.parameters()).device
-        self._denoiser_device = next(unet.parameters()).device
+        self._home = next(unet.parameters()).device
+        self._denoiser_device = self.device if offload else self._home
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
@@ -126,7 +129,8 @@ class StableDiffusionPrior:
             if cameras is None:
                 raise ValueError("a multi-view prior needs the cameras of its views")
             seen["class_labels"] = camera_vectors(cameras).to(**there)
-        with self._as_published() if self.adapter is not None and not adapted else nullcontext():
+        published = self._as_published() if self.adapter is not None and not adapted else nullcontext()
+        with self._there(), published:
             # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
             predicted = self.unet(
                 noisy.to(**there),
@@ -144,7 +148,7 @@ class StableDiffusionPrior:
         from peft import LoraConfig
 
         if self.adapter is not None:
-            raise ValueError("this prior has an adapter already")
+            raise ValueError(ADAPTED)
         alpha: Any = rank * scale  # declared an integer there; any number does
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=ATTENTION_PARTS)
         self.unet.add_adapter(config)
@@ -153,6 +157,18 @@ class StableDiffusionPrior:
             value.data = value.data.float()
         self.adapter = LoraWeights(weights)
         return self.adapter
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Within, the denoiser is where it runs."""
+        if self._home == self._denoiser_device:
+            yield
+            return
+        self.unet.to(self._denoiser_device)
+        try:
+            yield
+        finally:
+            self.unet.to(self._home)
 
     @contextmanager
     def _as_published(self) -> Iterator[None]:
@@ -183,6 +199,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
         dtype=DTYPES[config.dtype],
         device=device,
         denoiser_device=config.denoiser_device,
+        offload=config.offload,
         text_on_cpu=config.text_on_cpu,
         allow_network=config.allow_network,
     )
@@ -203,6 +220,7 @@ def load_stable_diffusion(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     denoiser_device: torch.device | str | None = None,
+    offload: bool = False,
     text_on_cpu: bool = False,
     allow_network: bool = False,
 ) -> StableDiffusionPrior:
@@ -230,13 +248,30 @@ def load_stable_diffusion(
     except UNREADABLE as error:
         raise ValueError(_missing(path, allow_network, reason=reason_of(error))) from error
     return StableDiffusionPrior(
-        unet=unet.to(denoiser_device or device),
+        unet=unet.to("cpu" if offload else denoiser_device or device),
         vae=vae.to(device),
         text_encoder=text_encoder,
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction_type=scheduler.config.prediction_type,
-        views_per_group=views_of(Path(path)),
+        views_per_group=views_of(path, revision, allow_network),
+        offload=offload,
     )
+
+
+def _check_parts(unet: Any, vae: Any, text_encoder: TextEncoder | T5TextEncoder) -> None:
+    """Raise ValueError for parts that cannot work together, or that want to be told more than we know."""
+    problem, width = None, unet.config.cross_attention_dim
+    if unet.config.in_channels != vae.config.latent_channels:
+        problem = f"reads {unet.config.in_channels} channels, and its VAE makes {vae.config.latent_channels}"
+    elif isinstance(width, int) and width != text_encoder.width:
+        problem = f"reads text of width {width}, and its text encoder makes {text_encoder.width}"
+    elif unet.config.addition_embed_type not in (None, "text"):
+        problem = f"wants to be told '{unet.config.addition_embed_type}' besides the text"
+    if problem is not None:
+        raise ValueError(
+            f"this prior's UNet {problem}: only text-to-image models of Stable Diffusion 1's and 2's make "
+            "can be distilled"
+        )
 
 
 def _check_folder(path: str, allow_network: bool) -> None:

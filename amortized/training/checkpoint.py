@@ -31,6 +31,7 @@ class TrainingState:
     ema: nn.Module | None  # a copy of the generator with averaged weights
     optimizer: torch.optim.Optimizer
     learned: nn.Module | None = None  # what guidance learns of the renders
+    prior: str = ""  # a fingerprint of the weights that teach, which are not saved
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int) -> Path:
@@ -45,7 +46,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int)
     if state.learned is not None:
         save_file(_tensors(state.learned), partial / "learned.safetensors")
     torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step}) + "\n")
+    (partial / "state.json").write_text(json.dumps({"step": step, "prior": state.prior}) + "\n")
     for file in [*partial.iterdir(), partial]:
         sync(file)
     if final.exists():  # the same step again, after a resume: same content
@@ -74,6 +75,12 @@ def step_of(checkpoint: Path) -> int:
 
 def load_checkpoint(checkpoint: Path, state: TrainingState, device: torch.device) -> int:
     """Load all of `state` in place; returns the step. Raises ValueError where the parts do not fit."""
+    saved = json.loads((checkpoint / "state.json").read_text())
+    if saved.get("prior", state.prior) != state.prior:
+        raise ValueError(
+            f"{checkpoint} was taught by other weights than those that prior.path now holds: "
+            "put them back, or start anew with output=FOLDER"
+        )
     load_weights(checkpoint / "generator.safetensors", state.generator)
     if state.ema is not None:
         load_weights(checkpoint / "ema.safetensors", state.ema)
@@ -81,7 +88,7 @@ def load_checkpoint(checkpoint: Path, state: TrainingState, device: torch.device
         load_weights(checkpoint / "learned.safetensors", state.learned)
     moments = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
     state.optimizer.load_state_dict(moments)
-    return int(json.loads((checkpoint / "state.json").read_text())["step"])
+    return int(saved["step"])
 
 
 def load_weights(file: Path, module: nn.Module) -> None:

@@ -68,7 +68,8 @@ def build_optimizer(
         if parameters
     ]
     if learned is not None:
-        own_rate = {"lr": learned_rate, "base_lr": learned_rate}
+        # No decay: zero is no text, and no better a model of renders than what is learned.
+        own_rate = {"lr": learned_rate, "base_lr": learned_rate, "weight_decay": 0.0}
         groups.append({"params": list(learned.parameters()), **own_rate})
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())

@@ -16,6 +16,7 @@ from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
 from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
+from amortized.priors import fingerprint_of
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training.ahead import Ahead, Prepared
@@ -61,6 +62,7 @@ class Trainer:
                 f"this prior denoises {group} views around an object together: "
                 f"set trainer.views_per_prompt={group} and cameras.ring=true"
             )
+        self._check_seeds(config.seeds_per_prompt, guidance, z_width(generator))
         self.settings, self.config, self.world = settings, config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(settings.output)
         self.corpus = corpus
@@ -87,6 +89,7 @@ class Trainer:
                 settings.optimizer, generator, guidance.learned, guidance.learning_rate
             ),
             learned=guidance.learned,
+            prior=fingerprint_of(guidance.prior),
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.generator = (
@@ -101,6 +104,20 @@ class Trainer:
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
         self.ahead = Ahead(self._prepare, config.accumulation)
+
+    @staticmethod
+    def _check_seeds(seeds: int | None, guidance: Guidance, z_dim: int) -> None:
+        """Raise ValueError where what is asked of an asset of a prompt cannot be told from its others."""
+        if (seeds or 1) > 1 and not z_dim:
+            raise ValueError(
+                f"trainer.seeds_per_prompt={seeds} makes {seeds} assets of a prompt, which this generator "
+                "cannot tell apart as it takes no z: set generator.z_dim, or trainer.seeds_per_prompt=null"
+            )
+        if guidance.config.noise == "seed" and z_dim and seeds is None:
+            raise ValueError(
+                "guidance.noise=seed has a trajectory for each asset, but every visit draws another z: "
+                "set trainer.seeds_per_prompt"
+            )
 
     @property
     def cache_bytes(self) -> int:
@@ -186,8 +203,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.state.generator, step)
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        # The whole step's, of all parts and processes.
-        mean["denoiser_calls"] = mean["denoiser_calls"] * len(self.slots) * self.world.size
+        for calls in ("denoiser_calls", "gradient_calls"):  # the whole step's, of all parts and processes
+            mean[calls] = mean[calls] * len(self.slots) * self.world.size
         # What the step waited for its batch, in seconds: next to nothing, as a thread makes it ahead.
         mean["batch_wait"] = norm.new_tensor(waited)
         mean |= {**norms, "interrupted": norm.new_tensor(float(interrupted))}
@@ -240,6 +257,7 @@ class Trainer:
             "emptied": (opacity < self.config.min_opacity).float().mean(),  # share of prompts
             **{f"guidance/{name}": value for name, value in taught.metrics.items()},
             "denoiser_calls": taught.loss.new_tensor(float(taught.num_denoiser_calls)),
+            "gradient_calls": taught.loss.new_tensor(float(taught.num_gradient_calls)),  # those of them
         }
 
     # ---- around the step ------------------------------------------------------------------

@@ -55,6 +55,20 @@ class CountingPrior(GaussianMixturePrior):
         return super().predict_noise(noisy, timesteps, text, cameras, adapted=adapted)
 
 
+class SeeingPrior(GaussianMixturePrior):
+    """Sees another image from every side."""
+
+    def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
+        assert cameras is not None
+        seen = torch.sin(cameras.azimuth_deg.flatten().to(noisy))[:, None, None, None]
+        return super().predict_noise(noisy, timesteps, text, adapted=adapted) + 0.3 * seen
+
+
+def seeing(views_per_group: int = 1) -> SeeingPrior:
+    prior = mixture()
+    return SeeingPrior(prior.means, prior.stds, views_per_group=views_per_group)
+
+
 def counting(views_per_group: int = 1) -> CountingPrior:
     prior = mixture()
     return CountingPrior(prior.means, prior.stds, views_per_group=views_per_group)

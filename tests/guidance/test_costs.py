@@ -46,10 +46,14 @@ def test_an_inversion_asks_no_more_than_it_must(perp_neg):
     assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
 
 
+# At scale 1 the null is not asked: for the first step alone, and for the second half of the run.
+CHANGING = [("sds", {"guidance_scale": (1.0, 7.5)}), ("sds", {"guidance_scale": (0.0, 7.5, 1.0, 0.5)})]
+
+
 @pytest.mark.parametrize("perp_neg", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_cost_of_a_run_is_what_its_steps_ask(method, perp_neg):
-    guidance, asked = guidance_for(method), 0
+@pytest.mark.parametrize(("method", "settings"), [*((m, {}) for m in METHODS), *CHANGING])
+def test_the_cost_of_a_run_is_what_its_steps_ask(method, settings, perp_neg):
+    guidance, asked = guidance_for(method, **settings), 0
     for i in range(60):
         latents, text, draws = random_step(4, perp_neg=perp_neg, seed=i)
         asked += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls

@@ -29,6 +29,7 @@ from tests.guidance.steps import (
     counting,
     guidance_for,
     relative_error,
+    seeing,
     step,
     what_was_learned,
 )
@@ -78,9 +79,10 @@ def told(table, null, cameras, config):
 @pytest.mark.parametrize("perp_neg", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_of_prompts_equals_its_prompts_one_by_one(method, perp_neg, num_prompts, num_views):
-    """From cameras and per-view texts to gradients; groups of V views share their timestep."""
+    """From cameras and per-view texts to gradients; groups of V views share their timestep. The prior sees
+    the cameras, so that a question about one image with another's would show."""
     batch = num_prompts * num_views
-    guidance = guidance_for(method, mixture(views_per_group=num_views))
+    guidance = guidance_for(method, seeing(views_per_group=num_views))
     config = ViewTextConfig(perp_neg=perp_neg)
     latents, _, draws = random_step(batch, perp_neg=False)
     generator = torch.Generator().manual_seed(5)
@@ -96,7 +98,8 @@ def test_a_batch_of_prompts_equals_its_prompts_one_by_one(method, perp_neg, num_
     for p in range(num_prompts):
         mine = slice(p * num_views, (p + 1) * num_views)
         own = told(rows(table, slice(4 * p, 4 * p + 4)), null, cameras(azimuth[p : p + 1]), config)
-        single, own_gradient = step(guidance, latents[mine], own, rows(draws, mine))
+        seen = cameras(azimuth[p : p + 1])
+        single, own_gradient = step(guidance, latents[mine], own, rows(draws, mine), cameras=seen)
         assert relative_error(gradient[mine] * num_prompts, own_gradient) <= 1e-9
         torch.testing.assert_close(output.per_sample[mine], single.per_sample)
         assert torch.equal(output.timesteps[mine], single.timesteps)
@@ -337,16 +340,17 @@ def test_surrogate_hands_over_small_gradients_beside_large_latents():
 
 def test_metrics_are_detached_scalars_of_the_step():
     latents, text, draws = random_step(3, perp_neg=False)
-    guidance = guidance_for("sds", weighting="uniform", normalize="per_sample")
+    guidance = guidance_for("sds", normalize="per_sample")
     output, _ = step(guidance, latents, text, draws)
     assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
     assert output.metrics["reference_norm"].item() == pytest.approx(
         draws.noise.flatten(1).norm(dim=1).mean().item()
     )
     assert output.metrics["timestep"].item() == output.timesteps.double().mean().item()
-    _, gradient = step(guidance_for("sds", weighting="uniform"), latents, text, draws)
-    norm = (3 * gradient).flatten(1).norm(dim=1).mean()
-    assert output.metrics["gradient_norm"].item() == pytest.approx(norm.item())
+    for name, weighting in (("gradient", "one_minus_alphas_cumprod"), ("difference", "uniform")):
+        _, gradient = step(guidance_for("sds", weighting=weighting), latents, text, draws)
+        norm = (3 * gradient).flatten(1).norm(dim=1).mean()
+        assert output.metrics[f"{name}_norm"].item() == pytest.approx(norm.item())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,7 +18,7 @@ from amortized.cameras import CameraConfig
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
 from amortized.guidance import Guidance, build_learned, published
-from amortized.priors import GaussianMixturePrior
+from amortized.priors import GaussianMixturePrior, load_stable_diffusion
 from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training import (
     LossConfig,
@@ -73,13 +73,14 @@ def target_images() -> torch.Tensor:
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
     """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts.
 
-    generator: a module, or one of TINY, or "surrounded"; a small Hyper-iNGP where none is given.
+    generator: a module, or one of TINY, or "surrounded"; a small Hyper-iNGP where none is given, with z_dim.
     guidance: settings over ASD's, its method among them. views_per_group: of the prior.
+    prior: a folder in diffusers format, in place of the mixture.
     """
-    generator = changes.pop("generator", None)
+    generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
-    views_per_group = changes.pop("views_per_group", 1)
+    views_per_group, prior_path = changes.pop("views_per_group", 1), changes.pop("prior", None)
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
     method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
     guidance = published(**{**method, **changes.pop("guidance", {})})
@@ -95,24 +96,29 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         **changes,
     )
     device = world.device if world else "cpu"
-    prior = GaussianMixturePrior(
-        means=target_images().to(device),
-        stds=torch.full((len(TEXTS),), 0.2, device=device),
-        views_per_group=views_per_group,
-    )
+    if prior_path is None:
+        encoder, width = ColourEncoder(), len(TEXTS)
+        prior = GaussianMixturePrior(
+            means=target_images().to(device),
+            stds=torch.full((len(TEXTS),), 0.2, device=device),
+            views_per_group=views_per_group,
+        )
+    else:
+        prior = load_stable_diffusion(prior_path, device=device)
+        encoder, width = prior.text_encoder, prior.text_encoder.width
     renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8)
     world = world or World()
     torch.manual_seed(0)
     grid = HashGridConfig(
         num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
     )
-    plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8).build(len(TEXTS))
+    plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8, z_dim=z_dim).build(width)
     if generator == "surrounded":
-        generator = Surrounded(plain, HashSurroundingsConfig(grid=grid, hidden=4).build(len(TEXTS)))
+        generator = Surrounded(plain, HashSurroundingsConfig(grid=grid, hidden=4).build(width))
     elif isinstance(generator, str):
-        generator = TINY[generator].build(len(TEXTS))
+        generator = TINY[generator].build(width)
     generator = generator or plain
-    bank = TextBank(ColourEncoder(), device=world.device)
+    bank = TextBank(encoder, device=world.device)
     learned = None
     if guidance.learned is not None:
         text = None if guidance.learned.text is None else bank.sentences([guidance.learned.text])

@@ -1,0 +1,110 @@
+"""Training from a real network instead of the mixture: its LoRA, its seeds, and its weights themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from amortized.training.checkpoint import list_checkpoints
+from tests.tiny_sd import make_tiny_sd
+from tests.training.test_trainer import stop_after
+from tests.training.toy import log_lines, make_trainer, weights_of
+
+VSD = {"method": "vsd", "guidance_scale": 2.0, "learned": {"learning_rate": 1e-2, "rank": 2}}
+DSD = {"method": "dsd", "guidance_scale": 2.0, "trajectory": {"num_steps": 2}}
+RUNS = {
+    "lora": {"guidance": VSD},
+    "seeds": {"guidance": DSD, "z_dim": 2, "seeds_per_prompt": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return str(make_tiny_sd(tmp_path_factory.mktemp("sd")))
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_resuming_equals_never_having_stopped_bit_for_bit(folder, tmp_path, run):
+    changes = {**run, "prior": folder, "steps": 6, "checkpoint_every": 2}
+    whole = make_trainer(tmp_path / "whole", **changes)
+    start = {name: value.clone() for name, value in weights_of(whole).items()}
+    whole.train(quiet=True)
+    expected = weights_of(whole)
+    lora = [name for name in start if "lora_B" in name]
+    assert bool(lora) == (run is RUNS["lora"])
+    assert all((expected[name] != start[name]).any() for name in lora)  # every one of them has learned
+    first = make_trainer(tmp_path / "parts", **changes)
+    first._step = stop_after(first._step, 3)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(quiet=True)
+    second = make_trainer(tmp_path / "parts", **changes)
+    assert second.train(quiet=True) == 6
+    for name, value in weights_of(second).items():
+        assert torch.equal(value, expected[name]), name
+    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_two_processes_are_one_with_twice_the_batch(folder, tmp_path, run):
+    changes = {**run, "prior": folder, "steps": 3}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = [
+        "-m",
+        "tests.training.toy",
+        str(tmp_path / "two"),
+        json.dumps({**changes, "prompts_per_process": 2}),
+    ]
+    subprocess.run([*command, *worker], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=180)
+    one = make_trainer(tmp_path / "one", **changes, prompts_per_process=4)
+    one.train(quiet=True)
+    expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
+    assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]
+    for a, b in zip(got, expected, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert (a["denoiser_calls"], a["gradient_calls"]) == (b["denoiser_calls"], b["gradient_calls"])
+    (saved,) = list_checkpoints(tmp_path / "two" / "checkpoints")
+    if one.state.learned is not None:
+        for name, value in load_file(saved / "learned.safetensors").items():
+            torch.testing.assert_close(value, one.state.learned.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_goes_on_with_the_weights_that_taught_it(folder, tmp_path):
+    """A LoRA of another UNet of the same shapes would load; so would any run's generator beside it."""
+    mine, changes = tmp_path / "prior", {"guidance": VSD, "prior": str(tmp_path / "prior"), "steps": 2}
+    shutil.copytree(folder, mine)
+    make_trainer(tmp_path / "run", **changes, checkpoint_every=1).train(quiet=True)
+    again = make_trainer(tmp_path / "run", **{**changes, "steps": 3}, checkpoint_every=1)
+    assert again.train(quiet=True) == 3
+    weights = mine / "unet/diffusion_pytorch_model.safetensors"
+    changed = load_file(weights)
+    name = next(name for name in changed if name.endswith("attn2.to_q.weight"))
+    save_file(changed | {name: changed[name] + 0.01}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="step_000003 was taught by other weights than .* prior.path now"):
+        make_trainer(tmp_path / "run", **{**changes, "steps": 4}).train(quiet=True)
+
+
+def test_an_adapter_of_another_size_is_refused(folder, tmp_path):
+    make_trainer(tmp_path, guidance=VSD, prior=folder, steps=1, checkpoint_every=1).train(quiet=True)
+    wider = {**VSD, "learned": {**VSD["learned"], "rank": 3}}
+    with pytest.raises(
+        ValueError, match="learned.safetensors does not fit the model of this config"
+    ) as error:
+        make_trainer(tmp_path, guidance=wider, prior=folder, steps=2).train(quiet=True)
+    assert "\n" not in str(error.value)
+
+
+def test_assets_that_cannot_be_told_apart_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="seeds_per_prompt=4 makes 4 assets of a prompt, .* takes no z"):
+        make_trainer(tmp_path, seeds_per_prompt=4)
+    with pytest.raises(ValueError, match="noise=seed has a trajectory for each asset, .* set trainer.seeds"):
+        make_trainer(tmp_path, z_dim=2, guidance=DSD)
+    make_trainer(tmp_path, z_dim=2, guidance=DSD, seeds_per_prompt=4)
+    make_trainer(tmp_path, guidance=DSD)
