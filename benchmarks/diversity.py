@@ -2,15 +2,14 @@
 
 A run has learnt "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
 a z. Every prompt is made with 16 z's, each seen from a side of its own, as the prior's samples are, and named
-by the CLIP among the 64 shape-colour sentences. Outcomes: how many of the names are different; right: how
-many of the assets are named as something that the prompt allows.
+by the CLIP among the 64 shape-colour sentences. Right: how many of the assets are named as something that the
+prompt allows. Outcomes: how many of those names are different.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 
 import torch
 from torch import Tensor
@@ -19,13 +18,13 @@ from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
-from amortized.evaluation.metrics import Interval, bootstrap_interval
 from amortized.priors import ddim
 from amortized.random import normal
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import generator_weights, load_weights, z_of
 from amortized.types import Cameras
+from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
 from train import RunConfig, compose, corpus_of
 
@@ -33,12 +32,20 @@ ASSETS = 16
 
 
 def measure(runs: Mapping[str, Sequence[Path]]) -> list[dict[str, object]]:
-    """A row for each method, given its runs of several seeds, and one for the prior's own sampler."""
-    first = next(iter(runs.values()))[0]
-    scorer = load_clip(settings.load(RunConfig, first / "config.yaml").evaluation.clip)
+    """A row for each method, given its runs of several seeds, and one for the prior's own sampler, with
+    differences to the first. Every prompt of every run is a sample of the intervals."""
+    first, of_first = next(iter(runs.items()))
+    scorer = load_clip(settings.load(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
     makers = {name: [assets_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()}
-    makers["the prior's sampler"] = [samples_of(first, ASSETS)]
-    return [{"variant": name, **score(images, scorer)} for name, images in makers.items()]
+    makers["the prior's sampler"] = [samples_of(run, ASSETS) for run in of_first]
+    found = {name: score(images, scorer) for name, images in makers.items()}
+    rows = []
+    for name, columns in found.items():
+        row: dict[str, object] = {"variant": name}
+        for column, values in columns.items():
+            row |= compared(column, values, None if name == first else found[first][column], first)
+        rows.append(row)
+    return rows
 
 
 @torch.no_grad()
@@ -81,16 +88,18 @@ def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     return found
 
 
-def score(runs: Sequence[Mapping[str, Tensor]], scorer: ClipScorer) -> dict[str, Interval]:
-    """Outcomes and right ones, over prompts, each averaged over runs first."""
+def score(runs: Sequence[Mapping[str, Tensor]], scorer: ClipScorer) -> dict[str, list[float]]:
+    """Of each prompt of each run: how many different right outcomes, and the share of right ones."""
     names = [sentence(description) for description in singles()]
     texts = scorer.encode_texts(names)
-    outcomes, right = [], []
-    for prompt in runs[0]:
-        named = [_named(run[prompt], texts, scorer) for run in runs]
-        outcomes.append(mean(len(set(found)) for found in named))
-        right.append(mean(allows(prompt, names[name]) for found in named for name in found))
-    return {"outcomes": bootstrap_interval(outcomes, seed=0), "right": bootstrap_interval(right, seed=0)}
+    found: dict[str, list[float]] = {"outcomes": [], "right": []}
+    for run in runs:
+        for prompt, assets in run.items():
+            named = _named(assets, texts, scorer)
+            right = [name for name in named if allows(prompt, names[name])]
+            found["outcomes"].append(len(set(right)))
+            found["right"].append(len(right) / len(named))
+    return found
 
 
 def _named(assets: Tensor, texts: Tensor, scorer: ClipScorer) -> list[int]:

@@ -3,8 +3,8 @@
 Each method optimizes free images at equal denoiser calls, from many starts.
 
 - one: the text names one of the components. The true images are that component's, N(m, s^2): how far the
-  results lie from its mean on average (in units of s; 0 is the mode, about sqrt(dims) a typical image),
-  and how much of that is the same for all starts: a bias.
+  results lie from its mean on average (in units of s; 0 is the mode, about sqrt(dims) a typical image)
+  after a quarter, half and all of the calls, and how much of that is the same for all starts: a bias.
 - two: the text names two components alike: how many of the starts end nearer to the first, and whether any
   end at neither. The prior's own sampler is half and half.
 - noise of the gradient at the starts: how far it lies from its mean over draws, by the norm of that mean.
@@ -26,9 +26,12 @@ from benchmarks.timing import markdown
 
 COMPONENTS, SHAPE, STD = 4, (1, 6, 6), 0.25
 STARTS, CALLS, LEARNING_RATE = 64, 1200, 0.05
-# As published, and as the embedded prior wants it: low scales, and no time where nothing is left to say.
+# As published, and as the embedded prior wants it: low scales, no time where nothing is left to say, and, at
+# so few steps, what is learned at a rate at which it does.
 TAMED = {"guidance_scale": 2.0, "t_min": (0.5, 0.05), "t_max": (0.95, 0.4)}
+RATE = {"learned": {"learning_rate": 0.02}}
 SCHEDULES: dict[str, dict] = {"published": {}, "tamed": TAMED}
+SHARES = (0.25, 0.5, 1.0)  # of the calls, when distances are taken
 
 
 def mixture() -> GaussianMixturePrior:
@@ -44,9 +47,10 @@ def weights(*named: int) -> TextCondition:
     return TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(1, 1, dtype=torch.bool))
 
 
-def guidance_for(prior: GaussianMixturePrior, method: str, schedule: dict) -> Guidance:
-    """A published method with another schedule, its learned model untrained."""
-    config = published(method, **schedule)
+def guidance_for(method: str, schedule: dict) -> Guidance:
+    """A published method with another schedule, on a mixture of its own, its learned model untrained."""
+    prior, learns = mixture(), "learned" in METHODS[method]
+    config = published(method, **schedule, **(RATE if schedule and learns else {}))
     if config.learned is None:
         return Guidance(prior, config)
     text = None if config.learned.text is None else weights()
@@ -61,36 +65,43 @@ def measure(seed: int = 0) -> list[dict[str, str | float]]:
     rows: list[dict[str, str | float]] = []
     for name, schedule in SCHEDULES.items():
         for method in METHODS:
-            guidance = guidance_for(prior, method, schedule)
+            guidance = guidance_for(method, schedule)
             steps = round(CALLS / calls_per_image(guidance.config))
-            ends = {
-                named: optimize(
-                    guidance_for(prior, method, schedule), starts, plain_text(_rows(named), weights()), None,
-                    steps=steps, learning_rate=LEARNING_RATE, seed=seed,
-                )
-                for named in ((0,), (0, 1))
-            }  # fmt: skip
-            found = {"method": method, "schedule": name, "steps": steps}
-            found |= _scores(prior, ends[0,], ends[0, 1])
-            rows.append(found | {"noise of the gradient": round(_noise(guidance, starts[:8], seed), 2)})
+            noise = _noise(guidance, starts[:8], seed)
+            one, two = (_run(guidance_for(method, schedule), starts, n, steps, seed) for n in ((0,), (0, 1)))
+            found = {"method": method, "schedule": name, "steps": steps, **_scores(prior, one, two[-1])}
+            rows.append(found | {"noise of the gradient": round(noise, 2)})
     noise = torch.stack([normal(SHAPE, "sample", seed, i) for i in range(STARTS)])
-    ends = [ddim(prior, noise, _rows(named), _rows(()), num_steps=50, cfg=1.0) for named in ((0,), (0, 1))]
-    sampler = {"method": "the prior's sampler", "schedule": "", "steps": 50}
-    return [*rows, sampler | _scores(prior, *ends)]
+    one, two = (ddim(prior, noise, _rows(n), _rows(()), num_steps=50, cfg=1.0) for n in ((0,), (0, 1)))
+    return [*rows, {"method": "the prior's sampler", "steps": 50, **_scores(prior, [one], two)}]
+
+
+def _run(guidance: Guidance, starts: Tensor, named: tuple[int, ...], steps: int, seed: int) -> list[Tensor]:
+    """The latents after each of SHARES of the steps."""
+    kept, found = [max(1, round(share * steps)) for share in SHARES], []
+
+    def each(step: int, latents: Tensor) -> None:
+        found.extend(latents.clone() for at in kept if at == step)
+
+    optimize(
+        guidance, starts, plain_text(_rows(named), weights()), None, steps=steps,
+        learning_rate=LEARNING_RATE, seed=seed, each=each,
+    )  # fmt: skip
+    return found
 
 
 def _rows(named: tuple[int, ...]) -> TextCondition:
     return expand_row(weights(*named), STARTS)
 
 
-def _scores(prior: GaussianMixturePrior, one: Tensor, two: Tensor) -> dict[str, float]:
-    away = (one - prior.means[0]).flatten(1) / STD
+def _scores(prior: GaussianMixturePrior, one: list[Tensor], two: Tensor) -> dict[str, float | str]:
+    away = [(latents - prior.means[0]).flatten(1) / STD for latents in one]
     distances = torch.cdist(two.flatten(1), prior.means.flatten(1)) / STD
     nearest = distances.argmin(1)
     near = distances.amin(1) < 3 * (two[0].numel() ** 0.5)
     return {
-        "one: distance / s": round(away.norm(dim=1).mean().item(), 2),
-        "one: bias / s": round(away.mean(0).norm().item(), 2),
+        "one: distance / s": ", ".join(f"{latents.norm(dim=1).mean().item():.2f}" for latents in away),
+        "one: bias / s": round(away[-1].mean(0).norm().item(), 2),
         "two: at the first": round(((nearest == 0) & near).float().mean().item(), 2),
         "two: at neither": round(((nearest > 1) | ~near).float().mean().item(), 2),
     }

@@ -13,8 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import mean
 
-from amortized.evaluation.metrics import bootstrap_interval
+from amortized import config as settings
+from amortized.evaluation.metrics import Interval, bootstrap_interval
 from amortized.training import list_checkpoints
+from train import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # exit status of a training that could not go on
@@ -80,6 +82,7 @@ def jobs_of(study: Study, variant: str, seeds: Sequence[int], folder: Path) -> l
 def run(job: Job, threads: int) -> Rows:
     """The rows of one run's prompts, trained and evaluated first where that is still to be done."""
     results, checkpoints = job.folder / "evaluation" / "results.json", job.folder / "checkpoints"
+    check_settings(job)
     if not results.exists():
         resume = ["--resume"] if (job.folder / "config.yaml").exists() else []
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -94,6 +97,17 @@ def run(job: Job, threads: int) -> Rows:
             if done.returncode and not stopped:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(results.read_text())["prompts"]
+
+
+def check_settings(job: Job) -> None:
+    """Raises ValueError where the folder holds a run of other settings: its preset has changed since."""
+    kept = job.folder / "config.yaml"
+    preset, *changes = job.arguments
+    if kept.exists() and settings.load(RunConfig, kept) != settings.load(RunConfig, Path(preset), changes):
+        raise ValueError(
+            f"{job.folder} holds a run of other settings than {Path(preset).name} has now: "
+            "remove it, or choose another --output"
+        )
 
 
 def run_study(
@@ -117,23 +131,38 @@ def table(study: Study, found: Mapping[str, list[Rows]]) -> list[dict[str, objec
     """A row a variant: means over prompts and seeds with 95 % intervals, and differences to the first.
 
     Intervals are over prompts, each averaged over seeds first: they speak of other prompts of the kind,
-    and the first column's mean for each seed tells how much runs differ.
+    and the first column's mean for each seed tells how much runs differ. Where prompts are trained alone,
+    every run is a sample: intervals speak of other runs of the same few prompts.
     """
+    measured = per_run if study.alone else per_prompt
     first = next(iter(found))
     rows = []
     for variant, seeds in found.items():
         row: dict[str, object] = {"variant": variant}
         for column in study.columns:
-            values = per_prompt(seeds, column)
-            row[column] = bootstrap_interval(values, seed=0)
-            if variant != first:
-                pairs = zip(values, per_prompt(found[first], column), strict=True)
-                row[f"{column} - {first}"] = bootstrap_interval([a - b for a, b in pairs], seed=0)
+            baseline = None if variant == first else measured(found[first], column)
+            row |= compared(column, measured(seeds, column), baseline, first)
         row["each seed"] = [mean(row[study.columns[0]] for row in rows) for rows in seeds]
         rows.append(row)
     return rows
 
 
+def compared(
+    column: str, values: list[float], baseline: list[float] | None, name: str
+) -> dict[str, Interval]:
+    """A column's mean, and its difference to the baseline's of that name, sample by sample."""
+    cells = {column: bootstrap_interval(values, seed=0)}
+    if baseline is not None:
+        differences = [a - b for a, b in zip(values, baseline, strict=True)]
+        cells[f"{column} - {name}"] = bootstrap_interval(differences, seed=0)
+    return cells
+
+
 def per_prompt(seeds: Sequence[Rows], column: str) -> list[float]:
     """Each prompt's mean over seeds."""
     return [mean(row[column] for row in rows) for rows in zip(*seeds, strict=True)]
+
+
+def per_run(seeds: Sequence[Rows], column: str) -> list[float]:
+    """Each prompt's value in each seed's run."""
+    return [row[column] for rows in seeds for row in rows]

@@ -66,6 +66,27 @@ def test_the_table_averages_seeds_before_prompts_and_pairs_prompts():
     assert second.startswith("| sds | 0.750 [0.500, 1.000] |") and second.count("|") == head.count("|")
 
 
+def test_runs_of_prompts_alone_are_samples_each():
+    found = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 0.0), rows(0.0, 0.0)]}
+    asd, sds = studies.table(replace(STUDY, alone=("a cube", "a ball")), found)
+    recall, gain = asd["recall_at_1"], sds["recall_at_1 - asd"]
+    assert (recall.mean, recall.low, recall.high) == (0.5, 0.125, 0.875)  # of four values, 1, 0, 0.5 and 0.5
+    assert (gain.mean, gain.low, gain.high) == (-0.25, -0.5, 0.0)  # of 0, 0, -0.5 and -0.5
+
+
+def test_a_run_of_a_preset_that_has_changed_since_is_not_taken_for_it(tmp_path):
+    preset, folder = str(ROOT / "configs/quickstart.yaml"), tmp_path / "run"
+    job = studies.Job(folder=folder, arguments=(preset, "seed=3", f"output={folder}"))
+    studies.check_settings(job)  # nothing is there yet
+    folder.mkdir()
+    kept = settings.load(RunConfig, Path(preset), job.arguments[1:])
+    (folder / "config.yaml").write_text(settings.to_yaml(kept))
+    studies.check_settings(job)
+    (folder / "config.yaml").write_text(settings.to_yaml(replace(kept, seed=4)))
+    with pytest.raises(ValueError, match="of other settings than quickstart.yaml has now: remove it, or"):
+        studies.run(job, 1)
+
+
 def test_every_seed_of_every_variant_is_run_once(tmp_path, monkeypatch):
     commands = []
 
@@ -180,13 +201,19 @@ def test_the_mixture_tells_methods_apart(monkeypatch):
     """SDS without guidance ends at the component; the sampler scatters around it as it should."""
     monkeypatch.setattr(mixture, "CALLS", 400)
     monkeypatch.setattr(mixture, "SCHEDULES", {"plain": {"guidance_scale": 1.0, "t_min": 0.05, "t_max": 0.5}})
-    monkeypatch.setattr(mixture, "METHODS", ("sds", "dsd"))
+    monkeypatch.setattr(mixture, "METHODS", {name: METHODS[name] for name in ("sds", "dsd")})
     sds, dsd, sampler = mixture.measure()
     assert sds["method"] == "sds" and sds["steps"] == 400 and dsd["method"] == "dsd"
-    assert sds["one: distance / s"] < 3 and sds["two: at neither"] == 0
+    distances = [float(distance) for distance in sds["one: distance / s"].split(", ")]
+    assert len(distances) == 3 and max(distances) < 3 and sds["two: at neither"] == 0
     # 36 dimensions of unit variance: about 6 from the mean.
-    assert 4.5 < sampler["one: distance / s"] < 7 and sampler["one: bias / s"] < 1.5
+    assert 4.5 < float(sampler["one: distance / s"]) < 7 and sampler["one: bias / s"] < 1.5
     assert 0.3 < sampler["two: at the first"] < 0.7
+
+
+def test_what_is_learned_on_a_mixture_starts_anew_and_learns_where_tamed():
+    first, second = (mixture.guidance_for("vsd", schedule) for schedule in ({}, mixture.TAMED))
+    assert (first.learning_rate, second.learning_rate) == (1e-4, 0.02) and first.prior is not second.prior
 
 
 def test_directions_are_cosines_with_the_true_residual():
@@ -229,11 +256,8 @@ class Names:
 def test_outcomes_are_counted_and_those_that_the_prompt_allows():
     shown = [Names.names.index(name) for name in ("a red cube", "a blue cube", "a red cube", "a red cone")]
     images = torch.tensor(shown).float()[:, None, None, None].expand(4, 1, 1, 3)
-    found = diversity.score([{"a cube": images}], Names())
-    assert (found["outcomes"].mean, found["right"].mean) == (3.0, 0.75)
+    assert diversity.score([{"a cube": images}], Names()) == {"outcomes": [2], "right": [0.75]}
     one = images[:1].expand(4, -1, -1, -1)
-    found = diversity.score([{"a cube": images, "something red": one}] * 2, Names())
-    assert (found["outcomes"].mean, found["right"].mean) == (2.0, 0.875)
-    found = diversity.score([{"a cube": images}, {"a cube": one}], Names())
-    assert (found["outcomes"].mean, found["right"].mean) == (2.0, 0.875)
+    found = diversity.score([{"a cube": images, "something red": one}, {"a cube": one}], Names())
+    assert found == {"outcomes": [2, 1, 1], "right": [0.75, 1.0, 1.0]}
     assert diversity.allows("something red", "a red cone") and not diversity.allows("a cube", "a red cone")

@@ -4,8 +4,8 @@
   python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
 
 Writes a contact sheet: a column for each image, which differ in their seeds alone; a row for each sixth of
-the steps; and, last, what the prior's own sampler makes of the same text. On the embedded prior and a CPU
-SDS takes about a minute; DSD and SDI, which ask the denoiser more often, take minutes.
+the steps; and, last, what the prior's own sampler makes of the same text. Every method asks the denoiser
+equally often, unless `steps` says otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amortized.cameras import orbit
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import ViewText, plain_text
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws
-from amortized.guidance.distillation import Guidance
+from amortized.guidance.distillation import Guidance, calls_per_image
 from amortized.guidance.learned import build_learned
 from amortized.media import save_grid
 from amortized.presets import read_presets
@@ -33,6 +33,7 @@ from amortized.random import derive_seed, normal, uniform
 from amortized.types import Cameras, TextCondition
 
 ROWS = 6
+CALLS = 900  # denoiser images for each image: 300 steps of ASD
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
@@ -44,14 +45,15 @@ class PlaygroundConfig:
     prior: PriorConfig
     guidance: GuidanceConfig
     images: int = 8  # of a multi-view prior: objects, each in all its views
-    steps: int = 300
+    steps: int | None = None  # null: as many as CALLS denoiser calls an image allow
     learning_rate: float = 0.05  # of Adam, on latents of about unit variance
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("images", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, got {self.images}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1 or null, got {self.steps}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -82,7 +84,10 @@ def optimize(
     seed: int,
     each: Callable[[int, Tensor], None] = lambda step, latents: None,
 ) -> Tensor:
-    """Latents [B, C, h, w] after so many steps of Adam; `each` sees them after every step, counted from 1."""
+    """Latents [B, C, h, w] after so many steps of Adam; `each` sees them after every step, counted from 1.
+
+    Raises ValueError where a step's loss is not finite.
+    """
     latents = latents.clone().requires_grad_()
     groups = [{"params": [latents], "lr": learning_rate}]
     if guidance.learned is not None:
@@ -92,15 +97,21 @@ def optimize(
         draws = draws_of(latents, seed, step, guidance.prior.views_per_group)
         learn = step % guidance.learns_every == 0
         taught = guidance(latents, text, draws, step / steps, cameras, learn=learn)
+        loss = taught.loss if taught.learned_loss is None else taught.loss + taught.learned_loss
+        if not loss.isfinite():
+            raise ValueError(
+                f"step {step + 1} of {steps}: the loss is not finite: lower learning_rate or "
+                "guidance.guidance_scale, or set prior.dtype=float32"
+            )
         optimizer.zero_grad()
-        (taught.loss if taught.learned_loss is None else taught.loss + taught.learned_loss).backward()
+        loss.backward()
         optimizer.step()
         each(step + 1, latents.detach())
     return latents.detach()
 
 
 def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
-    """The contact sheet's images [(ROWS + 1) * columns, H, W, 3], row by row."""
+    """The contact sheet's images [rows, columns, H, W, 3]: ROWS, or one a step, and one of samples."""
     encoder = prior.text_encoder
     if encoder is None:
         raise ValueError("this prior has no text encoder")
@@ -118,22 +129,23 @@ def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
         null = encoder.encode([""])
         model = build_learned(learned, prior, null=null, text=own, num_prompts=1, seed=config.seed)
     start = [normal(prior.latent_shape, config.seed, "start", image) for image in range(num_images)]
+    steps = config.steps or max(ROWS, round(CALLS / calls_per_image(config.guidance)))
     shown: list[Tensor] = []
 
     def show(step: int, latents: Tensor) -> None:
-        if step * ROWS // config.steps > (step - 1) * ROWS // config.steps:
+        if step * ROWS // steps > (step - 1) * ROWS // steps:
             shown.append(prior.decode(latents))
 
     optimize(
         Guidance(prior, config.guidance, model), torch.stack(start).to(prior.device), text, cameras,
-        steps=config.steps, learning_rate=config.learning_rate, seed=config.seed, each=show,
+        steps=steps, learning_rate=config.learning_rate, seed=config.seed, each=show,
     )  # fmt: skip
     noise = torch.stack([normal(prior.latent_shape, config.seed, "sample", i) for i in range(num_images)])
     sampled = ddim(
         prior, noise.to(prior.device), text.positive, text.unconditional, num_steps=25, cfg=2.0,
         cameras=cameras,
     )  # fmt: skip
-    return torch.cat([*shown, prior.decode(sampled)])
+    return torch.stack([*shown, prior.decode(sampled)])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
     output = given.output or Path("outputs/playground") / f"{given.method}.png"
-    save_grid(output, images, columns=len(images) // (ROWS + 1))
+    save_grid(output, images.flatten(0, 1), columns=images.shape[1])
     print(output)
     return 0
 

@@ -42,6 +42,21 @@ def test_sds_at_scale_one_goes_to_what_the_text_names():
     assert torch.equal(end, again)
 
 
+def test_a_prediction_that_is_no_number_stops_it():
+    prior = GaussianMixturePrior(torch.zeros(1, 1, 2, 2), torch.ones(1))
+    predict, asked = prior.predict_noise, []
+
+    def broken(noisy, *arguments, **keywords):
+        asked.append(len(noisy))
+        return predict(noisy, *arguments, **keywords) * (float("nan") if len(asked) == 3 else 1.0)
+
+    prior.predict_noise = broken
+    guidance, text = Guidance(prior, published("sds")), plain_text(weights(1.0), weights(1.0))
+    with pytest.raises(ValueError, match="step 3 of 9: the loss is not finite"):
+        optimize(guidance, torch.zeros(1, 1, 2, 2), text, None, steps=9, learning_rate=0.05, seed=0)
+    assert len(asked) == 3
+
+
 def test_draws_are_each_images_own_and_trajectories_each_assets():
     latents = torch.zeros(4, 1, 2, 2)
     first, second = draws_of(latents, 0, 0, group=2), draws_of(latents, 0, 1, group=2)
@@ -62,6 +77,12 @@ def test_every_method_fills_a_sheet(folder, tmp_path, method, capsys):
         assert sheet.size == (2 * 16, (ROWS + 1) * 16) and len(sheet.getcolors(10**6)) > 50
 
 
+def test_few_steps_are_a_row_each(folder, tmp_path):
+    main(["--prior", str(folder), "--output", str(tmp_path / "sheet.png"), "images=3", "steps=2"])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (3 * 16, (2 + 1) * 16)
+
+
 def test_a_multi_view_prior_plays_too(tmp_path):
     folder = make_tiny_sd(tmp_path / "mv", num_views=4)
     output = tmp_path / "sheet.png"
@@ -74,7 +95,9 @@ def test_a_multi_view_prior_plays_too(tmp_path):
     ("arguments", "sentence"),
     [
         (["--method", "dreams"], "guidance.method must be one of sds, csd"),
-        (["steps=0"], "steps must be at least 1, got 0"),
+        (["steps=0"], "steps must be at least 1 or null, got 0"),
+        (["images=0"], "images must be at least 1, got 0"),
+        (["steps=3", "guidance.weight=1e30", "guidance.guidance_scale=1e30"], "step 1 of 3: the loss is not"),
         (["guidance.scale=3"], "unknown key guidance.scale in the overrides; did you mean"),
         (["learning_rate=0"], "learning_rate must be positive"),
         (["--prior", "nowhere/at/all"], "there is no such folder"),
