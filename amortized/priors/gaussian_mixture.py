@@ -13,8 +13,9 @@ from amortized.types import Cameras, TextCondition
 class GaussianMixturePrior:
     """Noise prediction in closed form, for tests and studies of guidance; see `amortized.priors.Prior`.
 
-    Component k is N(means[k], stds[k]^2 I). Row n of `text.pooled` [N, K] holds the non-negative
-    weights of the components (normalized here); tokens are not read. "Images" are the latents
+    Component k is N(means[k], stds[k]^2 I). Row n of `text.pooled` [N, K] holds the weights of the
+    components (normalized here; what is not positive, as a learned text may become, weighs nothing);
+    tokens are not read. "Images" are the latents
     themselves with channels last. Everything is computed in the dtype of the inputs.
     """
 
@@ -78,7 +79,10 @@ class GaussianMixturePrior:
         variance = abar[:, :, 0, 0] * self.stds.to(noisy) ** 2 + 1 - abar[:, :, 0, 0]  # [N, K]
         squares = residual.flatten(2).square().sum(-1)  # [N, K]
         num_dims = noisy[0].numel()
-        log_joint = text.pooled.to(noisy).log() - 0.5 * (squares / variance + num_dims * variance.log())
+        weights, nothing = text.pooled.to(noisy), noisy.new_tensor(-torch.inf)
+        named = weights > 0
+        log_weights = torch.where(named, torch.where(named, weights, 1.0).log(), nothing)
+        log_joint = log_weights - 0.5 * (squares / variance + num_dims * variance.log())
         share = torch.softmax(log_joint, dim=1) / variance  # responsibilities over variances [N, K]
         return (1 - abar).sqrt() * torch.einsum("nk,nkchw->nchw", share, residual)
 

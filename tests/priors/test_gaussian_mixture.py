@@ -110,3 +110,23 @@ def test_it_is_a_prior(prior):
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"means \[K, C, h, h\] and stds \[K\]"):
         GaussianMixturePrior(torch.zeros(2, 1, 4, 4), torch.ones(3))
+
+
+def test_weights_that_are_not_positive_weigh_nothing():
+    """In values and gradients: a text that is learned may cross zero."""
+    means = torch.stack([torch.full((1, 2, 2), value, dtype=torch.float64) for value in (-1.0, 0.0, 2.0)])
+    prior = GaussianMixturePrior(means, torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64))
+    noisy, t = torch.randn(1, 1, 2, 2, dtype=torch.float64), torch.tensor([400])
+
+    def predicted(*weights: float):
+        pooled = torch.tensor([weights], dtype=torch.float64, requires_grad=True)
+        mask = torch.ones(1, 1, dtype=torch.bool)
+        noise = prior.predict_noise(noisy, t, TextCondition(pooled=pooled, tokens=pooled[:, None], mask=mask))
+        return noise, torch.autograd.grad(noise.sum(), pooled, retain_graph=True)[0]
+
+    (with_it, gradient), (at_zero, _) = predicted(0.3, -0.2, 0.5), predicted(0.3, 0.0, 0.5)
+    fewer = GaussianMixturePrior(means[[0, 2]], prior.stds[[0, 2]])
+    pooled = torch.tensor([[0.3, 0.5]], dtype=torch.float64)
+    text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(with_it, fewer.predict_noise(noisy, t, text))
+    assert torch.equal(with_it, at_zero) and gradient[0, 1] == 0 and gradient.isfinite().all()
