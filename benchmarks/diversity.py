@@ -4,6 +4,8 @@ A run has learnt "a cube" or "something red" from a corpus such as shapes-open, 
 a z. Every prompt is made with 16 z's, each seen from a side of its own, as the prior's samples are, and named
 by the CLIP among the 64 shape-colour sentences. Right: how many of the assets are named as something that the
 prompt allows. Outcomes: how many of those names are different.
+
+What guidance alone does of it: the same from latents that no generator shares, all begun in grey.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
+from amortized.guidance.playground import optimize
 from amortized.priors import ddim
 from amortized.random import normal
 from amortized.rendering import render
@@ -26,7 +29,7 @@ from amortized.training import generator_weights, load_weights, z_of
 from amortized.types import Cameras
 from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
-from train import RunConfig, compose, corpus_of
+from train import RunConfig, compose, corpus_of, guidance_of
 
 ASSETS = 16
 
@@ -37,6 +40,9 @@ def measure(runs: Mapping[str, Sequence[Path]]) -> list[dict[str, object]]:
     first, of_first = next(iter(runs.items()))
     scorer = load_clip(settings.load(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
     makers = {name: [assets_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()}
+    makers |= {
+        f"{name}, latents alone": [latents_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()
+    }
     makers["the prior's sampler"] = [samples_of(run, ASSETS) for run in of_first]
     found = {name: score(images, scorer) for name, images in makers.items()}
     rows = []
@@ -55,9 +61,7 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     corpus = corpus_of(config)
     _, bank, generator = compose(config, torch.device("cpu"))
     load_weights(generator_weights(run), generator.eval())
-    look = config.evaluation
-    sides = orbit(1, num_assets, elevation_deg=20, distance=look.distance, fovy_deg=look.fovy_deg)
-    cameras = Cameras(**{name: value.transpose(0, 1) for name, value in vars(sides).items()})  # one each
+    look, cameras = config.evaluation, one_each(config, num_assets)
     grey, found = torch.full((num_assets, 1, 3), look.background), {}
     for prompt in (corpus[i] for i in range(len(corpus))):
         z = torch.cat([
@@ -72,16 +76,39 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     return found
 
 
+def latents_of(run: Path, num_assets: int) -> dict[str, Tensor]:
+    """As many images [assets, H, W, 3], each of latents of its own, by a run's guidance in half its steps."""
+    config = settings.load(RunConfig, run / "config.yaml")
+    corpus, found = corpus_of(config), {}
+    for index in range(len(corpus)):
+        prior, bank, _ = compose(config, torch.device("cpu"))  # anew: what is learned is each prompt's own
+        guidance = guidance_of(config, prior, bank, len(corpus.trained))
+        sides = one_each(config, num_assets)
+        grey = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)
+        ends = optimize(
+            guidance, prior.encode(grey), bank.views([corpus[index].text] * num_assets, sides), sides,
+            steps=config.trainer.steps // 2, learning_rate=0.05, seed=config.seed,
+        )  # fmt: skip
+        found[corpus[index].text] = prior.decode(ends)
+    return found
+
+
+def one_each(config: RunConfig, num_assets: int) -> Cameras:
+    """Cameras [assets, 1], asset i from azimuth 360 i / assets."""
+    look = config.evaluation
+    sides = orbit(1, num_assets, elevation_deg=20, distance=look.distance, fovy_deg=look.fovy_deg)
+    return Cameras(**{name: value.transpose(0, 1) for name, value in vars(sides).items()})
+
+
 @torch.no_grad()
 def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """As many samples [assets, H, W, 3] of the run's prior, told the same sides."""
     config = settings.load(RunConfig, run / "config.yaml")
     corpus = corpus_of(config)
     prior, bank, _ = compose(config, torch.device("cpu"))
-    found = {}
-    sides = orbit(1, num_assets, elevation_deg=20, distance=2.6, fovy_deg=38)
+    found, sides = {}, one_each(config, num_assets)
     for index in range(len(corpus)):
-        told = bank.views([corpus[index].text], sides)
+        told = bank.views([corpus[index].text] * num_assets, sides)
         noise = [normal(prior.latent_shape, config.seed, "diversity", index, i) for i in range(num_assets)]
         latents = ddim(prior, torch.stack(noise), told.positive, told.unconditional, num_steps=25, cfg=2.0)
         found[corpus[index].text] = prior.decode(latents)
