@@ -32,7 +32,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
         config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
         generator=generator,
     )  # fmt: skip
-    batch = trainer.sampler.batch(0, trainer.slots[0], trainer.slots_per_step)
+    batch = trainer.sampler.batch(0, trainer.slots[0], 0)
     texts = [trainer.prompt(index).text for index in batch.prompt_indices]
     view_text = bank.views(texts, batch.cameras)
     size, sharpness = config.trainer.render_size, geometric_at(config.trainer.sharpness, PROGRESS)
@@ -76,7 +76,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
         for (_, start), (name, end) in zip(marks, marks[1:], strict=False):
             split.setdefault(name, []).append(end - start)
 
-    sampling = seconds(lambda: trainer.sampler.batch(1, trainer.slots[0], trainer.slots_per_step))
+    sampling = seconds(lambda: trainer.sampler.batch(1, trainer.slots[0], 1))
     whole = seconds(step)
     with torch.no_grad():
         scene = generate()

@@ -34,8 +34,11 @@ class TrainingState:
     prior: str = ""  # a fingerprint of the weights that teach, which are not saved
 
 
-def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int) -> Path:
-    """Write `folder/step_NNNNNN` and remove all but the newest `keep` checkpoints."""
+def save_checkpoint(folder: Path, step: int, state: TrainingState, *, prompts_seen: int, keep: int) -> Path:
+    """Write `folder/step_NNNNNN` and remove all but the newest `keep` checkpoints.
+
+    `prompts_seen` is where the order of prompts goes on, whatever the number of processes then.
+    """
     final = folder / f"step_{step:06d}"
     partial = folder / f".partial_{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -45,8 +48,9 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, *, keep: int)
         save_file(_tensors(state.ema), partial / "ema.safetensors")
     if state.learned is not None:
         save_file(_tensors(state.learned), partial / "learned.safetensors")
+    told = {"step": step, "prompts_seen": prompts_seen, "prior": state.prior}
     torch.save(state.optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step, "prior": state.prior}) + "\n")
+    (partial / "state.json").write_text(json.dumps(told) + "\n")
     for file in [*partial.iterdir(), partial]:
         sync(file)
     if final.exists():  # the same step again, after a resume: same content
@@ -73,10 +77,20 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def load_checkpoint(checkpoint: Path, state: TrainingState, device: torch.device) -> int:
-    """Load all of `state` in place; returns the step. Raises ValueError where the parts do not fit."""
-    saved = json.loads((checkpoint / "state.json").read_text())
-    if saved.get("prior", state.prior) != state.prior:
+def load_checkpoint(checkpoint: Path, state: TrainingState, device: torch.device) -> tuple[int, int]:
+    """Load all of `state` in place; returns the step, and the prompts seen until then.
+
+    Raises ValueError where the parts do not fit.
+    """
+    try:
+        saved = json.loads((checkpoint / "state.json").read_text())
+        step, prompts_seen, prior = (saved[name] for name in ("step", "prompts_seen", "prior"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint}/state.json cannot be read ({error!r}): remove this checkpoint, to go on from the "
+            "one before"
+        ) from error
+    if prior != state.prior:
         raise ValueError(
             f"{checkpoint} was taught by other weights than those that prior.path now holds: "
             "put them back, or start anew with output=FOLDER"
@@ -88,7 +102,7 @@ def load_checkpoint(checkpoint: Path, state: TrainingState, device: torch.device
         load_weights(checkpoint / "learned.safetensors", state.learned)
     moments = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
     state.optimizer.load_state_dict(moments)
-    return int(saved["step"])
+    return step, prompts_seen
 
 
 def load_weights(file: Path, module: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 A step has `world size x accumulation x prompts per process` slots. Everything random in a slot is
 drawn from a generator keyed by (seed, step, slot), so that the global batch does not depend on how
-slots are dealt to processes, and a resumed run needs no saved random state.
+slots are dealt to processes, and a resumed run needs no saved random state: its step, and how many
+prompts it has seen, from where the order of prompts goes on with any number of processes.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ class Sampler:
     cameras: CameraConfig
     background: BackgroundConfig
 
-    def batch(self, step: int, slots: Sequence[int], slots_per_step: int) -> Batch:
-        """The given slots of a step; rows are in the order of `slots`."""
-        order = [self.order.at(step * slots_per_step + slot) for slot in slots]
+    def batch(self, step: int, slots: Sequence[int], start: int) -> Batch:
+        """The given slots of a step, whose slot 0 is at position `start` of the order of prompts.
+
+        Rows are in the order of `slots`.
+        """
+        order = [self.order.at(start + slot) for slot in slots]
         rows = [self._draw(step, slot) for slot in slots]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         digests = [

@@ -103,6 +103,7 @@ class Trainer:
         )
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
+        self.resumed_at = (0, 0)  # the step at which this process began, and the prompts seen until then
         self.ahead = Ahead(self._prepare, config.accumulation)
 
     @staticmethod
@@ -125,6 +126,11 @@ class Trainer:
         num_assets = len(self.trained) * (self.config.seeds_per_prompt or 1)
         return self.guidance.cache_bytes(num_assets, NUM_VIEWS)
 
+    def prompts_seen(self, step: int) -> int:
+        """Prompts seen before a step, repeats counted: where in their order it begins."""
+        begun, seen = self.resumed_at
+        return seen + (step - begun) * self.slots_per_step
+
     def prompt(self, index: int) -> Prompt:
         """The prompt of a sampler's prompt index."""
         return self.corpus[int(self.trained[index])]
@@ -142,7 +148,7 @@ class Trainer:
             self.config,
             self.world,
             self.folder,
-            slots_per_step=self.slots_per_step,
+            prompts_seen=self.prompts_seen,
             start=step,
             quiet=quiet,
         )
@@ -213,7 +219,7 @@ class Trainer:
 
     def _prepare(self, step: int, part: int) -> Prepared:
         """A part of a step's batch and its text, on the CPU: a pure function, called from a thread."""
-        batch = self.sampler.batch(step, self.slots[part], self.slots_per_step)
+        batch = self.sampler.batch(step, self.slots[part], self.prompts_seen(step))
         texts = [self.prompt(index).text for index in batch.prompt_indices]
         read, told = self.bank.get(texts, "cpu"), self.bank.views(texts, batch.cameras, "cpu")
         if self.world.device.type == "cuda":
@@ -264,11 +270,14 @@ class Trainer:
 
     def _restore(self) -> int:
         kept = list_checkpoints(self.folder / "checkpoints")
-        return load_checkpoint(kept[-1], self.state, self.world.device) if kept else 0
+        if kept:
+            self.resumed_at = load_checkpoint(kept[-1], self.state, self.world.device)
+        return self.resumed_at[0]
 
     def _save(self, step: int) -> None:
         if self.world.is_main:
-            save_checkpoint(self.folder / "checkpoints", step, self.state, keep=self.config.keep_checkpoints)
+            seen, keep = self.prompts_seen(step), self.config.keep_checkpoints
+            save_checkpoint(self.folder / "checkpoints", step, self.state, prompts_seen=seen, keep=keep)
         self.world.barrier()
 
     def _preview(self, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,12 @@ class Watch:
         world: World,
         folder: Path,
         *,
-        slots_per_step: int,
+        prompts_seen: Callable[[int], int],
         start: int,
         quiet: bool,
     ) -> None:
         self.config, self.world, self.folder = config, world, folder
-        self.slots_per_step = slots_per_step
+        self.prompts_seen = prompts_seen
         self.empty_for = self.full_for = 0  # steps in a row without an object, or with nothing else
         self.log = RunLog(folder, start=start, steps=config.steps, quiet=quiet) if world.is_main else None
 
@@ -84,7 +85,7 @@ class Watch:
             self.log.close()
 
     def _write(self, record: Record, numbers: dict[str, float]) -> None:
-        seen = record.step * self.slots_per_step
+        seen = self.prompts_seen(record.step)
         if record.step % self.config.log_every == 0:
             digest = batch_digest(self.world.gather(record.digests.to(self.world.device)))
             if self.log is not None:

@@ -42,10 +42,10 @@ def test_slots_are_dealt_exactly_once(world_size, accumulation):
 
 def test_a_batch_is_its_slots_one_by_one():
     sampler = make_sampler()
-    whole = sampler.batch(4, range(6), 6)
+    whole = sampler.batch(4, range(6), 24)
     assert whole.cameras.c2w.shape == (6, 2, 4, 4) and whole.stratification.shape == (6, 2 * 16, 3)
     for slot in range(6):
-        one = sampler.batch(4, [slot], 6)
+        one = sampler.batch(4, [slot], 24)
         assert one.prompt_indices == [whole.prompt_indices[slot]]
         assert torch.equal(one.cameras.c2w[0], whole.cameras.c2w[slot])
         assert torch.equal(one.background[0], whole.background[slot])
@@ -56,7 +56,7 @@ def test_a_batch_is_its_slots_one_by_one():
 
 def test_steps_slots_and_seeds_draw_differently():
     noises = [
-        make_sampler(seed=seed).batch(step, [slot], 6).draws.noise
+        make_sampler(seed=seed).batch(step, [slot], step * 6).draws.noise
         for seed in (3, 4)
         for step in (0, 1)
         for slot in (0, 1)
@@ -66,7 +66,7 @@ def test_steps_slots_and_seeds_draw_differently():
 
 
 def test_draws_are_what_they_claim():
-    batch = make_sampler(views=4, latent_shape=(4, 16, 16)).batch(0, range(64), 64)
+    batch = make_sampler(views=4, latent_shape=(4, 16, 16)).batch(0, range(64), 0)
     noise = batch.draws.noise
     assert noise.mean().abs() < 0.02 and abs(noise.std().item() - 1) < 0.02
     assert 0 <= batch.draws.u_timestep.min() and batch.draws.u_timestep.max() < 1
@@ -76,27 +76,27 @@ def test_draws_are_what_they_claim():
 
 def test_the_digest_sees_every_draw_and_no_order():
     sampler = make_sampler()
-    batch = sampler.batch(2, range(4), 4)
+    batch = sampler.batch(2, range(4), 8)
     assert batch_digest(batch.digests) == batch_digest(batch.digests.flip(0))
     for other in (
-        sampler.batch(3, range(4), 4),
-        make_sampler(seed=9).batch(2, range(4), 4),
-        sampler.batch(2, range(1, 5), 4),
-        make_sampler(order=Shuffle(6, 3)).batch(2, range(4), 4),
-        make_sampler(z_dim=2).batch(2, range(4), 4),
+        sampler.batch(3, range(4), 12),
+        make_sampler(seed=9).batch(2, range(4), 8),
+        sampler.batch(2, range(1, 5), 8),
+        make_sampler(order=Shuffle(6, 3)).batch(2, range(4), 8),
+        make_sampler(z_dim=2).batch(2, range(4), 8),
     ):
         assert batch_digest(batch.digests) != batch_digest(other.digests)
 
 
 def test_every_visit_has_a_z_of_its_own_or_that_of_one_of_a_few_assets():
     free, few = make_sampler(), make_sampler(seeds_per_prompt=2)
-    batch = free.batch(0, range(40), 40)
+    batch = free.batch(0, range(40), 0)
     assert len({tuple(row) for row in batch.z.tolist()}) == 40 and len(set(batch.draws.seeds.tolist())) == 1
-    batch = few.batch(0, range(40), 40)
+    batch = few.batch(0, range(40), 0)
     found = {(tuple(z), int(s)) for z, s in zip(batch.z.tolist(), batch.draws.seeds[::2], strict=True)}
     assert found == {(tuple(asset_z(3, k, 3).tolist()), asset_seed(3, k)) for k in range(2)}
     assert torch.equal(batch.draws.seeds[::2], batch.draws.seeds[1::2])  # all views follow one trajectory
-    assert set(few.batch(7, range(40), 40).draws.seeds.tolist()) == set(batch.draws.seeds.tolist())
+    assert set(few.batch(7, range(40), 280).draws.seeds.tolist()) == set(batch.draws.seeds.tolist())
 
 
 def test_images_have_keys_and_prompts_of_their_own():

@@ -19,7 +19,7 @@ from tests.training.toy import TEXTS, log_lines, make_trainer, target_images, we
 
 def distance_to_targets(trainer) -> float:
     """Mean squared distance of what the trainer renders now from the components' means."""
-    batch = trainer.sampler.batch(10**6, list(range(6)), 6)
+    batch = trainer.sampler.batch(10**6, list(range(6)), 6 * 10**6)
     scene = trainer.state.generator(trainer.bank.get([TEXTS[i] for i in batch.prompt_indices]))
     from amortized.rendering import render
 
@@ -95,6 +95,36 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption
     for name, value in weights_of(second).items():
         assert torch.equal(value, expected[name]), name
     assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
+
+
+def test_another_number_of_slots_goes_on_in_the_order_of_prompts(tmp_path):
+    """1 to 3 to 2 processes, told by their slots: every prompt comes in its turn."""
+    seen = []
+    for steps, slots in ((2, 4), (3, 12), (5, 8)):
+        trainer = make_trainer(tmp_path, steps=steps, prompts_per_process=slots, checkpoint_every=1)
+        draw = trainer.sampler.batch
+
+        def watched(step, slots, start, draw=draw):
+            batch = draw(step, slots, start)
+            seen.append((step, batch.prompt_indices))
+            return batch
+
+        object.__setattr__(trainer.sampler, "batch", watched)
+        trainer.train(quiet=True)
+    # A step that was made ahead when its run ended is made again by the next one.
+    order = sum((prompts for step, prompts in dict(seen).items() if step < 5), [])
+    assert len(order) == 2 * 4 + 12 + 2 * 8
+    assert order == [trainer.sampler.order.at(position) for position in range(len(order))]
+    assert [line["prompts_seen"] for line in log_lines(tmp_path)] == [4, 8, 20, 28, 36]
+
+
+def test_a_damaged_state_is_one_sentence(tmp_path):
+    make_trainer(tmp_path, steps=1, checkpoint_every=1).train(quiet=True)
+    state = tmp_path / "checkpoints/step_000001/state.json"
+    for text in ("", "{}", "7", '{"step": 1}'):
+        state.write_text(text)
+        with pytest.raises(ValueError, match="state.json cannot be read .*: remove this checkpoint"):
+            make_trainer(tmp_path, steps=2).train(quiet=True)
 
 
 def stop_after(step_function, steps):
