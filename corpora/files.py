@@ -109,10 +109,13 @@ def _from_json(path: Path) -> Iterator[Entry]:
     found = _parsed(text, str(path))
     if isinstance(found, list):
         found = {"train": found}
-    named = [split for split in SPLITS if isinstance(found, dict) and split in found]
-    if not named:
+    if not isinstance(found, dict) or not set(found) & set(SPLITS):
         raise ValueError(f"{path}: holds neither a list of prompts nor lists named {', '.join(SPLITS)}")
-    for split in named:
+    if others := [name for name in found if name not in SPLITS]:
+        raise ValueError(
+            f"{path}: holds '{others[0][:80]}' besides lists named {', '.join(SPLITS)}; rename or remove it"
+        )
+    for split in found:
         if not isinstance(found[split], list):
             raise ValueError(f"{path}, {split}: must be a list of prompts, got {type(found[split]).__name__}")
         for place, item in enumerate(found[split]):
@@ -145,11 +148,20 @@ READERS: Mapping[str, Callable[[Path], Iterator[Entry]]] = {
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_distinct)
     except RecursionError:
         raise ValueError(f"{where}: not a list of prompts, but nested beyond reason") from None
     except ValueError as error:  # also numbers of absurd length
         raise ValueError(f"{where}: not valid JSON ({error})") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; JSON's reader would keep the last of two alike and lose the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"'{twice[:80]}' is there twice")
+    return found
 
 
 def _text_column(names: Iterable[str], where: str) -> str:

@@ -26,9 +26,18 @@ def checked(text: str, where: str) -> str:
         raise ValueError(f"{where}: {len(text):,} characters; a prompt has at most {MAX_CHARACTERS:,}")
     if "\0" in text:
         raise ValueError(f"{where}: holds a NUL byte; remove it")
+    if not text.isprintable() and (code := _control_code(text)) is not None:
+        raise ValueError(
+            f"{where}: holds a control character (code {code}): remove it, and end lines by line feeds"
+        )
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{where}: holds half of a surrogate pair, which is no character; remove it")
     return text
+
+
+def _control_code(text: str) -> int | None:
+    """Of the first control character but tab and line feed."""
+    return next((ord(c) for c in text if c not in "\t\n" and unicodedata.category(c) == "Cc"), None)
 
 
 def normalized(text: str) -> str:

@@ -35,10 +35,20 @@ class ShapesCorpus:
         return Prompt(id=prompt_id(text), text=text, split=split_of(index, self.trained))
 
     def hold_out(self, share: float) -> ShapesCorpus:
-        """The same prompts, of which a share, chosen by the hash of their words, is never trained on."""
+        """The same prompts, of which a share of the combinations is never trained on, chosen by their hash.
+
+        A combination is which colours and shapes come together, in whatever order, size and relation; so what
+        is held out is not another wording of what is trained on. Every word stays in training, though, by
+        the combination of it that would have been held out last.
+        """
         limit = key_limit(share)
-        keys = (prompt_key(grammar.sentence(self.description(index))) for index in range(self.size))
-        return replace(self, trained=array("i", (i for i, key in enumerate(keys) if key >= limit)))
+        keys = array("Q", (combination_key(self.description(index)) for index in range(self.size)))
+        last: dict[str, int] = {}  # for each word, the largest key of its combinations
+        for index, key in enumerate(keys):
+            for word in grammar.sentence(self.description(index)).split():
+                last[word] = max(last.get(word, 0), key)
+        kept = {key for key in last.values() if key < limit}
+        return replace(self, trained=array("i", (i for i, k in enumerate(keys) if k >= limit or k in kept)))
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
         """Exact geometry and colour; None for sentences that leave a word open or are of another world."""
@@ -51,6 +61,12 @@ class ShapesCorpus:
         """All 64 shape-colour sentences and 64 of two objects."""
         pairs = [grammar.pair(i * (NUM_PAIRS // 64) + 7 * i) for i in range(64)]
         return [grammar.sentence(d) for d in [*grammar.singles(), *pairs]]
+
+
+def combination_key(description: Description) -> int:
+    """A 64-bit hash of which colours and shapes come together."""
+    items = {f"{item.colour or 'any'} {item.shape or 'thing'}" for item in description.items}
+    return prompt_key(" and ".join(sorted(items)))
 
 
 def _all_trained(name: str, size: int, description: Callable[[int], Description]) -> ShapesCorpus:
