@@ -5,7 +5,7 @@ a z. Every prompt is made with 16 z's, each seen from a side of its own, as the 
 by the CLIP among the 64 shape-colour sentences. Right: how many of the assets are named as something that the
 prompt allows. Outcomes: how many of those names are different.
 
-What guidance alone does of it: the same from latents that no generator shares, all begun in grey.
+What guidance alone does of it: the same of latents that no generator shares, all begun in grey.
 """
 
 from __future__ import annotations
@@ -34,14 +34,20 @@ from train import RunConfig, compose, corpus_of, guidance_of
 ASSETS = 16
 
 
-def measure(runs: Mapping[str, Sequence[Path]]) -> list[dict[str, object]]:
-    """A row for each method, given its runs of several seeds, and one for the prior's own sampler, with
-    differences to the first. Every prompt of every run is a sample of the intervals."""
+def measure(
+    runs: Mapping[str, Sequence[Path]], alone: Mapping[str, Sequence[RunConfig]]
+) -> list[dict[str, object]]:
+    """A row for each method, given its runs of several seeds; for latents alone by each guidance of `alone`;
+    and for the prior's own sampler: all with differences to the first.
+
+    Every prompt of every seed is a sample of the intervals.
+    """
     first, of_first = next(iter(runs.items()))
     scorer = load_clip(settings.load(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
     makers = {name: [assets_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()}
     makers |= {
-        f"{name}, latents alone": [latents_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()
+        f"{name}, latents alone": [latents_of(config, ASSETS) for config in seeds]
+        for name, seeds in alone.items()
     }
     makers["the prior's sampler"] = [samples_of(run, ASSETS) for run in of_first]
     found = {name: score(images, scorer) for name, images in makers.items()}
@@ -76,9 +82,8 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     return found
 
 
-def latents_of(run: Path, num_assets: int) -> dict[str, Tensor]:
+def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
     """As many images [assets, H, W, 3], each of latents of its own, by a run's guidance in half its steps."""
-    config = settings.load(RunConfig, run / "config.yaml")
     corpus, found = corpus_of(config), {}
     for index in range(len(corpus)):
         prior, bank, _ = compose(config, torch.device("cpu"))  # anew: what is learned is each prompt's own

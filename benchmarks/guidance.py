@@ -108,20 +108,19 @@ STUDIES = {
     ),
     "diversity": Study(
         title="Prompts that leave a word open",
-        variants={
-            "asd": Variant(preset="methods/open-asd"),
-            "dsd": Variant(preset="methods/open-dsd"),
-            # What of DSD does it: its reference, or its noise; and of that, the trajectory or the seed?
-            "dsd, the noise as reference": Variant(
-                preset="methods/open-dsd", changes=("guidance.reference=noise", "trainer.steps=291")
-            ),
-            "dsd, a trajectory of one step": Variant(
-                preset="methods/open-dsd", changes=("guidance.trajectory.num_steps=1", "trainer.steps=296")
-            ),
-        },
+        variants={"asd": Variant(preset="methods/open-asd"), "dsd": Variant(preset="methods/open-dsd")},
         columns=("clip_similarity",),
     ),
 }  # fmt: skip
+# What of DSD makes assets differ: its reference, or its noise; and of that, the trajectory or the seed?
+PARTS_OF_DSD = {
+    "dsd, the noise as reference": Variant(
+        preset="methods/open-dsd", changes=("guidance.reference=noise", "trainer.steps=291")
+    ),
+    "dsd, a trajectory of one step": Variant(
+        preset="methods/open-dsd", changes=("guidance.trajectory.num_steps=1", "trainer.steps=296")
+    ),
+}
 SECTIONS = ("mixture", "directions", *STUDIES)
 
 
@@ -134,8 +133,14 @@ def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> l
     study = STUDIES[section]
     found = run_study(study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
     if section == "diversity":
-        jobs = {variant: jobs_of(study, variant, seeds, folder) for variant in study.variants}
-        return diversity.measure({name: [job.folder for [job] in runs] for name, runs in jobs.items()})
+        runs = {name: jobs_of(study, name, seeds, folder) for name in study.variants}
+        alone = {
+            name: [settings.load(RunConfig, v.path, [*v.changes, f"seed={seed}"]) for seed in seeds]
+            for name, v in {**study.variants, **PARTS_OF_DSD}.items()
+        }
+        return diversity.measure(
+            {name: [job.folder for [job] in of_name] for name, of_name in runs.items()}, alone
+        )
     return table(study, found)
 
 

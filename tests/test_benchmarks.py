@@ -149,7 +149,7 @@ def test_presets_of_methods_cost_what_the_quickstart_costs(method: str):
 
 
 def test_every_variant_of_every_study_is_a_valid_run():
-    for study in guidance.STUDIES.values():
+    for study in (*guidance.STUDIES.values(), replace(STUDY, variants=guidance.PARTS_OF_DSD)):
         for variant in study.variants.values():
             settings.load(RunConfig, variant.path, [*variant.changes, "output=o"])
     assert set(guidance.STUDIES["corpus"].variants) == set(guidance.STUDIES["single"].variants) == {*METHODS}
