@@ -78,7 +78,7 @@ def encode(given: argparse.Namespace) -> None:
         encoding = plan_encoding(
             corpus, encoder, name=given.encoder, revision=given.revision, pooled_only=given.pooled,
             suffixes=suffixes if given.views or given.suffixes is not None else (),
-            dtype=given.dtype, prompts_per_shard=given.prompts_per_shard,
+            dtype=given.dtype, prompts_per_shard=given.prompts_per_shard, batch_size=given.batch_size,
         )  # fmt: skip
         folder = given.output or Path("outputs/text") / f"{Path(given.name).stem}-{Path(given.encoder).name}"
 
@@ -93,7 +93,7 @@ def encode(given: argparse.Namespace) -> None:
             try:
                 encode_shards(
                     folder, encoding, corpus, encoder, rank=world.rank, world_size=world.size,
-                    batch_size=given.batch_size, verify=given.verify,
+                    verify=given.verify,
                     progress=progress_bar("encoding", quiet=not world.is_main),
                 )  # fmt: skip
             except OSError as error:

@@ -252,7 +252,7 @@ def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
     assert told.returncode == 0, told.stderr
     tokens = ("generator.text=tokens",)
     for chosen, sentence, *more in (
-        (prior, f"text.shards: {text} is of the encoder {other}, neither the generator's"),
+        (prior, f"{text} is of the encoder {other}, not of the prior's {prior}; encode the corpus with that"),
         (str(other), "text.shards hold pooled vectors only, but this generator reads tokens", *tokens),
         (prior, "'nowhere' cannot be loaded", "text.shards=[]", "text.encoder=nowhere"),
     ):

@@ -73,9 +73,11 @@ class TextBank:
             self.read = SentenceSource(reader or encoder, stores, kept=kept, lock=lock)
         for store in stores:
             if store not in (*self.told.stores, *self.read.stores):
+                readers = f"the prior's {encoder.name}"
+                readers += "" if reader is None else f" or the generator's {reader.name}"
                 raise ValueError(
-                    f"text.shards: {store.url} is of the encoder {store.manifest.encoder}, neither the "
-                    "generator's nor, with tokens, the prior's; encode the corpus with theirs: "
+                    f"text.shards: {store.url} is of the encoder {store.manifest.encoder_name}, not of "
+                    f"{readers}; encode the corpus with that: "
                     f"python -m corpora encode {store.manifest.corpus} --encoder FOLDER --output FOLDER"
                 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 import zlib
@@ -47,12 +46,15 @@ def plan_encoding(
     pooled_only: bool = False,
     dtype: str = "bfloat16",
     prompts_per_shard: int = 512,
+    batch_size: int = 64,
 ) -> Encoding:
     """What encoding the corpus will make; `suffixes` are the views' words, stored besides each prompt."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     if prompts_per_shard < 1:
         raise ValueError(f"a shard must hold at least 1 prompt, got {prompts_per_shard}")
+    if batch_size < 1:
+        raise ValueError(f"a batch must hold at least 1 sentence, got {batch_size}")
     digest = hashlib.sha256()
     for index in range(len(corpus)):
         digest.update(corpus[index].text.encode() + b"\0")
@@ -62,6 +64,7 @@ def plan_encoding(
         num_prompts=len(corpus),
         encoder=name,
         revision=revision,
+        fingerprint=encoder.fingerprint(),
         probe=probe_of(encoder),
         suffixes=tuple(dict.fromkeys(("", *suffixes))),
         pooled_only=pooled_only,
@@ -69,6 +72,7 @@ def plan_encoding(
         length=encoder.max_length,
         width=encoder.width,
         prompts_per_shard=prompts_per_shard,
+        batch_size=batch_size,
     )
 
 
@@ -99,20 +103,21 @@ def start_encoding(folder: Path, encoding: Encoding) -> None:
 def _check_plan(folder: Path, encoding: Encoding) -> None:
     try:
         found = parse_facts((folder / PLAN).read_bytes())
-        alike = same_encoder(encoding.probe, found.pop("probe"))
-    except (ValueError, KeyError) as error:
+        found |= {name: tuple(found[name]) for name in ("probe", "suffixes")}
+        begun = Encoding(**found)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / PLAN} is damaged: choose another --output") from error
-    wanted = json.loads(json.dumps(asdict(encoding)))
-    if not alike:
+    if not same_encoder(begun, encoding.fingerprint, encoding.probe):
         raise ValueError(
-            f"{folder} is of the encoder {found.get('encoder')}, not of {encoding.encoder}: "
+            f"{folder} is of the encoder {begun.encoder_name}, not of {encoding.encoder_name}: "
             "choose another --output"
         )
-    for name, value in wanted.items():
+    for name, value in asdict(encoding).items():
         # One encoder, and one list of prompts, may lie in several places.
-        if name not in ("corpus", "encoder", "revision", "probe") and found.get(name) != value:
+        own = ("corpus", "encoder", "revision", "fingerprint", "probe")
+        if name not in own and getattr(begun, name) != value:
             raise ValueError(
-                f"{folder} was begun with {name} {found.get(name)}, not {value}: choose another --output"
+                f"{folder} was begun with {name} {getattr(begun, name)}, not {value}: choose another --output"
             )
 
 
@@ -124,7 +129,6 @@ def encode_shards(
     *,
     rank: int = 0,
     world_size: int = 1,
-    batch_size: int = 64,
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -138,7 +142,7 @@ def encode_shards(
     done = 0
     for number, size in zip(mine, sizes, strict=True):
         if not _is_whole(folder, number, thorough=verify):
-            _write_shard(folder, number, encoding, corpus, encoder, batch_size)
+            _write_shard(folder, number, encoding, corpus, encoder)
         done += size
         if progress is not None:
             progress(done, sum(sizes))
@@ -152,7 +156,7 @@ def finish_encoding(folder: Path, encoding: Encoding) -> Manifest:
     keys = np.empty(encoding.num_prompts, "<u8")
     places = np.empty(encoding.num_prompts, PLACE)
     overlong: list[str] = []
-    num_bytes = 0
+    sizes: list[int] = []
     for number in range(encoding.num_shards):
         if (facts := _facts(folder, number)) is None:
             raise ValueError(
@@ -164,7 +168,7 @@ def finish_encoding(folder: Path, encoding: Encoding) -> Manifest:
         for column, name in (("offset", "offsets"), ("size", "sizes"), ("crc", "crcs")):
             places[column][rows] = facts[name]
         overlong += facts["overlong"]
-        num_bytes += facts["bytes"]
+        sizes.append(facts["bytes"])
     order = np.argsort(keys, kind="stable")
     keys, places = keys[order], places[order]
     if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
@@ -176,7 +180,7 @@ def finish_encoding(folder: Path, encoding: Encoding) -> Manifest:
         with (folder / name).open("rb") as file:
             sha256[name] = hashlib.file_digest(file, "sha256").hexdigest()
     atomic_write_text(folder / OVERLONG, "".join(f"{text}\n" for text in overlong))
-    manifest = Manifest(**asdict(encoding), overlong=len(overlong), sha256=sha256, num_bytes=num_bytes)
+    manifest = Manifest(**asdict(encoding), overlong=len(overlong), sha256=sha256, shard_bytes=tuple(sizes))
     write_facts(folder / MANIFEST, asdict(manifest))
     return manifest
 
@@ -205,16 +209,14 @@ def _is_whole(folder: Path, number: int, *, thorough: bool) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
 
 
-def _write_shard(
-    folder: Path, number: int, encoding: Encoding, corpus: Corpus, encoder: Any, batch_size: int
-) -> None:
+def _write_shard(folder: Path, number: int, encoding: Encoding, corpus: Corpus, encoder: Any) -> None:
     path = folder / shard_name(number)
     facts: dict[str, Any] = {"keys": [], "offsets": [], "sizes": [], "crcs": [], "overlong": []}
     prompts = [corpus[index].text for index in _members(encoding, number)]
     path.with_suffix(".json").unlink(missing_ok=True)  # it speaks of the tar that is replaced
     with atomic_path(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for text, record in zip(prompts, _records(prompts, encoding, encoder, batch_size), strict=True):
+            for text, record in zip(prompts, _records(prompts, encoding, encoder), strict=True):
                 key = short_name(text)
                 _add(tar, f"{key}.txt", text.encode())
                 facts["keys"].append(key)
@@ -230,13 +232,13 @@ def _write_shard(
     write_facts(path.with_suffix(".json"), facts)
 
 
-def _records(prompts: Sequence[str], encoding: Encoding, encoder: Any, batch_size: int) -> Iterator[bytes]:
+def _records(prompts: Sequence[str], encoding: Encoding, encoder: Any) -> Iterator[bytes]:
     """Each prompt's rows as the bytes of a safetensors file.
 
     Batches are cut within a shard, so that a shard's bytes depend on nothing else.
     """
     rows, dtype = len(encoding.suffixes), DTYPES[encoding.dtype]
-    at_once = max(1, batch_size // rows)
+    at_once = max(1, encoding.batch_size // rows)
     for start in range(0, len(prompts), at_once):
         chunk = prompts[start : start + at_once]
         text = encoder.encode([prompt + suffix for prompt in chunk for suffix in encoding.suffixes])

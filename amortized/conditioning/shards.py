@@ -48,14 +48,21 @@ class Encoding:
     num_prompts: int
     encoder: str  # a folder or Hub id
     revision: str | None
-    probe: tuple[float, ...]  # the encoder's vector for PROBE, which tells it from others
+    fingerprint: str  # of the encoder: its precision, and a digest of its weights and words
+    probe: tuple[float, ...]  # its vector for PROBE, which tells it from others at another precision
     suffixes: tuple[str, ...]  # a row for the prompt with each of these; "" is the prompt itself
     pooled_only: bool
     dtype: str  # one of DTYPES
     length: int  # L, tokens of a row
     width: int  # D
     prompts_per_shard: int
+    batch_size: int  # sentences at once: last digits depend on it
     format: int = FORMAT
+
+    @property
+    def encoder_name(self) -> str:
+        """As sentences call it."""
+        return self.encoder if self.revision is None else f"{self.encoder} at {self.revision}"
 
     @property
     def num_shards(self) -> int:
@@ -74,6 +81,7 @@ class Encoding:
         parts += ["--suffixes", *self.suffixes[1:]] if len(self.suffixes) > 1 else []
         parts += ["--pooled"] if self.pooled_only else []
         parts += ["--dtype", self.dtype, "--prompts-per-shard", str(self.prompts_per_shard)]
+        parts += ["--batch-size", str(self.batch_size)]
         return shlex.join([*parts, "--output", folder])
 
 
@@ -83,7 +91,12 @@ class Manifest(Encoding):
 
     overlong: int  # sentences that were cut
     sha256: dict[str, str]  # of the index' files
-    num_bytes: int
+    shard_bytes: tuple[int, ...]  # the size of each
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(self.shard_bytes)
 
 
 def probe_of(encoder: Any) -> tuple[float, ...]:
@@ -91,11 +104,16 @@ def probe_of(encoder: Any) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in encoder.encode([PROBE]).pooled[0].float().tolist())
 
 
-def same_encoder(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two probes are of one encoder, perhaps at two precisions."""
-    if len(one) != len(other):
+def same_encoder(encoding: Encoding, fingerprint: str, probe: Sequence[float]) -> bool:
+    """Whether what was encoded is of this encoder.
+
+    At one precision, whether their weights and words are the same; at two, whether their probes nearly are.
+    """
+    if encoding.fingerprint.partition(" ")[0] == fingerprint.partition(" ")[0]:
+        return encoding.fingerprint == fingerprint
+    if len(encoding.probe) != len(probe):
         return False
-    a, b = np.asarray(one), np.asarray(other)
+    a, b = np.asarray(encoding.probe), np.asarray(probe)
     return float(np.linalg.norm(a - b)) <= SAME * float(np.linalg.norm(b))
 
 
@@ -132,6 +150,7 @@ class ShardStore:
             self.manifest = self._manifest()
             self.keys = self._array(KEYS, np.dtype("<u8"))
             self.places = self._array(PLACES, PLACE)
+            self._check_sizes()
         except FileNotFoundError as error:
             raise ValueError(
                 f"{self.url} holds no finished encoding (no {Path(str(error.filename or error)).name}): "
@@ -201,13 +220,38 @@ class ShardStore:
             raise ValueError(f"{where} is damaged at {prompt} (its checksum is wrong): {mend}")
         return _condition(safetensors.load(data), self.manifest)
 
+    def _check_sizes(self) -> None:
+        """Raise ValueError where shards are missing or cut short, as after a copy that was broken off.
+
+        A store that cannot list its files, or their sizes, tells when one of them is read.
+        """
+        try:
+            listed = self.files.ls(f"{self.root}/shards", detail=True)
+            sizes = {Path(entry["name"]).name: entry["size"] for entry in listed}
+        except FileNotFoundError:
+            sizes = {}
+        except Exception:  # a driver of fsspec raises whatever its library does
+            return
+        names = [shard_name(number) for number in range(self.manifest.num_shards)]
+        wrong = [
+            name
+            for name, size in zip(names, self.manifest.shard_bytes, strict=True)
+            if sizes.get(Path(name).name, -1) not in (size, None)
+        ]
+        if wrong:
+            raise ValueError(
+                f"{self.url}: {len(wrong)} of {len(names)} shards are missing or of another size, first "
+                f"{wrong[0]}: copy them again, or rebuild these alone with "
+                f"{self.manifest.command(self._folder)} --verify"
+            )
+
     def _manifest(self) -> Manifest:
         data = self.files.cat_file(f"{self.root}/{MANIFEST}")
         try:
             found = parse_facts(data)
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']}, expected {FORMAT}")
-            found |= {name: tuple(found[name]) for name in ("probe", "suffixes")}
+            found |= {name: tuple(found[name]) for name in ("probe", "suffixes", "shard_bytes")}
             manifest = Manifest(**{field.name: found[field.name] for field in fields(Manifest)})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

@@ -21,8 +21,14 @@ NUM_RECORDS = 64
 class SentenceEncoder(Protocol):
     """What a bank asks of a text encoder; `TextEncoder` is one."""
 
+    name: str  # what sentences call it: its folder or Hub id, and the revision
+
     def encode(self, texts: Sequence[str]) -> TextCondition:
         """N sentences => a condition of N rows."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Its precision, and a digest of its weights and words: "float32 0123456789abcdef"."""
         ...
 
 
@@ -46,8 +52,8 @@ class SentenceSource:
         lock    of the encoder, where another source uses it too
         """
         self.encoder, self.kept = encoder, kept
-        probe = probe_of(encoder) if stores else ()
-        self.stores = [store for store in stores if same_encoder(store.manifest.probe, probe)]
+        known = (encoder.fingerprint(), probe_of(encoder)) if stores else ("", ())
+        self.stores = [store for store in stores if same_encoder(store.manifest, *known)]
         self.pooled_only = any(store.manifest.pooled_only for store in self.stores)
         self.lock = lock or RLock()
         self.num_encoded = 0  # sentences so far that no store had

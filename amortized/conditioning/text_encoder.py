@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,9 @@ class TextEncoder:
     token id, which for a small vocabulary is any word of the sentence.
     """
 
-    def __init__(self, tokenizer: Any, model: Any) -> None:
+    def __init__(self, tokenizer: Any, model: Any, name: str = "") -> None:
         """`tokenizer`: a Hugging Face tokenizer; `model`: a CLIPTextModel, frozen here."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.name = tokenizer, name
         self.model = model.eval().requires_grad_(False)
         self.max_length: int = min(int(tokenizer.model_max_length), model.config.max_position_embeddings)
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
@@ -64,6 +66,10 @@ class TextEncoder:
         """Whether `encode` cuts the sentence."""
         return len(_words(self.tokenizer, text)) > self.max_length - 2
 
+    def fingerprint(self) -> str:
+        """Its precision, and a digest of its weights and words."""
+        return _fingerprint(self.tokenizer, self.model)
+
     def _token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [N, L] long and the count of tokens [N], begin and end included."""
         tokenizer, room = self.tokenizer, self.max_length - 2
@@ -86,9 +92,9 @@ class T5TextEncoder:
 
     MAX_LENGTH = 128  # T5 knows no limit of its own
 
-    def __init__(self, tokenizer: Any, model: Any) -> None:
+    def __init__(self, tokenizer: Any, model: Any, name: str = "") -> None:
         """`tokenizer`: a Hugging Face tokenizer; `model`: a T5EncoderModel, frozen here."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.name = tokenizer, name
         self.model = model.eval().requires_grad_(False)
         self.max_length = min(int(tokenizer.model_max_length), self.MAX_LENGTH)
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
@@ -120,10 +126,21 @@ class T5TextEncoder:
         """Whether `encode` cuts the sentence."""
         return len(_words(self.tokenizer, text)) > self.max_length - 1
 
+    def fingerprint(self) -> str:
+        """Its precision, and a digest of its weights and words."""
+        return _fingerprint(self.tokenizer, self.model)
+
 
 def _words(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a sentence, without begin and end."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _fingerprint(tokenizer: Any, model: Any) -> str:
+    state = hashlib.blake2b(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode(), digest_size=8)
+    for parameter in model.parameters():
+        state.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"{str(model.dtype).removeprefix('torch.')} {state.hexdigest()}"
 
 
 def load_text_encoder(
@@ -169,7 +186,8 @@ def read_text_encoder(
         # transformers makes such a tokenizer, without a word, of a folder that lacks the vocabulary.
         raise ValueError("its tokenizer has no vocabulary")
     model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **model_in, **source)
-    return (T5TextEncoder if kind == "t5" else TextEncoder)(tokenizer, model.to(device))
+    name = path if revision is None else f"{path} at {revision}"
+    return (T5TextEncoder if kind == "t5" else TextEncoder)(tokenizer, model.to(device), name)
 
 
 def reason_of(error: Exception) -> str:

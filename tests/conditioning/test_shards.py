@@ -9,6 +9,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from random import Random
@@ -18,7 +20,7 @@ import pytest
 import torch
 
 from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
-from amortized.conditioning.shards import DTYPES, ShardStore, same_encoder
+from amortized.conditioning.shards import DTYPES, ShardStore, probe_of, same_encoder
 from tests.conditioning.words import LENGTH, WIDTH, LetterEncoder, Listed, numbered
 
 VIEWS = (", front view", ", back view")
@@ -28,13 +30,11 @@ PARTS = ("pooled", "tokens", "mask")
 def encoded(folder: Path, corpus=None, encoder=None, *, world_size: int = 1, verify=False, **how) -> Path:
     corpus, encoder = corpus or numbered(23), encoder or LetterEncoder()
     plan = plan_encoding(
-        corpus, encoder, name="letters", **{"prompts_per_shard": 5, "suffixes": VIEWS, **how}
+        corpus, encoder, name="letters", **{"prompts_per_shard": 5, "batch_size": 7, "suffixes": VIEWS, **how}
     )
     start_encoding(folder, plan)
     for rank in range(world_size):
-        encode_shards(
-            folder, plan, corpus, encoder, rank=rank, world_size=world_size, batch_size=7, verify=verify
-        )
+        encode_shards(folder, plan, corpus, encoder, rank=rank, world_size=world_size, verify=verify)
     finish_encoding(folder, plan)
     return folder
 
@@ -161,6 +161,58 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path):
     assert contents(encoded(tmp_path / "full")) == whole
 
 
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> list[str]:
+    """Arguments that encode 40 sentences by a tiny prior's encoder."""
+    from tests.tiny_sd import make_tiny_sd
+
+    folder = tmp_path_factory.mktemp("command")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("".join(f"a prompt of number {number}\n" for number in range(40)))
+    prior = make_tiny_sd(folder / "prior")
+    return ["encode", str(prompts), "--encoder", str(prior), "--prompts-per-shard", "8", "--device", "cpu"]
+
+
+def test_the_command_tells_of_a_full_disk_in_one_sentence(tmp_path: Path, told, capfd):
+    from corpora.__main__ import main
+
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        os._exit(main([*told, "--output", str(tmp_path / "full")]))
+
+    work = multiprocessing.get_context("fork").Process(target=fill)
+    work.start()
+    work.join()
+    assert work.exitcode == 2 and set(contents(tmp_path / "full")) == {"plan.json"}
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("corpora: error: ") and "File too large" in last
+    assert last.endswith("what is finished is kept: run the same command again")
+    assert main([*told, "--output", str(tmp_path / "full")]) == 0
+
+
+@pytest.mark.slow
+def test_the_command_killed_ten_times_and_resumed_writes_the_same_bytes(tmp_path: Path, told):
+    def begun(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "corpora", *told, "--output", str(folder), "--batch-size", "4"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    start = time.monotonic()
+    assert begun(tmp_path / "whole").wait() == 0
+    lasts, random, killed = time.monotonic() - start, Random(1), 0
+    for _ in range(60):
+        work = begun(tmp_path / "killed")
+        time.sleep(lasts * random.uniform(0.5, 1.0))
+        if killed < 10 and work.poll() is None:
+            work.kill()
+            killed += 1
+        if work.wait() == 0 and killed == 10:
+            break
+        if (tmp_path / "killed/manifest.json").exists():  # it was too fast: begin anew
+            shutil.rmtree(tmp_path / "killed")
+    assert killed == 10 and contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_a_disk_that_is_too_small_is_told_first(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 10))
     with pytest.raises(ValueError, match="still to be written and 0.0 GiB free; make room"):
@@ -197,6 +249,11 @@ def test_an_unfinished_folder_is_told(tmp_path: Path):
         with pytest.raises(ValueError, match=f"no finished encoding .no {name}.*python -m corpora encode"):
             ShardStore(str(folder))
         (folder / name).write_bytes(kept)
+    shard = folder / "shards/000003.tar"
+    for data in (None, shard.read_bytes()[:-512]):
+        shard.unlink() if data is None else shard.write_bytes(data)
+        with pytest.raises(ValueError, match="1 of 5 shards are missing .*first shards/000003.tar: copy"):
+            ShardStore(str(folder))
     with pytest.raises(ValueError, match="no finished encoding"):
         ShardStore(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="nowhere"):
@@ -208,12 +265,26 @@ def test_two_prompts_of_one_key_are_refused(tmp_path: Path):
         encoded(tmp_path, Listed(["a cube", "a cone", "a cube"]))
 
 
-def test_probes_tell_encoders_apart():
-    values = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    half = values.to(torch.bfloat16).float()
-    assert same_encoder(half.tolist(), values.tolist())
-    assert not same_encoder((values + 0.1 * torch.randn(64)).tolist(), values.tolist())
-    assert not same_encoder(values[:32].tolist(), values.tolist())
+def test_weights_tell_encoders_apart_and_at_another_precision_probes(tmp_path: Path):
+    """One swapped pair of words is another encoder, though the probe, which lacks them, is the same."""
+    from amortized.conditioning import load_text_encoder
+    from tests.tiny_sd import make_tiny_sd
+
+    folder = make_tiny_sd(tmp_path)
+    one, again = load_text_encoder(str(folder)), load_text_encoder(str(folder))
+    half = load_text_encoder(str(folder), dtype=torch.bfloat16)
+    plan = plan_encoding(numbered(3), one, name="one")
+
+    def same(encoder) -> bool:
+        return same_encoder(plan, encoder.fingerprint(), probe_of(encoder))
+
+    assert same(again) and same(half) and one.fingerprint().startswith("float32 ")
+    table = again.model.get_input_embeddings().weight.data
+    words = [again.tokenizer.get_vocab()[word] for word in ("q</w>", "z</w>")]
+    table[words] = table[words[::-1]].clone()
+    assert not same(again) and probe_of(again) == probe_of(one)
+    assert not same(load_text_encoder(str(make_tiny_sd(tmp_path / "other", seed=3)), dtype=torch.bfloat16))
+    assert not same_encoder(plan, half.fingerprint(), plan.probe[:16])
 
 
 # ---- damage -----------------------------------------------------------------------------------
@@ -301,7 +372,7 @@ def test_the_command_that_mends_is_the_one_that_made(tmp_path: Path):
     (folder / "shards/000001.tar").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="--verify") as error:
         ShardStore(str(folder)).find(["a ball"])
-    command = shlex.split(str(error.value).partition("rebuild this shard alone with ")[2])
+    command = shlex.split(str(error.value).partition(" alone with ")[2])
     assert command[:3] == ["python", "-m", "corpora"]
     assert main([*command[3:], "--device", "cpu"]) == 0
     assert contents(folder) == whole

@@ -128,8 +128,12 @@ def test_pooled_shards_serve_the_generator_alone(tmp_path: Path):
 
 def test_shards_of_another_encoder_are_refused(tmp_path: Path):
     store = stored(tmp_path, encoder=LetterEncoder(seed=5))
-    with pytest.raises(ValueError, match="of the encoder letters, neither the generator's nor"):
-        TextBank(LetterEncoder(), stores=[store])
+    told, read = LetterEncoder(), LetterEncoder(seed=6)
+    told.name, read.name = "sd at abc", "t5"
+    with pytest.raises(ValueError, match="of the encoder letters, not of the prior's sd at abc; encode"):
+        TextBank(told, stores=[store])
+    with pytest.raises(ValueError, match="of the encoder letters, not of the prior's sd at abc or the gen"):
+        TextBank(told, reader=read, stores=[store])
 
 
 def test_settings():

@@ -17,7 +17,7 @@ LENGTH, WIDTH = 6, 8
 class LetterEncoder:
     """As `TextEncoder`; `seed` makes another encoder, `delay` seconds a slow one."""
 
-    max_length, width = LENGTH, WIDTH
+    max_length, width, name = LENGTH, WIDTH, "letters"
 
     def __init__(self, seed: int = 0, delay: float = 0.0) -> None:
         self.seed, self.delay, self.calls = seed, delay, []
@@ -33,6 +33,9 @@ class LetterEncoder:
         tokens, ends = torch.stack(rows), torch.tensor(lengths)
         mask = torch.arange(LENGTH)[None] < ends[:, None]
         return TextCondition(pooled=tokens[torch.arange(len(texts)), ends - 1], tokens=tokens, mask=mask)
+
+    def fingerprint(self) -> str:
+        return f"float32 {self.seed:016x}"
 
     def is_overlong(self, text: str) -> bool:
         return len(text.split()) > LENGTH - 2
