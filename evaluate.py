@@ -32,7 +32,7 @@ from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import generator_weights, join_world, load_weights, z_of
 from amortized.types import Cameras, Corpus, Prompt, Render, Scene
-from corpora import indices_of, near_duplicates, prompt_list, read_prompts
+from corpora import indices_of, near_duplicates, open_corpus, prompt_list
 from train import RunConfig, compose, corpus_of
 
 
@@ -42,6 +42,12 @@ def spaced(indices: Sequence[int], limit: int | None) -> list[int]:
         raise ValueError(f"--limit must be at least 1, got {limit}")
     taken = min(len(indices), limit or len(indices))
     return [int(indices[place * len(indices) // taken]) for place in range(taken)]
+
+
+def texts_of(name: str) -> list[str]:
+    """All prompts of a corpus, or of a file."""
+    corpus = open_corpus(name)
+    return [corpus[index].text for index in range(len(corpus))]
 
 
 def told_nearness(rows: list[PromptRow], corpus: Corpus) -> list[PromptRow]:
@@ -62,13 +68,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. evaluation.views=4")
     parser.add_argument("--split", default="all", help="train, heldout, val, test (%(default)s)")
     parser.add_argument("--limit", type=int, help="at most so many prompts, evenly spaced")
-    parser.add_argument("--prompts", type=Path, help="evaluate the sentences of this file instead")
+    parser.add_argument("--prompts", help="evaluate the sentences of this file or corpus instead")
     parser.add_argument("--prompt", help="evaluate this sentence instead")
     parser.add_argument("--output", type=Path, help="where to write (default: RUN/evaluation)")
     given = parser.parse_intermixed_args(argv)
     with one_sentence_errors("evaluate.py"), torch.no_grad():
         if not (given.run / "config.yaml").exists():
             raise ValueError(f"{given.run} holds no run: train one first (python train.py CONFIG)")
+        for word in given.overrides:
+            if word.startswith(("corpus=", "held_out=", "prompt=")):
+                raise ValueError(f"{word} would say that the run learned something else: use --prompts")
         config = settings.load(RunConfig, given.run / "config.yaml", given.overrides)
         corpus = asked = corpus_of(config)
         if given.prompt or given.prompts:
@@ -76,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     f"--split {given.split} is of a corpus: leave it out with --prompt or --prompts"
                 )
-            texts = [given.prompt] if given.prompt else read_prompts(given.prompts)
+            texts = [given.prompt] if given.prompt else texts_of(given.prompts)
             asked = replace(prompt_list(texts, "prompts", background=corpus), trained=())
         chosen = spaced(indices_of(asked, given.split), given.limit)
         folder = given.output or given.run / "evaluation"

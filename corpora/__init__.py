@@ -10,7 +10,7 @@ import numpy as np
 
 from amortized.types import Corpus
 from corpora.at2520 import at2520
-from corpora.files import READERS, entries_of, read_prompts
+from corpora.files import READERS, entries_of
 from corpora.nearness import near_duplicates
 from corpora.published import PUBLISHED, stored
 from corpora.shapes.corpus import ShapesCorpus, shapes16, shapes100k, shapes_comp, shapes_fronts, shapes_open
@@ -96,6 +96,5 @@ __all__ = [
     "near_duplicates",
     "open_corpus",
     "prompt_list",
-    "read_prompts",
     "tabulate",
 ]

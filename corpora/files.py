@@ -37,14 +37,6 @@ def entries_of(path: Path) -> Iterator[Entry]:
         ) from error
 
 
-def read_prompts(path: Path) -> list[str]:
-    """All prompts of a file, whatever list names them."""
-    texts = [entry.text for entry in entries_of(path)]
-    if not texts:
-        raise ValueError(f"{path}: holds no prompt; write one a line")
-    return texts
-
-
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(line without its end, where) of a UTF-8 file; a line of any length costs bounded memory."""
     with path.open("rb") as file:

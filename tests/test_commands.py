@@ -192,6 +192,8 @@ def test_a_prompt_is_a_run_of_its_own(run, prior, tmp_path):
     [
         (["nowhere"], "holds no run"),
         (["{run}", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["{run}", "--prompts", "t3bench"], "corpus must be one of"),
+        (["{run}", "corpus=df415"], "corpus=df415 would say that the run learned something else: use"),
     ],
 )
 def test_evaluations_that_cannot_be(run, tmp_path, arguments, sentence):

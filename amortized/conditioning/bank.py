@@ -90,6 +90,27 @@ class TextBank:
         """Whether the generator is handed no tokens."""
         return self.read.pooled_only
 
+    def shortage(self, texts: Sequence[str]) -> str | None:
+        """What shards lack of these prompts, in a sentence; None where they lack nothing, or there are none.
+
+        Numbered directions are not counted: no shards have them.
+        """
+        if not (self.read.stores or self.told.stores):
+            return None
+        suffixes = () if self.config.direction_step_deg else self.config.suffixes
+        lacking = {
+            "of the prompts": 1 - self.read.share_stored([(text, "") for text in texts]),
+            "of their views' sentences": 1
+            - self.told.share_stored([(text, end) for text in texts for end in suffixes or ("",)]),
+        }
+        told = [f"{share:.0%} {what}" for what, share in lacking.items() if share > 0]
+        if not told:
+            return None
+        return (
+            f"text.shards lack {' and '.join(told)}: these are encoded when they are met, one at a time; "
+            "encode the corpus with --views, or with this run's views.suffixes as --suffixes"
+        )
+
     def get(self, texts: Sequence[str], device: Device = None) -> TextCondition:
         """The plain prompts, N rows: what a generator reads."""
         return move_rows(self.read.rows([(text, "") for text in texts]), device or self.device)

@@ -186,6 +186,10 @@ class ShardStore:
         return [None if row is None else self._parsed(text, next(data), self.places[row])
                 for text, row in zip(texts, rows, strict=True)]  # fmt: skip
 
+    def holds(self, text: str) -> bool:
+        """Whether this prompt was encoded."""
+        return self._row(text) is not None
+
     def row_of(self, suffix: str) -> int:
         """The row of a suffix in what `find` returns."""
         return self._suffixes[suffix]

@@ -73,6 +73,11 @@ class SentenceSource:
                     found[sentence] = self._encoded(sentence)
         return concatenate_rows([found[sentence] for sentence in sentences])
 
+    def share_stored(self, sentences: Sequence[Sentence]) -> float:
+        """The share of the sentences that some store has; nothing is read."""
+        found = (any(s.has(end) and s.holds(text) for s in self.stores) for text, end in sentences)
+        return sum(found) / len(sentences)
+
     def passing(self, sentences: Sequence[str]) -> TextCondition:
         """Rows of sentences that hardly ever come twice: encoded together, and not kept."""
         with self.lock:

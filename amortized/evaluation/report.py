@@ -121,6 +121,8 @@ def _lead(results: Results) -> str:
     parts = [f"{prompts:,} prompt{'s' * (prompts != 1)}"]
     parts += [f"{kinds} kind{'s' * (kinds != 1)}"] if kinds else []
     parts += [f"{escape(str(views))} views each"] if views else []
+    if (near := results.nearness)["asked"]:
+        parts.append(f"{near['near_train']:,} of {near['asked']:,} held out nearly trained on")
     parts += [f"a gallery of {results.gallery:,} texts", "95&#8201;% bootstrap intervals over prompts"]
     return " · ".join(parts)
 

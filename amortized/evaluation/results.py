@@ -59,10 +59,17 @@ class Results:
     prompts: tuple[PromptRow, ...]
     settings: Mapping[str, Any]
 
+    @property
+    def nearness(self) -> dict[str, int]:
+        """Prompts outside training that were asked, and how many of them training nearly has."""
+        held = [row for row in self.prompts if row.split != "train"]
+        return {"asked": len(held), "near_train": sum(row.near_train is not None for row in held)}
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; NaN and infinities become None."""
         data = asdict(self)
         gallery = data.pop("gallery")
+        data["nearness"] = self.nearness
         data["chance"] = {"recall_at_1": chance_recall(gallery), "gallery": gallery}
         return plain(data)
 
@@ -141,4 +148,6 @@ def summary(results: Results) -> str:
         f"  {name:<18} {interval.mean:7.4f}   [{interval.low:.4f}, {interval.high:.4f}]"
         for name, interval in results.metrics.items()
     ]
+    if (near := results.nearness)["asked"]:
+        lines.append(f"  {near['near_train']} of {near['asked']} held-out prompts are nearly trained on")
     return "\n".join(lines)

@@ -38,6 +38,7 @@ from amortized.types import Corpus, Prompt
 
 # After Ctrl-C, torchrun signals its processes once more within a moment: that is the same wish.
 ONE_WISH_S = 2.0
+LOOKED_UP = 256  # prompts, to tell at the start what shards lack
 
 
 class Trainer:
@@ -154,6 +155,9 @@ class Trainer:
         )
         for name, engine in engines(self.state.generator).items():
             watch.note(f"{name} is looked up by {engine} on {self.world.device}")
+        every = range(0, len(self.trained), -(-len(self.trained) // LOOKED_UP))
+        if shortage := self.bank.shortage([self.prompt(index).text for index in every]):
+            watch.note(shortage)
         if size := self.cache_bytes:
             watch.note(f"trajectories are kept as they are met: {size / 2**20:,.0f} MiB at the end")
         try:

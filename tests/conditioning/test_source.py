@@ -136,6 +136,18 @@ def test_shards_of_another_encoder_are_refused(tmp_path: Path):
         TextBank(told, reader=read, stores=[store])
 
 
+def test_what_shards_lack_is_told(tmp_path: Path):
+    whole, plain = stored(tmp_path / "whole"), stored(tmp_path / "plain", suffixes=())
+    assert TextBank(LetterEncoder()).shortage(TEXTS) is None  # nothing is in shards, and need not be
+    assert TextBank(LetterEncoder(), stores=[whole]).shortage(TEXTS) is None
+    told = TextBank(LetterEncoder(), stores=[plain]).shortage(TEXTS)
+    assert told is not None and told.startswith("text.shards lack 100% of their views' sentences: these are")
+    told = TextBank(LetterEncoder(), stores=[whole]).shortage([*TEXTS, "no shard has this", "nor this"])
+    assert told is not None and told.startswith("text.shards lack 50% of the prompts and 50% of their views'")
+    numbered = ViewTextConfig(direction_step_deg=10)
+    assert TextBank(LetterEncoder(), numbered, stores=[plain]).shortage(TEXTS) is None
+
+
 def test_settings():
     with pytest.raises(ValueError, match="text.kept must be at least 1, got 0"):
         TextConfig(kept=0)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpora import open_corpus, read_prompts
+from corpora import open_corpus
 from corpora.files import MAX_LINE_BYTES, READERS
 from corpora.published import store, stored
 from corpora.table import Entry, tabulate
@@ -78,10 +78,8 @@ def test_every_format_tells_the_same(tmp_path: Path, name: str):
     ],
 )
 def test_plain_sentences(tmp_path: Path, suffix: str, data: bytes):
-    assert [text.strip() for text in read_prompts(written(tmp_path, suffix, data))] == [
-        "a red cube",
-        "a café",
-    ]
+    corpus = open_corpus(str(written(tmp_path, suffix, data)))
+    assert [corpus[index].text for index in range(len(corpus))] == ["a red cube", "a café"]
 
 
 BAD = [

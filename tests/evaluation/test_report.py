@@ -217,5 +217,6 @@ def test_held_out_prompts_that_training_nearly_has_are_marked_and_scored_apart()
     assert means == {"train": 1.0, "heldout": 0.5, "heldout, unlike any trained": 0.0}
     text = page(results)
     assert near not in text and f'title="{html.escape(near)}">nearly trained on<' in text
+    assert "1 of 2 held out nearly trained on" in text
     assert text.count("nearly trained on<") == 1 and "heldout, unlike any trained" in text
     assert '<option value="heldout, unlike any trained">' not in text  # a row's split is heldout
