@@ -158,7 +158,7 @@ def measure(counts: list[int], folder: Path) -> list[dict[str, object]]:
 
 
 def encoding(folder: Path) -> list[dict[str, object]]:
-    """Prompts a second into shards, with all that is done for them; and one at a time, as public code has it."""
+    """Prompts a second into shards, all that is done for them; and one at a time, as public code has it."""
     encoder, corpus = load_text_encoder(PRIOR), prompt_list(list(sentences(2048)), "encoding")
     speeds = {}
     for size in (1, 16, 64, 256):
