@@ -34,7 +34,8 @@ class OrderConfig:
 
     kind: Literal["shuffle", "weighted", "curriculum"] = "shuffle"
     # null: how often the training list names a prompt (weighted), its number of words (curriculum). Or the
-    # results.json of an evaluation, and its column: weights, or scores of which the highest come first.
+    # results.json of an evaluation, read once at the start, and its column: weights, or scores of which the
+    # highest come first, and prompts without one last.
     by: str | None = None
     column: str = "recall_at_1"
     start: float = 0.1  # curriculum: the share of its first pass
@@ -60,14 +61,17 @@ class Order(Protocol):
 
 
 def order_of(config: OrderConfig, corpus: Corpus, seed: int) -> Order:
-    """The order of a corpus' training prompts. Raises ValueError where scores are missing."""
+    """The order of a corpus' training prompts. Raises ValueError where weights are missing."""
     num = len(corpus.trained)
     if config.kind == "shuffle":
         return Shuffle(num, seed)
     if config.kind == "weighted":
         weights = _repeats(corpus) if config.by is None else _column(config.by, config.column, corpus)
         return Weighted(weights, seed)
-    difficulty = _lengths(corpus) if config.by is None else -_column(config.by, config.column, corpus)
+    if config.by is None:
+        difficulty = _lengths(corpus)
+    else:
+        difficulty = -_column(config.by, config.column, corpus, missing=-math.inf)
     ranking = np.argsort(difficulty, kind="stable").astype(np.int32)
     return Curriculum(ranking, seed, config.start, config.passes)
 
@@ -178,8 +182,11 @@ def _lengths(corpus: Corpus) -> np.ndarray:
     return np.fromiter(words, np.int32, len(corpus.trained))
 
 
-def _column(file: str, column: str, corpus: Corpus) -> np.ndarray:
-    """A number for each training prompt, from an evaluation's results."""
+def _column(file: str, column: str, corpus: Corpus, missing: float | None = None) -> np.ndarray:
+    """A number for each training prompt, from an evaluation's results.
+
+    `missing` stands for those without one. Raises ValueError where it is None, or all are without.
+    """
     path = Path(file)
     try:
         rows: Sequence[dict] = json.loads(path.read_text(encoding="utf-8"))["prompts"]
@@ -190,9 +197,11 @@ def _column(file: str, column: str, corpus: Corpus) -> np.ndarray:
             "make one with evaluate.py RUN --split train"
         ) from error
     ids = [corpus[int(index)].id for index in corpus.trained]
-    if missing := [name for name in ids if not isinstance(found.get(name), int | float)]:
+    lacking = [name for name in ids if not isinstance(found.get(name), int | float)]
+    if lacking and (missing is None or len(lacking) == len(ids)):
         raise ValueError(
-            f"order.by: {path} has no {column} for {len(missing)} of {len(ids)} training prompts, "
-            f"the first is {missing[0]}; evaluate them: evaluate.py RUN --split train"
+            f"order.by: {path} has no {column} for {len(lacking)} of {len(ids)} training prompts, "
+            f"the first is {lacking[0]}; evaluate them: evaluate.py RUN --split train"
         )
+    found |= dict.fromkeys(lacking, missing)
     return np.array([found[name] for name in ids], np.float64)

@@ -189,6 +189,10 @@ def test_orders_of_a_corpus(tmp_path: Path):
     path = str(results(tmp_path, dict(zip(ids, [0.1, 0.2, 0.9, 0.3], strict=True))))
     best = order_of(OrderConfig(kind="curriculum", by=path, start=0.25, passes=4), corpus, 3)
     assert [best.at(0), sorted(best.at(p) for p in (1, 2))] == [2, [2, 3]]
+    partly = str(results(tmp_path, {ids[2]: 0.1, ids[3]: 0.9}))  # an evaluation of some: the others come last
+    some = order_of(OrderConfig(kind="curriculum", by=partly, start=0.25, passes=4), corpus, 3)
+    assert [some.at(0), sorted(some.at(p) for p in (1, 2))] == [3, [2, 3]]
+    path = str(results(tmp_path, dict(zip(ids, [0.1, 0.2, 0.9, 0.3], strict=True))))
     weighted = order_of(OrderConfig(kind="weighted", by=path), corpus, 3)
     found = Counter(weighted.at(position) for position in range(4000))
     assert [found[i] / 4000 for i in range(4)] == pytest.approx(
@@ -219,6 +223,9 @@ def test_order_settings_that_cannot_be(tmp_path: Path):
         ValueError, match=f"{path} has no recall_at_1 for 3 of 4 training prompts, the first is"
     ):
         order_of(OrderConfig(kind="weighted", by=str(path)), corpus, 0)
+    path = results(tmp_path, {"another": 1.0})
+    with pytest.raises(ValueError, match="has no recall_at_1 for 4 of 4 training prompts"):
+        order_of(OrderConfig(kind="curriculum", by=str(path)), corpus, 0)
     for text in ("", "{}", '{"prompts": 7}', '{"prompts": [7]}', '{"prompts": [{"id": "x"}]}'):
         path.write_text(text)
         with pytest.raises(
