@@ -4,17 +4,19 @@
   python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
 
 Writes a contact sheet: a column for each image, which differ in their seeds alone; a row for each sixth of
-the steps; and, last, what the prior's own sampler makes of the same text. Every method asks the denoiser
-equally often, unless `steps` says otherwise.
+the steps; and, last, what the prior's own sampler makes of the same text. All begin in grey, and every method
+asks the denoiser equally often, unless `steps` says otherwise. The embedded prior gets each method at the
+schedule recommended for it (configs/methods), another prior at the published one.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ from amortized.types import Cameras, TextCondition
 
 ROWS = 6
 CALLS = 900  # denoiser images for each image: 300 steps of ASD
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,9 @@ def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
         own = None if learned.text is None else encoder.encode([learned.text])
         null = encoder.encode([""])
         model = build_learned(learned, prior, null=null, text=own, num_prompts=1, seed=config.seed)
-    start = [normal(prior.latent_shape, config.seed, "start", image) for image in range(num_images)]
+    grey = torch.full((num_images, prior.image_size, prior.image_size, 3), 0.5, device=prior.device)
+    with torch.no_grad():
+        start = prior.encode(grey)
     steps = config.steps or max(ROWS, round(CALLS / calls_per_image(config.guidance)))
     shown: list[Tensor] = []
 
@@ -137,7 +141,7 @@ def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
             shown.append(prior.decode(latents))
 
     optimize(
-        Guidance(prior, config.guidance, model), torch.stack(start).to(prior.device), text, cameras,
+        Guidance(prior, config.guidance, model), start, text, cameras,
         steps=steps, learning_rate=config.learning_rate, seed=config.seed, each=show,
     )  # fmt: skip
     noise = torch.stack([normal(prior.latent_shape, config.seed, "sample", i) for i in range(num_images)])
@@ -155,15 +159,16 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
     parser.add_argument("--prompt", default=PlaygroundConfig.prompt)
-    parser.add_argument("--prior", help="a folder in diffusers format (default: the quickstart's)")
+    parser.add_argument("--prior", help="a folder in diffusers format (default: the embedded one)")
     parser.add_argument("--output", type=Path, help="default: outputs/playground/METHOD.png")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
     )
     given = parser.parse_intermixed_args(argv)
     try:
-        prior = given.prior or _prior_of(QUICKSTART)
-        chosen = [f"prior={prior}", f"guidance.method={given.method}"]
+        chosen = [f"prior={given.prior}", f"guidance.method={given.method}"]
+        if given.prior is None:
+            chosen = recommended(given.method)
         config = settings.load(PlaygroundConfig, None, [*chosen, *given.overrides, f"prompt={given.prompt}"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         images = play(config, load_prior(config.prior, device))
@@ -175,10 +180,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _prior_of(preset: Path) -> str:
-    """The folder of a preset's prior."""
-    ((_, data),) = read_presets(preset)
-    return str(data["prior"])
+def recommended(method: str) -> list[str]:
+    """The embedded prior, and a method's schedule for it, as overrides."""
+    own = CONFIGS / "methods" / f"{method}.yaml"
+    found = []
+    for _, data in read_presets(own if own.exists() else CONFIGS / "quickstart.yaml"):  # which is ASD's
+        parts = {part: data[part] for part in ("prior", "guidance") if part in data}
+        found += [f"{key}={value}" for key, value in _leaves(parts)]
+    return [*found, f"guidance.method={method}"]
+
+
+def _leaves(data: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of nested mappings, and their values as one would write them."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", f"[{', '.join(value)}]" if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

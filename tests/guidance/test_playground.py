@@ -8,10 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from amortized import config as settings
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
 from amortized.guidance import METHODS, Guidance, published
-from amortized.guidance.playground import ROWS, draws_of, main, optimize
+from amortized.guidance.playground import (
+    CONFIGS,
+    ROWS,
+    PlaygroundConfig,
+    draws_of,
+    main,
+    optimize,
+    recommended,
+)
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
 from tests.tiny_sd import make_tiny_sd
@@ -75,6 +84,16 @@ def test_every_method_fills_a_sheet(folder, tmp_path, method, capsys):
     assert capsys.readouterr().out.strip() == str(output)
     with Image.open(output) as sheet:
         assert sheet.size == (2 * 16, (ROWS + 1) * 16) and len(sheet.getcolors(10**6)) > 50
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_embedded_prior_gets_what_is_recommended_for_it(method):
+    from train import RunConfig
+
+    preset = CONFIGS / ("quickstart.yaml" if method == "asd" else f"methods/{method}.yaml")
+    config = settings.load(PlaygroundConfig, None, recommended(method))
+    run = settings.load(RunConfig, preset)
+    assert config.guidance == run.guidance and config.prior == run.prior
 
 
 def test_few_steps_are_a_row_each(folder, tmp_path):
