@@ -97,12 +97,10 @@ class TextBank:
         """
         if not (self.read.stores or self.told.stores):
             return None
-        suffixes = () if self.config.direction_step_deg else self.config.suffixes
-        lacking = {
-            "of the prompts": 1 - self.read.share_stored([(text, "") for text in texts]),
-            "of their views' sentences": 1
-            - self.told.share_stored([(text, end) for text in texts for end in suffixes or ("",)]),
-        }
+        lacking = {"of the prompts": 1 - self.read.share_stored([(text, "") for text in texts])}
+        if not self.config.direction_step_deg:
+            seen = [(text, end) for text in texts for end in self.config.suffixes]
+            lacking["of their views' sentences"] = 1 - self.told.share_stored(seen)
         told = [f"{share:.0%} {what}" for what, share in lacking.items() if share > 0]
         if not told:
             return None

@@ -146,6 +146,8 @@ def test_what_shards_lack_is_told(tmp_path: Path):
     assert told is not None and told.startswith("text.shards lack 50% of the prompts and 50% of their views'")
     numbered = ViewTextConfig(direction_step_deg=10)
     assert TextBank(LetterEncoder(), numbered, stores=[plain]).shortage(TEXTS) is None
+    pooled = stored(tmp_path / "pooled", pooled_only=True, suffixes=())
+    assert TextBank(LetterEncoder(), numbered, stores=[pooled]).shortage(TEXTS) is None
 
 
 def test_settings():
