@@ -134,12 +134,12 @@ def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> l
     found = run_study(study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
     if section == "diversity":
         runs = {name: jobs_of(study, name, seeds, folder) for name in study.variants}
-        alone = {
+        configs = {
             name: [settings.load(RunConfig, v.path, [*v.changes, f"seed={seed}"]) for seed in seeds]
             for name, v in {**study.variants, **PARTS_OF_DSD}.items()
         }
         return diversity.measure(
-            {name: [job.folder for [job] in of_name] for name, of_name in runs.items()}, alone
+            {name: [job.folder for [job] in of_name] for name, of_name in runs.items()}, configs
         )
     return table(study, found)
 
