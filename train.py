@@ -24,7 +24,7 @@ from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.guidance import Guidance, build_learned
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.settings import RunSettings
-from amortized.training import Trainer, describe, join_world, open_run
+from amortized.training import Trainer, World, describe, join_world, open_run
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT, GeneratorConfig
@@ -101,6 +101,25 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     return Guidance(prior, config.guidance, model)
 
 
+def run(config: RunConfig, corpus: Corpus, world: World, *, resume: bool, dry: bool) -> int | None:
+    """Train as one of `world`'s processes; returns the step reached, None where it was a dry run."""
+    if config.prior.denoiser_device and world.size > 1:
+        raise ValueError(
+            f"prior.denoiser_device={config.prior.denoiser_device} is one device, for {world.size} "
+            "processes: train in one process, or set it to null"
+        )
+    prior, bank, generator = compose(config, world.device)
+    guidance = guidance_of(config, prior, bank, len(corpus.trained))
+    trainer = Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
+    if dry:
+        if world.is_main:
+            print(settings.to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
+        return None
+    # Only now: what cannot be trained leaves no folder behind.
+    open_run(Path(config.output), settings.to_yaml(config), world, resume=resume)
+    return trainer.train()
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = parser_for("train.py", __doc__)
     parser.add_argument("config", type=Path, help="a preset, e.g. configs/quickstart.yaml")
@@ -114,23 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
             config = replace(config, output=f"{config.output}-{corpus[0].id}")
         with join_world(config.device) as world:
-            if config.prior.denoiser_device and world.size > 1:
-                raise ValueError(
-                    f"prior.denoiser_device={config.prior.denoiser_device} is one device, for {world.size} "
-                    "processes: train in one process, or set it to null"
-                )
-            prior, bank, generator = compose(config, world.device)
-            guidance = guidance_of(config, prior, bank, len(corpus.trained))
-            trainer = Trainer(
-                config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator
-            )
-            if given.dry_run:
-                print(settings.to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
-                return 0
-            # Only now: what cannot be trained leaves no folder behind.
-            open_run(Path(config.output), settings.to_yaml(config), world, resume=given.resume)
-            step = trainer.train()
-        if world.is_main:
+            step = run(config, corpus, world, resume=given.resume, dry=given.dry_run)
+        if world.is_main and step is not None:
             ended = step == config.trainer.steps
             then = f"now: python evaluate.py {config.output}" if ended else "add --resume to go on"
             print(f"{config.output}: {'trained' if ended else 'stopped'} at step {step}; {then}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,8 +123,22 @@ def join_world(device: str = "auto", *, patience: timedelta | None = None) -> It
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield World(device=chosen)
         return
+    # What this imports keeps any process group that it finds, and with it the threads that `_leave` ends.
+    importlib.import_module("torch._dynamo")
+
     dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
     finally:
-        dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Destroy the process group, and end its threads as far as nobody outside holds it.
+
+    A thread of gloo that still holds a tensor when the interpreter ends aborts the process, after all
+    that it had to do is done. A group ends its threads with itself, and a DistributedDataParallel, which
+    is in cycles, holds it.
+    """
+    dist.destroy_process_group()
+    gc.collect()
