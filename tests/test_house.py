@@ -81,6 +81,7 @@ def test_extras_and_scripts() -> None:
     assert PROJECT["project"]["scripts"] == {
         "amortized-train": "train:main",
         "amortized-evaluate": "evaluate:main",
+        "amortized-corpora": "corpora.__main__:main",
     }
 
 
