@@ -30,7 +30,7 @@ from amortized.evaluation import (
 )
 from amortized.rendering import render
 from amortized.schedules import geometric_at
-from amortized.training import generator_weights, join_world, load_weights, z_of
+from amortized.training import join_world, load_generator, z_of
 from amortized.types import Cameras, Corpus, Prompt, Render, Scene
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list
 from train import RunConfig, compose, corpus_of
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         with join_world(config.device) as world:
             _, bank, start = compose(config, world.device)
             trained = copy.deepcopy(start.eval())  # the untrained one stays, to compare with
-            load_weights(generator_weights(given.run), trained)
+            load_generator(given.run, trained)
 
             def look(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
                 grey = torch.full_like(cameras.c2w[..., :3, 3], config.evaluation.background)

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         corpus = corpus_of(config)
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
             config = replace(config, output=f"{config.output}-{corpus[0].id}")
-        with join_world(config.device) as world:
+        with join_world(config.device, alone=config.distributed.strategy != "ddp") as world:
             step = run(config, corpus, world, resume=given.resume, dry=given.dry_run)
         if world.is_main and step is not None:
             ended = step == config.trainer.steps

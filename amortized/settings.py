@@ -10,7 +10,7 @@ from amortized.evaluation import EvaluationConfig
 from amortized.guidance import GuidanceConfig
 from amortized.priors import PriorConfig
 from amortized.rendering import BackgroundConfig, RendererConfig
-from amortized.training import LossConfig, OptimizerConfig, OrderConfig, TrainerConfig
+from amortized.training import DistributedConfig, LossConfig, OptimizerConfig, OrderConfig, TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,4 +35,5 @@ class RunSettings:
     order: OrderConfig = field(default_factory=OrderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -26,7 +26,7 @@ from amortized.guidance import METHODS, Guidance, GuidanceConfig, published
 from amortized.guidance.playground import draws_of
 from amortized.rendering import render
 from amortized.schedules import geometric_at, value_at
-from amortized.training import generator_weights, load_weights, z_of
+from amortized.training import load_generator, z_of
 from amortized.types import Cameras, GroundTruth, Prompt, Scene
 from benchmarks.rendering import TrueScene
 from benchmarks.timing import markdown
@@ -89,7 +89,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
         text = bank.views([prompt.text for prompt in prompts], cameras)
         states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
         if run is not None:
-            load_weights(generator_weights(run), generator.eval())
+            load_generator(run, generator.eval())
             states[run.name] = _made(generator, prompts, config, bank)
         true = _latents(config, guidance.prior, TrueScene(truths), cameras)
         for state, scene in states.items():

@@ -25,7 +25,7 @@ from amortized.priors import ddim
 from amortized.random import normal
 from amortized.rendering import render
 from amortized.schedules import geometric_at
-from amortized.training import generator_weights, load_weights, z_of
+from amortized.training import load_generator, z_of
 from amortized.types import Cameras
 from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
@@ -66,7 +66,7 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     config = settings.load(RunConfig, run / "config.yaml")
     corpus = corpus_of(config)
     _, bank, generator = compose(config, torch.device("cpu"))
-    load_weights(generator_weights(run), generator.eval())
+    load_generator(run, generator.eval())
     look, cameras = config.evaluation, one_each(config, num_assets)
     grey, found = torch.full((num_assets, 1, 3), look.background), {}
     for prompt in (corpus[i] for i in range(len(corpus))):

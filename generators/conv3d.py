@@ -180,7 +180,7 @@ class _StyleConv(nn.Module):
         self.resolution, self.upsample = resolution, upsample
         self.affine = _Dense(style, channels_in, bias=1.0)
         self.weight = nn.Parameter(torch.randn(channels_out, channels_in, 3, 3, 3))
-        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.noise_strength = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(channels_out))
 
     def forward(self, x: Tensor, style: Tensor, z: Tensor) -> Tensor:

@@ -121,14 +121,14 @@ def build_learned(
         match config.kind:
             case "lora":
                 model = AdaptedPrior(prior.add_adapter(config.rank, config.lora_scale), text)
+                for weight in model.parameters():  # they are in the denoiser
+                    weight.register_hook(lambda gradient: gradient / _within(prior))
             case "prompt-nulls":
                 model = PromptNulls(null, num_prompts)
             case "adapter":
                 model = NullAdapter(null, config.width)
             case "null":
                 model = LearnedNull(null)
-    for parameter in model.parameters():
-        parameter.register_hook(lambda gradient: gradient / _within(prior))
     return model
 
 
@@ -153,6 +153,11 @@ def denoising_loss(
     noise = torch.stack([normal(shape, key, "learned") for key in draws.keys.tolist()]).to(clean)
     noisy = add_noise(clean, noise, alphas_at(prior.alphas_cumprod, timesteps, clean))
     asked: LearnedText = learned(text, draws.prompts)
-    predicted = prior.predict_noise(noisy, timesteps, asked.text, cameras, adapted=asked.adapted)
+    text_within = TextCondition(
+        pooled=times_in_gradient(asked.text.pooled, 1 / _within(prior)),
+        tokens=times_in_gradient(asked.text.tokens, 1 / _within(prior)),
+        mask=asked.text.mask,
+    )
+    predicted = prior.predict_noise(noisy, timesteps, text_within, cameras, adapted=asked.adapted)
     predicted = times_in_gradient(predicted, _within(prior))
     return (predicted - noise).square().mean()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+
+T = TypeVar("T")
 
 
 class StoppedTogether(ValueError):
@@ -27,6 +30,15 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    group: dist.ProcessGroup | None = None  # None: the default one
+
+    def beside(self) -> World:
+        """The same processes in a group of their own, on CPUs: for a thread that talks while others do.
+
+        All processes call it alike.
+        """
+        group = dist.new_group(backend="gloo") if self.size > 1 else None
+        return replace(self, device=torch.device("cpu"), group=group)
 
     @property
     def is_main(self) -> bool:
@@ -36,25 +48,16 @@ class World:
         """Average over processes, equal on all of them; one collective."""
         if self.size > 1:
             values = values.clone()
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
             values /= self.size
         return values
-
-    def average_gradients(self, module: nn.Module) -> None:
-        """Average the gradients of a module that no DistributedDataParallel holds; one collective."""
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        if self.size > 1 and gradients:
-            mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = mean.split([gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
 
     def gather(self, values: Tensor) -> Tensor:
         """Rows of all processes in rank order [size * n, ...], equal on all of them."""
         if self.size == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(parts, values)
+        dist.all_gather(parts, values, group=self.group)
         return torch.cat(parts)
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -62,27 +65,30 @@ class World:
         if self.size == 1:
             return [value]
         parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, value)
+        dist.all_gather_object(parts, value, group=self.group)
         return parts
 
-    def together(self, action: Callable[[], None]) -> None:
-        """Do an action that every process must bring to an end; then go on, or stop together.
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Do an action that every process must bring to an end; then go on with what each has found, or stop
+        together.
 
         Raises StoppedTogether on all processes where it raised ValueError or OSError on any of them.
         """
-        problem: str | None = None
+        found, problem = None, None
         try:
-            action()
+            found = action()
         except (ValueError, OSError) as error:
             problem = str(error)
-        problems = [told for told in self.gather_objects(problem) if told is not None]
+        told = self.gather_objects((found, problem))
+        problems = [problem for _, problem in told if problem is not None]
         if problems:
             raise StoppedTogether(problems[0])
+        return [found for found, _ in told]
 
     def barrier(self) -> None:
         """Wait until every process is here; used after work that only rank 0 does."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -105,8 +111,12 @@ def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 @contextmanager
-def join_world(device: str = "auto", *, patience: timedelta | None = None) -> Iterator[World]:
+def join_world(
+    device: str = "auto", *, patience: timedelta | None = None, alone: bool = False
+) -> Iterator[World]:
     """The world that torchrun's environment describes (one process without it), left on exit.
+
+    With `alone`, one process has a process group too, as sharding needs one.
 
     The device comes from LOCAL_RANK alone, so that a second node does not ask for a ninth GPU. Processes wait
     for each other for `patience`, by default the backend's own. Raises ValueError for an unknown device.
@@ -120,13 +130,15 @@ def join_world(device: str = "auto", *, patience: timedelta | None = None) -> It
     chosen = torch.device("cuda", local_rank) if use_cuda else named
     if use_cuda:
         torch.cuda.set_device(chosen)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1 and not alone:
         yield World(device=chosen)
         return
     # What this imports keeps any process group that it finds, and with it the threads that `_leave` ends.
     importlib.import_module("torch._dynamo")
 
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience)
+    one = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
+    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience, **one)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
     finally:
@@ -134,11 +146,12 @@ def join_world(device: str = "auto", *, patience: timedelta | None = None) -> It
 
 
 def _leave() -> None:
-    """Destroy the process group, and end its threads as far as nobody outside holds it.
+    """Destroy the process group, and let its threads put down what they hold.
 
-    A thread of gloo that still holds a tensor when the interpreter ends aborts the process, after all
-    that it had to do is done. A group ends its threads with itself, and a DistributedDataParallel, which
-    is in cycles, holds it.
+    A thread of gloo that holds the last reference to a tensor when the interpreter ends aborts the process,
+    after all that it had to do is done. A group ends its threads with itself: a DistributedDataParallel,
+    which is in cycles, holds it. FSDP2 keeps its mesh, and so the group, for good: there a moment must do.
     """
     dist.destroy_process_group()
     gc.collect()
+    time.sleep(0.2)

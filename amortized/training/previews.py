@@ -19,8 +19,7 @@ SIZE = 64  # px
 
 
 @torch.no_grad()
-def save_preview(
-    path: Path,
+def preview(
     generator: nn.Module,
     bank: TextBank,
     prompts: Sequence[Prompt],
@@ -30,8 +29,8 @@ def save_preview(
     renderer: RendererConfig,
     sharpness: float,
     device: torch.device,
-) -> None:
-    """Render each prompt from four sides, one prompt in memory at a time, into one PNG.
+) -> Tensor:
+    """Render each prompt from four sides, one prompt in memory at a time: images [4 * P, SIZE, SIZE, 3].
 
     z is [P, z_dim]. Behind it is its own background, or grey. The generator is left in evaluation mode.
     """
@@ -59,4 +58,9 @@ def save_preview(
         ).rgb[0]
         for prompt, own_z in zip(prompts, z, strict=True)
     ]
-    save_grid(path, torch.cat(rows).cpu(), columns=4 * (1 + (len(prompts) > 4)))
+    return torch.cat(rows).cpu()
+
+
+def save_preview(path: Path, images: Tensor) -> None:
+    """One PNG of images [4 * P, SIZE, SIZE, 3]: a row a prompt, or two side by side where there are many."""
+    save_grid(path, images, columns=4 * (1 + (len(images) > 16)))

@@ -29,7 +29,8 @@ class TrainerConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # of the generator; scenes are float32 always
     ema_decay: float | None = None  # of averaged weights, which evaluation then prefers
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int | None = None  # and, for good, those of every so many steps
     log_every: int = 1
     preview_every: int = 500
     preview_prompts: int = 16
@@ -43,6 +44,8 @@ class TrainerConfig:
         for name in f"{counts} keep_checkpoints log_every preview_every preview_prompts patience".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"trainer.keep_every must be at least 1 or null, got {self.keep_every}")
         if self.seeds_per_prompt is not None and self.seeds_per_prompt < 1:
             raise ValueError(
                 f"trainer.seeds_per_prompt must be at least 1 or null, got {self.seeds_per_prompt}"
@@ -55,6 +58,17 @@ class TrainerConfig:
                 "trainer must satisfy 0 <= min_opacity < max_opacity <= 1, "
                 f"got {self.min_opacity} and {self.max_opacity}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How the processes share a training; in one process all strategies compute the same.
+
+    ddp     every process holds everything, gradients are averaged
+    fsdp2   weights, averaged weights, gradients and moments are sharded; a block is gathered to be used
+    """
+
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
 
 
 class TrainingSettings(Protocol):
@@ -78,3 +92,5 @@ class TrainingSettings(Protocol):
     def order(self) -> OrderConfig: ...
     @property
     def trainer(self) -> TrainerConfig: ...
+    @property
+    def distributed(self) -> DistributedConfig: ...

@@ -5,34 +5,28 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
 from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.priors import fingerprint_of
-from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training.ahead import Ahead, Prepared
-from amortized.training.checkpoint import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
-from amortized.training.distributed import World, pinned, to_device
-from amortized.training.losses import regularization
-from amortized.training.optim import Ema, build_optimizer, set_learning_rate
+from amortized.training.checkpoint import About, Checkpoints, TrainingState
+from amortized.training.distributed import World, pinned
+from amortized.training.objective import Objective
+from amortized.training.optim import Ema, set_learning_rate
 from amortized.training.order import order_of
-from amortized.training.previews import save_preview
-from amortized.training.sampler import (
-    Sampler,
-    slots_of,
-    z_of,
-    z_width,
-)
+from amortized.training.previews import preview, save_preview
+from amortized.training.sampler import Sampler, slots_of, z_of, z_width
 from amortized.training.settings import TrainingSettings
+from amortized.training.strategies import spread
 from amortized.training.watch import Record, Watch
 from amortized.types import Corpus, Prompt
 
@@ -83,27 +77,20 @@ class Trainer:
             background=settings.background,
         )
         self.ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
+        objective = Objective(settings, guidance, generator, world.device)
+        self.strategy = spread(settings.distributed, objective, self.ema, settings.optimizer, world)
         self.state = TrainingState(
             generator=generator,
             ema=None if self.ema is None else self.ema.module,
-            optimizer=build_optimizer(
-                settings.optimizer, generator, guidance.learned, guidance.learning_rate
-            ),
+            optimizer=self.strategy.optimizer,
             learned=guidance.learned,
             prior=fingerprint_of(guidance.prior),
         )
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        self.generator = (
-            generator
-            if world.size == 1
-            else DistributedDataParallel(
-                generator,
-                device_ids=ids,
-                broadcast_buffers=False,  # all processes compute the same ones
-            )
-        )
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", world, keep=config.keep_checkpoints, keep_every=config.keep_every
+        )
         self.resumed_at = (0, 0)  # the step at which this process began, and the prompts seen until then
         self.ahead = Ahead(self._prepare, config.accumulation)
 
@@ -144,15 +131,19 @@ class Trainer:
 
         Raises TrainingStopped on a non-finite loss or an emptied scene.
         """
-        step, stop, pending = self._restore(), False, None
+        notes = self._restore()
+        step, stop, pending = self.resumed_at[0], False, None
         watch = Watch(
             self.config,
             self.world,
             self.folder,
             prompts_seen=self.prompts_seen,
+            last_good=self.checkpoints.last_good,
             start=step,
             quiet=quiet,
         )
+        for note in notes:
+            watch.note(note)
         for name, engine in engines(self.state.generator).items():
             watch.note(f"{name} is looked up by {engine} on {self.world.device}")
         every = range(0, len(self.trained), -(-len(self.trained) // LOOKED_UP))
@@ -174,14 +165,16 @@ class Trainer:
                         self._save(step)
                     if step % self.config.preview_every == 0 or step == self.config.steps:
                         self._preview(step)
+            self.checkpoints.wait()
         finally:
             self.ahead.close()
+            self.checkpoints.close()
             watch.close()
         return step
 
     def _step(self, step: int, interrupted: bool) -> Record:
         """One optimizer step on the global batch of `step`, counted from 0."""
-        self.generator.train()
+        self.state.generator.train()
         progress = step / self.config.steps
         set_learning_rate(self.state.optimizer, self.settings.optimizer, step, self.config.steps)
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -191,33 +184,22 @@ class Trainer:
             start = time.perf_counter()
             prepared = self.ahead.get(step, part)
             waited += time.perf_counter() - start
-            last = part == len(self.slots) - 1
-            with nullcontext() if last or self.world.size == 1 else self.generator.no_sync():  # type: ignore
-                terms = self._loss(prepared, progress, learn=step % self.guidance.learns_every == 0)
+            with self.strategy.part(last=part == len(self.slots) - 1):
+                terms = self.strategy(prepared, progress, step % self.guidance.learns_every == 0)
                 loss = terms["loss"] + terms["learned"] if "learned" in terms else terms["loss"]
                 (loss / len(self.slots)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(prepared.batch.digests)
-        limit = self.settings.optimizer.clip_norm or float("inf")
-        if self.state.learned is not None:
-            self.world.average_gradients(self.state.learned)
-        norm = nn.utils.clip_grad_norm_(self.state.generator.parameters(), limit)
-        norms = {"gradient_norm": norm}
-        if self.state.learned is not None:
-            found = [p.grad for p in self.state.learned.parameters() if p.grad is not None]
-            norms["learned_gradient_norm"] = nn.utils.get_total_norm(found).to(norm)
-        # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
-        finite = torch.stack(list(norms.values())).isfinite().all()
-        self.state.optimizer.found_inf = (~finite).float()  # type: ignore
-        self.state.optimizer.step()
+        norms = self.strategy.update(self.settings.optimizer.clip_norm)
         if self.ema is not None:
             self.ema.update(self.state.generator, step)
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         for calls in ("denoiser_calls", "gradient_calls"):  # the whole step's, of all parts and processes
             mean[calls] = mean[calls] * len(self.slots) * self.world.size
         # What the step waited for its batch, in seconds: next to nothing, as a thread makes it ahead.
-        mean["batch_wait"] = norm.new_tensor(waited)
-        mean |= {**norms, "interrupted": norm.new_tensor(float(interrupted))}
+        new = mean["loss"].new_tensor
+        mean["batch_wait"] = new(waited)
+        mean |= {**norms, "interrupted": new(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
         return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
 
@@ -230,66 +212,25 @@ class Trainer:
             read, told = pinned(read), pinned(told)
         return Prepared(batch=batch, read=read, told=told)
 
-    def _loss(self, prepared: Prepared, progress: float, *, learn: bool) -> dict[str, Tensor]:
-        """The loss of one batch and its terms, scalars: text -> scene -> images -> latents -> guidance."""
-        device, batch = self.world.device, prepared.batch
-        told = to_device(prepared.told, device)
-        cameras = to_device(batch.cameras, device)
-        bfloat16 = self.config.precision == "bfloat16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            scene = self.generator(to_device(prepared.read, device), batch.z.to(device))
-        size = self.config.render_size
-        image = render(
-            scene,
-            cameras,
-            size,
-            size,
-            config=self.settings.renderer,
-            background=batch.background.to(device),
-            sharpness=geometric_at(self.config.sharpness, progress),
-            training=True,
-            u=batch.stratification.to(device),
-            own_background=batch.own_background.to(device),
-            want_normal=self.settings.losses.need_normals(progress),
-        )
-        images = image.rgb.flatten(0, 1)
-        with torch.set_grad_enabled(self.guidance.config.residual == "latent"):
-            latents = self.guidance.prior.encode(images)
-        taught = self.guidance(latents, told, batch.draws, progress, cameras, images=images, learn=learn)
-        terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
-        learned = {} if taught.learned_loss is None else {"learned": taught.learned_loss}
-        opacity = image.opacity.detach().mean(dim=(1, 2, 3))
-        return {
-            "loss": torch.stack(list(terms.values())).sum(),  # of the generator
-            **terms,
-            **learned,
-            "opacity": opacity.mean(),
-            "emptied": (opacity < self.config.min_opacity).float().mean(),  # share of prompts
-            **{f"guidance/{name}": value for name, value in taught.metrics.items()},
-            "denoiser_calls": taught.loss.new_tensor(float(taught.num_denoiser_calls)),
-            "gradient_calls": taught.loss.new_tensor(float(taught.num_gradient_calls)),  # those of them
-        }
-
     # ---- around the step ------------------------------------------------------------------
 
-    def _restore(self) -> int:
-        kept = list_checkpoints(self.folder / "checkpoints")
-        if kept:
-            self.resumed_at = load_checkpoint(kept[-1], self.state, self.world.device)
-        return self.resumed_at[0]
+    def _restore(self) -> list[str]:
+        """Go on from the newest checkpoint, if there is one; returns what there is to say of it."""
+        notes: list[str] = []
+        about = self.checkpoints.restore(self.state, notes.append)
+        if about is not None:
+            self.resumed_at = (about.step, about.prompts_seen)
+        return notes
 
     def _save(self, step: int) -> None:
-        if self.world.is_main:
-            seen, keep = self.prompts_seen(step), self.config.keep_checkpoints
-            save_checkpoint(self.folder / "checkpoints", step, self.state, prompts_seen=seen, keep=keep)
-        self.world.barrier()
+        about = About(step=step, prompts_seen=self.prompts_seen(step), prior=self.state.prior)
+        self.checkpoints.save(self.state, about)
 
     def _preview(self, step: int) -> None:
-        if self.world.is_main:
+        if self.world.is_main or self.strategy.every_process_computes:
             num = min(self.config.preview_prompts, len(self.trained))
             prompts = [self.prompt(index) for index in range(num)]
-            save_preview(
-                self.folder / "previews" / f"step_{step:06d}.png",
+            images = preview(
                 self.state.ema or self.state.generator,
                 self.bank,
                 prompts,
@@ -299,6 +240,8 @@ class Trainer:
                 sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
                 device=self.world.device,
             )
+            if self.world.is_main:
+                save_preview(self.folder / "previews" / f"step_{step:06d}.png", images)
         self.world.barrier()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from amortized.training.checkpoint import list_checkpoints
 from amortized.training.distributed import World
 from amortized.training.logs import RunLog
 from amortized.training.sampler import batch_digest
@@ -40,11 +39,12 @@ class Watch:
         folder: Path,
         *,
         prompts_seen: Callable[[int], int],
+        last_good: Callable[[], str],
         start: int,
         quiet: bool,
     ) -> None:
         self.config, self.world, self.folder = config, world, folder
-        self.prompts_seen = prompts_seen
+        self.prompts_seen, self.last_good = prompts_seen, last_good
         self.empty_for = self.full_for = 0  # steps in a row without an object, or with nothing else
         self.log = RunLog(folder, start=start, steps=config.steps, quiet=quiet) if world.is_main else None
 
@@ -55,7 +55,7 @@ class Watch:
         self._write(record, numbers)
         if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
             raise TrainingStopped(
-                f"step {record.step}: {', '.join(bad)} not finite; {self._last_good()}; lower "
+                f"step {record.step}: {', '.join(bad)} not finite; {self.last_good()}; lower "
                 "optimizer.learning_rate or guidance.weight, and see log.jsonl for where it began"
             )
         opacity, least, most = numbers["opacity"], self.config.min_opacity, self.config.max_opacity
@@ -64,13 +64,13 @@ class Watch:
         if self.empty_for >= self.config.patience:
             raise TrainingStopped(
                 f"step {record.step}: the scene has emptied (mean opacity {opacity:.2g}, under "
-                f"{least:g} for {self.empty_for} steps); {self._last_good()}; lower losses.sparsity or "
+                f"{least:g} for {self.empty_for} steps); {self.last_good()}; lower losses.sparsity or "
                 "guidance.weight, or raise losses.opacity_floor or losses.inside"
             )
         if self.full_for >= self.config.patience:
             raise TrainingStopped(
                 f"step {record.step}: the scene fills all of the image (mean opacity {opacity:.3g}, over "
-                f"{most:g} for {self.full_for} steps); {self._last_good()}; raise losses.sparsity or "
+                f"{most:g} for {self.full_for} steps); {self.last_good()}; raise losses.sparsity or "
                 "losses.opacity_cap, or move the cameras back"
             )
         return interrupted
@@ -92,7 +92,3 @@ class Watch:
                 self.log.write(record.step, {**numbers, "prompts_seen": seen, "batch_digest": digest})
         if self.log is not None:
             self.log.advance(loss=numbers["loss"], opacity=numbers["opacity"], prompts=seen)
-
-    def _last_good(self) -> str:
-        kept = list_checkpoints(self.folder / "checkpoints")
-        return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written"

@@ -1,6 +1,7 @@
 """A whole training in miniature: an exact Gaussian-mixture prior, a small generator, seconds a run.
 
-Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON [DEVICE]`.
+Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON [DEVICE]`; of the JSON, `stop`
+is a step to be interrupted at.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from amortized.guidance import Guidance, build_learned, published
 from amortized.priors import GaussianMixturePrior, load_stable_diffusion
 from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training import (
+    DistributedConfig,
     LossConfig,
     OptimizerConfig,
     OrderConfig,
@@ -80,6 +82,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
+    strategy = changes.pop("strategy", "ddp")
     views_per_group, prior_path = changes.pop("views_per_group", 1), changes.pop("prior", None)
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
     method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
@@ -137,6 +140,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         optimizer=optimizer,
         order=OrderConfig(),
         trainer=config,
+        distributed=DistributedConfig(strategy=strategy),
     )
     return Trainer(
         settings,
@@ -161,9 +165,19 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     return state | {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
 
 
+def interrupted_at(trainer: Trainer, stop: int | None) -> Trainer:
+    """As if a signal came during this step."""
+    if stop is not None:
+        step = trainer._step
+        trainer._step = lambda number, interrupted: step(number, interrupted or number + 1 >= stop)
+    return trainer
+
+
 if __name__ == "__main__":
-    with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu") as joined:
-        make_trainer(Path(sys.argv[1]), joined, **json.loads(sys.argv[2])).train(quiet=True)
+    given = json.loads(sys.argv[2])
+    stop, alone = given.pop("stop", None), given.get("strategy", "ddp") != "ddp"
+    with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", alone=alone) as joined:
+        interrupted_at(make_trainer(Path(sys.argv[1]), joined, **given), stop).train(quiet=True)
     # One that outlives the group may abort the process at its end, one time in a thousand.
     names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in names if "gloo" in name], names
+    assert alone or not [name for name in names if "gloo" in name], names
