@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ class Strategy(Protocol):
     """What a training asks of the processes it is spread over."""
 
     optimizer: torch.optim.Optimizer
-    every_process_computes: bool  # a forward pass of the weights, or of averaged ones, is for all at once
+    every_process_computes: bool  # a forward pass is for all at once, also one that only the main one needs
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The objective."""
@@ -31,6 +31,10 @@ class Strategy(Protocol):
 
     def part(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward pass of a part of a step; gradients are averaged at the last."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Around forward passes of the generator, or of its average, without the objective."""
         ...
 
     def update(self, clip_norm: float | None) -> dict[str, Tensor]:
@@ -80,6 +84,9 @@ class Replicated:
             else nullcontext()
         )
 
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def update(self, clip_norm: float | None) -> dict[str, Tensor]:
         if self.objective.learned is not None:
             _average(self.objective.learned.parameters(), self.world)
@@ -99,14 +106,15 @@ class Sharded:
         self, objective: Objective, ema: Ema | None, optimizer: OptimizerConfig, world: World
     ) -> None:
         self.objective, self.world = objective, world
+        self.averaged = None if ema is None else ema.module
         mesh = init_device_mesh(world.device.type, (world.size,))
         adapter = getattr(objective.learned, "adapter", None)
         self.replicated = [] if adapter is None else list(adapter.parameters())
-        for module in (objective.generator, *([] if ema is None else [ema.module])):
+        for module in (objective.generator, *([] if self.averaged is None else [self.averaged])):
             for block in _blocks(module):
                 fully_shard(block, mesh=mesh)
-        if ema is not None:
-            fully_shard(ema.module, mesh=mesh)
+        if self.averaged is not None:
+            fully_shard(self.averaged, mesh=mesh, reshard_after_forward=False)
         fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.replicated))
         self.optimizer = _optimizer(objective, optimizer)
 
@@ -117,6 +125,15 @@ class Sharded:
         self.objective.set_requires_gradient_sync(last)  # type: ignore[attr-defined]
         self.objective.set_is_last_backward(last)  # type: ignore[attr-defined]
         return nullcontext()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        roots: list[Any] = [root for root in (self.objective, self.averaged) if root is not None]
+        for root in roots:
+            root.unshard()
+        yield
+        for root in roots:
+            root.reshard()
 
     def update(self, clip_norm: float | None) -> dict[str, Tensor]:
         _average(self.replicated, self.world)

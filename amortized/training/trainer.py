@@ -230,16 +230,17 @@ class Trainer:
         if self.world.is_main or self.strategy.every_process_computes:
             num = min(self.config.preview_prompts, len(self.trained))
             prompts = [self.prompt(index) for index in range(num)]
-            images = preview(
-                self.state.ema or self.state.generator,
-                self.bank,
-                prompts,
-                z=z_of(prompts, self.state.generator, self.settings.seed, self.config.seeds_per_prompt),
-                cameras=self.sampler.cameras,
-                renderer=self.settings.renderer,
-                sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
-                device=self.world.device,
-            )
+            with self.strategy.whole():
+                images = preview(
+                    self.state.ema or self.state.generator,
+                    self.bank,
+                    prompts,
+                    z=z_of(prompts, self.state.generator, self.settings.seed, self.config.seeds_per_prompt),
+                    cameras=self.sampler.cameras,
+                    renderer=self.settings.renderer,
+                    sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
+                    device=self.world.device,
+                )
             if self.world.is_main:
                 save_preview(self.folder / "previews" / f"step_{step:06d}.png", images)
         self.world.barrier()

@@ -161,7 +161,8 @@ def log_lines(folder: Path) -> list[dict]:
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = dict(trainer.state.generator.state_dict())
     learned = trainer.state.learned.state_dict() if trainer.state.learned else {}
-    parts = {"ema": trainer.state.ema.state_dict(), "learned": learned}
+    ema = trainer.state.ema.state_dict() if trainer.state.ema else {}
+    parts = {"ema": ema, "learned": learned}
     return state | {f"{part}.{name}": value for part in parts for name, value in parts[part].items()}
 
 
