@@ -340,7 +340,10 @@ def load_generator(run: Path, generator: nn.Module) -> Path:
             f"{run} holds no checkpoint: train it first (python train.py CONFIG output={run})"
         )
     checkpoint = found[-1]
-    check(checkpoint)
+    try:
+        check(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: remove it, to take the one before") from error
     part = "ema" if any(name.startswith("ema.") for name in names_in(checkpoint)) else "generator"
     weights = {f"{part}.{name}": value for name, value in generator.state_dict().items()}
     load_tensors(checkpoint, weights, World())

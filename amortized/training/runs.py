@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
 from torch import nn
 
 from amortized.files import atomic_write_text
@@ -15,25 +16,33 @@ from amortized.training.trainer import Trainer, engines
 def open_run(folder: Path, config_yaml: str, world: World, *, resume: bool) -> None:
     """Make the folder with its config.yaml, or go on in one. All processes call it.
 
-    Raises ValueError where the folder holds a run and `resume` is not given, or where the config of
-    that run differs.
+    How processes share the training may change from run to run; the newest config is kept. Raises
+    ValueError where the folder holds a run and `resume` is not given, or where its config differs otherwise.
     """
     stored = folder / "config.yaml"
     exists = stored.exists()
-    world.barrier()  # everybody has looked before anybody writes
     if exists and not resume:
         raise ValueError(
             f"{folder} already holds a run: continue it with --resume, or choose another output=FOLDER"
         )
-    if exists and stored.read_text() != config_yaml:
-        difference = _first_difference(stored.read_text(), config_yaml)
+    old, new = (_lasting(text) for text in (stored.read_text() if exists else config_yaml, config_yaml))
+    if old != new:
+        difference = _first_difference(old, new)
         raise ValueError(
             f"{folder} holds a run with other settings ({difference}): "
             "give the same ones to continue it, or choose another output=FOLDER"
         )
-    if world.is_main and not exists:
+    world.barrier()  # everybody has looked before anybody writes
+    if world.is_main:
         atomic_write_text(stored, config_yaml)
     world.barrier()
+
+
+def _lasting(config_yaml: str) -> str:
+    """The settings that a run cannot go on without: all but how processes share it."""
+    data = yaml.safe_load(config_yaml)
+    data.pop("distributed", None)
+    return yaml.safe_dump(data, sort_keys=False)
 
 
 def _first_difference(old: str, new: str) -> str:
@@ -51,10 +60,11 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     calls = (
         images * config.accumulation * calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
     )
-    weights = sum(p.numel() * p.element_size() for p in generator.parameters())
+    shares = trainer.world.size if trainer.settings.distributed.strategy == "fsdp2" else 1
+    weights = sum(p.numel() * p.element_size() for p in generator.parameters()) // shares
     learned = (
         sum(p.numel() * p.element_size() for p in guidance.learned.parameters()) if guidance.learned else 0
-    )
+    ) // shares
     graph = images * config.render_size**2 * trainer.settings.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
         "generator with gradients and moments": 4 * weights,

@@ -194,6 +194,9 @@ def test_averaged_weights_are_evaluated_where_there_are_some(tmp_path):
     assert load_generator(tmp_path / "run", found).name == "step_000005"
     assert expected is not None and torch.equal(found.weight, expected.weight)
     assert tensors_in(tmp_path / "run/checkpoints/step_000005", "ema").keys() == {"weight", "bias"}
+    (tmp_path / "run/checkpoints/step_000005/state.json").unlink()
+    with pytest.raises(CheckpointError, match="is damaged .No such file.*remove it, to take the one before"):
+        load_generator(tmp_path / "run", found)
 
 
 @pytest.fixture

@@ -350,10 +350,11 @@ def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, ge
 def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path):
     """1 to 2 to 3 to 1 processes, replicated and sharded by turns, is one run to rounding."""
     changes = {"steps": 8, "generator": "surrounded", "guidance": learning("adapter"), "checkpoint_every": 50}
-    parts = [("ddp", 1, 1), ("fsdp2", 2, 3), ("ddp", 3, 5), ("fsdp2", 1, None)]
-    for strategy, processes, stop in parts:
-        one = {**changes, "prompts_per_process": 6 // processes, "strategy": strategy, "stop": stop}
-        run_toy(tmp_path / "many", one, processes)
+    for strategy, processes, accumulation, stop in (
+        ("ddp", 1, 1, 1), ("fsdp2", 2, 3, 3), ("ddp", 3, 1, 5), ("fsdp2", 1, 2, None),
+    ):  # fmt: skip
+        shared = {"prompts_per_process": 6 // processes // accumulation, "accumulation": accumulation}
+        run_toy(tmp_path / "many", {**changes, **shared, "strategy": strategy, "stop": stop}, processes)
     one = make_trainer(tmp_path / "one", **changes, prompts_per_process=6)
     one.train(quiet=True)
     expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
