@@ -16,7 +16,7 @@ PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
-.PHONY: help quickstart test bench guidance-bench lint report weights lock clean
+.PHONY: help quickstart doctor test bench guidance-bench lint report weights lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -26,6 +26,9 @@ quickstart: $(READY) ## train on 16 prompts, evaluate, and say where the report 
 		$(if $(wildcard outputs/quickstart/.),--resume)
 	$(LAUNCH) evaluate.py outputs/quickstart
 	@echo "The report: file://$(CURDIR)/outputs/quickstart/evaluation/index.html"
+
+doctor: $(READY) ## say what this machine has, what is missing, and how to mend it (ARGS=CONFIG for a run)
+	$(BIN)/python -m amortized.doctor $(ARGS)
 
 # One thread a worker: more would only contend for the cores that the workers already fill.
 test: $(READY) ## run the tests (ARGS="-m slow" for the long ones)

@@ -88,7 +88,7 @@ def test_extras_and_scripts() -> None:
 # ---- make -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["quickstart", "test", "bench", "lint", "weights", "lock"])
+@pytest.mark.parametrize("target", ["quickstart", "doctor", "test", "bench", "lint", "weights", "lock"])
 def test_targets_make_the_environment_first(target: str, tmp_path: Path) -> None:
     done = make(copy_of_house(tmp_path), "--dry-run", target)
     lines = done.stdout.splitlines()
@@ -149,7 +149,7 @@ def test_report_and_help(tmp_path: Path) -> None:
     page.touch()
     assert make(tmp_path, "report", "DISPLAY=", "WAYLAND_DISPLAY=").stdout.strip() == page.as_uri()
     listed = set(re.findall(r"^  make ([\w-]+)", make(tmp_path).stdout, re.MULTILINE))
-    benches = {"bench", "guidance-bench"}
+    benches = {"bench", "guidance-bench", "doctor"}
     assert listed == benches | {"help", "quickstart", "test", "lint", "report", "weights", "lock", "clean"}
 
 
