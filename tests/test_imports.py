@@ -21,7 +21,7 @@ SCRIPTS = ("train.py", "evaluate.py")
 # Modules directly in amortized/ know no room: values, settings, cameras, randomness, files. Only the
 # command line's helpers stand above all rooms.
 FLAT = {f"amortized.{path.stem}" for path in (ROOT / "amortized").glob("*.py")}
-FLAT -= {"amortized.__init__", "amortized.cli", "amortized.settings"}
+FLAT -= {"amortized.__init__", "amortized.cli", "amortized.doctor", "amortized.settings"}
 # What a module under the prefix may import besides its own room and FLAT. A room sees only rooms
 # above it in this table, so there are no circles.
 ROOMS = {
@@ -41,6 +41,7 @@ ROOMS = {
         "amortized.training", "amortized.evaluation",
     ),
     "amortized.cli": ("amortized.training", "amortized.evaluation"),
+    "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
 }  # fmt: skip
 # Plug-ins see the contracts only, not all of FLAT.
 GENERATORS = ("amortized.types", "amortized.encodings")
@@ -50,7 +51,7 @@ RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.cond
 
 CUDA_ONLY = ("tinycudann", "triton", "nerfacc", "gsplat", "nvdiffrast", "deepspeed", "xformers", "flash_attn")
 # Modules that only their user imports, once it knows that their package is there.
-ON_DEMAND = {"amortized.encodings.triton_grid"}
+ON_DEMAND = {"amortized.encodings.triton_grid", "amortized.training.zero"}
 HEAVY = ("diffusers", "transformers", "open_clip", "torchvision", "tensorboard")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder per step, whole or absent, written while training goes on, verified when read.
+"""A checkpoint: a folder that is whole or absent, verified when it is read.
 
     checkpoints/step_000500/{shard-*.safetensors, state.json, manifest.json}; latest
 
@@ -13,14 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -29,13 +26,11 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from amortized.files import atomic_write_text, sync
-from amortized.training.distributed import StoppedTogether, World
+from amortized.training.distributed import World
 
 _NAME = re.compile(r"step_(\d{6,})")
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(ValueError):
@@ -49,161 +44,8 @@ class About:
     step: int  # optimizer steps seen
     prompts_seen: int  # where the order of prompts goes on, whatever the number of processes then
     prior: str  # a fingerprint of the weights that teach, which are not kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingState:
-    """Everything that continuing needs besides the config: randomness is a function of the step."""
-
-    generator: nn.Module
-    ema: nn.Module | None  # a copy of the generator with averaged weights
-    optimizer: torch.optim.Optimizer
-    learned: nn.Module | None = None  # what guidance learns of the renders
-    prior: str = ""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, not copied, under names that are the same in every strategy."""
-        found: dict[str, Tensor] = {}
-        for part, module in self._modules().items():
-            found |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
-        for name, parameter in self._trained().items():
-            kept = self.optimizer.state.get(parameter, {})
-            found |= {f"optimizer.{name}.{key}": value for key, value in kept.items()}
-        return found
-
-    def make_room(self, names: set[str]) -> None:
-        """Let the optimizer hold what a checkpoint has under these names, and nothing else; all zeros."""
-        self.optimizer.state.clear()
-        trained = {f"optimizer.{name}": parameter for name, parameter in self._trained().items()}
-        for name in sorted(names):
-            owner, _, key = name.rpartition(".")
-            if (parameter := trained.get(owner)) is not None:
-                scalar = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                value = scalar if key == "step" else torch.zeros_like(parameter, requires_grad=False)
-                self.optimizer.state[parameter][key] = value
-
-    def _modules(self) -> dict[str, nn.Module]:
-        parts = {"generator": self.generator, "ema": self.ema, "learned": self.learned}
-        return {part: module for part, module in parts.items() if module is not None}
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        parts = {part: module for part, module in self._modules().items() if part != "ema"}
-        return {
-            f"{part}.{name}": parameter
-            for part, module in parts.items()
-            for name, parameter in module.named_parameters()
-        }
-
-
-class Checkpoints:
-    """The checkpoints of a run. All processes make one and call it alike.
-
-    `save` copies what it is given and goes on; a thread writes, with a process group of its own. One is
-    written at a time: the next `save`, and `wait`, wait for it first.
-    """
-
-    def __init__(self, folder: Path, world: World, *, keep: int, keep_every: int | None = None) -> None:
-        self.folder, self.keep, self.keep_every = folder, keep, keep_every
-        self.world = world.beside()
-        on_cuda = world.device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(on_cuda, False, False, on_cuda))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
-
-    def save(self, state: TrainingState, about: About) -> None:
-        """Begin to write `step_NNNNNN`. Raises as `wait`, of the one before."""
-        self.wait()
-        copied: Any = self._stager.stage(state.tensors())
-        self._writing = self._thread.submit(self._write, copied, about)
-
-    def wait(self) -> None:
-        """Until nothing is being written.
-
-        Raises CheckpointError on all processes where what was could not be, on any of them.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def last_good(self) -> str:
-        """A clause for messages: what there is to go on from."""
-        if self._writing is not None:
-            self._writing.exception()  # waits; what it raises is for `wait` to raise
-        return _newest(self.folder)
-
-    def close(self) -> None:
-        """Wait for what is being written, and write no more."""
-        self._thread.shutdown()
-        self._stager.close()
-
-    def restore(self, state: TrainingState, note: Callable[[str], None]) -> About | None:
-        """Load the newest checkpoint that is whole into `state`; None where there is none at all.
-
-        What is damaged is told to `note`, and the one before is taken. Raises CheckpointError on all
-        processes where none is whole, or where one does not fit the state.
-        """
-        if self.world.is_main:
-            for left in self.folder.glob(".partial_*"):
-                shutil.rmtree(left, ignore_errors=True)
-        found = self.world.gather_objects(list_checkpoints(self.folder))[0]
-        for path in reversed(found):
-            try:
-                self.world.together(lambda path=path: check(path, self.world.rank, self.world.size))
-            except StoppedTogether as error:
-                note(f"{error}; going on from the one before")
-                continue
-            return self._load(path, state)
-        if found:
-            raise CheckpointError(
-                f"none of the {len(found)} checkpoints in {self.folder} can be read: "
-                "put a good copy back, or start anew with output=FOLDER"
-            )
-        return None
-
-    def _load(self, path: Path, state: TrainingState) -> About:
-        about = about_of(path)
-        if about.prior != state.prior:
-            raise CheckpointError(
-                f"{path} was taught by other weights than those that prior.path now holds: "
-                "put them back, or start anew with output=FOLDER"
-            )
-        state.make_room(names_in(path))
-        load_tensors(path, state.tensors(), self.world)
-        return about
-
-    # ---- in the thread --------------------------------------------------------------------
-
-    def _write(self, tensors: dict[str, Tensor], about: About) -> None:
-        final = self.folder / f"step_{about.step:06d}"
-        partial = self.folder / f".partial_{final.name}"
-        main, together = self.world.is_main, self.world.together
-        try:
-            together(lambda: _make(partial) if main else None)
-            together(lambda: save_tensors(partial, tensors, self.world))
-            told = together(lambda: digests(partial.glob(f"shard-{self.world.rank + 1:05d}-*")))
-            files = {name: entry for part in told for name, entry in part.items()}
-            together(lambda: self._finish(partial, final, about, files) if main else None)
-        except StoppedTogether as error:
-            if main:
-                shutil.rmtree(partial, ignore_errors=True)  # room for what comes
-            raise CheckpointError(
-                f"{final} could not be written ({error}); {_newest(self.folder)}: make room, and go on"
-            ) from error
-
-    def _finish(self, partial: Path, final: Path, about: About, files: dict[str, dict]) -> None:
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(about)}) + "\n")
-        files |= digests([partial / "state.json"])
-        (partial / "manifest.json").write_text(json.dumps({"files": files}, indent=1) + "\n")
-        for file in [*partial.iterdir(), partial]:
-            sync(file)
-        if final.exists():  # the same step again, after a resume
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync(self.folder)
-        atomic_write_text(self.folder / "latest", f"{final.name}\n")
-        for old in list_checkpoints(self.folder)[: -self.keep]:
-            if self.keep_every is None or step_of(old) % self.keep_every:
-                shutil.rmtree(old)
+    text_dim: int  # width of the text that the generator reads
+    score: float | None = None  # mean of trainer.best_by since the checkpoint before; lower is better
 
 
 # ---- a checkpoint's folder ------------------------------------------------------------------
@@ -213,11 +55,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that were written to their end, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    found = [path for path in folder.iterdir() if path.is_dir() and is_name(path.name)]
     return sorted(found, key=step_of)
 
 
-def _newest(folder: Path) -> str:
+def is_name(name: str) -> bool:
+    """Whether a folder is named like a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
+def newest_clause(folder: Path) -> str:
+    """For messages: what there is to go on from."""
     kept = list_checkpoints(folder)
     return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written"
 
@@ -233,6 +81,19 @@ def about_of(checkpoint: Path) -> About:
     """What is kept besides tensors, of a checked checkpoint."""
     told = json.loads((checkpoint / "state.json").read_text())
     return About(**{name: told[name] for name in About.__dataclass_fields__})
+
+
+def best_of(checkpoints: list[Path]) -> Path | None:
+    """The one with the least score; None where none has one."""
+    scored = [(score, path) for path in checkpoints if (score := _score(path)) is not None]
+    return min(scored)[1] if scored else None
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        return about_of(checkpoint).score
+    except (OSError, ValueError, KeyError):  # damaged, which is for `check` to say
+        return None
 
 
 def check(checkpoint: Path, rank: int = 0, size: int = 1) -> None:
@@ -263,11 +124,6 @@ def digests(files: Iterable[Path]) -> dict[str, dict]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
     return found
-
-
-def _make(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
 
 
 # ---- its tensors ----------------------------------------------------------------------------
@@ -329,22 +185,39 @@ def tensors_in(checkpoint: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): value for name, value in found.items()}
 
 
-def load_generator(run: Path, generator: nn.Module) -> Path:
-    """Load the newest weights of a run in place, averaged ones where there are some; returns the checkpoint.
+def load_generator(run: Path, generator: nn.Module, which: str = "newest") -> Path:
+    """Load the weights of a run in place, averaged ones where there are some; returns the checkpoint.
 
-    Raises CheckpointError where the run has none, the newest is damaged, or it does not fit.
+    `which` is newest, best (of those kept, by the run's trainer.best_by) or the name of one. Raises
+    CheckpointError where there is none, it is damaged, or it does not fit.
     """
+    checkpoint = find_checkpoint(run, which)
+    part = averaged_part(checkpoint)
+    weights = {f"{part}.{name}": value for name, value in generator.state_dict().items()}
+    load_tensors(checkpoint, weights, World())
+    return checkpoint
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """A checked checkpoint of a run; see `load_generator`."""
     found = list_checkpoints(run / "checkpoints")
     if not found:
         raise CheckpointError(
             f"{run} holds no checkpoint: train it first (python train.py CONFIG output={run})"
         )
-    checkpoint = found[-1]
+    if which == "best" and best_of(found) is None:
+        raise CheckpointError(f"{run} was trained without trainer.best_by: ask for its newest checkpoint")
+    named = {path.name: path for path in found}
+    checkpoint = {"newest": found[-1], "best": best_of(found)}.get(which) or named.get(which)
+    if checkpoint is None:
+        raise CheckpointError(f"{run} has no checkpoint {which}: it has {', '.join(named)}")
     try:
         check(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f"{error}: remove it, to take the one before") from error
-    part = "ema" if any(name.startswith("ema.") for name in names_in(checkpoint)) else "generator"
-    weights = {f"{part}.{name}": value for name, value in generator.state_dict().items()}
-    load_tensors(checkpoint, weights, World())
     return checkpoint
+
+
+def averaged_part(checkpoint: Path) -> str:
+    """The part to be used: ema where there is one, else generator."""
+    return "ema" if any(name.startswith("ema.") for name in names_in(checkpoint)) else "generator"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,15 +13,15 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam or AdamW with a warm-up and a decay; encodings (hash grids) have a rate of their own."""
+    """Adam, AdamW or Adan with a warm-up and a decay; encodings (hash grids) have a rate of their own."""
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "adan"] = "adam"
     learning_rate: float = 4e-3
     encoding_learning_rate: float | None = None  # of parts named `grid`; None: the same rate
     surroundings_learning_rate: float | None = None  # of parts named `surroundings`; None: the same rate
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[float, ...] = (0.0, 0.99)  # two; adan's three are of gradient, its change, its square
     epsilon: float = 1e-8
-    weight_decay: float = 0.0  # adamw only
+    weight_decay: float = 0.0  # not adam's
     warmup_steps: int = 0
     decay: Literal["constant", "cosine"] = "constant"
     final_share: float = 0.05  # of the rate, at the end of a cosine decay
@@ -35,6 +35,12 @@ class OptimizerConfig:
             rate = getattr(self, name)
             if rate is not None and rate <= 0:
                 raise ValueError(f"optimizer.{name} must be positive or null, got {rate}")
+        wanted = 3 if self.name == "adan" else 2
+        if len(self.betas) != wanted:
+            example = "[0.98, 0.92, 0.99]" if wanted == 3 else "[0.9, 0.99]"
+            raise ValueError(
+                f"optimizer.betas of {self.name} are {wanted}, e.g. {example}, got {list(self.betas)}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must lie in [0, 1), got {list(self.betas)}")
         if self.name == "adam" and self.weight_decay:
@@ -71,27 +77,24 @@ def build_optimizer(
         # No decay: zero is no text, and no better a model of renders than what is learned.
         own_rate = {"lr": learned_rate, "base_lr": learned_rate, "weight_decay": 0.0}
         groups.append({"params": list(learned.parameters()), **own_rate})
+    betas: Any = config.betas
+    shared = {"lr": rate, "betas": betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    if config.name == "adan":
+        from timm.optim import Adan  # seconds
+
+        return Adan(groups, **shared)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
-    return kind(
-        groups,
-        lr=rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
+    return kind(groups, **shared, fused=fused)
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int
-) -> None:
+def set_learning_rate(groups: list[dict[str, Any]], config: OptimizerConfig, step: int, steps: int) -> None:
     """Rates for `step`: a function of the step, so that nothing about them needs saving."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     factor = 1.0
     if config.decay == "cosine":
         factor = config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    for group in optimizer.param_groups:
+    for group in groups:
         group["lr"] = group["base_lr"] * warm * factor
 
 

@@ -66,9 +66,12 @@ class DistributedConfig:
 
     ddp     every process holds everything, gradients are averaged
     fsdp2   weights, averaged weights, gradients and moments are sharded; a block is gathered to be used
+    zero1   DeepSpeed: moments are sharded
+    zero2   and gradients
+    zero3   and weights
     """
 
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = "ddp"
 
 
 class TrainingSettings(Protocol):

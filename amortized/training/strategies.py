@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -17,13 +18,23 @@ from amortized.training.distributed import World
 from amortized.training.objective import Objective
 from amortized.training.optim import Ema, OptimizerConfig, build_optimizer
 from amortized.training.settings import DistributedConfig
+from amortized.training.state import TrainingState
 
 
 class Strategy(Protocol):
     """What a training asks of the processes it is spread over."""
 
-    optimizer: torch.optim.Optimizer
     every_process_computes: bool  # a forward pass is for all at once, also one that only the main one needs
+
+    @property
+    def state(self) -> TrainingState:
+        """What a checkpoint keeps."""
+        ...
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups, each with its rate."""
+        ...
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The objective."""
@@ -37,19 +48,33 @@ class Strategy(Protocol):
         """Around forward passes of the generator, or of its average, without the objective."""
         ...
 
-    def update(self, clip_norm: float | None) -> dict[str, Tensor]:
-        """One step of the optimizer, left out on the device where a gradient is not finite; the norms of
-        the gradients before clipping, scalars equal on all processes."""
+    def update(self, step: int) -> dict[str, Tensor]:
+        """One step of the optimizer and of the averaged weights; gradients are dropped.
+
+        Returns the norms of the gradients before clipping, scalars equal on all processes. Where one is not
+        finite, weights are no longer of use.
+        """
         ...
 
 
 def spread(
     config: DistributedConfig, objective: Objective, ema: Ema | None, optimizer: OptimizerConfig, world: World
 ) -> Strategy:
-    """The strategy of a config. The objective's modules, and the averaged ones, are changed in place."""
+    """The strategy of a config. The objective's modules, and the averaged ones, are changed in place.
+
+    Raises ValueError for what a strategy cannot do.
+    """
+    if config.strategy == "ddp":
+        return Replicated(objective, ema, optimizer, world)
     if config.strategy == "fsdp2":
         return Sharded(objective, ema, optimizer, world)
-    return Replicated(objective, optimizer, world)
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"distributed.strategy={config.strategy} needs deepspeed: pip install 'amortized3d[distributed]'"
+        )
+    from amortized.training.zero import Zero
+
+    return Zero(int(config.strategy[-1]), objective, ema, optimizer, world)
 
 
 class Replicated:
@@ -57,9 +82,11 @@ class Replicated:
 
     every_process_computes = False
 
-    def __init__(self, objective: Objective, optimizer: OptimizerConfig, world: World) -> None:
-        self.objective, self.world = objective, world
-        self.optimizer = _optimizer(objective, optimizer)
+    def __init__(
+        self, objective: Objective, ema: Ema | None, optimizer: OptimizerConfig, world: World
+    ) -> None:
+        self.objective, self.ema, self.config, self.world = objective, ema, optimizer, world
+        self.state = _state(objective, ema, optimizer)
         # The learned model's gradients are averaged by hand, as not every step has some.
         learned = [name for name, _ in objective.named_parameters() if name.startswith("learned.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, learned)
@@ -74,6 +101,10 @@ class Replicated:
             )
         )
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self.state.optimizer.param_groups
+
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         return self.model(*args)
 
@@ -87,10 +118,10 @@ class Replicated:
     def whole(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def update(self, clip_norm: float | None) -> dict[str, Tensor]:
+    def update(self, step: int) -> dict[str, Tensor]:
         if self.objective.learned is not None:
-            _average(self.objective.learned.parameters(), self.world)
-        return _update(self.objective, self.optimizer, clip_norm)
+            average_gradients(self.objective.learned.parameters(), self.world)
+        return _update(self, step)
 
 
 class Sharded:
@@ -105,18 +136,22 @@ class Sharded:
     def __init__(
         self, objective: Objective, ema: Ema | None, optimizer: OptimizerConfig, world: World
     ) -> None:
-        self.objective, self.world = objective, world
+        self.objective, self.ema, self.config, self.world = objective, ema, optimizer, world
         self.averaged = None if ema is None else ema.module
         mesh = init_device_mesh(world.device.type, (world.size,))
         adapter = getattr(objective.learned, "adapter", None)
         self.replicated = [] if adapter is None else list(adapter.parameters())
         for module in (objective.generator, *([] if self.averaged is None else [self.averaged])):
-            for block in _blocks(module):
+            for block in blocks_of(module):
                 fully_shard(block, mesh=mesh)
         if self.averaged is not None:
             fully_shard(self.averaged, mesh=mesh, reshard_after_forward=False)
         fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.replicated))
-        self.optimizer = _optimizer(objective, optimizer)
+        self.state = _state(objective, ema, optimizer)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self.state.optimizer.param_groups
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         return self.objective(*args)
@@ -135,22 +170,28 @@ class Sharded:
         for root in roots:
             root.reshard()
 
-    def update(self, clip_norm: float | None) -> dict[str, Tensor]:
-        _average(self.replicated, self.world)
-        return _update(self.objective, self.optimizer, clip_norm)
+    def update(self, step: int) -> dict[str, Tensor]:
+        average_gradients(self.replicated, self.world)
+        return _update(self, step)
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
+def blocks_of(module: nn.Module) -> list[nn.Module]:
     """What a generator repeats: its layers or stages."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     return [block for part in lists for block in part]
 
 
-def _optimizer(objective: Objective, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return build_optimizer(config, objective.generator, objective.learned, objective.guidance.learning_rate)
+def _state(objective: Objective, ema: Ema | None, config: OptimizerConfig) -> TrainingState:
+    rate = objective.guidance.learning_rate
+    return TrainingState(
+        generator=objective.generator,
+        ema=None if ema is None else ema.module,
+        optimizer=build_optimizer(config, objective.generator, objective.learned, rate),
+        learned=objective.learned,
+    )
 
 
-def _average(parameters: Iterable[nn.Parameter], world: World) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     """Average the gradients that nothing else averages; one collective."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if world.size > 1 and gradients:
@@ -160,20 +201,36 @@ def _average(parameters: Iterable[nn.Parameter], world: World) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def _update(
-    objective: Objective, optimizer: torch.optim.Optimizer, clip_norm: float | None
-) -> dict[str, Tensor]:
-    limit = clip_norm or float("inf")
-    norm = _whole(nn.utils.clip_grad_norm_(objective.generator.parameters(), limit))
-    norms = {"gradient_norm": norm}
+def _update(strategy: Replicated | Sharded, step: int) -> dict[str, Tensor]:
+    objective, optimizer = strategy.objective, strategy.state.optimizer
+    norms = _norms_by_part(objective.generator)
+    limit = strategy.config.clip_norm
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(objective.generator.parameters(), limit, norms["gradient_norm"])
     if objective.learned is not None:
         found = [p.grad for p in objective.learned.parameters() if p.grad is not None]
-        norms["learned_gradient_norm"] = _whole(nn.utils.get_total_norm(found)).to(norm)
+        norms["learned_gradient_norm"] = _whole(nn.utils.get_total_norm(found)).to(norms["gradient_norm"])
     # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
     finite = torch.stack(list(norms.values())).isfinite().all()
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
+    objective.zero_grad(set_to_none=True)
+    if strategy.ema is not None:
+        strategy.ema.update(objective.generator, step)
     return norms
+
+
+def _norms_by_part(module: nn.Module) -> dict[str, Tensor]:
+    """The norm of all gradients of a module, and of those of each of its parts where it has several."""
+    named = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    norms = _whole(torch.stack(torch._foreach_norm(list(named.values()))))
+    parts: dict[str, list[int]] = {}
+    for place, name in enumerate(named):
+        parts.setdefault(name.partition(".")[0], []).append(place)
+    found = {"gradient_norm": torch.linalg.vector_norm(norms)}
+    if len(parts) > 1:
+        found |= {f"gradient_norm/{part}": norms[places].norm() for part, places in parts.items()}
+    return found
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ from amortized.guidance import Guidance
 from amortized.priors import fingerprint_of
 from amortized.schedules import geometric_at
 from amortized.training.ahead import Ahead, Prepared
-from amortized.training.checkpoint import About, Checkpoints, TrainingState
+from amortized.training.checkpoint import About
 from amortized.training.distributed import World, pinned
 from amortized.training.objective import Objective
 from amortized.training.optim import Ema, set_learning_rate
 from amortized.training.order import order_of
 from amortized.training.previews import preview, save_preview
 from amortized.training.sampler import Sampler, slots_of, z_of, z_width
+from amortized.training.saving import Checkpoints
 from amortized.training.settings import TrainingSettings
 from amortized.training.strategies import spread
 from amortized.training.watch import Record, Watch
@@ -76,21 +77,17 @@ class Trainer:
             cameras=settings.cameras,
             background=settings.background,
         )
-        self.ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
+        ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
         objective = Objective(settings, guidance, generator, world.device)
-        self.strategy = spread(settings.distributed, objective, self.ema, settings.optimizer, world)
-        self.state = TrainingState(
-            generator=generator,
-            ema=None if self.ema is None else self.ema.module,
-            optimizer=self.strategy.optimizer,
-            learned=guidance.learned,
-            prior=fingerprint_of(guidance.prior),
-        )
+        self.strategy = spread(settings.distributed, objective, ema, settings.optimizer, world)
+        self.state = self.strategy.state
+        self.prior = fingerprint_of(guidance.prior)
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", world, keep=config.keep_checkpoints, keep_every=config.keep_every
         )
+        self.text_dim = bank.get([self.prompt(0).text]).pooled.shape[-1]
         self.resumed_at = (0, 0)  # the step at which this process began, and the prompts seen until then
         self.ahead = Ahead(self._prepare, config.accumulation)
 
@@ -176,8 +173,7 @@ class Trainer:
         """One optimizer step on the global batch of `step`, counted from 0."""
         self.state.generator.train()
         progress = step / self.config.steps
-        set_learning_rate(self.state.optimizer, self.settings.optimizer, step, self.config.steps)
-        self.state.optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self.strategy.groups, self.settings.optimizer, step, self.config.steps)
         parts, digests = [], []
         waited = 0.0
         for part in range(len(self.slots)):
@@ -190,9 +186,7 @@ class Trainer:
                 (loss / len(self.slots)).backward()
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(prepared.batch.digests)
-        norms = self.strategy.update(self.settings.optimizer.clip_norm)
-        if self.ema is not None:
-            self.ema.update(self.state.generator, step)
+        norms = self.strategy.update(step)
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         for calls in ("denoiser_calls", "gradient_calls"):  # the whole step's, of all parts and processes
             mean[calls] = mean[calls] * len(self.slots) * self.world.size
@@ -217,13 +211,15 @@ class Trainer:
     def _restore(self) -> list[str]:
         """Go on from the newest checkpoint, if there is one; returns what there is to say of it."""
         notes: list[str] = []
-        about = self.checkpoints.restore(self.state, notes.append)
+        about = self.checkpoints.restore(self.state, self.prior, notes.append)
         if about is not None:
             self.resumed_at = (about.step, about.prompts_seen)
         return notes
 
     def _save(self, step: int) -> None:
-        about = About(step=step, prompts_seen=self.prompts_seen(step), prior=self.state.prior)
+        about = About(
+            step=step, prompts_seen=self.prompts_seen(step), prior=self.prior, text_dim=self.text_dim
+        )
         self.checkpoints.save(self.state, about)
 
     def _preview(self, step: int) -> None:

@@ -15,20 +15,20 @@ import pytest
 import torch
 from torch import nn
 
-from amortized.training import checkpoint as module
+from amortized.training import saving as module
 from amortized.training.checkpoint import (
     About,
     CheckpointError,
-    Checkpoints,
-    TrainingState,
     check,
     list_checkpoints,
     load_generator,
     tensors_in,
 )
 from amortized.training.distributed import World
+from amortized.training.saving import Checkpoints
+from amortized.training.state import TrainingState
 
-ABOUT = About(step=5, prompts_seen=20, prior="a prior")
+ABOUT = About(step=5, prompts_seen=20, prior="a prior", text_dim=4)
 
 
 def state_of(seed: int, width: int = 3) -> TrainingState:
@@ -41,7 +41,7 @@ def state_of(seed: int, width: int = 3) -> TrainingState:
     for _ in range(2):
         generator(torch.randn(5, 4)).sum().backward()  # the learned model has not learned yet
         optimizer.step()
-    return TrainingState(generator=generator, ema=ema, optimizer=optimizer, learned=learned, prior="a prior")
+    return TrainingState(generator=generator, ema=ema, optimizer=optimizer, learned=learned)
 
 
 def saved(folder: Path, *steps: int, **keywords) -> Checkpoints:
@@ -61,7 +61,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     kept, other = saved(tmp_path, 5), state_of(8)
     notes = []
     assert not same(state_of(5), other)
-    assert kept.restore(other, notes.append) == ABOUT and notes == []
+    assert kept.restore(other, "a prior", notes.append) == ABOUT and notes == []
     assert same(state_of(5), other)
     names = other.tensors()
     assert "optimizer.generator.0.weight.exp_avg" in names and "generator.1.running_mean" in names
@@ -93,7 +93,7 @@ def test_what_is_saved_is_what_was_there_when_it_was_asked(tmp_path, monkeypatch
     go_on.set()
     kept.wait()
     other = state_of(8)
-    kept.restore(other, print)
+    kept.restore(other, "a prior", print)
     assert same(state_of(5), other)
 
 
@@ -107,7 +107,7 @@ def test_the_newest_and_every_so_many_stay(tmp_path):
 def test_a_folder_left_half_written_is_removed(tmp_path):
     kept = saved(tmp_path, 5)
     shutil.copytree(tmp_path / "step_000005", tmp_path / ".partial_step_000006")
-    assert kept.restore(state_of(8), print) == ABOUT
+    assert kept.restore(state_of(8), "a prior", print) == ABOUT
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["latest", "step_000005"]
 
 
@@ -142,7 +142,7 @@ def test_two_hundred_damaged_checkpoints_are_all_seen(tmp_path):
             continue  # harmed where it says nothing, such as white space
         harmed.add(name)
         state, notes = state_of(8), []
-        about = kept.restore(state, notes.append)
+        about = kept.restore(state, "a prior", notes.append)
         assert about is not None and about.step == 4 and same(state, expected), name
         (note,) = notes
         assert "step_000005 is damaged (" in note and note.endswith("going on from the one before")
@@ -166,7 +166,7 @@ def test_where_none_is_whole_the_run_says_so(tmp_path):
     for name in ("step_000004", "step_000005"):
         (tmp_path / name / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints in .* can be read: put a good copy"):
-        kept.restore(state_of(8), print)
+        kept.restore(state_of(8), "a prior", print)
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
@@ -182,7 +182,7 @@ def test_another_model_is_one_sentence(tmp_path):
     with pytest.raises(
         CheckpointError, match="step_000005 does not fit the model of this config .*"
     ) as error:
-        kept.restore(state_of(8, width=2), print)
+        kept.restore(state_of(8, width=2), "a prior", print)
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match="step_000005 does not fit the model of this config"):
         load_generator(tmp_path / "run", nn.Linear(3, 7))
@@ -221,4 +221,4 @@ def test_a_full_disk_stops_the_run_and_keeps_the_one_before(tmp_path, little_roo
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000005"]
     state = state_of(8)
-    assert kept.restore(state, print) == ABOUT and same(state, state_of(5))
+    assert kept.restore(state, "a prior", print) == ABOUT and same(state, state_of(5))

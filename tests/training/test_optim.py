@@ -47,7 +47,7 @@ def test_rates_warm_up_decay_and_differ_by_part():
     rates = {}
     parts = {id(parameter): name.split(".")[0] for name, parameter in model.named_parameters()}
     for step in (0, 3, 50, 100):
-        set_learning_rate(optimizer, config, step, 100)
+        set_learning_rate(optimizer.param_groups, config, step, 100)
         for group in optimizer.param_groups:
             (name,) = {parts[id(parameter)] for parameter in group["params"]}
             rates[name, step] = group["lr"]

@@ -1,13 +1,10 @@
 """Training as a whole: it learns, it resumes bit for bit, it stops when going on is of no use."""
 
-import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ import torch
 from amortized.cameras import CameraConfig
 from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
 from amortized.training.checkpoint import list_checkpoints, tensors_in
-from tests.training.toy import TEXTS, log_lines, make_trainer, target_images, weights_of
+from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_trainer, target_images, weights_of
 
 
 def distance_to_targets(trainer) -> float:
@@ -57,21 +54,6 @@ def test_a_log_line_tells_step_losses_and_batch(tmp_path):
     assert len({line["batch_digest"] for line in lines}) == 3
     assert lines[-1]["prompts_seen"] == 12
     assert lines[0]["loss"] == pytest.approx(lines[0]["guidance"] + lines[0]["eikonal"], rel=1e-5)
-
-
-# What is learned of the renders, at a rate at which it moves; "every" so that a checkpoint falls between.
-LEARNING = {
-    "lods-embedding": {"learning_rate": 1e-2, "every": 3},
-    "lods-lora": {"learning_rate": 1e-2},
-    "vsd": {"learning_rate": 1e-2},
-    "prompt-nulls": {"learning_rate": 1e-2, "kind": "prompt-nulls"},
-    "adapter": {"learning_rate": 1e-2, "kind": "adapter", "width": 4, "every": 2},
-}
-
-
-def learning(name: str) -> dict:
-    method = name if name in ("lods-lora", "vsd") else "lods-embedding"
-    return {"method": method, "guidance_scale": 2.0, "learned": LEARNING[name]}
 
 
 @pytest.mark.parametrize(
@@ -306,72 +288,3 @@ def test_previews_are_pictures(tmp_path):
     make_trainer(tmp_path, steps=20, preview_every=20).train(quiet=True)
     with Image.open(tmp_path / "previews" / "step_000020.png") as picture:
         assert picture.size[0] >= 4 * 64 and len(picture.getcolors(maxcolors=10**6)) > 10
-
-
-@pytest.mark.parametrize(
-    ("strategy", "processes", "generator", "guidance"),
-    [
-        ("ddp", 2, None, {}),
-        ("ddp", 4, None, {}),
-        ("ddp", 2, "surrounded", {}),
-        ("ddp", 2, "3dconv-net", {}),
-        ("ddp", 2, "triplane-transformer", {}),
-        ("ddp", 2, None, learning("adapter")),
-        ("ddp", 2, None, learning("lods-lora")),
-        ("fsdp2", 1, None, {}),
-        ("fsdp2", 2, "surrounded", learning("adapter")),
-        ("fsdp2", 2, "3dconv-net", learning("lods-lora")),
-        ("fsdp2", 4, "triplane-transformer", learning("prompt-nulls")),
-    ],
-    ids=lambda value: value.get("method", "asd") if isinstance(value, dict) else None,
-)
-def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, generator, guidance):
-    """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
-    changes = {"steps": 6, "generator": generator, "guidance": guidance, "preview_every": 2}
-    if generator == "3dconv-net":
-        changes["ema_decay"] = None  # previews are then of the weights themselves
-    asked = {**changes, "prompts_per_process": 8 // processes, "strategy": strategy}
-    run_toy(tmp_path / "many", asked, processes)
-    one = make_trainer(tmp_path / "one", **changes, prompts_per_process=8)
-    one.train(quiet=True)
-    ddp = strategy == "ddp"
-    expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
-    assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]
-    for a, b in zip(got, expected, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
-        assert a["prompts_seen"] == b["prompts_seen"] and a["denoiser_calls"] == b["denoiser_calls"]
-    for part in ("generator", "learned") if guidance else ("generator",):
-        expected = getattr(one.state, part).state_dict()
-        for name, value in tensors_in(tmp_path / "many/checkpoints/step_000006", part).items():
-            # Adam moves a weight whose gradient is rounding by its rate; a step of it is 1e-2 here.
-            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5 if ddp else 5e-4)
-
-
-def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path):
-    """1 to 2 to 3 to 1 processes, replicated and sharded by turns, is one run to rounding."""
-    changes = {"steps": 8, "generator": "surrounded", "guidance": learning("adapter"), "checkpoint_every": 50}
-    for strategy, processes, accumulation, stop in (
-        ("ddp", 1, 1, 1), ("fsdp2", 2, 3, 3), ("ddp", 3, 1, 5), ("fsdp2", 1, 2, None),
-    ):  # fmt: skip
-        shared = {"prompts_per_process": 6 // processes // accumulation, "accumulation": accumulation}
-        run_toy(tmp_path / "many", {**changes, **shared, "strategy": strategy, "stop": stop}, processes)
-    one = make_trainer(tmp_path / "one", **changes, prompts_per_process=6)
-    one.train(quiet=True)
-    expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
-    assert [line["step"] for line in got] == [1, 2, 3, 4, 5, 6, 7, 8]
-    for a, b in zip(got, expected, strict=True):
-        assert (a["batch_digest"], a["prompts_seen"]) == (b["batch_digest"], b["prompts_seen"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
-        assert a.get("learned", 0.0) == pytest.approx(b.get("learned", 0.0), rel=2e-4)
-    for part in ("generator", "ema", "learned", "optimizer"):
-        whole = tensors_in(tmp_path / "one/checkpoints/step_000008", part)
-        mine = tensors_in(tmp_path / "many/checkpoints/step_000008", part)
-        assert mine.keys() == whole.keys()
-        for name, value in mine.items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-2, atol=1e-3, msg=name)
-
-
-def run_toy(folder: Path, changes: dict, processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "tests.training.toy", str(folder), json.dumps(changes)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=180)

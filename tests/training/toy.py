@@ -53,6 +53,21 @@ TINY = {
 }
 
 
+# What is learned of the renders, at a rate at which it moves; "every" so that a checkpoint falls between.
+LEARNING = {
+    "lods-embedding": {"learning_rate": 1e-2, "every": 3},
+    "lods-lora": {"learning_rate": 1e-2},
+    "vsd": {"learning_rate": 1e-2},
+    "prompt-nulls": {"learning_rate": 1e-2, "kind": "prompt-nulls"},
+    "adapter": {"learning_rate": 1e-2, "kind": "adapter", "width": 4, "every": 2},
+}
+
+
+def learning(name: str) -> dict:
+    method = name if name in ("lods-lora", "vsd") else "lods-embedding"
+    return {"method": method, "guidance_scale": 2.0, "learned": LEARNING[name]}
+
+
 class ColourEncoder:
     """The mixture weights of a sentence: one component per colour word, all of them without one."""
 
@@ -177,6 +192,10 @@ def interrupted_at(trainer: Trainer, stop: int | None) -> Trainer:
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
     stop, alone = given.pop("stop", None), given.get("strategy", "ddp") != "ddp"
+    if given.get("strategy") == "zero3":
+        from amortized.training import zero
+
+        zero.SMALL = 0  # so that the weights of small generators are taken apart too
     with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", alone=alone) as joined:
         interrupted_at(make_trainer(Path(sys.argv[1]), joined, **given), stop).train(quiet=True)
     # One that outlives the group may abort the process at its end, one time in a thousand.
