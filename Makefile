@@ -22,8 +22,7 @@ help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 
 quickstart: $(READY) ## train on 16 prompts, evaluate, and say where the report is; again: goes on where it stopped
-	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) )) \
-		$(if $(wildcard outputs/quickstart/.),--resume)
+	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) ))
 	$(LAUNCH) evaluate.py outputs/quickstart
 	@echo "The report: file://$(CURDIR)/outputs/quickstart/evaluation/index.html"
 

@@ -6,14 +6,20 @@
 
 Every setting can be overridden as KEY=VALUE, with dots: trainer.steps=2000 guidance.method=csd
 output=outputs/mine. --dry-run shows all of them. A run writes into the folder `output`:
-config.yaml, log.jsonl, tensorboard/, previews/ and checkpoints/; evaluate.py adds evaluation/.
+config.yaml, log.jsonl, events.jsonl, tensorboard/, previews/ and checkpoints/; evaluate.py adds
+evaluation/. The same command again goes on with it, in any number of processes.
+
+Ends with status 0 when trained; 75 when a signal (SIGTERM, SIGUSR1, Ctrl-C) stopped it, saved and to be
+started again; 1 when going on is of no use; 2 for a mistake in what was asked.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch.nn import Module
@@ -24,11 +30,13 @@ from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.guidance import Guidance, build_learned
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.settings import RunSettings
-from amortized.training import Trainer, World, describe, join_world, open_run
+from amortized.training import Resume, Trainer, World, describe, join_world, open_run
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT, GeneratorConfig
 from generators.surroundings import Surrounded, SurroundingsConfig
+
+STOPPED_EARLY = 75  # EX_TEMPFAIL: what schedulers are told to start again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +109,7 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     return Guidance(prior, config.guidance, model)
 
 
-def run(config: RunConfig, corpus: Corpus, world: World, *, resume: bool, dry: bool) -> int | None:
+def run(config: RunConfig, corpus: Corpus, world: World, *, resume: Resume, dry: bool) -> int | None:
     """Train as one of `world`'s processes; returns the step reached, None where it was a dry run."""
     if config.prior.denoiser_device and world.size > 1:
         raise ValueError(
@@ -116,15 +124,22 @@ def run(config: RunConfig, corpus: Corpus, world: World, *, resume: bool, dry: b
             print(settings.to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
         return None
     # Only now: what cannot be trained leaves no folder behind.
-    open_run(Path(config.output), settings.to_yaml(config), world, resume=resume)
-    return trainer.train()
+    with open_run(Path(config.output), settings.to_yaml(config), world, resume=resume) as notes:
+        return trainer.train(notes=notes)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = parser_for("train.py", __doc__)
     parser.add_argument("config", type=Path, help="a preset, e.g. configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over the preset's")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that `output` holds")
+    parser.add_argument(
+        "--resume",
+        choices=get_args(Resume),
+        default="auto",
+        metavar="MODE",
+        help="auto: go on with the run that `output` holds, if it does; never: refuse to; changed: go on "
+        "with other settings than its own (%(default)s)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show settings, parts and costs, and stop")
     given = parser.parse_intermixed_args(argv)
     with one_sentence_errors("train.py"):
@@ -132,12 +147,18 @@ def main(argv: list[str] | None = None) -> int:
         corpus = corpus_of(config)
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
             config = replace(config, output=f"{config.output}-{corpus[0].id}")
-        with join_world(config.device, alone=config.distributed.strategy != "ddp") as world:
+        shared = config.distributed
+        # A process that is stuck says so itself, before others give it up.
+        patience = timedelta(seconds=1.5 * shared.timeout_s)
+        with join_world(config.device, patience=patience, alone=shared.strategy != "ddp") as world:
             step = run(config, corpus, world, resume=given.resume, dry=given.dry_run)
-        if world.is_main and step is not None:
-            ended = step == config.trainer.steps
-            then = f"now: python evaluate.py {config.output}" if ended else "add --resume to go on"
+        if step is None:
+            return 0
+        ended = step == config.trainer.steps
+        if world.is_main:
+            then = f"now: python evaluate.py {config.output}" if ended else "the same command goes on"
             print(f"{config.output}: {'trained' if ended else 'stopped'} at step {step}; {then}")
+        return 0 if ended else STOPPED_EARLY
     return 0
 
 

@@ -22,10 +22,16 @@ def parser_for(name: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def preset_paths() -> list[Path]:
+    """The presets in configs/, those of a folder together; what is in configs/launch is for launchers."""
+    found = [path for path in PRESETS.rglob("*.yaml") if PRESETS / "launch" not in path.parents]
+    return sorted(found, key=lambda path: (path.parent, path.name))
+
+
 def list_presets() -> str:
     """The presets in configs/, each with the first line of its head comment."""
     lines = ["presets:"]
-    for path in sorted(PRESETS.rglob("*.yaml"), key=lambda path: (path.parent, path.name)):
+    for path in preset_paths():
         head = path.read_text().partition("\n")[0].lstrip("# ").strip()
         lines.append(f"  configs/{path.relative_to(PRESETS)!s:<36} {head}")
     return "\n".join(lines)
@@ -34,14 +40,18 @@ def list_presets() -> str:
 @contextmanager
 def one_sentence_errors(name: str) -> Iterator[None]:
     """What the user can mend is said in one sentence on stderr, with exit status 2 (1 for a run that
-    had to stop); anything else is a defect of ours and keeps its traceback."""
-    from amortized.training.watch import TrainingStopped
-
+    had to stop), by one process of all; anything else is a defect of ours and keeps its traceback."""
     try:
         yield
     except ValueError as error:
         _fail(name, error, 2)
-    except TrainingStopped as error:
+    except Exception as error:
+        from amortized.training import PeerLost, SaidElsewhere, TrainingStopped  # seconds
+
+        if isinstance(error, SaidElsewhere):
+            sys.exit(error.status)
+        if not isinstance(error, (TrainingStopped, PeerLost)):
+            raise
         _fail(name, error, 1)
 
 

@@ -98,7 +98,7 @@ def process(corpus: Path, shards: Path) -> dict[str, float]:
             record = each._step(step, interrupted=False)
             times[name].append(time.perf_counter() - begin)
             if name == "shards":
-                waits.append(float(record.values[record.names.index("batch_wait")]))
+                waits.append(record.stopwatch.seconds()["batch"])
     medians = {name: statistics.median(values) for name, values in times.items()}
     for each in (trainer, known):
         each.ahead.close()

@@ -14,11 +14,11 @@ command goes on, and ends with the same bytes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+from amortized.cli import one_sentence_errors
 from corpora import CORPORA, IMPORTED, PUBLISHED, entries_of, open_corpus, tabulate
 from corpora.published import import_corpus, store, stored
 
@@ -147,15 +147,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--verify", action="store_true", help="read what is there, and mend what is damaged")
     command.set_defaults(run=encode)
     given = parser.parse_args(argv)
-    try:
-        given.run(given)
-    except (ValueError, OSError) as error:
-        from amortized.training.distributed import StoppedTogether
-
-        # Where processes stop together, one of them says why.
-        if not isinstance(error, StoppedTogether) or os.environ.get("RANK", "0") == "0":
-            print(f"corpora: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    with one_sentence_errors("corpora"):
+        try:
+            given.run(given)
+        except OSError as error:
+            raise ValueError(str(error)) from error
     return 0
 
 

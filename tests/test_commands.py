@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import filecmp
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import evaluate
 import train
 from amortized import config as settings
+from amortized.cli import preset_paths
 from amortized.evaluation import PromptRow
 from amortized.guidance import METHODS, published
 from corpora import prompt_list
@@ -136,13 +139,11 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     assert trained.returncode == 0, trained.stderr
     for name in ("config.yaml", "log.jsonl", "tensorboard", "previews", "checkpoints"):
         assert (folder / name).exists(), name
-    refused = run(*small(prior, folder))
-    assert (
-        refused.returncode == 2 and "already holds a run" in refused.stderr and "--resume" in refused.stderr
-    )
-    other = run(*small(prior, folder, "seed=5", "--resume"))
-    assert other.returncode == 2 and "was 'seed: 0', now 'seed: 5'" in other.stderr
-    again = run(*small(prior, folder, "--resume"))
+    refused = run(*small(prior, folder, "--resume", "never"))
+    assert refused.returncode == 2 and "already holds a run" in refused.stderr
+    other = run(*small(prior, folder, "seed=5"))
+    assert other.returncode == 2 and "seed was 0, now 5" in other.stderr
+    again = run(*small(prior, folder))
     assert again.returncode == 0 and "trained at step 4" in again.stdout
     clip = ROOT / "checkpoints" / "shapes-clip"
     judged = run(
@@ -164,7 +165,26 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     ).exists()
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp_path):
+    """A real process: saved, 75; and the same command goes on to the end."""
+    arguments = small(prior, tmp_path / "run", "trainer.steps=60", "trainer.checkpoint_every=1000")
+    going = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    log, start = tmp_path / "run/log.jsonl", time.monotonic()
+    while not (log.exists() and log.stat().st_size > 0):
+        assert time.monotonic() - start < 120 and going.poll() is None, "the run did not begin"
+        time.sleep(0.02)
+    going.send_signal(signal.SIGUSR1)
+    told, _ = going.communicate(timeout=60)
+    assert going.returncode == 75 and "; the same command goes on" in told
+    again = run(*arguments)
+    assert again.returncode == 0 and "trained at step 60" in again.stdout, again.stderr
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+@pytest.mark.parametrize("preset", preset_paths(), ids=lambda path: path.stem)
 def test_presets_are_valid_and_write_where_their_name_says(preset):
     config = settings.load(train.RunConfig, preset, ["corpus=shapes16", "prior=p"])
     assert config.output == f"outputs/{preset.stem}"

@@ -109,15 +109,6 @@ def test_installed_environment_is_not_made_again(tmp_path: Path) -> None:
     assert "pip install" in make(tmp_path, "--dry-run", "test").stdout
 
 
-def test_quickstart_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    copy_of_house(tmp_path)
-    assert "--resume" not in make(tmp_path, "--dry-run", "quickstart").stdout
-    (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
-    again = make(tmp_path, "--dry-run", "quickstart").stdout.replace("\\\n", "")
-    train, evaluate = re.findall(r"^.*(?:train|evaluate)\.py.*$", again, re.MULTILINE)
-    assert train.endswith("--resume") and evaluate.endswith("evaluate.py outputs/quickstart")
-
-
 @pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (3, 2), (4, 4), (12, 4)])
 def test_quickstart_shares_its_prompts_between_the_cores(tmp_path: Path, cores: int, processes: int) -> None:
     copy_of_house(tmp_path)

@@ -23,6 +23,18 @@ class StoppedTogether(ValueError):
     """What one process met, and all of them stop for: one needs to say it."""
 
 
+class PeerLost(RuntimeError):
+    """Another process has ended, or cannot be reached."""
+
+
+class SaidElsewhere(Exception):
+    """Another process has said why all of them stop: this one ends with a status, and no word."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"exit status {status}")
+        self.status = status
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all; with one process nothing is ever communicated."""
@@ -119,7 +131,9 @@ def join_world(
     With `alone`, one process has a process group too, as sharding needs one.
 
     The device comes from LOCAL_RANK alone, so that a second node does not ask for a ninth GPU. Processes wait
-    for each other for `patience`, by default the backend's own. Raises ValueError for an unknown device.
+    for each other for `patience`, by default the backend's own. What goes wrong within is raised on one of
+    them, SaidElsewhere on the others, and PeerLost where one is gone without a word. Raises ValueError for an
+    unknown device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
@@ -141,8 +155,27 @@ def join_world(
     dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience, **one)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
+    except Exception as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            lost = PeerLost(
+                "another process has ended, or cannot be reached: see what it said, or its launcher"
+            )
+            lost.__cause__, error = error, lost
+        if not first_to_say():
+            raise SaidElsewhere(2 if isinstance(error, ValueError) else 1) from error
+        raise error
     finally:
         _leave()
+
+
+def first_to_say() -> bool:
+    """Whether no other process has asked this: one says why all of them stop."""
+    if not dist.is_initialized():
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("said", 1) == 1
+    except RuntimeError:  # who kept the count is gone
+        return True
 
 
 def _leave() -> None:

@@ -31,7 +31,11 @@ class TrainerConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2  # the newest
     keep_every: int | None = None  # and, for good, those of every so many steps
+    best_by: str | None = None  # and the one with the least mean of this number of log.jsonl, e.g. guidance
+    upload: str | None = None  # a URL of fsspec: copies go there, and a machine without a folder starts there
     log_every: int = 1
+    tracker: Literal["wandb", "trackio"] | None = None  # told what log.jsonl is
+    profile: tuple[int, int] | None = None  # [from, to): the main process writes a trace of these steps
     preview_every: int = 500
     preview_prompts: int = 16
     # The scene has collapsed where mean opacity stays under or over these for `patience` steps.
@@ -46,6 +50,8 @@ class TrainerConfig:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
         if self.keep_every is not None and self.keep_every < 1:
             raise ValueError(f"trainer.keep_every must be at least 1 or null, got {self.keep_every}")
+        if self.profile is not None and not 0 < self.profile[0] < self.profile[1]:
+            raise ValueError(f"trainer.profile must be [FROM, TO], 0 < FROM < TO, got {list(self.profile)}")
         if self.seeds_per_prompt is not None and self.seeds_per_prompt < 1:
             raise ValueError(
                 f"trainer.seeds_per_prompt must be at least 1 or null, got {self.seeds_per_prompt}"
@@ -72,6 +78,11 @@ class DistributedConfig:
     """
 
     strategy: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = "ddp"
+    timeout_s: float = 1800.0  # without progress for so long, the processes end and say where they are stuck
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0:
+            raise ValueError(f"distributed.timeout_s must be positive, got {self.timeout_s}")
 
 
 class TrainingSettings(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -90,16 +91,7 @@ class Replicated:
         # The learned model's gradients are averaged by hand, as not every step has some.
         learned = [name for name, _ in objective.named_parameters() if name.startswith("learned.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, learned)
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        self.model = (
-            objective
-            if world.size == 1
-            else DistributedDataParallel(
-                objective,
-                device_ids=ids,
-                broadcast_buffers=False,  # all processes compute the same ones
-            )
-        )
+        self.model = objective if world.size == 1 else _replicated(objective, world.device)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -122,6 +114,14 @@ class Replicated:
         if self.objective.learned is not None:
             average_gradients(self.objective.learned.parameters(), self.world)
         return _update(self, step)
+
+
+def _replicated(objective: Objective, device: torch.device) -> DistributedDataParallel:
+    ids = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # what is to come in place of broadcast_buffers is not in all versions
+        warnings.simplefilter("ignore", FutureWarning)
+        # All processes compute the same buffers.
+        return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
 
 
 class Sharded:

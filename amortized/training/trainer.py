@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
 from amortized.encodings import HashGrid
+from amortized.files import atomic_write_text
 from amortized.guidance import Guidance
 from amortized.priors import fingerprint_of
 from amortized.schedules import geometric_at
@@ -24,15 +26,17 @@ from amortized.training.objective import Objective
 from amortized.training.optim import Ema, set_learning_rate
 from amortized.training.order import order_of
 from amortized.training.previews import preview, save_preview
+from amortized.training.profiler import profiled
 from amortized.training.sampler import Sampler, slots_of, z_of, z_width
 from amortized.training.saving import Checkpoints
 from amortized.training.settings import TrainingSettings
+from amortized.training.stopwatch import Stopwatch
 from amortized.training.strategies import spread
-from amortized.training.watch import Record, Watch
+from amortized.training.watch import STOPPED, Record, TrainingStopped, Watch
+from amortized.training.watchdog import Watchdog
 from amortized.types import Corpus, Prompt
 
-# After Ctrl-C, torchrun signals its processes once more within a moment: that is the same wish.
-ONE_WISH_S = 2.0
+ONE_WISH_S = 2.0  # Ctrl-C again after that is impatience; launchers send other signals more than once
 LOOKED_UP = 256  # prompts, to tell at the start what shards lack
 
 
@@ -85,7 +89,11 @@ class Trainer:
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
         self.checkpoints = Checkpoints(
-            self.folder / "checkpoints", world, keep=config.keep_checkpoints, keep_every=config.keep_every
+            self.folder / "checkpoints",
+            world,
+            keep=config.keep_checkpoints,
+            keep_every=config.keep_every,
+            upload=config.upload,
         )
         self.text_dim = bank.get([self.prompt(0).text]).pooled.shape[-1]
         self.resumed_at = (0, 0)  # the step at which this process began, and the prompts seen until then
@@ -122,80 +130,84 @@ class Trainer:
 
     # ---- the loop -------------------------------------------------------------------------
 
-    def train(self, *, quiet: bool = False) -> int:
+    def train(self, *, notes: Sequence[str] = (), quiet: bool = False) -> int:
         """Train to the last step or to a signal; returns the step reached. Goes on from the newest
-        checkpoint in the folder, if there is one.
+        checkpoint in the folder, if there is one. `notes` are to be logged with what else there is to say.
 
         Raises TrainingStopped on a non-finite loss or an emptied scene.
         """
-        notes = self._restore()
-        step, stop, pending = self.resumed_at[0], False, None
-        watch = Watch(
-            self.config,
-            self.world,
-            self.folder,
-            prompts_seen=self.prompts_seen,
-            last_good=self.checkpoints.last_good,
-            start=step,
-            quiet=quiet,
-        )
-        for note in notes:
-            watch.note(note)
-        for name, engine in engines(self.state.generator).items():
-            watch.note(f"{name} is looked up by {engine} on {self.world.device}")
-        every = range(0, len(self.trained), -(-len(self.trained) // LOOKED_UP))
-        if shortage := self.bank.shortage([self.prompt(index).text for index in every]):
-            watch.note(shortage)
-        if size := self.cache_bytes:
-            watch.note(f"trajectories are kept as they are met: {size / 2**20:,.0f} MiB at the end")
-        try:
-            with _signals() as interrupted:
-                while step < self.config.steps and not stop:
-                    record = self._step(step, interrupted())
-                    step += 1
-                    # A step's numbers are read one step later, so that the host never waits within it.
-                    stop = pending is not None and watch(pending)
-                    pending = record
-                    if stop or step % self.config.checkpoint_every == 0 or step == self.config.steps:
-                        stop = watch(pending) or stop  # what is saved is known to be good
-                        pending = None
-                        self._save(step)
-                    if step % self.config.preview_every == 0 or step == self.config.steps:
-                        self._preview(step)
+        with ExitStack() as closing:
+            watchdog = Watchdog(self.folder / "stacks", self.world, self.settings.distributed.timeout_s)
+            closing.callback(watchdog.close)
+            closing.callback(self.checkpoints.close)
+            closing.callback(self.ahead.close)
+            found = [*notes, *self._restore()]
+            step, stop, pending = self.resumed_at[0], False, None
+            watch = Watch(
+                self.config,
+                self.world,
+                self.folder,
+                prompts_seen=self.prompts_seen,
+                num_prompts=len(self.trained),
+                last_good=self.checkpoints.last_good,
+                start=step,
+                quiet=quiet,
+            )
+            closing.callback(watch.close)
+            for note in [*found, *self._told_at_start()]:
+                watch.note(note)
+            closing.enter_context(self._marked())
+            interrupted = closing.enter_context(_signals())
+            profiler = closing.enter_context(profiled(self.config.profile, self.folder, self.world, step))
+            while step < self.config.steps and not stop:
+                watchdog.beat(f"step {step + 1}")
+                record = self._step(step, interrupted())
+                profiler.step()
+                step += 1
+                # A step's numbers are read one step later, so that the host never waits within it.
+                stop = pending is not None and watch(pending)
+                pending = record
+                if stop or step % self.config.checkpoint_every == 0 or step == self.config.steps:
+                    stop = watch(pending) or stop  # what is saved is known to be good
+                    pending = None
+                    watchdog.beat(f"the checkpoint of step {step}")
+                    self._save(step, watch.score())
+                    for note in self.checkpoints.told():
+                        watch.note(note)
+                if step % self.config.preview_every == 0 or step == self.config.steps:
+                    watchdog.beat(f"the preview of step {step}")
+                    self._preview(step)
+            watchdog.beat("the last checkpoint")
             self.checkpoints.wait()
-        finally:
-            self.ahead.close()
-            self.checkpoints.close()
-            watch.close()
         return step
 
     def _step(self, step: int, interrupted: bool) -> Record:
         """One optimizer step on the global batch of `step`, counted from 0."""
+        stopwatch = Stopwatch(self.world.device)
         self.state.generator.train()
         progress = step / self.config.steps
         set_learning_rate(self.strategy.groups, self.settings.optimizer, step, self.config.steps)
         parts, digests = [], []
-        waited = 0.0
         for part in range(len(self.slots)):
-            start = time.perf_counter()
             prepared = self.ahead.get(step, part)
-            waited += time.perf_counter() - start
+            stopwatch("batch")  # next to nothing, as a thread makes it ahead
             with self.strategy.part(last=part == len(self.slots) - 1):
                 terms = self.strategy(prepared, progress, step % self.guidance.learns_every == 0)
                 loss = terms["loss"] + terms["learned"] if "learned" in terms else terms["loss"]
+                stopwatch("forward")
                 (loss / len(self.slots)).backward()
+                stopwatch("backward")
             parts.append({name: value.detach() for name, value in terms.items()})
             digests.append(prepared.batch.digests)
         norms = self.strategy.update(step)
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         for calls in ("denoiser_calls", "gradient_calls"):  # the whole step's, of all parts and processes
             mean[calls] = mean[calls] * len(self.slots) * self.world.size
-        # What the step waited for its batch, in seconds: next to nothing, as a thread makes it ahead.
-        new = mean["loss"].new_tensor
-        mean["batch_wait"] = new(waited)
-        mean |= {**norms, "interrupted": new(float(interrupted))}
+        mean |= {**norms, "interrupted": mean["loss"].new_tensor(float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
-        return Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests))
+        record = Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests), stopwatch)
+        stopwatch("update")
+        return record
 
     def _prepare(self, step: int, part: int) -> Prepared:
         """A part of a step's batch and its text, on the CPU: a pure function, called from a thread."""
@@ -216,9 +228,35 @@ class Trainer:
             self.resumed_at = (about.step, about.prompts_seen)
         return notes
 
-    def _save(self, step: int) -> None:
+    @contextmanager
+    def _marked(self) -> Iterator[None]:
+        """Within, a stop for a reason leaves a mark: the same steps again would only stop there again."""
+        try:
+            yield
+        except TrainingStopped as error:
+            if self.world.is_main:
+                atomic_write_text(self.folder / STOPPED, f"{error}\n")
+            raise
+
+    def _told_at_start(self) -> Iterator[str]:
+        """What there is to say of a run that begins, or goes on."""
+        ways = f"{self.world.size} processes, {self.settings.distributed.strategy}"
+        yield f"{ways}, {self.slots_per_step} prompts a step; main process on {socket.gethostname()}"
+        for name, engine in engines(self.state.generator).items():
+            yield f"{name} is looked up by {engine} on {self.world.device}"
+        every = range(0, len(self.trained), -(-len(self.trained) // LOOKED_UP))
+        if shortage := self.bank.shortage([self.prompt(index).text for index in every]):
+            yield shortage
+        if size := self.cache_bytes:
+            yield f"trajectories are kept as they are met: {size / 2**20:,.0f} MiB at the end"
+
+    def _save(self, step: int, score: float | None) -> None:
         about = About(
-            step=step, prompts_seen=self.prompts_seen(step), prior=self.prior, text_dim=self.text_dim
+            step=step,
+            prompts_seen=self.prompts_seen(step),
+            prior=self.prior,
+            text_dim=self.text_dim,
+            score=score,
         )
         self.checkpoints.save(self.state, about)
 
@@ -249,17 +287,17 @@ def engines(generator: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Within, a first SIGINT or SIGTERM only sets a flag, so that the step is finished and saved; one
-    that comes ONE_WISH_S later or more interrupts at once."""
+    """Within, SIGINT, SIGTERM and SIGUSR1 only set a flag, so that the step is finished and saved; a SIGINT
+    that comes ONE_WISH_S after the first signal, or later, interrupts at once."""
     received: list[float] = []
     kept = {}
 
     def receive(number: int, frame: object) -> None:
         received.append(time.monotonic())
-        if received[-1] - received[0] >= ONE_WISH_S:
+        if number == signal.SIGINT and received[-1] - received[0] >= ONE_WISH_S:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         try:
             kept[number] = signal.signal(number, receive)
         except ValueError:  # not the main thread: signals are somebody else's business

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from amortized.training.distributed import World
+from amortized.training.health import Spikes, Stragglers
 from amortized.training.logs import RunLog
 from amortized.training.sampler import batch_digest
 from amortized.training.settings import TrainerConfig
+from amortized.training.stopwatch import Stopwatch
+
+STOPPED = "stopped"  # a file in a run's folder: why it stopped
 
 
 class TrainingStopped(RuntimeError):
@@ -27,6 +34,7 @@ class Record:
     names: list[str]
     values: Tensor  # one per name
     digests: Tensor  # int64, one per slot of this process
+    stopwatch: Stopwatch  # of this process
 
 
 class Watch:
@@ -39,20 +47,28 @@ class Watch:
         folder: Path,
         *,
         prompts_seen: Callable[[int], int],
+        num_prompts: int,
         last_good: Callable[[], str],
         start: int,
         quiet: bool,
     ) -> None:
         self.config, self.world, self.folder = config, world, folder
-        self.prompts_seen, self.last_good = prompts_seen, last_good
+        self.prompts_seen, self.num_prompts, self.last_good = prompts_seen, num_prompts, last_good
         self.empty_for = self.full_for = 0  # steps in a row without an object, or with nothing else
-        self.log = RunLog(folder, start=start, steps=config.steps, quiet=quiet) if world.is_main else None
+        self.scores: list[float] = []  # since the last checkpoint
+        self.spikes, self.stragglers = Spikes(), Stragglers()
+        self.read_at = time.monotonic()
+        self.log = RunLog(folder, config, start=start, quiet=quiet) if world.is_main else None
 
     def __call__(self, record: Record) -> bool:
         """Whether a signal asks for an end. Raises TrainingStopped where going on is of no use."""
         numbers = dict(zip(record.names, record.values.tolist(), strict=True))
         interrupted = numbers.pop("interrupted") > 0
         self._write(record, numbers)
+        if self.config.best_by is not None:
+            if self.config.best_by not in numbers:
+                raise ValueError(f"trainer.best_by={self.config.best_by} is none of {', '.join(numbers)}")
+            self.scores.append(numbers[self.config.best_by])
         if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
             raise TrainingStopped(
                 f"step {record.step}: {', '.join(bad)} not finite; {self.last_good()}; lower "
@@ -75,6 +91,11 @@ class Watch:
             )
         return interrupted
 
+    def score(self) -> float | None:
+        """The mean of trainer.best_by since this was last asked; None without it."""
+        scores, self.scores = self.scores, []
+        return sum(scores) / len(scores) if scores else None
+
     def note(self, text: str) -> None:
         """Log a sentence about the run."""
         if self.log is not None:
@@ -86,9 +107,35 @@ class Watch:
 
     def _write(self, record: Record, numbers: dict[str, float]) -> None:
         seen = self.prompts_seen(record.step)
+        took, self.read_at = time.monotonic() - self.read_at, time.monotonic()
         if record.step % self.config.log_every == 0:
             digest = batch_digest(self.world.gather(record.digests.to(self.world.device)))
+            times = record.stopwatch.seconds()
+            own = [times.get("batch", 0.0) + times.get("forward", 0.0), memory_gib(self.world.device)]
+            everyones = self.world.gather(torch.tensor([own], device=self.world.device)).tolist()
+            prompts = seen - self.prompts_seen(record.step - 1)
+            figures = {
+                "prompts_seen": seen,
+                "views_per_prompt": seen * self.config.views_per_prompt / self.num_prompts,
+                **{f"time/{name}": value for name, value in times.items()},  # of the main process
+                "speed/prompts_per_second": prompts / took,
+                "speed/device_seconds_per_prompt": took * self.world.size / prompts,
+                "memory_gib": max(memory for _, memory in everyones),  # at most, on any process
+            }
             if self.log is not None:
-                self.log.write(record.step, {**numbers, "prompts_seen": seen, "batch_digest": digest})
+                self.log.write(record.step, {**numbers, **figures, "batch_digest": digest})
+                found = self.stragglers(record.step, [seconds for seconds, _ in everyones])
+                if found is not None:
+                    self.note(found)
         if self.log is not None:
+            found = self.spikes(record.step, numbers["loss"])
+            if found is not None:
+                self.note(found)
             self.log.advance(loss=numbers["loss"], opacity=numbers["opacity"], prompts=seen)
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that this process has had: of the GPU, or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,22 +1,100 @@
-"""A run's folder, opened anew and again."""
+"""A run's folder: opened anew and again, by one run at a time."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from amortized.training import World, open_run
+from amortized import config as settings
+from amortized.training import World, open_run, runs
+from train import RunConfig
 
-CONFIG = "seed: 0\ntrainer:\n  steps: 5\n"
+CONFIG = "seed: 0\ntrainer:\n  steps: 5\n  log_every: 1\n"
 
 
-def test_how_processes_share_a_run_may_change_and_nothing_else(tmp_path):
+def opened(folder, config=CONFIG, **how) -> list[str]:
+    with open_run(folder, config, World(), **how) as told:
+        return told
+
+
+def test_what_a_run_is_may_not_change_unasked(tmp_path):
     folder = tmp_path / "run"
-    open_run(folder, CONFIG, World(), resume=False)
-    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
-        open_run(folder, CONFIG, World(), resume=False)
-    sharded = CONFIG + "distributed:\n  strategy: fsdp2\n"
-    open_run(folder, sharded, World(), resume=True)
-    assert (folder / "config.yaml").read_text() == sharded
-    with pytest.raises(ValueError, match="other settings .was 'steps: 5', now 'steps: 6'.: give the same"):
-        open_run(folder, sharded.replace("5", "6"), World(), resume=True)
-    assert (folder / "config.yaml").read_text() == sharded
+    assert opened(folder) == [] and opened(folder) == []
+    with pytest.raises(ValueError, match="already holds a run: go on with it"):
+        opened(folder, resume="never")
+    other = CONFIG.replace("5", "6").replace("seed: 0", "seed: 1").replace("log_every: 1", "log_every: 2")
+    with pytest.raises(
+        ValueError,
+        match=r"other settings \(seed was 0, now 1; trainer.steps was 5, now 6\): give the same ones to "
+        "continue it, choose another output=FOLDER, or go on with these by --resume changed",
+    ):
+        opened(folder, other)
+    assert (folder / "config.yaml").read_text() == CONFIG
+    (told,) = opened(folder, other, resume="changed")
+    assert told == (
+        "the run goes on with other settings: seed was 0, now 1; trainer.steps was 5, now 6; "
+        "trainer.log_every was 1, now 2"
+    )
+    assert (folder / "config.yaml").read_text() == other
+
+
+def test_how_a_run_computes_may_change(tmp_path):
+    opened(tmp_path)
+    other = CONFIG.replace("log_every: 1", "log_every: 7") + "distributed:\n  strategy: fsdp2\n"
+    (told,) = opened(tmp_path, other)
+    assert "trainer.log_every was 1, now 7" in told and "distributed.strategy was unset, now fsdp2" in told
+    assert (tmp_path / "config.yaml").read_text() == other
+
+
+def test_the_settings_that_may_change_exist():
+    given = ["output=o", "corpus=c", "prior=p", "generator.grid.engine=torch"]
+    known = set(runs.differences("{}", settings.to_yaml(settings.load(RunConfig, None, given))))
+    for name in runs.FREE - {"distributed", "evaluation"}:
+        found = [key for key in known if key == name or key.startswith(f"{name}.")]
+        assert found or name in ("generator.checkpointing", "generator.compile"), name
+
+
+def test_what_stopped_for_a_reason_is_not_begun_again(tmp_path):
+    opened(tmp_path)
+    (tmp_path / "stopped").write_text("step 7: loss not finite; lower optimizer.learning_rate\n")
+    with pytest.raises(ValueError, match=r"stopped, and would again \(step 7: .*rate\): change"):
+        opened(tmp_path)
+    opened(tmp_path, resume="changed")
+    assert opened(tmp_path) == []
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from amortized.training import World, open_run
+with open_run(Path(sys.argv[1]), "seed: 0", World()):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "HELD_FOR_S", 0.5)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(
+        ValueError, match=f"in use by another run .process {holder.pid} on .*: wait for its end"
+    ):
+        opened(tmp_path, "seed: 0")
+    holder.kill()  # no chance to clean up: the system does
+    holder.wait()
+    assert opened(tmp_path, "seed: 0") == []
+    assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
+
+
+def test_where_nothing_can_be_locked_the_run_says_so(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "flock", refuse)
+    (told,) = opened(tmp_path)
+    assert told.endswith("cannot be locked (No locks available): see to it that no other run writes there")

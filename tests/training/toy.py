@@ -1,13 +1,16 @@
 """A whole training in miniature: an exact Gaussian-mixture prior, a small generator, seconds a run.
 
 Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON [DEVICE]`; of the JSON, `stop`
-is a step to be interrupted at.
+is a step to be interrupted at, `trouble` is [RANK, STEP, KIND], and `clock` sets process 1's, in seconds.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from types import SimpleNamespace
 import torch
 
 from amortized.cameras import CameraConfig
+from amortized.cli import one_sentence_errors
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
 from amortized.guidance import Guidance, build_learned, published
@@ -31,6 +35,7 @@ from amortized.training import (
     World,
     join_world,
 )
+from amortized.training.watch import Record
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
@@ -97,7 +102,9 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
-    strategy = changes.pop("strategy", "ddp")
+    distributed = DistributedConfig(
+        strategy=changes.pop("strategy", "ddp"), timeout_s=changes.pop("timeout_s", 600.0)
+    )
     views_per_group, prior_path = changes.pop("views_per_group", 1), changes.pop("prior", None)
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
     method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
@@ -155,7 +162,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         optimizer=optimizer,
         order=OrderConfig(),
         trainer=config,
-        distributed=DistributedConfig(strategy=strategy),
+        distributed=distributed,
     )
     return Trainer(
         settings,
@@ -170,7 +177,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
 def log_lines(folder: Path) -> list[dict]:
     """What the steps computed, without the time that they took."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "batch_wait"} for line in lines]
+    timed = ("time/", "speed/", "memory")
+    return [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -189,15 +197,55 @@ def interrupted_at(trainer: Trainer, stop: int | None) -> Trainer:
     return trainer
 
 
+def troubled(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
+    """One process meets trouble in a step, counted from 0, where no other does."""
+
+    def trouble() -> None:
+        match kind:
+            case "hang":
+                time.sleep(600)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "defect":
+                raise ZeroDivisionError("a defect")
+
+    predict = trainer.guidance.prior.predict_noise
+    inner, met = trainer._step, []
+
+    def stepped(number: int, interrupted: bool) -> Record:
+        if trainer.world.rank == rank and number == step:
+            met.append(number)
+            trouble()
+        else:
+            met.clear()
+        return inner(number, interrupted)
+
+    trainer._step = stepped
+    if kind == "nan":
+        trainer.guidance.prior.predict_noise = lambda *given, **named: (
+            predict(*given, **named) * (float("nan") if met else 1.0)
+        )
+    return trainer
+
+
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
     stop, alone = given.pop("stop", None), given.get("strategy", "ddp") != "ddp"
+    trouble, clock = given.pop("trouble", None), given.pop("clock", 0.0)
+    if clock and os.environ.get("RANK") == "1":
+        now = time.time
+        time.time = lambda: now() + clock
     if given.get("strategy") == "zero3":
         from amortized.training import zero
 
         zero.SMALL = 0  # so that the weights of small generators are taken apart too
-    with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", alone=alone) as joined:
-        interrupted_at(make_trainer(Path(sys.argv[1]), joined, **given), stop).train(quiet=True)
+    with one_sentence_errors("toy"):
+        with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", alone=alone) as joined:
+            trainer = interrupted_at(make_trainer(Path(sys.argv[1]), joined, **given), stop)
+            where = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
+            print(json.dumps({**where, "slots": trainer.slots}), flush=True)
+            (troubled(trainer, *trouble) if trouble else trainer).train(quiet=True)
+            del trainer
     # One that outlives the group may abort the process at its end, one time in a thousand.
     names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
     assert alone or not [name for name in names if "gloo" in name], names
