@@ -41,7 +41,7 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 WORKDIR /app
 COPY --from=source /app/requirements.txt /app/requirements.lock ./
-RUN pip install --constraint requirements.lock --requirement requirements.txt
+RUN pip install --constraint requirements.lock --requirement requirements.txt deepspeed
 # Ubuntu's image already has a user of id 1000.
 RUN (userdel --remove ubuntu || true) \
     && useradd --create-home --uid 1000 amortized && install --directory --owner amortized outputs

@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         shared = config.distributed
         # A process that is stuck says so itself, before others give it up.
         patience = timedelta(seconds=1.5 * shared.timeout_s)
-        with join_world(config.device, patience=patience, alone=shared.strategy != "ddp") as world:
+        alone = shared.strategy != "ddp" or shared.shard_prior
+        with join_world(config.device, patience=patience, alone=alone) as world:
             step = run(config, corpus, world, resume=given.resume, dry=given.dry_run)
         if step is None:
             return 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 import train
@@ -19,8 +20,12 @@ from amortized import config as settings
 from amortized.cli import preset_paths
 from amortized.evaluation import PromptRow
 from amortized.guidance import METHODS, published
+from amortized.training import load_generator
+from amortized.training.export import main as export_main
+from amortized.types import TextCondition
 from corpora import prompt_list
 from corpora.__main__ import main as corpora_main
+from generators.pretrained import from_pretrained
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +46,12 @@ def run(capfd, monkeypatch):
     def call(script: str, *arguments: str) -> Finished:
         capfd.readouterr()
         try:
-            mains = {"train.py": train.main, "evaluate.py": evaluate.main, "corpora": corpora_main}
+            mains = {
+                "train.py": train.main,
+                "evaluate.py": evaluate.main,
+                "corpora": corpora_main,
+                "export": export_main,
+            }
             status = mains[script](list(arguments))
         except SystemExit as exit:
             status = exit.code
@@ -145,6 +155,10 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     assert other.returncode == 2 and "seed was 0, now 5" in other.stderr
     again = run(*small(prior, folder))
     assert again.returncode == 0 and "trained at step 4" in again.stdout
+    exported = run("export", str(folder), str(tmp_path / "exported"))
+    assert exported.returncode == 0 and "step_000004" in exported.stdout, exported.stderr
+    check_exported(folder, tmp_path / "exported")
+    assert run("export", str(folder), str(tmp_path / "exported")).returncode == 2
     clip = ROOT / "checkpoints" / "shapes-clip"
     judged = run(
         "evaluate.py",
@@ -182,6 +196,24 @@ def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp
     assert again.returncode == 0 and "trained at step 60" in again.stdout, again.stderr
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 61))
+
+
+def check_exported(folder: Path, exported: Path) -> None:
+    """What comes out of the folder is the run's generator, its averaged weights."""
+    config = settings.load(train.RunConfig, folder / "config.yaml")
+    found = from_pretrained(exported)
+    told = json.loads((exported / "config.json").read_text())
+    expected = config.generator.build(told["text_dim"])
+    load_generator(folder, expected)
+    torch.manual_seed(0)
+    pooled, points = torch.randn(2, told["text_dim"]), torch.rand(2, 50, 3) - 0.5
+    text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(2, 1, dtype=torch.bool))
+    assert torch.equal(found(text).sdf(points), expected.eval()(text).sdf(points))
+    assert told["sharpness"] == 200 and told["text"]["encoder"] == config.prior.path
+    weights = (exported / "model.safetensors").read_bytes()
+    (exported / "model.safetensors").write_bytes(weights[:-9])
+    with pytest.raises(ValueError, match="holds no generator that can be read .*: export it anew"):
+        from_pretrained(exported)
 
 
 @pytest.mark.parametrize("preset", preset_paths(), ids=lambda path: path.stem)

@@ -104,6 +104,8 @@ def allowed(module: str) -> tuple[str, ...]:
     if module == "corpora.__main__":  # a command composes, as train.py does
         return ("corpora", "amortized")
     own = ".".join(module.split(".")[:2])
+    if module == "generators.pretrained":  # reads settings, as a command does
+        return ("generators", *GENERATORS, "amortized.config")
     if module.startswith("generators"):
         return ("generators", *GENERATORS)
     return ("corpora", own, *(RECIPES if ".recipe" in module else CORPORA))

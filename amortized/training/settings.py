@@ -78,6 +78,7 @@ class DistributedConfig:
     """
 
     strategy: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = "ddp"
+    shard_prior: bool = False  # the denoiser's weights too, by FSDP2, whatever the strategy
     timeout_s: float = 1800.0  # without progress for so long, the processes end and say where they are stuck
 
     def __post_init__(self) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from amortized.guidance import Guidance
 from amortized.training.distributed import World
 from amortized.training.objective import Objective
 from amortized.training.optim import Ema, OptimizerConfig, build_optimizer
@@ -139,11 +140,15 @@ class Sharded:
         self.objective, self.ema, self.config, self.world = objective, ema, optimizer, world
         self.averaged = None if ema is None else ema.module
         mesh = init_device_mesh(world.device.type, (world.size,))
+        # Blocks are gathered as what autocast would make of them: half the traffic, the same products.
+        half = objective.settings.trainer.precision == "bfloat16"
+        halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
+        policy = halved if half else MixedPrecisionPolicy()
         adapter = getattr(objective.learned, "adapter", None)
         self.replicated = [] if adapter is None else list(adapter.parameters())
         for module in (objective.generator, *([] if self.averaged is None else [self.averaged])):
             for block in blocks_of(module):
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
         if self.averaged is not None:
             fully_shard(self.averaged, mesh=mesh, reshard_after_forward=False)
         fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.replicated))
@@ -173,6 +178,23 @@ class Sharded:
     def update(self, step: int) -> dict[str, Tensor]:
         average_gradients(self.replicated, self.world)
         return _update(self, step)
+
+
+def shard_denoiser(guidance: Guidance, world: World) -> None:
+    """Let each process hold its part of the frozen denoiser; a block is gathered to be used.
+
+    Raises ValueError where processes would not ask it equally often, or where it has no blocks to take apart.
+    """
+    unet, config = getattr(guidance.prior, "unet", None), guidance.config
+    if unet is None or guidance.learned is not None or config.noise != "gaussian":
+        raise ValueError(
+            "distributed.shard_prior needs a Stable Diffusion that all processes ask equally often, with "
+            "nothing learned of the renders and guidance.noise=gaussian: set it to false"
+        )
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        fully_shard(block, mesh=mesh)
+    fully_shard(unet, mesh=mesh)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

@@ -31,7 +31,7 @@ from amortized.training.sampler import Sampler, slots_of, z_of, z_width
 from amortized.training.saving import Checkpoints
 from amortized.training.settings import TrainingSettings
 from amortized.training.stopwatch import Stopwatch
-from amortized.training.strategies import spread
+from amortized.training.strategies import shard_denoiser, spread
 from amortized.training.watch import STOPPED, Record, TrainingStopped, Watch
 from amortized.training.watchdog import Watchdog
 from amortized.types import Corpus, Prompt
@@ -81,11 +81,13 @@ class Trainer:
             cameras=settings.cameras,
             background=settings.background,
         )
+        self.prior = fingerprint_of(guidance.prior)  # before it is taken apart
+        if settings.distributed.shard_prior:
+            shard_denoiser(guidance, world)
         ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
         objective = Objective(settings, guidance, generator, world.device)
         self.strategy = spread(settings.distributed, objective, ema, settings.optimizer, world)
         self.state = self.strategy.state
-        self.prior = fingerprint_of(guidance.prior)
         self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
         self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
         self.checkpoints = Checkpoints(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from amortized.training.checkpoint import tensors_in
+from tests.tiny_sd import make_tiny_sd
 from tests.training.toy import learning, log_lines, make_trainer
 
 NEEDS_DEEPSPEED = pytest.mark.skipif(
@@ -71,6 +72,40 @@ def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, ge
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5 if ddp else 5e-4)
 
 
+@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("fsdp2", 2)])
+def test_a_denoiser_may_be_taken_apart(tmp_path, strategy, processes):
+    prior = str(make_tiny_sd(tmp_path / "prior", prediction_type="v_prediction"))
+    changes = {"steps": 4, "prior": prior, "generator": "triplane-transformer"}
+    asked = {"prompts_per_process": 4 // processes, "strategy": strategy, "shard_prior": True}
+    run_toy(tmp_path / "many", {**changes, **asked}, processes)
+    make_trainer(tmp_path / "one", **changes, prompts_per_process=4).train(quiet=True)
+    for a, b in zip(log_lines(tmp_path / "many"), log_lines(tmp_path / "one"), strict=True):
+        assert a["batch_digest"] == b["batch_digest"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_a_denoiser_that_cannot_be_taken_apart_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="distributed.shard_prior needs a Stable Diffusion"):
+        make_trainer(tmp_path, shard_prior=True)
+
+
+def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(tmp_path):
+    changes = {"steps": 4, "generator": "triplane-transformer", "precision": "bfloat16"}
+    for strategy in ("ddp", "fsdp2"):
+        asked = {**changes, "prompts_per_process": 2, "strategy": strategy}
+        run_toy(tmp_path / strategy, asked, 2)
+    exact = make_trainer(tmp_path / "exact", **{**changes, "precision": "float32"}, prompts_per_process=4)
+    exact.train(quiet=True)
+    ddp, sharded, whole = (log_lines(tmp_path / name) for name in ("ddp", "fsdp2", "exact"))
+    for a, b, c in zip(ddp, sharded, whole, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-2) and a["loss"] == pytest.approx(
+            c["loss"], rel=5e-2
+        )
+    assert sharded[0]["loss"] != whole[0]["loss"]
+    kept = tensors_in(tmp_path / "fsdp2/checkpoints/step_000004", "generator")
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     "ways",
     [
@@ -107,6 +142,38 @@ def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path, ways)
         assert mine.keys() == whole.keys()
         for name, value in mine.items():
             torch.testing.assert_close(value, whole[name], rtol=1e-2, atol=1e-3, msg=name)
+
+
+STRATEGIES = ["ddp", "fsdp2", zero("zero1"), zero("zero2"), zero("zero3")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_hundred_steps_are_those_of_one_process(tmp_path, one_of_two_hundred, strategy, processes):
+    """Rounding grows with the steps, as each begins from the last one's weights; it stays rounding."""
+    changes = {"prompts_per_process": 8 // processes, "strategy": strategy, **LONG}
+    run_toy(tmp_path, changes, processes)
+    got, expected = log_lines(tmp_path), one_of_two_hundred
+    assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]
+    away = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(got, expected, strict=True)]
+    print(f"{strategy} x {processes}: losses differ by {max(away[:50]):.1e}, {max(away):.1e} at most")
+    assert max(away[:50]) < 1e-3 and max(away) < 2e-2
+    if strategy == "ddp" and processes == 1:
+        assert max(away) == 0
+
+
+LONG = {"steps": 200, "checkpoint_every": 50, "guidance": {"method": "sds", "guidance_scale": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def one_of_two_hundred(tmp_path_factory) -> list[dict]:
+    """The lines of one process, without a launcher."""
+    folder = tmp_path_factory.mktemp("one")
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    changes = json.dumps({"prompts_per_process": 8, **LONG})
+    subprocess.run([sys.executable, "-m", "tests.training.toy", str(folder), changes], check=True, env=quiet)
+    return log_lines(folder)
 
 
 def run_toy(folder: Path, changes: dict, processes: int) -> None:

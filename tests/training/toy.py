@@ -103,7 +103,9 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
     distributed = DistributedConfig(
-        strategy=changes.pop("strategy", "ddp"), timeout_s=changes.pop("timeout_s", 600.0)
+        strategy=changes.pop("strategy", "ddp"),
+        shard_prior=changes.pop("shard_prior", False),
+        timeout_s=changes.pop("timeout_s", 600.0),
     )
     views_per_group, prior_path = changes.pop("views_per_group", 1), changes.pop("prior", None)
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
@@ -230,7 +232,7 @@ def troubled(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
-    stop, alone = given.pop("stop", None), given.get("strategy", "ddp") != "ddp"
+    stop, alone = given.pop("stop", None), given.get("strategy", "ddp") != "ddp" or "shard_prior" in given
     trouble, clock = given.pop("trouble", None), given.pop("clock", 0.0)
     if clock and os.environ.get("RANK") == "1":
         now = time.time

@@ -1,0 +1,130 @@
+"""What safety and company cost a run: steps with checkpoints against none, and two processes against one.
+
+  python -m benchmarks.service
+
+Checkpoints: one training, blocks of 50 steps by turns: without a checkpoint, with one written in the
+background from the block's start on, with one that is waited for. Company (weak scaling): the same share of
+prompts on one process that has a core, and on two that have one each. A ratio is of medians in this one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from amortized import config as settings
+from amortized.training import Trainer, World
+from benchmarks import timing
+from train import RunConfig, compose, corpus_of, guidance_of
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path("outputs/service")
+BLOCK, BLOCKS = 50, 6
+# What a step on a CPU has time for: its own threads keep to one core, the other is the writer's.
+LARGE = ("generator.grid.log2_table_size=19", "trainer.prompts_per_process=4", f"output={FOLDER / 'stall'}")
+STEPS, SKIPPED = 80, 20  # of weak scaling
+
+
+def trainer_of() -> Trainer:
+    config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml", LARGE)
+    config = replace(config, trainer=replace(config.trainer, steps=10_000, ema_decay=0.98))
+    corpus, device = corpus_of(config), torch.device("cpu")
+    prior, bank, generator = compose(config, device)
+    guidance = guidance_of(config, prior, bank, len(corpus.trained))
+    world = World(device=device)
+    return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
+
+
+def stall() -> list[dict[str, str | float]]:
+    """Blocks of steps by turns: none, in the background, waited for."""
+    torch.set_num_threads(1)
+    trainer = trainer_of()
+    times: dict[str, list[float]] = {"none": [], "in the background": [], "waited for": []}
+    step = 0
+    for turn in range(BLOCKS + 1):
+        for name, found in times.items():
+            start = time.perf_counter()
+            if name != "none":
+                trainer._save(step, None)
+            if name == "waited for":
+                trainer.checkpoints.wait()
+            for _ in range(BLOCK):
+                trainer._step(step, interrupted=False)
+                step += 1
+            took = (time.perf_counter() - start) / BLOCK
+            trainer.checkpoints.wait()
+            if turn:  # the first warms up
+                found.append(took)
+    trainer.ahead.close()
+    trainer.checkpoints.close()
+    newest = max((FOLDER / "stall/checkpoints").iterdir(), key=lambda path: path.name.startswith("step"))
+    size = sum(file.stat().st_size for file in newest.iterdir()) / 2**20
+    base = statistics.median(times["none"])
+    return [
+        {
+            "checkpoint every 50 steps": name,
+            "size, MiB": round(size) if name != "none" else 0,
+            "step, ms": round(1e3 * statistics.median(found), 1),
+            "of none": round(statistics.median(found) / base, 3),
+        }
+        for name, found in times.items()
+    ]
+
+
+def company() -> list[dict[str, str | float]]:
+    """Processes on a core each, with the same share of prompts."""
+    found: dict[int, float] = {}
+    for size in (1, 2):
+        folder = FOLDER / f"weak-{size}"
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, "train.py", "configs/quickstart.yaml", f"output={folder}"]
+        command += [f"trainer.steps={STEPS}", "trainer.prompts_per_process=4", "trainer.preview_every=1000"]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": str(size)}
+        started = [
+            subprocess.Popen(
+                ["taskset", "-c", str(rank), *command],
+                cwd=ROOT,
+                stderr=subprocess.DEVNULL,
+                env={
+                    **os.environ,
+                    **shared,
+                    "OMP_NUM_THREADS": "1",
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                },
+            )
+            for rank in range(size)
+        ]
+        assert all(process.wait() == 0 for process in started), "a process failed: run its command by hand"
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        parts = [sum(v for k, v in line.items() if k.startswith("time/")) for line in lines[SKIPPED:]]
+        found[size] = statistics.median(parts)
+    return [
+        {
+            "processes": size,
+            "prompts a step": 4 * size,
+            "step, ms": round(1e3 * took, 1),
+            "efficiency": round(found[1] / took, 3),
+        }
+        for size, took in found.items()
+    ]
+
+
+def main() -> None:
+    machine = timing.machine(torch.device("cpu"))
+    print(", ".join(f"{key}: {value}" for key, value in machine.items()))
+    for measure in (company, stall):
+        print(f"\n{timing.markdown(measure())}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
