@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. evaluation.views=4")
     parser.add_argument("--split", default="all", help="train, heldout, val, test (%(default)s)")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best, or a name (%(default)s)")
     parser.add_argument("--limit", type=int, help="at most so many prompts, evenly spaced")
     parser.add_argument("--prompts", help="evaluate the sentences of this file or corpus instead")
     parser.add_argument("--prompt", help="evaluate this sentence instead")
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         with join_world(config.device) as world:
             _, bank, start = compose(config, world.device)
             trained = copy.deepcopy(start.eval())  # the untrained one stays, to compare with
-            load_generator(given.run, trained)
+            load_generator(given.run, trained, given.checkpoint)
 
             def look(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
                 grey = torch.full_like(cameras.c2w[..., :3, 3], config.evaluation.background)

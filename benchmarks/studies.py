@@ -84,12 +84,13 @@ def run(job: Job, threads: int) -> Rows:
     results, checkpoints = job.folder / "evaluation" / "results.json", job.folder / "checkpoints"
     check_settings(job)
     if not results.exists():
-        resume = ["--resume"] if (job.folder / "config.yaml").exists() else []
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         for script, arguments in (
-            ("train.py", [*job.arguments, *resume]),
+            ("train.py", job.arguments),
             ("evaluate.py", [str(job.folder), "evaluation.turntable_frames=0"]),
         ):
+            if script == "train.py" and (job.folder / "stopped").exists():
+                continue  # it would only stop there again
             command = [sys.executable, str(ROOT / script), *arguments]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             # A run that collapsed keeps its last good checkpoint, and is judged by it.

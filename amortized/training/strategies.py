@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from amortized.guidance import Guidance
 from amortized.training.distributed import World
 from amortized.training.objective import Objective
-from amortized.training.optim import Ema, OptimizerConfig, build_optimizer
+from amortized.training.optim import Ema, OptimizerConfig
 from amortized.training.settings import DistributedConfig
 from amortized.training.state import TrainingState
+from amortized.training.updates import average_gradients, blocks_of, state_of, update
 
 
 class Strategy(Protocol):
@@ -88,7 +88,7 @@ class Replicated:
         self, objective: Objective, ema: Ema | None, optimizer: OptimizerConfig, world: World
     ) -> None:
         self.objective, self.ema, self.config, self.world = objective, ema, optimizer, world
-        self.state = _state(objective, ema, optimizer)
+        self.state = state_of(objective, ema, optimizer)
         # The learned model's gradients are averaged by hand, as not every step has some.
         learned = [name for name, _ in objective.named_parameters() if name.startswith("learned.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, learned)
@@ -114,7 +114,7 @@ class Replicated:
     def update(self, step: int) -> dict[str, Tensor]:
         if self.objective.learned is not None:
             average_gradients(self.objective.learned.parameters(), self.world)
-        return _update(self, step)
+        return update(self.objective, self.state, self.ema, self.config.clip_norm, step)
 
 
 def _replicated(objective: Objective, device: torch.device) -> DistributedDataParallel:
@@ -152,7 +152,7 @@ class Sharded:
         if self.averaged is not None:
             fully_shard(self.averaged, mesh=mesh, reshard_after_forward=False)
         fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.replicated))
-        self.state = _state(objective, ema, optimizer)
+        self.state = state_of(objective, ema, optimizer)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ class Sharded:
 
     def update(self, step: int) -> dict[str, Tensor]:
         average_gradients(self.replicated, self.world)
-        return _update(self, step)
+        return update(self.objective, self.state, self.ema, self.config.clip_norm, step)
 
 
 def shard_denoiser(guidance: Guidance, world: World) -> None:
@@ -195,65 +195,3 @@ def shard_denoiser(guidance: Guidance, world: World) -> None:
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         fully_shard(block, mesh=mesh)
     fully_shard(unet, mesh=mesh)
-
-
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """What a generator repeats: its layers or stages."""
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return [block for part in lists for block in part]
-
-
-def _state(objective: Objective, ema: Ema | None, config: OptimizerConfig) -> TrainingState:
-    rate = objective.guidance.learning_rate
-    return TrainingState(
-        generator=objective.generator,
-        ema=None if ema is None else ema.module,
-        optimizer=build_optimizer(config, objective.generator, objective.learned, rate),
-        learned=objective.learned,
-    )
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Average the gradients that nothing else averages; one collective."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if world.size > 1 and gradients:
-        mean = world.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = mean.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _update(strategy: Replicated | Sharded, step: int) -> dict[str, Tensor]:
-    objective, optimizer = strategy.objective, strategy.state.optimizer
-    norms = _norms_by_part(objective.generator)
-    limit = strategy.config.clip_norm
-    if limit is not None:
-        nn.utils.clip_grads_with_norm_(objective.generator.parameters(), limit, norms["gradient_norm"])
-    if objective.learned is not None:
-        found = [p.grad for p in objective.learned.parameters() if p.grad is not None]
-        norms["learned_gradient_norm"] = _whole(nn.utils.get_total_norm(found)).to(norms["gradient_norm"])
-    # Fused optimizers skip the update on the device where this is 1: weights stay finite without a wait.
-    finite = torch.stack(list(norms.values())).isfinite().all()
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.step()
-    objective.zero_grad(set_to_none=True)
-    if strategy.ema is not None:
-        strategy.ema.update(objective.generator, step)
-    return norms
-
-
-def _norms_by_part(module: nn.Module) -> dict[str, Tensor]:
-    """The norm of all gradients of a module, and of those of each of its parts where it has several."""
-    named = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    norms = _whole(torch.stack(torch._foreach_norm(list(named.values()))))
-    parts: dict[str, list[int]] = {}
-    for place, name in enumerate(named):
-        parts.setdefault(name.partition(".")[0], []).append(place)
-    found = {"gradient_norm": torch.linalg.vector_norm(norms)}
-    if len(parts) > 1:
-        found |= {f"gradient_norm/{part}": norms[places].norm() for part, places in parts.items()}
-    return found
-
-
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value

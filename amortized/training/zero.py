@@ -20,7 +20,7 @@ from amortized.training.distributed import World
 from amortized.training.objective import Objective
 from amortized.training.optim import Ema, OptimizerConfig, build_optimizer
 from amortized.training.state import TrainingState
-from amortized.training.strategies import average_gradients, blocks_of
+from amortized.training.updates import average_gradients, blocks_of
 
 SMALL = 100_000  # numbers: weights up to this size are not taken apart by stage 3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.training.checkpoint import CheckpointError, list_checkpoints, tensors_in
+from amortized.training.checkpoint import CheckpointError, list_checkpoints, load_generator, tensors_in
 from amortized.training.distributed import World
 from amortized.training.saving import Checkpoints
 from tests.training.toy import make_trainer
@@ -85,5 +85,9 @@ def test_the_best_one_stays(tmp_path):
         "step_000010",
         "step_000030",
     ]
+    assert load_generator(tmp_path, trainer.state.generator, "best").name == "step_000010"
+    assert load_generator(tmp_path, trainer.state.generator, "step_000030").name == "step_000030"
+    with pytest.raises(CheckpointError, match="has no checkpoint step_7: it has step_000010, step_000030"):
+        load_generator(tmp_path, trainer.state.generator, "step_7")
     with pytest.raises(ValueError, match="trainer.best_by=colour is none of loss, guidance"):
         make_trainer(tmp_path / "other", best_by="colour").train(quiet=True)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,6 +57,33 @@ def test_rates_warm_up_decay_and_differ_by_part():
         for step, warm in ((0, 0.25), (3, 1.0), (50, 1.0), (100, 1.0)):
             decay = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 100))
             assert rates[name, step] == pytest.approx(base * warm * decay), (name, step)
+
+
+def test_adan_is_its_formula():
+    """Against the paper's algorithm (arXiv 2208.06677, algorithm 1) in numpy float64."""
+    config = OptimizerConfig(
+        name="adan", learning_rate=0.1, betas=(0.9, 0.8, 0.95), weight_decay=0.03, epsilon=1e-6
+    )
+    module = nn.Linear(3, 1, bias=False).double()
+    optimizer, chance = build_optimizer(config, module), np.random.default_rng(0)
+    weight, (m, v, n, before) = module.weight.detach().numpy().copy(), [np.zeros((1, 3)) for _ in range(4)]
+    for step in range(1, 6):
+        gradient = chance.normal(size=(1, 3))
+        module.weight.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        change = gradient - (before if step > 1 else gradient)
+        before = gradient
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.8 * v + 0.2 * change
+        n = 0.95 * n + 0.05 * (gradient + 0.8 * change) ** 2
+        along = m / (1 - 0.9**step) + 0.8 * v / (1 - 0.8**step)
+        weight = (weight - 0.1 * along / (np.sqrt(n / (1 - 0.95**step)) + 1e-6)) / (1 + 0.03 * 0.1)
+        np.testing.assert_allclose(module.weight.detach().numpy(), weight, rtol=1e-12)
+
+
+def test_adan_wants_three_betas():
+    with pytest.raises(ValueError, match="optimizer.betas of adan are 3, e.g. .0.98, 0.92, 0.99., got"):
+        OptimizerConfig(name="adan")
 
 
 def test_an_update_is_skipped_where_the_gradient_is_not_finite():

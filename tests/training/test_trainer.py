@@ -80,6 +80,27 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption
     assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
 
 
+def test_adan_resumes_bit_for_bit_and_stays_finite(tmp_path):
+    """Its count of steps is a group's, not a tensor's."""
+    adan = OptimizerConfig(name="adan", learning_rate=1e-2, betas=(0.98, 0.92, 0.99), weight_decay=0.02)
+    changes = {"optimizer": adan, "guidance": learning("adapter")}
+    whole = make_trainer(tmp_path / "whole", **changes)
+    whole.train(quiet=True)
+    first = make_trainer(tmp_path / "parts", **changes)
+    first._step = stop_after(first._step, 13)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(quiet=True)
+    second = make_trainer(tmp_path / "parts", **changes)
+    second.train(quiet=True)
+    expected = weights_of(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(second).items())
+    predict = whole.guidance.prior.predict_noise
+    whole.guidance.prior.predict_noise = lambda *given, **named: predict(*given, **named) * math.nan
+    record = whole._step(30, False)
+    assert not record.values.isfinite().all()
+    assert all(value.isfinite().all() for value in weights_of(whole).values())
+
+
 def test_another_number_of_slots_goes_on_in_the_order_of_prompts(tmp_path):
     """1 to 3 to 2 processes, told by their slots: every prompt comes in its turn."""
     seen = []
