@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized import __version__
-from amortized.cli import PRESETS, parser_for
+from amortized.cli import PRESETS, parser_for, preset_paths
 
 ROOT = PRESETS.parent
 GIB = 2**30
@@ -244,7 +244,7 @@ def setting(layers: Iterable[Mapping[str, Any]], key: str) -> Any:
 def embedded() -> dict[str, str]:
     """The models of checkpoints/ that come with the presets, each with the setting that names it."""
     found: dict[str | None, str] = {}
-    for path in sorted(PRESETS.rglob("*.yaml")):
+    for path in preset_paths():
         with suppress(ValueError):  # told to whom it concerns: who trains from that preset
             named = named_by([str(path)])
             found |= {named.prior: PRIOR, named.clip: CLIP}

@@ -449,7 +449,7 @@ def test_shards(tmp_path: Path, capsys) -> None:
     assert f"python -m corpora encode CORPUS --encoder FOLDER --output {tmp_path / 'none'}" in row.mend
 
 
-@pytest.mark.parametrize("preset", sorted(cli.PRESETS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", cli.preset_paths(), ids=lambda path: path.stem)
 def test_settings_are_read_as_training_reads_them(preset: Path) -> None:
     words = ["corpus=x", "text.shards=[a, 'b c']", "prior.revision=null"]
     run = settings.load(train.RunConfig, preset, words)

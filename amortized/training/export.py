@@ -1,9 +1,9 @@
 """A run's generator as a plain folder, model.safetensors and config.json: what using it needs, and no more.
 
-  python -m amortized.training.export outputs/quickstart exported/shapes16
+  python -m amortized.training.export outputs/quickstart exported/quickstart
   python -m amortized.training.export RUN FOLDER --checkpoint best
 
-`generators.from_pretrained(FOLDER)` builds it again.
+`generators.pretrained.from_pretrained(FOLDER)` builds it again.
 """
 
 from __future__ import annotations

@@ -41,8 +41,12 @@ class Mirror:
         self._next = checkpoint
         self._thread.submit(self._send_next)
 
+    def wait(self) -> None:
+        """Until the newest one is there, or has failed."""
+        self._thread.submit(lambda: None).result()
+
     def close(self) -> None:
-        """Wait until the newest one is there."""
+        """Wait, and send no more."""
         self._thread.shutdown()
 
     def fetch(self, folder: Path, note: Callable[[str], None]) -> Path | None:

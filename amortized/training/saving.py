@@ -87,10 +87,12 @@ class Checkpoints:
             self._writing.exception()  # waits; what it raises is for `wait` to raise
         return newest_clause(self.folder)
 
-    def told(self) -> list[str]:
-        """What is to be said of copies that were sent elsewhere, since the last time."""
+    def told(self, *, last: bool = False) -> list[str]:
+        """What is to be said of copies that were sent elsewhere since the last time; all, if `last`."""
         if self.mirror is None:
             return []
+        if last:
+            self.mirror.wait()
         told = self.mirror.told
         return [told.pop(0) for _ in range(len(told))]
 

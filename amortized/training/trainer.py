@@ -181,6 +181,8 @@ class Trainer:
                     self._preview(step)
             watchdog.beat("the last checkpoint")
             self.checkpoints.wait()
+            for note in self.checkpoints.told(last=True):
+                watch.note(note)
         return step
 
     def _step(self, step: int, interrupted: bool) -> Record:

@@ -121,7 +121,8 @@ def test_commands(tmp_path: Path, capsys):
     assert main([*folder, "show", "at2520", "--held-out", "0.1", "--number", "5"]) == 0
     told = capsys.readouterr().out
     assert "at2520: 2,576 prompts, " in told and " a squirrel riding a motorcycle wearing" in told
-    assert main([*folder, "show", "dl17k"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*folder, "show", "dl17k"])
     assert capsys.readouterr().err.count("\n") == 1
     assert IMPORTED == Path("outputs/corpora")
     own, kept = tmp_path / "own.txt", tmp_path / "own.parquet"
@@ -130,7 +131,8 @@ def test_commands(tmp_path: Path, capsys):
     corpus = open_corpus(str(kept))
     assert [corpus[index].text for index in range(len(corpus))] == ["a cube", "a cone"]
     assert corpus.name == str(kept) and list(corpus.repeats) == [2, 1]
-    assert main(["keep", str(own), "--output", str(own)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["keep", str(own), "--output", str(own)])
     lists = tmp_path / "lists.json"
     lists.write_text('{"train": ["a cube", "a cube"], "test": ["a cone"]}')
     for path, output in ((lists, kept), (kept, tmp_path / "again.parquet")):

@@ -78,7 +78,7 @@ def test_one_device_cannot_be_every_process(tmp_path, capsys, monkeypatch):
         def __exit__(self, *reason):
             return None
 
-    monkeypatch.setattr(train, "join_world", lambda device, alone: Two())
+    monkeypatch.setattr(train, "join_world", lambda device, **how: Two())
     with pytest.raises(SystemExit) as left:
         sys.exit(
             train.main(["configs/quickstart.yaml", f"output={tmp_path}", "prior.denoiser_device=cuda:1"])

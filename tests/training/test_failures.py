@@ -21,7 +21,7 @@ def launch(folder: Path, processes: int = 2, **changes) -> tuple[int, str, float
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "tests.training.toy", str(folder), json.dumps(changes)]
     start, quiet = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=200)
     return done.returncode, done.stderr, time.monotonic() - start
 
 
@@ -41,10 +41,10 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(tmp_path, strategy):
 
 
 def test_a_process_that_is_stuck_ends_them_all_with_their_stacks(tmp_path):
-    status, stderr, seconds = launch(tmp_path, steps=30, trouble=[1, 5, "hang"], timeout_s=8.0)
+    status, stderr, seconds = launch(tmp_path, steps=30, trouble=[1, 5, "hang"], timeout_s=20.0)
     (sentence,) = said(stderr)
-    assert status != 0 and seconds < 60
-    assert "no progress for 8 s (step 6)" in sentence and str(tmp_path / "stacks") in sentence
+    assert status != 0 and seconds < 120
+    assert "no progress for 20 s (step 6)" in sentence and str(tmp_path / "stacks") in sentence
     stuck, waits = ((tmp_path / "stacks" / f"process_0000{rank}.txt").read_text() for rank in (1, 0))
     assert "step 6" in stuck and "in trouble" in stuck and "watchdog.py" in stuck
     assert "in backward" in waits or "in mean" in waits or "in _step" in waits
@@ -52,7 +52,7 @@ def test_a_process_that_is_stuck_ends_them_all_with_their_stacks(tmp_path):
 
 def test_a_process_that_dies_takes_the_others_down(tmp_path):
     status, stderr, seconds = launch(tmp_path, steps=10_000, trouble=[1, 12, "die"])
-    assert status != 0 and seconds < 60
+    assert status != 0 and seconds < 90  # with the start; the end itself takes a moment
     # The launcher knows who, and may end the other one before it has said what it saw.
     assert stderr.count("Root Cause") == 1 and "Signal 9 (SIGKILL)" in stderr
     assert all("another process has ended, or cannot be reached" in text for text in said(stderr))

@@ -68,6 +68,7 @@ def test_storage_that_fails_stops_nothing(tmp_path, monkeypatch):
     assert len(list_checkpoints(tmp_path / "run/checkpoints")) == 2
     told = (tmp_path / "run/events.jsonl").read_text()
     assert "step_000010 could not be sent to file://" in told and "the cable was cut" in told
+    assert "step_000020 could not be sent to file://" in told
 
 
 def test_an_unknown_kind_of_url_is_one_sentence(tmp_path: Path):

@@ -58,6 +58,7 @@ def wait_until(happened, seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_and_comes_back(tmp_path, nodes):
     changes = {"steps": 400, "prompts_per_process": 1, "checkpoint_every": 20}
     folder, port, told = tmp_path / "run", free_port(), [tmp_path / "a.txt", tmp_path / "b.txt"]

@@ -27,26 +27,31 @@ def zero(*case):
     return pytest.param(*case, marks=NEEDS_DEEPSPEED)
 
 
+def slow(*case):
+    """Worth a run before a release, not at every change: launches of processes that import all of torch."""
+    marks = [pytest.mark.slow, *([NEEDS_DEEPSPEED] if "zero" in str(case) else [])]
+    return pytest.param(*case, marks=marks)
+
+
 @pytest.mark.parametrize(
     ("strategy", "processes", "generator", "guidance"),
     [
         ("ddp", 2, None, {}),
-        ("ddp", 4, None, {}),
-        ("ddp", 2, "surrounded", {}),
-        ("ddp", 2, "3dconv-net", {}),
-        ("ddp", 2, "triplane-transformer", {}),
-        ("ddp", 2, None, learning("adapter")),
+        ("ddp", 4, "triplane-transformer", {}),
+        slow("ddp", 2, "surrounded", {}),
+        slow("ddp", 2, "3dconv-net", {}),
+        slow("ddp", 2, None, learning("adapter")),
         ("ddp", 2, None, learning("lods-lora")),
-        ("fsdp2", 1, None, {}),
+        slow("fsdp2", 1, None, {}),
         ("fsdp2", 2, "surrounded", learning("adapter")),
         ("fsdp2", 2, "3dconv-net", learning("lods-lora")),
         ("fsdp2", 4, "triplane-transformer", learning("prompt-nulls")),
-        zero("zero1", 1, None, {}),
+        slow("zero1", 1, None, {}),
         zero("zero1", 2, "surrounded", learning("adapter")),
-        zero("zero2", 4, None, learning("lods-lora")),
-        zero("zero3", 2, "surrounded", {}),
-        zero("zero3", 2, "3dconv-net", learning("adapter")),
-        zero("zero3", 4, "triplane-transformer", {}),
+        slow("zero2", 4, None, learning("lods-lora")),
+        slow("zero3", 2, "surrounded", {}),
+        slow("zero3", 2, "3dconv-net", learning("adapter")),
+        zero("zero3", 2, "triplane-transformer", {}),
     ],
     ids=lambda value: value.get("method", "asd") if isinstance(value, dict) else None,
 )
@@ -110,7 +115,7 @@ def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(tmp_path):
     "ways",
     [
         (("ddp", 1, 1, 1), ("fsdp2", 2, 3, 3), ("ddp", 3, 1, 5), ("fsdp2", 1, 2, None)),
-        zero(
+        slow(
             (
                 ("zero3", 2, 1, 2),
                 ("zero2", 3, 2, 3),
