@@ -51,13 +51,14 @@ def test_a_process_that_is_stuck_ends_them_all_with_their_stacks(tmp_path):
 
 
 def test_a_process_that_dies_takes_the_others_down(tmp_path):
-    status, stderr, seconds = launch(tmp_path, steps=10_000, trouble=[1, 12, "die"])
+    status, stderr, seconds = launch(tmp_path, steps=10_000, trouble=[1, 60, "die"])
     assert status != 0 and seconds < 90  # with the start; the end itself takes a moment
     # The launcher knows who, and may end the other one before it has said what it saw.
     assert stderr.count("Root Cause") == 1 and "Signal 9 (SIGKILL)" in stderr
     assert all("another process has ended, or cannot be reached" in text for text in said(stderr))
     assert len(said(stderr)) <= 1 and "0]: Traceback" not in stderr
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000010"]
+    # The one of step 60 may still have been under way.
+    assert "step_000050" in [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
 
 
 def test_a_defect_keeps_its_traceback_and_is_told_once(tmp_path):
