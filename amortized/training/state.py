@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ class TrainingState:
     ema: nn.Module | None  # a copy of the generator with averaged weights
     optimizer: torch.optim.Optimizer
     learned: nn.Module | None = None  # what guidance learns of the renders
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all that is trained, each with its rate."""
+        return self.optimizer.param_groups
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps, not copied, under names that are the same in every strategy."""

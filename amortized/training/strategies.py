@@ -33,11 +33,6 @@ class Strategy(Protocol):
         """What a checkpoint keeps."""
         ...
 
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups, each with its rate."""
-        ...
-
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The objective."""
         ...
@@ -94,10 +89,6 @@ class Replicated:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, learned)
         self.model = objective if world.size == 1 else _replicated(objective, world.device)
 
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return self.state.optimizer.param_groups
-
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         return self.model(*args)
 
@@ -153,10 +144,6 @@ class Sharded:
             fully_shard(self.averaged, mesh=mesh, reshard_after_forward=False)
         fully_shard(objective, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.replicated))
         self.state = state_of(objective, ema, optimizer)
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return self.state.optimizer.param_groups
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         return self.objective(*args)

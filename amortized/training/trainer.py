@@ -190,7 +190,7 @@ class Trainer:
         stopwatch = Stopwatch(self.world.device)
         self.state.generator.train()
         progress = step / self.config.steps
-        set_learning_rate(self.strategy.groups, self.settings.optimizer, step, self.config.steps)
+        set_learning_rate(self.state.groups, self.settings.optimizer, step, self.config.steps)
         parts, digests = [], []
         for part in range(len(self.slots)):
             prepared = self.ahead.get(step, part)

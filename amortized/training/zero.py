@@ -70,10 +70,6 @@ class Zero:
         )
 
     @property
-    def groups(self) -> list[dict[str, Any]]:
-        return [*self.base.param_groups, *([] if self.learning is None else self.learning.param_groups)]
-
-    @property
     def flats(self) -> list[Tensor]:
         """The part of the weights that this process updates; one tensor, or several, a group."""
         zero = self.engine.optimizer
@@ -162,6 +158,10 @@ class ZeroState(TrainingState):
     """`optimizer` is that of what is learned; the generator's moments are with DeepSpeed."""
 
     zero: Zero
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return [*self.zero.base.param_groups, *([] if self.learned is None else super().groups)]
 
     def tensors(self) -> dict[str, Tensor]:
         """As TrainingState's, the generator's gathered: all processes call it."""
