@@ -114,7 +114,7 @@ def orbit(
 def take_cameras(cameras: Cameras, rows: Tensor, group: int) -> Cameras:
     """The cameras [P, V] of images `rows` [N], which fill groups of neighbours: [N / group, group]."""
     parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
-    taken = {name: values.flatten(0, 1)[rows.to(values.device)] for name, values in parts.items()}
+    taken = {name: values.flatten(0, 1)[rows] for name, values in parts.items()}
     return Cameras(**{name: values.unflatten(0, (-1, group)) for name, values in taken.items()})
 
 

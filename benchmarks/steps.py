@@ -14,8 +14,8 @@ from amortized.guidance import branches_per_image
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import Trainer, World
-from amortized.training.distributed import to_device
 from amortized.training.losses import regularization
+from amortized.transfer import to_device
 from amortized.types import Scene
 from benchmarks.timing import now, seconds
 from train import RunConfig, compose, corpus_of, guidance_of

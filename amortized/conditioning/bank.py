@@ -9,7 +9,7 @@ import torch
 
 from amortized.conditioning.rows import move_rows
 from amortized.conditioning.shards import ShardStore
-from amortized.conditioning.source import SentenceEncoder, SentenceSource
+from amortized.conditioning.source import Sentence, SentenceEncoder, SentenceSource
 from amortized.conditioning.views import (
     ViewText,
     ViewTextConfig,
@@ -113,6 +113,17 @@ class TextBank:
         """The plain prompts, N rows: what a generator reads."""
         return move_rows(self.read.rows([(text, "") for text in texts]), device or self.device)
 
+    def of_step(
+        self, texts: Sequence[str], cameras: Cameras, device: Device = None
+    ) -> tuple[TextCondition, ViewText]:
+        """`get` and `views` of P prompts; what neither shards nor memory have is encoded together."""
+        constants = [self.config.negative_prompt, "", *self.config.negatives]
+        told = [(text, "") for text in constants] + self._view_sentences(texts, cameras)
+        read = [(text, "") for text in texts]
+        self.told.load(told + read if self.read is self.told else told)
+        self.read.load(read)
+        return self.get(texts, device), self.views(texts, cameras, device)
+
     def sentences(self, texts: Sequence[str], device: Device = None) -> TextCondition:
         """Sentences as they are, N rows: what the prior reads."""
         return move_rows(self.told.rows([(text, "") for text in texts]), device or self.device)
@@ -121,18 +132,31 @@ class TextBank:
         """The P prompts as their V cameras see them, B = P * V rows: what guidance reads."""
         config, device = self.config, device or self.device
         unconditional = self.sentences([config.negative_prompt], device)
-        if config.perp_neg:
-            pairs = [(text, suffix) for text in texts for suffix in config.suffixes]
-            text = mixed_text(move_rows(self.told.rows(pairs), device), unconditional, cameras, config)
-        else:
-            num_views = cameras.azimuth_deg.shape[1]
-            words = view_words(cameras, config)
-            pairs = [(texts[image // num_views], seen) for image, seen in enumerate(words)]
+        if config.direction_step_deg:
             # A numbered direction hardly ever comes twice: kept, these would only fill the memory.
-            numbered = config.direction_step_deg > 0
-            rows = self.told.passing(["".join(pair) for pair in pairs]) if numbered else self.told.rows(pairs)
-            text = plain_text(move_rows(rows, device), unconditional)
+            words = ["".join(pair) for pair in _seen(texts, cameras, config)]
+            text = plain_text(move_rows(self.told.passing(words), device), unconditional)
+        else:
+            rows = move_rows(self.told.rows(self._view_sentences(texts, cameras)), device)
+            if config.perp_neg:
+                text = mixed_text(rows, unconditional, cameras, config)
+            else:
+                text = plain_text(rows, unconditional)
         negatives = self.sentences(config.negatives or [""], device)
         return with_constants(
             text, empty=self.sentences([""], device), negatives=negatives, weights=config.negative_weights
         )
+
+    def _view_sentences(self, texts: Sequence[str], cameras: Cameras) -> list[Sentence]:
+        """The sentences about the cameras' views that are worth a place in memory."""
+        if self.config.direction_step_deg:
+            return []
+        if self.config.perp_neg:
+            return [(text, suffix) for text in texts for suffix in self.config.suffixes]
+        return _seen(texts, cameras, self.config)
+
+
+def _seen(texts: Sequence[str], cameras: Cameras, config: ViewTextConfig) -> list[Sentence]:
+    """The sentence of each of the P * V images, prompt-major."""
+    num_views = cameras.azimuth_deg.shape[1]
+    return [(texts[image // num_views], end) for image, end in enumerate(view_words(cameras, config))]

@@ -23,6 +23,11 @@ class SentenceEncoder(Protocol):
 
     name: str  # what sentences call it: its folder or Hub id, and the revision
 
+    @property
+    def batch_size(self) -> int:
+        """How many sentences it is best asked for at once."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> TextCondition:
         """N sentences => a condition of N rows."""
         ...
@@ -67,11 +72,15 @@ class SentenceSource:
     def rows(self, sentences: Sequence[Sentence]) -> TextCondition:
         """A row for each sentence."""
         with self.lock:
-            found = self._stored(list(dict.fromkeys(sentences)))
-            for sentence in sentences:
-                if sentence not in found:
-                    found[sentence] = self._encoded(sentence)
+            found = self._found(list(dict.fromkeys(sentences)))
+            _shrink(self._memory, self.kept)
         return concatenate_rows([found[sentence] for sentence in sentences])
+
+    def load(self, sentences: Sequence[Sentence]) -> None:
+        """Encode those of the sentences that neither shards nor memory have, together, for `rows` to find."""
+        with self.lock:
+            # Before memory shrinks to its size, the caller takes its rows.
+            self._found(list(dict.fromkeys(sentences)))
 
     def share_stored(self, sentences: Sequence[Sentence]) -> float:
         """The share of the sentences that some store has; nothing is read."""
@@ -83,17 +92,31 @@ class SentenceSource:
         with self.lock:
             return move_rows(self.encoder.encode(sentences), "cpu")
 
-    def _encoded(self, sentence: Sentence) -> TextCondition:
-        if sentence not in self._memory:
-            # Alone, so that its last digit does not depend on which others were missing with it: a resumed
-            # run asks for them in another order.
-            row = move_rows(self.encoder.encode(["".join(sentence)]), "cpu")
-            self._memory[sentence] = without_tokens(row) if self.pooled_only else row
-            self.num_encoded += 1
-        self._memory.move_to_end(sentence)
-        row = self._memory[sentence]
-        _shrink(self._memory, self.kept)
-        return row
+    def _found(self, sentences: Sequence[Sentence]) -> dict[Sentence, TextCondition]:
+        """A row for each of some different sentences."""
+        found = self._stored(sentences)
+        asked = [sentence for sentence in sentences if sentence not in found]
+        self._encode([sentence for sentence in asked if sentence not in self._memory])
+        for sentence in asked:
+            self._memory.move_to_end(sentence)
+            found[sentence] = self._memory[sentence]
+        return found
+
+    def _encode(self, sentences: Sequence[Sentence]) -> None:
+        """Put sentences into memory, a full batch of the encoder at a time.
+
+        Always a full one, so that a row's last digit does not depend on how many others were missing with
+        it: a resumed run asks for them in another order.
+        """
+        size = self.encoder.batch_size
+        for start in range(0, len(sentences), size):
+            batch = sentences[start : start + size]
+            texts = ["".join(sentence) for sentence in batch]
+            encoded = move_rows(self.encoder.encode([*texts, *[""] * (size - len(texts))]), "cpu")
+            for place, sentence in enumerate(batch):
+                row = take_rows(encoded, torch.tensor([place]))
+                self._memory[sentence] = without_tokens(row) if self.pooled_only else row
+        self.num_encoded += len(sentences)
 
     def _stored(self, sentences: Sequence[Sentence]) -> dict[Sentence, TextCondition]:
         found: dict[Sentence, TextCondition] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from amortized.transfer import to_device
 from amortized.types import TextCondition
 
 # What transformers raises for a model that is missing, incomplete, damaged or of another make.
@@ -43,6 +44,11 @@ class TextEncoder:
         """D, the width of `pooled` and `tokens`."""
         return self.model.config.hidden_size
 
+    @property
+    def batch_size(self) -> int:
+        """How many sentences it is best asked for at once."""
+        return _batch_size(self.model)
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextCondition:
         """N sentences => a condition of N rows, float32, on the model's device; "" is a sentence.
@@ -53,7 +59,7 @@ class TextEncoder:
         """
         ids, lengths = self._token_ids(texts)
         device = next(self.model.parameters()).device
-        ids, lengths = ids.to(device), lengths.to(device)
+        ids, lengths = to_device((ids, lengths), device)
         # No attention mask, as diffusers calls it: the model is causal, so words never see padding.
         tokens = self.model(input_ids=ids).last_hidden_state.float()  # [N, L, D] after the final layer norm
         rows = torch.arange(len(texts), device=device)
@@ -105,6 +111,11 @@ class T5TextEncoder:
         """D, the width of `pooled` and `tokens`."""
         return self.model.config.d_model
 
+    @property
+    def batch_size(self) -> int:
+        """How many sentences it is best asked for at once."""
+        return _batch_size(self.model)
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextCondition:
         """N sentences => a condition of N rows [words, end, padding], float32; longer ones keep their end."""
@@ -117,7 +128,7 @@ class T5TextEncoder:
             lengths[row] = len(sentence)
         device = next(self.model.parameters()).device
         mask = torch.arange(self.max_length)[None] < lengths[:, None]
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = to_device((ids, mask), device)
         tokens = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         tokens = tokens * mask[..., None]
         return TextCondition(pooled=tokens.sum(1) / mask.sum(1, keepdim=True), tokens=tokens, mask=mask)
@@ -129,6 +140,11 @@ class T5TextEncoder:
     def fingerprint(self) -> str:
         """Its precision, and a digest of its weights and words."""
         return _fingerprint(self.tokenizer, self.model)
+
+
+def _batch_size(model: Any) -> int:
+    """On a GPU a few sentences take no longer than one; on a CPU padding to a full batch would only cost."""
+    return 8 if next(model.parameters()).device.type == "cuda" else 1
 
 
 def _words(tokenizer: Any, text: str) -> list[int]:

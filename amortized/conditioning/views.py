@@ -109,8 +109,7 @@ class ViewText:
 
 
 def take_view_rows(text: ViewText, index: Tensor) -> ViewText:
-    """Images `index` [N] (long) of the text."""
-    index = index.to(text.positive.pooled.device)
+    """Images `index` [N] (long, on the text's device) of the text."""
     return ViewText(
         positive=take_rows(text.positive, index),
         unconditional=take_rows(text.unconditional, index),

@@ -145,7 +145,11 @@ class HashGrid(nn.Module):
                 settings = self.config.tiny_cuda_nn()
                 self._encoding = (tiny_cuda_nn_encoding(settings, self.table),)  # a tuple: no submodule
             self._encoding[0].params = self.table.view(-1)
-            return self._encoding[0](points)
+            features = self._encoding[0](points)
+            if features.requires_grad:
+                # It reads the gradient's memory as rows, whatever the strides where nothing was padded.
+                features.register_hook(Tensor.contiguous)
+            return features
         return _Lookup.apply(points, self.table, self.levels)
 
     def _interpolate(self, points: Tensor, level: GridLevel) -> Tensor:

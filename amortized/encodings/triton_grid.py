@@ -32,9 +32,10 @@ def _row_of(x, y, z, sizes, level):
     resolution = tl.load(sizes + 3 * level).to(tl.uint32)
     size = tl.load(sizes + 3 * level + 1).to(tl.uint32)
     dense = x + y * resolution + z * resolution * resolution
-    hashed = x ^ (y * 2654435761) ^ (z * 805459861)
+    dense = tl.where(dense >= size, dense - size, dense)  # less than twice the size, as in `corners`
+    hashed = (x ^ (y * 2654435761) ^ (z * 805459861)) & (size - 1)  # of a power of two
     is_dense = resolution.to(tl.uint64) * resolution * resolution <= size
-    row = tl.where(is_dense, dense, hashed) % size
+    row = tl.where(is_dense, dense, hashed)
     return row.to(tl.int64) + tl.load(sizes + 3 * level + 2)
 
 
@@ -72,7 +73,8 @@ def _backward(points, grad, scales, sizes, table_grad, num_points, F: tl.constex
         weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy) * (fz if dz else 1 - fz)
         row = _row_of(x + dx, y + dy, z + dz, sizes, level)
         where = table_grad + row[:, None] * F + f[None, :]
-        tl.atomic_add(where, weight[:, None] * values, mask=inside[:, None])
+        # Relaxed, and without its result: a reduction that the memory does by itself.
+        tl.atomic_add(where, weight[:, None] * values, mask=inside[:, None], sem="relaxed")
 
 
 class TritonLookup(torch.autograd.Function):

@@ -33,6 +33,7 @@ from amortized.guidance.weights import WEIGHTINGS
 from amortized.priors.base import Prior
 from amortized.priors.schedule import alphas_at
 from amortized.schedules import value_at
+from amortized.transfer import to_device
 from amortized.types import Cameras, TextCondition
 
 
@@ -181,8 +182,8 @@ class Guidance:
                 "target_norm": norms_of(target).mean(),
                 "reference_norm": norms_of(reference).mean(),
                 "difference_norm": norms_of(difference).mean(),
-                "timestep": step.timesteps.double().mean().to(clean.device),
-                "timestep_reference": step.timesteps_reference.double().mean().to(clean.device),
+                "timestep": step.timesteps.double().mean(),
+                "timestep_reference": step.timesteps_reference.double().mean(),
             },
         )
 
@@ -205,14 +206,18 @@ class Guidance:
         prior, group = self.prior, self._images_per_time(denoiser.cameras)
         low, high = timestep_range(self.config, progress, prior.num_timesteps)
         u_timestep, u_shift = (share_in_groups(u.cpu(), group) for u in (draws.u_timestep, draws.u_shift))
-        timesteps = draw_timesteps(u_timestep, low, high)
-        reference = reference_timesteps(
-            self.config, timesteps, u_shift, low=low, num_timesteps=prior.num_timesteps, progress=progress
+        on_host = draw_timesteps(u_timestep, low, high)
+        reference_on_host = reference_timesteps(
+            self.config, on_host, u_shift, low=low, num_timesteps=prior.num_timesteps, progress=progress
         )
+        timesteps, reference = to_device(torch.stack([on_host, reference_on_host]), clean.device)
         noised = self.method.noise(
             denoiser,
-            Clean(latents=clean, timesteps=timesteps, timesteps_reference=reference, text=text, draws=draws),
-        )
+            Clean(
+                latents=clean, timesteps=timesteps, timesteps_reference=reference,
+                reference_on_host=reference_on_host, text=text, draws=draws,
+            ),
+        )  # fmt: skip
         return Step(
             noisy=noised.noisy,
             timesteps=timesteps,

@@ -21,6 +21,7 @@ from amortized.priors.base import Prior
 from amortized.priors.precision import times_in_gradient
 from amortized.priors.schedule import add_noise, alphas_at
 from amortized.random import derive_seed, normal
+from amortized.transfer import to_device
 from amortized.types import Cameras, TextCondition
 
 MAX_TABLE_GIB = 16.0
@@ -62,7 +63,7 @@ class PromptNulls(nn.Module):
         self.register_buffer("mask", null.mask, persistent=False)
 
     def forward(self, text: ViewText, prompts: Tensor) -> LearnedText:
-        rows = prompts.to(self.pooled.device)
+        rows = to_device(prompts, self.pooled.device)
         mask = self.mask.expand(len(rows), -1)
         own = TextCondition(pooled=self.pooled[rows], tokens=self.tokens[rows], mask=mask)
         return LearnedText(text=own, adapted=False)
@@ -148,9 +149,10 @@ def denoising_loss(
 ) -> Tensor:
     """mean |e(z_t', t', learned) - noise|^2 of clean latents [B, C, h, w], its time and noise its own."""
     u = share_in_groups(draws.u_learned, prior.views_per_group)
-    timesteps = draw_timesteps(u, 0, prior.num_timesteps - 1).to(clean.device)
+    timesteps = to_device(draw_timesteps(u, 0, prior.num_timesteps - 1), clean.device)
     shape = tuple(clean.shape[1:])
-    noise = torch.stack([normal(shape, key, "learned") for key in draws.keys.tolist()]).to(clean)
+    drawn = torch.stack([normal(shape, key, "learned") for key in draws.keys.tolist()])
+    noise = to_device(drawn, clean.device).to(clean.dtype)
     noisy = add_noise(clean, noise, alphas_at(prior.alphas_cumprod, timesteps, clean))
     asked: LearnedText = learned(text, draws.prompts)
     text_within = TextCondition(

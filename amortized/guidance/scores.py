@@ -180,7 +180,7 @@ class Denoiser:
         self.num_images = 0
 
     def __call__(self, questions: Mapping[str, Branch], rows: Tensor | None = None) -> dict[str, Tensor]:
-        """The predicted noise of every branch [N, C, h, w], whose images are `rows` of the step's."""
+        """The predicted noise of every branch [N, C, h, w] about images `rows` of the step's (None: all)."""
         answers: dict[str, Tensor] = {}
         for adapted in (False, True):
             branches = {name: branch for name, branch in questions.items() if branch.adapted == adapted}
@@ -196,7 +196,7 @@ class Denoiser:
             cameras = take_cameras(cameras, rows, self.prior.views_per_group)
         predicted = self.prior.predict_noise(
             noisy,
-            torch.cat([branch.timesteps for branch in branches]).to(noisy.device),
+            torch.cat([branch.timesteps for branch in branches]),
             concatenate_rows([branch.text for branch in branches]),
             None if cameras is None else repeat_cameras(cameras, len(branches)),
             adapted=adapted,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 SMALLEST = 1e-30
@@ -15,7 +16,7 @@ SMALLEST = 1e-30
 
 def sized_gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """network(x) [B, ...] of x [B, ...], both float32: the gradient of each row is of size 1 within."""
-    if not x.requires_grad:
+    if not (x.requires_grad and torch.is_grad_enabled()):
         return network(x)
     sizes: list[Tensor] = []
 
@@ -32,7 +33,7 @@ def sized_gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def times_in_gradient(x: Tensor, factor: float) -> Tensor:
     """x, whose gradient is multiplied by `factor` on its way back."""
-    if not x.requires_grad:
+    if not (x.requires_grad and torch.is_grad_enabled()):
         return x
     x = x.view_as(x)
     x.register_hook(lambda gradient: gradient * factor)

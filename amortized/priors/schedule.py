@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amortized.transfer import to_device
+
 
 def scaled_linear_alphas_cumprod(
     num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
@@ -23,7 +25,7 @@ def scaled_linear_alphas_cumprod(
 
 def alphas_at(alphas_cumprod: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
     """abar [N, 1, 1, 1] at long timesteps [N], in the dtype and on the device of `like` [N, C, h, w]."""
-    abar = alphas_cumprod.to(like)[timesteps]
+    abar = alphas_cumprod.to(like)[to_device(timesteps, like.device)]
     return abar.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from amortized.transfer import to_device
 from amortized.types import Scene
 
 
@@ -26,12 +27,12 @@ def distance_lattice(
     are asked at once. Also returns the number of field evaluations, all prompts together.
     """
     radius = scene.bounding_radius
-    read, unit = _vertices(resolution)
-    points = (unit.to(like) * radius).expand(num_prompts, -1, -1)
+    read, unit = _vertices_on(resolution, like.dtype, like.device)
+    points = (unit * radius).expand(num_prompts, -1, -1)
     step = max(1, chunk // num_prompts)
     sdf = torch.cat([scene.sdf(part) for part in points.split(step, dim=1)], dim=1)
     lattice = sdf.new_full((num_prompts, resolution**3), radius)
-    lattice[:, read.to(like.device)] = sdf
+    lattice.index_copy_(1, read, sdf)
     return lattice.view(num_prompts, *[resolution] * 3), sdf.numel()
 
 
@@ -41,6 +42,13 @@ def read_lattice(lattice: Tensor, points: Tensor) -> Tensor:
         lattice[:, None], points[:, :, None, None], padding_mode="border", align_corners=True
     )
     return found[:, 0, :, 0, 0]
+
+
+@lru_cache(maxsize=8)
+def _vertices_on(resolution: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same on a device, sent there once."""
+    read, unit = _vertices(resolution)
+    return to_device(read, device), to_device(unit.to(dtype), device)
 
 
 @lru_cache(maxsize=8)

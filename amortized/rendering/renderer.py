@@ -23,6 +23,7 @@ from amortized.rendering.density import laplace_density
 from amortized.rendering.lattice import distance_lattice, read_lattice
 from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
 from amortized.rendering.shading import ShadingConfig, brightness, normals, sdf_gradient
+from amortized.transfer import constant
 from amortized.types import Cameras, RaySamples, Render, Scene, SurroundedScene
 
 # The first look reads distances at the edges of its intervals and takes them as linear between them,
@@ -158,10 +159,13 @@ class _Look:
         # Rays that miss are rendered only to fill up: with length 0, in the ball's centre.
         origins = torch.where(seen[..., None], origins, 0.0)
         num_evaluations = 0
-        index = _first(seen)  # [P, K]
-        origins, directions, near, far, seen = (
-            _pick(values, index) for values in (origins, directions, near, far, seen)
-        )
+        # On a GPU a look at all rays costs less than the wait for how many of them hit.
+        all_rays = self.lattice is not None and origins.device.type == "cuda"
+        index = _all(seen) if all_rays else _first(seen)  # [P, K]
+        if not all_rays:
+            origins, directions, near, far, seen = (
+                _pick(values, index) for values in (origins, directions, near, far, seen)
+            )
         edges = even_edges(near, far, self.config.num_coarse)  # [P, K, S + 1]
         if self.config.num_fine:
             num_evaluations += 0 if self.lattice is not None else edges.numel()
@@ -185,7 +189,7 @@ class _Look:
             )
             num_evaluations += 4 * surface.numel()
             # Filled-up rays have no surface, and a distance no gradient in the centre: a constant.
-            gradient = torch.where(seen[..., None], gradient, gradient.new_tensor([0.0, 0.0, 1.0]))
+            gradient = torch.where(seen[..., None], gradient, constant((0.0, 0.0, 1.0), gradient))
             normal = normals(gradient)
             if self.config.shading.kind != "none":
                 rgb = rgb * brightness(normal, self.config.shading)
@@ -236,6 +240,11 @@ def _first(wanted: Tensor) -> Tensor:
     """
     count = max(int(wanted.sum(dim=1).amax()), 1)
     return torch.argsort(wanted.byte(), dim=1, descending=True, stable=True)[:, :count]
+
+
+def _all(wanted: Tensor) -> Tensor:
+    """Indexes [P, R] of all rays, in their order."""
+    return torch.arange(wanted.shape[1], device=wanted.device).expand_as(wanted)
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amortized.transfer import constant
 from amortized.types import Scene
 
 KINDS = ("none", "lambert")
@@ -57,7 +58,7 @@ def sdf_gradient(scene: Scene, points: Tensor, epsilon: float) -> Tensor:
     room = scene.bounding_radius - epsilon
     norm = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
     points = points * (room / norm.clamp(min=room))
-    k = points.new_tensor(TETRAHEDRON)  # [4, 3]
+    k = constant(TETRAHEDRON, points)  # [4, 3]
     sdf = scene.sdf((points[:, :, None] + epsilon * k).flatten(1, 2)).unflatten(1, (-1, 4))  # [P, N, 4]
     return (sdf @ k) * (0.75 / epsilon)
 
@@ -69,7 +70,7 @@ def normals(gradient: Tensor) -> Tensor:
 
 def brightness(normal: Tensor, config: ShadingConfig) -> Tensor:
     """Factor on the albedo [..., 1] in [0, 1] for unit normals [..., 3]."""
-    light = torch.nn.functional.normalize(normal.new_tensor(config.light), dim=0)
+    light = torch.nn.functional.normalize(constant(config.light, normal), dim=0)
     cosine = (normal @ light)[..., None]
     lit = 0.5 + 0.5 * cosine if config.wrap else cosine.relu()
     return config.ambient + config.diffuse * lit

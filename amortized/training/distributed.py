@@ -103,25 +103,6 @@ class World:
             dist.barrier(self.group)
 
 
-def to_device(values: Any, device: torch.device) -> Any:
-    """Tensors, dataclasses and tuples of them, on another device; without a wait where they are pinned."""
-    return _each(values, lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
-
-
-def pinned(values: Any) -> Any:
-    """The same in page-locked memory, from where a GPU takes its copy by itself."""
-    # Pinning keeps strides, and rows expanded from one cannot be written to: they are laid out first.
-    return _each(values, lambda tensor: tensor.contiguous().pin_memory())
-
-
-def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, tuple):
-        return tuple(_each(value, change) for value in values)
-    return replace(values, **{name: _each(value, change) for name, value in vars(values).items()})
-
-
 @contextmanager
 def join_world(
     device: str = "auto", *, patience: timedelta | None = None, alone: bool = False

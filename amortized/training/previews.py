@@ -12,7 +12,7 @@ from amortized.cameras import CameraConfig, orbit
 from amortized.conditioning import TextBank
 from amortized.media import save_grid
 from amortized.rendering import RendererConfig, render
-from amortized.training.distributed import to_device
+from amortized.transfer import to_device
 from amortized.types import Prompt
 
 SIZE = 64  # px

@@ -21,7 +21,7 @@ from amortized.priors import fingerprint_of
 from amortized.schedules import geometric_at
 from amortized.training.ahead import Ahead, Prepared
 from amortized.training.checkpoint import About
-from amortized.training.distributed import World, pinned
+from amortized.training.distributed import World
 from amortized.training.objective import Objective
 from amortized.training.optim import Ema, set_learning_rate
 from amortized.training.order import order_of
@@ -34,6 +34,7 @@ from amortized.training.stopwatch import Stopwatch
 from amortized.training.strategies import shard_denoiser, spread
 from amortized.training.watch import STOPPED, Record, TrainingStopped, Watch
 from amortized.training.watchdog import Watchdog
+from amortized.transfer import Readback, pin, side_stream
 from amortized.types import Corpus, Prompt
 
 ONE_WISH_S = 2.0  # Ctrl-C again after that is impatience; launchers send other signals more than once
@@ -207,20 +208,21 @@ class Trainer:
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         for calls in ("denoiser_calls", "gradient_calls"):  # the whole step's, of all parts and processes
             mean[calls] = mean[calls] * len(self.slots) * self.world.size
-        mean |= {**norms, "interrupted": mean["loss"].new_tensor(float(interrupted))}
+        mean |= {**norms, "interrupted": mean["loss"].new_full((), float(interrupted))}
         values = torch.stack([value.float() for value in mean.values()])
-        record = Record(step + 1, list(mean), self.world.mean(values), torch.cat(digests), stopwatch)
         stopwatch("update")
-        return record
+        # Read one step later, through an event after all of this step's marks: the host never waits here.
+        numbers = Readback(self.world.mean(values))
+        return Record(step + 1, list(mean), numbers, torch.cat(digests), stopwatch)
 
     def _prepare(self, step: int, part: int) -> Prepared:
         """A part of a step's batch and its text, on the CPU: a pure function, called from a thread."""
         batch = self.sampler.batch(step, self.slots[part], self.prompts_seen(step))
         texts = [self.prompt(index).text for index in batch.prompt_indices]
-        read, told = self.bank.get(texts, "cpu"), self.bank.views(texts, batch.cameras, "cpu")
-        if self.world.device.type == "cuda":
-            read, told = pinned(read), pinned(told)
-        return Prepared(batch=batch, read=read, told=told)
+        with side_stream(self.world.device):  # a text that must be encoded does not wait for the step
+            read, told = self.bank.of_step(texts, batch.cameras, "cpu")
+        prepared = Prepared(batch=batch, read=read, told=told)
+        return pin(prepared) if self.world.device.type == "cuda" else prepared
 
     # ---- around the step ------------------------------------------------------------------
 

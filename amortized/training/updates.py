@@ -12,6 +12,7 @@ from amortized.training.distributed import World
 from amortized.training.objective import Objective
 from amortized.training.optim import Ema, OptimizerConfig, build_optimizer
 from amortized.training.state import TrainingState
+from amortized.transfer import index
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
@@ -72,7 +73,8 @@ def _norms_by_part(module: nn.Module) -> dict[str, Tensor]:
         parts.setdefault(name.partition(".")[0], []).append(place)
     found = {"gradient_norm": torch.linalg.vector_norm(norms)}
     if len(parts) > 1:
-        found |= {f"gradient_norm/{part}": norms[places].norm() for part, places in parts.items()}
+        indexes = {part: index(tuple(places), norms) for part, places in parts.items()}
+        found |= {f"gradient_norm/{part}": norms[places].norm() for part, places in indexes.items()}
     return found
 
 

@@ -18,6 +18,7 @@ from amortized.training.logs import RunLog
 from amortized.training.sampler import batch_digest
 from amortized.training.settings import TrainerConfig
 from amortized.training.stopwatch import Stopwatch
+from amortized.transfer import Readback
 
 STOPPED = "stopped"  # a file in a run's folder: why it stopped
 
@@ -32,7 +33,7 @@ class Record:
 
     step: int  # counted from 1
     names: list[str]
-    values: Tensor  # one per name
+    values: Readback  # one per name
     digests: Tensor  # int64, one per slot of this process
     stopwatch: Stopwatch  # of this process
 
@@ -52,7 +53,8 @@ class Watch:
         start: int,
         quiet: bool,
     ) -> None:
-        self.config, self.world, self.folder = config, world, folder
+        self.config, self.device, self.folder = config, world.device, folder
+        self.world = world.beside()  # what the host knows is gathered by hosts: no device is waited for
         self.prompts_seen, self.num_prompts, self.last_good = prompts_seen, num_prompts, last_good
         self.empty_for = self.full_for = 0  # steps in a row without an object, or with nothing else
         self.scores: list[float] = []  # since the last checkpoint
@@ -109,10 +111,10 @@ class Watch:
         seen = self.prompts_seen(record.step)
         took, self.read_at = time.monotonic() - self.read_at, time.monotonic()
         if record.step % self.config.log_every == 0:
-            digest = batch_digest(self.world.gather(record.digests.to(self.world.device)))
+            digest = batch_digest(self.world.gather(record.digests))
             times = record.stopwatch.seconds()
-            own = [times.get("batch", 0.0) + times.get("forward", 0.0), memory_gib(self.world.device)]
-            everyones = self.world.gather(torch.tensor([own], device=self.world.device)).tolist()
+            own = [times.get("batch", 0.0) + times.get("forward", 0.0), memory_gib(self.device)]
+            everyones = self.world.gather(torch.tensor([own])).tolist()
             prompts = seen - self.prompts_seen(record.step - 1)
             figures = {
                 "prompts_seen": seen,

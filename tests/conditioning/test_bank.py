@@ -14,8 +14,9 @@ from amortized.types import TextCondition
 class RecordingEncoder:
     """Encodes a sentence as its letters' codes, and remembers every call."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int = 1) -> None:
         self.calls: list[list[str]] = []
+        self.batch_size = batch_size
 
     def encode(self, texts) -> TextCondition:
         self.calls.append(list(texts))
@@ -140,3 +141,22 @@ def test_rows_of_a_view_text_are_rows_of_its_parts():
         assert read(part) == [read(whole)[5], read(whole)[0]]
     assert torch.equal(some.negative_weights, view.negative_weights[:, [5, 0]])
     assert len(some.empty.pooled) == len(some.unconditional.pooled) == 2
+
+
+def test_a_step_encodes_what_is_new_in_full_batches():
+    """And a batch's other sentences change no row: the encoder is always asked for equally many."""
+    config = ViewTextConfig(negative_prompt="bad", negatives=("ugly",), negative_weights=(-1.0,))
+    encoder, alone = RecordingEncoder(batch_size=4), RecordingEncoder()
+    cameras = orbit(2, 2, elevation_deg=0.0, distance=1.0, fovy_deg=40.0)
+    bank, other = TextBank(encoder, config), TextBank(alone, config)
+    for texts in (["a", "b"], ["b", "c"]):
+        read, told = bank.of_step(texts, cameras)
+        assert torch.equal(read.tokens, other.get(texts).tokens)
+        assert torch.equal(told.positive.tokens, other.views(texts, cameras).positive.tokens)
+        assert torch.equal(told.negatives[0].tokens, other.views(texts, cameras).negatives[0].tokens)
+    assert {len(call) for call in encoder.calls} == {4}
+    words = [word for call in encoder.calls for word in call]
+    # 3 constants, 2 prompts and their 2 views; then 1 prompt and its views: 9 and 3, in 3 and 1 batches.
+    assert len(encoder.calls) == 4 and sorted(set(words)) == sorted(set(sum(alone.calls, [])))
+    for word in set(words) - {""}:
+        assert words.count(word) == 1

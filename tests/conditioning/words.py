@@ -17,7 +17,7 @@ LENGTH, WIDTH = 6, 8
 class LetterEncoder:
     """As `TextEncoder`; `seed` makes another encoder, `delay` seconds a slow one."""
 
-    max_length, width, name = LENGTH, WIDTH, "letters"
+    max_length, width, name, batch_size = LENGTH, WIDTH, "letters", 1
 
     def __init__(self, seed: int = 0, delay: float = 0.0) -> None:
         self.seed, self.delay, self.calls = seed, delay, []

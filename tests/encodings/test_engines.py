@@ -116,8 +116,10 @@ for kernel in (triton_grid._forward, triton_grid._backward):
     source = ASTSource(fn=kernel, signature=signature, constexprs={"F": 2, "SIZE": triton_grid.BLOCK})
     for capability in (80, 90):
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        assert ("red.global" in built.asm["ptx"] or "atom.global" in built.asm["ptx"]) == (
-            kernel is triton_grid._backward), kernel
+        ptx = built.asm["ptx"]
+        adds = kernel is triton_grid._backward
+        assert ("red.relaxed" in ptx or "red.global" in ptx) == adds and "atom." not in ptx, kernel
+        assert "rem.u32" not in ptx and "rem.u64" not in ptx, kernel
 """
 
 

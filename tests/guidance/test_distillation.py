@@ -180,7 +180,10 @@ def test_the_noise_that_an_inversion_finds_explains_its_latents():
     draws.u_timestep[:] = 0.999
     config = published("sdi", inversion={"stride": 0.001, "scale": 0.0, "eta": 0.0}, t_min=0.6, t_max=0.6)
     times = torch.full((3,), 600)
-    clean = Clean(latents=latents, timesteps=times, timesteps_reference=times, text=text, draws=draws)
+    clean = Clean(
+        latents=latents, timesteps=times, timesteps_reference=times, reference_on_host=times, text=text,
+        draws=draws,
+    )  # fmt: skip
     found = method_of(config).noise(Denoiser(prior), clean)
     x = found.noisy
     for t in range(600, 0, -1):
@@ -197,7 +200,8 @@ def test_the_noise_that_an_inversion_finds_explains_its_latents():
 def test_a_trajectory_is_ddim_and_knows_seeds_and_texts_alone():
     """At t' = 0 its noise explains the very image that DDIM samples from the same start."""
     prior, (latents, text, draws) = mixture(), random_step(3)
-    place = {"timesteps": torch.zeros(3, dtype=torch.long), "timesteps_reference": torch.full((3,), 99)}
+    times, reference = torch.zeros(3, dtype=torch.long), torch.full((3,), 99)
+    place = {"timesteps": times, "timesteps_reference": reference, "reference_on_host": reference}
     source = method_of(published("dsd", trajectory={"num_steps": 10, "scale": 3.0})).noise
     found = source(Denoiser(prior), Clean(latents=latents, text=text, draws=draws, **place))
     start = torch.stack([normal(SHAPE, seed, "trajectory") for seed in draws.seeds.tolist()]).double()

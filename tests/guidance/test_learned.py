@@ -121,6 +121,15 @@ def test_a_gradient_that_is_not_finite_stays_so():
     assert got[0].isfinite().all() and not got[1].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "through", [lambda x: sized_gradient(lambda v: 2 * v, x), lambda x: times_in_gradient(x, 8)]
+)
+def test_without_gradients_they_change_nothing(through):
+    x = torch.randn(2, 5, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(through(x), through(x.detach()))
+
+
 def test_a_factor_acts_on_the_gradient_alone():
     x = torch.randn(3, requires_grad=True)
     y = times_in_gradient(x, 8.0)

@@ -76,6 +76,8 @@ def learning(name: str) -> dict:
 class ColourEncoder:
     """The mixture weights of a sentence: one component per colour word, all of them without one."""
 
+    batch_size = 1
+
     def encode(self, texts: Sequence[str]) -> TextCondition:
         rows = [[float(word in text) for word in TEXTS] for text in texts]
         pooled = torch.tensor([row if any(row) else [1.0] * len(TEXTS) for row in rows])
