@@ -6,6 +6,9 @@ import os
 
 import torch
 
+# What PyTorch reads its allocator's settings from; where the second is set, it counts on CUDA.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
 
 def local_device(name: str) -> torch.device:
     """The device of this process as the setting `device` has it; of CUDA's with an index.
@@ -33,6 +36,19 @@ def local_device(name: str) -> torch.device:
             "processes than that, or set device=cpu"
         )
     return torch.device("cuda", index)
+
+
+def use_cuda(device: torch.device) -> None:
+    """Make a GPU this process', and set what is the same for all that it computes there.
+
+    Its memory is held in segments that grow, unless the environment says how: sizes that differ from step
+    to step, as the renderer's do, then leave no holes. Products of float32 matrices are taken in TF32.
+    """
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # read when memory is first asked for
+    # Not torch.backends.cuda.matmul.fp32_precision: in torch 2.11 to 2.15 torch.compile fails after it.
+    torch.set_float32_matmul_precision("high")
+    torch.cuda.set_device(device)
 
 
 def device_of(setting: str, name: str, *, others: str = "") -> torch.device:

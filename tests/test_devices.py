@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 import evaluate
 import train
 from amortized import devices
+from amortized.devices import ALLOCATOR
 from amortized.priors import PriorConfig, load_prior
 from amortized.training import join_world
 from benchmarks.__main__ import main as bench_main
@@ -21,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def gpus(monkeypatch):
     """As if the machine had so many GPUs; returns those that were chosen."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", *ALLOCATOR):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+        monkeypatch.delenv(name)
 
     def have(count: int) -> list[torch.device]:
         chosen: list[torch.device] = []
@@ -31,7 +36,8 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         return chosen
 
-    return have
+    yield have
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,44 @@ def test_a_denoiser_s_device_is_looked_for_before_anything_is_read(gpus):
     ):
         with pytest.raises(ValueError, match=f"prior.{sentence}"):
             load_prior(PriorConfig(path="checkpoints/shapes-prior", denoiser_device=device))
+
+
+@pytest.mark.parametrize("own", [None, *ALLOCATOR])
+def test_memory_grows_in_segments_unless_the_environment_says_how(gpus, monkeypatch, own):
+    gpus(1)
+    if own is not None:
+        monkeypatch.setenv(own, "max_split_size_mb:64")
+    with join_world("cuda"):
+        told = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+    assert told == (
+        {ALLOCATOR[0]: "expandable_segments:True"} if own is None else {own: "max_split_size_mb:64"}
+    )
+
+
+ONLY_CUDA = """
+import os, torch
+from amortized.training import join_world
+torch.cuda.set_device = lambda device: None
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+with join_world("cpu"):
+    print(torch.backends.cuda.matmul.fp32_precision, "PYTORCH_ALLOC_CONF" in os.environ)
+with join_world("cuda"):
+    print(torch.backends.cuda.matmul.fp32_precision)
+    # What torch.compile reads; each raises where old and new settings are mixed.
+    print(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32)
+    print(getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: os.environ["PYTORCH_ALLOC_CONF"])())
+"""
+
+
+def test_float32_is_multiplied_in_tf32_on_cuda_without_a_warning():
+    """And the allocator reads what is set after the import of torch; newer ones tell."""
+    clean = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "LOCAL_RANK")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", ONLY_CUDA],
+        cwd=ROOT, env=clean, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["none False", "tf32", "high True", "expandable_segments:True"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from amortized.devices import local_device
+from amortized.devices import local_device, use_cuda
 
 T = TypeVar("T")
 
@@ -137,9 +137,9 @@ def join_world(
     ValueError for a device that is not there, see `local_device`.
     """
     chosen = local_device(device)
-    use_cuda = chosen.type == "cuda"
-    if use_cuda:
-        torch.cuda.set_device(chosen)
+    on_cuda = chosen.type == "cuda"
+    if on_cuda:
+        use_cuda(chosen)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 and not alone:
         yield World(device=chosen)
@@ -148,8 +148,8 @@ def join_world(
     importlib.import_module("torch._dynamo")
 
     one = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-    bound = chosen if use_cuda else None  # nccl then connects at once, and never guesses from the rank
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience, device_id=bound, **one)
+    bound = chosen if on_cuda else None  # nccl then connects at once, and never guesses from the rank
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=patience, device_id=bound, **one)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
     except Exception as error:
