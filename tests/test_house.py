@@ -171,3 +171,20 @@ def test_licence_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+# ---- what is claimed --------------------------------------------------------------------------
+
+
+def test_what_is_equal_bit_for_bit_is_said_of_a_cpu() -> None:
+    """On CUDA atomics add up gradients in no fixed order. The log is of CPUs throughout."""
+    pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "log.md")]
+    parts = [part for page in pages for part in re.split(r"\n\n|\n(?=- )", page.read_text())]
+    claims = [part for part in parts if re.search(r"bit\s+for\s+bit|same\s+bits", part)]
+    assert claims and not [part for part in claims if not re.search(r"CPU|cores", part)]
+
+
+def test_presets_promise_no_gpu_that_was_not_measured() -> None:
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        head = re.split(r"^(?!#)", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
+        assert "GB" not in head or "not measured" in " ".join(head.replace("#", " ").split()), path.name
