@@ -141,7 +141,25 @@ def test_report_and_help(tmp_path: Path) -> None:
     assert make(tmp_path, "report", "DISPLAY=", "WAYLAND_DISPLAY=").stdout.strip() == page.as_uri()
     listed = set(re.findall(r"^  make ([\w-]+)", make(tmp_path).stdout, re.MULTILINE))
     benches = {"bench", "guidance-bench", "doctor"}
-    assert listed == benches | {"help", "quickstart", "test", "lint", "report", "weights", "lock", "clean"}
+    tests = {"test", "test-lowest", "lint"}
+    assert listed == benches | tests | {"help", "quickstart", "report", "weights", "lock", "clean"}
+
+
+def test_the_lowest_versions_have_an_environment_of_their_own(tmp_path: Path) -> None:
+    shown = make(copy_of_house(tmp_path), "--dry-run", "test-lowest").stdout
+    made, told = shown.find("--resolution lowest-direct"), shown.find(".venv-lowest/bin/python -m pytest")
+    assert 0 < made < told and ".venv/" not in shown
+    (tmp_path / ".venv-lowest").mkdir()
+    (tmp_path / ".venv-lowest" / ".installed").touch()
+    assert "lowest-direct" not in make(tmp_path, "--dry-run", "test-lowest").stdout
+
+
+def test_torch_is_supported_from_the_lowest_to_the_locked_version() -> None:
+    lowest = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("torch>="))
+    locked = next(line for line in LOCK if line.startswith("torch=="))
+    low, high = lowest.removeprefix("torch>="), ".".join(locked.removeprefix("torch==").split(".")[:2])
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert f"torch {low} to {high}" in " ".join((ROOT / page).read_text().split()), page
 
 
 # ---- CI and image -----------------------------------------------------------------------------
