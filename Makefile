@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+LOWEST := .venv-lowest
 RUN ?= outputs/quickstart
 PYTEST_WORKERS ?= 2
 ARGS ?=
@@ -16,7 +17,7 @@ PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
-.PHONY: help quickstart doctor test bench guidance-bench lint report weights lock clean
+.PHONY: help quickstart doctor test test-lowest bench guidance-bench lint report weights lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -32,6 +33,9 @@ doctor: $(READY) ## say what this machine has, what is missing, and how to mend 
 # One thread a worker: more would only contend for the cores that the workers already fill.
 test: $(READY) ## run the tests (ARGS="-m slow" for the long ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(ARGS)
+
+test-lowest: $(LOWEST)/.installed ## run the tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(PYTEST_WORKERS) $(ARGS)
 
 bench: $(READY) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -62,7 +66,7 @@ lock: $(READY) ## resolve requirements.lock anew from pyproject.toml (ARGS=--upg
 
 clean: ## remove caches and build products; runs and the virtual environment stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -72,4 +76,12 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Direct requirements at their lower bounds, what these need as new as it comes.
+$(LOWEST)/.installed: pyproject.toml
+	@echo "Installing into $(LOWEST) (about 6 GB, some minutes, once) ..."
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]"
 	@touch $@

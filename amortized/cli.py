@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -40,23 +41,25 @@ def list_presets() -> str:
 @contextmanager
 def one_sentence_errors(name: str) -> Iterator[None]:
     """What the user can mend is said in one sentence on stderr, with exit status 2 (1 for a run that
-    had to stop), by one process of all; anything else is a defect of ours and keeps its traceback."""
+    had to stop, or had too little memory), by one process of all; anything else is a defect of ours and
+    keeps its traceback."""
     try:
         yield
-    except ValueError as error:
-        _fail(name, error, 2)
     except Exception as error:
+        from amortized.memory_errors import out_of_memory  # torch: a second
         from amortized.training import PeerLost, SaidElsewhere, TrainingStopped  # seconds
 
         if isinstance(error, SaidElsewhere):
             sys.exit(error.status)
-        if not isinstance(error, (TrainingStopped, PeerLost)):
+        if sentence := out_of_memory(error):
+            _fail(name, sentence, 1)
+        if not isinstance(error, (ValueError, TrainingStopped, PeerLost)):
             raise
-        _fail(name, error, 1)
+        _fail(name, str(error), 2 if isinstance(error, ValueError) else 1)
 
 
-def _fail(name: str, error: Exception, status: int) -> None:
-    sentence = " ".join(str(error).split())
+def _fail(name: str, told: str, status: int) -> NoReturn:
+    sentence = " ".join(told.split())
     print(f"{name}: error: {sentence}", file=sys.stderr)
     sys.exit(status)
 

@@ -357,7 +357,13 @@ def _list_node(dumper: _Dumper, items: list) -> yaml.SequenceNode:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
 
 
+def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML reads the next-line character back as a space, unless it stands escaped in double quotes.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
 _Dumper.add_representer(list, _list_node)
+_Dumper.add_representer(str, _text_node)
 _Dumper.add_implicit_resolver(  # PyYAML alone would write the text 1e-4 without quotes
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
 )

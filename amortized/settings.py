@@ -24,7 +24,7 @@ class RunSettings:
     prompt: str | None = None  # train this one alone, through the same path
     prior: PriorConfig
     seed: int = 0
-    device: str = "auto"  # "auto": CUDA where there is one, by LOCAL_RANK
+    device: str = "auto"  # CUDA where there is one; of several the one of LOCAL_RANK, or cuda:N
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     text: TextConfig = field(default_factory=TextConfig)
     views: ViewTextConfig = field(default_factory=ViewTextConfig)

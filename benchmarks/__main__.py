@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from amortized import config as settings
+from amortized.cli import one_sentence_errors
 from amortized.files import atomic_write_text
 from amortized.training import join_world
 from benchmarks import full_size, hash_grids, rendering, steps, timing
@@ -35,26 +36,27 @@ def sections(config: RunConfig, device: torch.device) -> dict[str, Callable[[], 
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--only", nargs="+", choices=(*DEFAULT, "full-size"), default=DEFAULT)
-    given = parser.parse_intermixed_args()
-    config = settings.load(RunConfig, given.config, given.overrides)
-    with join_world(config.device) as world:
-        machine = timing.machine(world.device)
-        found: dict[str, object] = {"machine": machine}
-        print(", ".join(f"{key}: {value}" for key, value in machine.items()))
-        for name, measure in sections(config, world.device).items():
-            if name in given.only:
-                found[name] = rows = measure()
-                print(f"\n{name}\n\n{timing.markdown(rows)}")
-    path = Path("outputs/benchmarks/bench.json")
-    atomic_write_text(path, json.dumps(found, indent=2) + "\n")
-    print(f"\nwritten to {path}")
+    given = parser.parse_intermixed_args(argv)
+    with one_sentence_errors("benchmarks"):
+        config = settings.load(RunConfig, given.config, given.overrides)
+        with join_world(config.device) as world:
+            machine = timing.machine(world.device)
+            found: dict[str, object] = {"machine": machine}
+            print(", ".join(f"{key}: {value}" for key, value in machine.items()))
+            for name, measure in sections(config, world.device).items():
+                if name in given.only:
+                    found[name] = rows = measure()
+                    print(f"\n{name}\n\n{timing.markdown(rows)}")
+        path = Path("outputs/benchmarks/bench.json")
+        atomic_write_text(path, json.dumps(found, indent=2) + "\n")
+        print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":

@@ -339,6 +339,7 @@ runs = st.builds(
 
 
 @given(runs)
+@example(Run(corpus="\x85", output=Path("next\x85line")))
 def test_yaml_round_trip(tmp_path_factory: pytest.TempPathFactory, run: Run) -> None:
     path = write(tmp_path_factory.getbasetemp(), to_yaml(run), "round.yaml")
     again = load(Run, path)

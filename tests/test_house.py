@@ -141,7 +141,25 @@ def test_report_and_help(tmp_path: Path) -> None:
     assert make(tmp_path, "report", "DISPLAY=", "WAYLAND_DISPLAY=").stdout.strip() == page.as_uri()
     listed = set(re.findall(r"^  make ([\w-]+)", make(tmp_path).stdout, re.MULTILINE))
     benches = {"bench", "guidance-bench", "doctor"}
-    assert listed == benches | {"help", "quickstart", "test", "lint", "report", "weights", "lock", "clean"}
+    tests = {"test", "test-lowest", "lint"}
+    assert listed == benches | tests | {"help", "quickstart", "report", "weights", "lock", "clean"}
+
+
+def test_the_lowest_versions_have_an_environment_of_their_own(tmp_path: Path) -> None:
+    shown = make(copy_of_house(tmp_path), "--dry-run", "test-lowest").stdout
+    made, told = shown.find("--resolution lowest-direct"), shown.find(".venv-lowest/bin/python -m pytest")
+    assert 0 < made < told and ".venv/" not in shown
+    (tmp_path / ".venv-lowest").mkdir()
+    (tmp_path / ".venv-lowest" / ".installed").touch()
+    assert "lowest-direct" not in make(tmp_path, "--dry-run", "test-lowest").stdout
+
+
+def test_torch_is_supported_from_the_lowest_to_the_locked_version() -> None:
+    lowest = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("torch>="))
+    locked = next(line for line in LOCK if line.startswith("torch=="))
+    low, high = lowest.removeprefix("torch>="), ".".join(locked.removeprefix("torch==").split(".")[:2])
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert f"torch {low} to {high}" in " ".join((ROOT / page).read_text().split()), page
 
 
 # ---- CI and image -----------------------------------------------------------------------------
@@ -171,3 +189,20 @@ def test_licence_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+# ---- what is claimed --------------------------------------------------------------------------
+
+
+def test_what_is_equal_bit_for_bit_is_said_of_a_cpu() -> None:
+    """On CUDA atomics add up gradients in no fixed order. The log is of CPUs throughout."""
+    pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "log.md")]
+    parts = [part for page in pages for part in re.split(r"\n\n|\n(?=- )", page.read_text())]
+    claims = [part for part in parts if re.search(r"bit\s+for\s+bit|same\s+bits", part)]
+    assert claims and not [part for part in claims if not re.search(r"CPU|cores", part)]
+
+
+def test_presets_promise_no_gpu_that_was_not_measured() -> None:
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        head = re.split(r"^(?!#)", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
+        assert "GB" not in head or "not measured" in " ".join(head.replace("#", " ").split()), path.name

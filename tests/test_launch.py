@@ -152,8 +152,14 @@ def test_one_node(stage: Stage, environment: dict, processes: str, restarts: str
     (arguments,) = stage.calls("torchrun")
     told = torchrun_options(arguments)
     assert told.standalone and told.nproc_per_node == processes and str(told.max_restarts) == restarts
-    assert told.shutdown_timeout == 120
+    assert stage.environment()["PET_SHUTDOWN_TIMEOUT"] == "120"
     assert [told.training_script, *told.training_script_args] == ["train.py", *GIVEN]
+
+
+def test_torchrun_reads_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "120")
+    told = torchrun_options(["train.py"])  # an option that it lacks would end it; a variable does not
+    assert getattr(told, "shutdown_timeout", 120) == 120
 
 
 MEETING = {"NNODES": "2:4", "RDZV_ENDPOINT": "node-1:29400", "RDZV_ID": "mine"}
@@ -166,7 +172,7 @@ def test_nodes(stage: Stage) -> None:
     told = torchrun_options(arguments)
     assert (told.nnodes, told.rdzv_endpoint, told.rdzv_id) == tuple(MEETING.values())
     assert told.rdzv_backend == "c10d" and told.nproc_per_node == "gpu" and int(told.max_restarts) == 10
-    assert not told.standalone and told.shutdown_timeout == 120
+    assert not told.standalone and stage.environment()["PET_SHUTDOWN_TIMEOUT"] == "120"
     assert [told.training_script, *told.training_script_args] == ["train.py", *GIVEN]
     assert stage.environment()["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
@@ -299,7 +305,9 @@ def test_pods_share_outputs_and_have_time_to_save(name: str) -> None:
     assert mounted[path]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert pod["terminationGracePeriodSeconds"] == 120
     assert container["resources"]["limits"]["nvidia.com/gpu"] >= 1  # torchrun counts them: one process each
-    assert {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"} in container["env"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert 30 < int(environment["PET_SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
 
 
 def run_container(stage: Stage, index: int) -> subprocess.CompletedProcess[str]:
@@ -317,14 +325,13 @@ def test_indexed_job_meets_at_index_0(stage: Stage) -> None:
     told = [torchrun_options(arguments) for arguments in stage.calls("torchrun")]
     conf = [dict(pair.split("=") for pair in one.rdzv_conf.split(",")) for one in told]
     assert [one.pop("is_host") for one in conf] == ["1", "0", "0"] and conf[0] == conf[1]
-    spec, pod = job["spec"], job["spec"]["template"]["spec"]
-    assert pod["subdomain"] == subdomain and service["spec"]["clusterIP"] == "None"
+    spec = job["spec"]
+    assert spec["template"]["spec"]["subdomain"] == subdomain and service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True  # they meet before any is ready
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
     for one in told:
         assert one.rdzv_backend == "c10d" and one.rdzv_endpoint.startswith(f"{name}-0.{subdomain}:")
         assert int(one.nnodes) == spec["completions"] == spec["parallelism"] and one.nproc_per_node == "gpu"
-        assert 30 < one.shutdown_timeout < pod["terminationGracePeriodSeconds"]
         assert one.training_script_args[0] == "configs/hyper-ingp-sd21.yaml"
         # What is tried before is what is run.
         assert ["train.py", *one.training_script_args, "--dry-run"] in stage.calls("python")
@@ -370,7 +377,6 @@ def test_pytorchjob_leaves_the_meeting_to_the_operator(monkeypatch: pytest.Monke
     assert program == "torchrun" and told.rdzv_backend == "c10d" and not told.standalone
     assert {key: str(getattr(told, key.lower())) for key in given} == given
     assert told.nproc_per_node == "gpu"
-    assert 30 < told.shutdown_timeout < worker["template"]["spec"]["terminationGracePeriodSeconds"]
     assert [told.training_script, *told.training_script_args] == ["train.py", *container["args"]]
 
 

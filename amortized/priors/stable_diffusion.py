@@ -17,6 +17,7 @@ from amortized.conditioning.text_encoder import (
     read_text_encoder,
     reason_of,
 )
+from amortized.devices import device_of
 from amortized.priors.base import ADAPTED, DTYPES, PriorConfig
 from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
 from amortized.priors.precision import sized_gradient
@@ -191,8 +192,11 @@ class LoraWeights(torch.nn.Module):
 def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
     """The prior a config names, frozen, on `device`.
 
-    Raises ValueError where it has another number of views than the config expects.
+    Raises ValueError where it has another number of views than the config expects, or where
+    `denoiser_device` is not there.
     """
+    if config.denoiser_device is not None:
+        device_of("prior.denoiser_device", config.denoiser_device)
     prior = load_stable_diffusion(
         config.path,
         revision=config.revision,

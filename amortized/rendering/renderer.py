@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import camera_rays
+from amortized.rendering.chunks import evaluations_at_once
 from amortized.rendering.compositing import compositing_weights
 from amortized.rendering.density import laplace_density
 from amortized.rendering.lattice import distance_lattice, read_lattice
@@ -45,12 +46,13 @@ class RendererConfig:
     min_optical_depth: float = 1e-3  # rays that look emptier than this show the background
     normal_epsilon: float = 0.01  # reach of the finite difference for normals
     shading: ShadingConfig = field(default_factory=ShadingConfig)
-    chunk: int = 2**18  # field evaluations held at once outside training
+    chunk: int | None = None  # field evaluations held at once outside training; null: by the memory there is
 
     def __post_init__(self) -> None:
         for name, least in (("num_coarse", 1), ("num_fine", 0), ("lattice", 0), ("chunk", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"renderer {name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"renderer {name} must be at least {least}, got {value}")
         if self.lattice == 1:
             raise ValueError("renderer lattice must be 0 (none) or at least 2, got 1")
         if self.min_optical_depth < 0:
@@ -99,9 +101,10 @@ def render(
     with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):
         rays = camera_rays(cameras, height, width)
         lattice, num_evaluations = None, 0
+        chunk = evaluations_at_once(config.chunk, rays.origins.device, training=training)
         if config.num_fine and config.lattice:
             lattice, num_evaluations = distance_lattice(
-                scene, num_prompts, config.lattice, like=rays.origins, chunk=config.chunk
+                scene, num_prompts, config.lattice, like=rays.origins, chunk=chunk
             )
         look = _Look(
             scene=scene,
@@ -111,7 +114,7 @@ def render(
             want_normal=want_normal or config.shading.kind != "none",
             training=training,
         )
-        at_once = config.chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4))
+        at_once = chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4))
         step = rays.origins.shape[1] if training else max(1, at_once)
         numbers = repeat(None) if u is None else u.split(step, dim=1)
         chunks = zip(rays.origins.split(step, dim=1), rays.directions.split(step, dim=1), numbers)  # noqa: B905

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from amortized.devices import local_device, use_cuda
+
 T = TypeVar("T")
 
 
@@ -111,20 +113,14 @@ def join_world(
 
     With `alone`, one process has a process group too, as sharding needs one.
 
-    The device comes from LOCAL_RANK alone, so that a second node does not ask for a ninth GPU. Processes wait
-    for each other for `patience`, by default the backend's own. What goes wrong within is raised on one of
-    them, SaidElsewhere on the others, and PeerLost where one is gone without a word. Raises ValueError for an
-    unknown device.
+    Processes wait for each other for `patience`, by default the backend's own. What goes wrong within is
+    raised on one of them, SaidElsewhere on the others, and PeerLost where one is gone without a word. Raises
+    ValueError for a device that is not there, see `local_device`.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    use_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    try:
-        named = torch.device("cpu" if device == "auto" else device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu or cuda, got '{device}'") from error
-    chosen = torch.device("cuda", local_rank) if use_cuda else named
-    if use_cuda:
-        torch.cuda.set_device(chosen)
+    chosen = local_device(device)
+    on_cuda = chosen.type == "cuda"
+    if on_cuda:
+        use_cuda(chosen)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 and not alone:
         yield World(device=chosen)
@@ -133,7 +129,8 @@ def join_world(
     importlib.import_module("torch._dynamo")
 
     one = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience, **one)
+    bound = chosen if on_cuda else None  # nccl then connects at once, and never guesses from the rank
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=patience, device_id=bound, **one)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
     except Exception as error:

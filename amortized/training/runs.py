@@ -23,7 +23,7 @@ Resume = Literal["auto", "never", "changed"]
 # Another size of a step's batch goes on in the same order of prompts. Weights of the prior are compared.
 FREE = {
     "output", "device", "distributed", "evaluation", "text.shards", "text.kept",
-    "generator.checkpointing", "generator.compile", "generator.grid.engine",
+    "generator.checkpointing", "generator.compile", "generator.grid.engine", "renderer.chunk",
     *(f"prior.{key}" for key in "path revision allow_network denoiser_device offload text_on_cpu "
       "compile".split()),
     *(f"trainer.{key}" for key in "prompts_per_process accumulation checkpoint_every keep_checkpoints "

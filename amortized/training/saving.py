@@ -61,15 +61,17 @@ class Checkpoints:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
         self.mirror = Mirror(upload, keep=keep) if upload is not None and world.is_main else None
         self.world = world.beside()
-        on_cuda = world.device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(on_cuda, False, False, on_cuda))
+        self._on_cuda = world.device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
     def save(self, state: State, about: About) -> None:
         """Begin to write `step_NNNNNN`. Raises as `wait`, of the one before."""
         self.wait()
-        copied: Any = self._stager.stage(state.tensors())
+        # A new one each time: in torch 2.11 one that has staged, or is closed, has lost what it works with.
+        stager = DefaultStager(StagingOptions(self._on_cuda, False, False, self._on_cuda))
+        copied: Any = stager.stage(state.tensors())
+        stager.close()
         self._writing = self._thread.submit(self._write, copied, about)
 
     def wait(self) -> None:
@@ -99,7 +101,6 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written and sent, and write no more."""
         self._thread.shutdown()
-        self._stager.close()
         if self.mirror is not None:
             self.mirror.close()
 

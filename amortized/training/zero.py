@@ -41,7 +41,8 @@ class Zero:
                 "set distributed.strategy=zero2 or fsdp2"
             )
         os.environ.setdefault("DS_ACCELERATOR", world.device.type)
-        os.environ.setdefault("LOCAL_RANK", "0")  # one process, which nobody launched
+        index = world.device.index  # of the GPU: DeepSpeed asks LOCAL_RANK, which one process may not have
+        os.environ["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0") if index is None else str(index)
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of scenes: see `_keep_gathered`

@@ -23,6 +23,6 @@ set -euo pipefail
 : "${RDZV_ID:?a word that is the same on all, e.g. RDZV_ID=mine}"
 # Without this, torch 2.15 lets no machine join those that have met before: both wait for 60 s, and end.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export PET_SHUTDOWN_TIMEOUT=120 # torchrun's --shutdown-timeout, which torch 2.11's does not know
 exec torchrun --nnodes "$NNODES" --nproc-per-node "${PROCESSES:-gpu}" --max-restarts "${MAX_RESTARTS:-10}" \
-    --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "$RDZV_ID" \
-    --shutdown-timeout 120 train.py "$@"
+    --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "$RDZV_ID" train.py "$@"

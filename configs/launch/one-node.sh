@@ -12,5 +12,5 @@
 # with 1 whatever its processes ended with. To go on, type the same command. Do not send SIGUSR1: it ends torchrun
 # alone, and leaves the training running.
 set -euo pipefail
-exec torchrun --standalone --nproc-per-node "${PROCESSES:-gpu}" --max-restarts "${MAX_RESTARTS:-3}" \
-    --shutdown-timeout 120 train.py "$@"
+export PET_SHUTDOWN_TIMEOUT=120 # torchrun's --shutdown-timeout, which torch 2.11's does not know
+exec torchrun --standalone --nproc-per-node "${PROCESSES:-gpu}" --max-restarts "${MAX_RESTARTS:-3}" train.py "$@"

@@ -222,3 +222,24 @@ def test_a_full_disk_stops_the_run_and_keeps_the_one_before(tmp_path, little_roo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000005"]
     state = state_of(8)
     assert kept.restore(state, "a prior", print) == ABOUT and same(state, state_of(5))
+
+
+def test_a_stager_is_used_once(tmp_path, monkeypatch):
+    """torch 2.11's empties itself after one use, and none is made to be used after its `close`."""
+
+    class Once(module.DefaultStager):
+        used = False
+
+        def stage(self, tensors, **keywords):
+            assert not self.used, "used again"
+            self.used = True
+            return super().stage(tensors, **keywords)
+
+        def close(self) -> None:
+            self.used = True
+            super().close()
+
+    monkeypatch.setattr(module, "DefaultStager", Once)
+    kept = saved(tmp_path, 5, 6)
+    kept.close()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000005", "step_000006"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amortized.training.distributed import StoppedTogether, World, join_world
+from amortized.training.distributed import StoppedTogether, World
 
 
 def test_what_one_process_meets_stops_it():
@@ -14,8 +14,3 @@ def test_what_one_process_meets_stops_it():
     World().together(lambda: None)
     with pytest.raises(StoppedTogether, match="No space left on device: 'text/shards/000001.tar'"):
         World().together(fail)
-
-
-def test_an_unknown_device_is_one_sentence():
-    with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'gpu0'"), join_world("gpu0"):
-        pass
