@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 import time
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,8 +96,17 @@ class Findings:
         self._write()
 
     def _write(self) -> None:
-        found = {"machine": self.machine, "summary": self.summary, "rows": self.rows}
-        atomic_write_text(self.path, json.dumps(found, indent=2) + "\n")
+        found = plain({"machine": self.machine, "summary": self.summary, "rows": self.rows})
+        atomic_write_text(self.path, json.dumps(found, indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The same for JSON, which has no word for what is not finite."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def waits(action: Callable[[], object]) -> list[str]:
