@@ -115,10 +115,10 @@ class PublicWay:
 
     def _gradient(self, latents: Tensor, told: ViewText) -> Tensor:
         low, high = T_RANGE
-        like = {"device": latents.device}
-        t = torch.randint(low, high + 1, (1,), **like)
+        t = torch.randint(low, high + 1, (1,), device=latents.device)
         longest = torch.minimum(SHIFT * (t - low), self.prior.num_timesteps - 1.0 - t)
-        later = (t + (longest * torch.rand(1, **like)).floor().long()).clamp(1, self.prior.num_timesteps - 1)
+        shift = (longest * torch.rand(1, device=latents.device)).floor().long()
+        later = (t + shift).clamp(1, self.prior.num_timesteps - 1)
         noise = torch.randn_like(latents)
         now, then = (self._noised(latents, noise, time) for time in (t, later))
         texts = [told.positive, told.unconditional, *told.negatives]

@@ -129,7 +129,8 @@ def tokenizer() -> Any:
     letters = list(bytes_to_unicode().values())
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1 : TEXT["vocab_size"] - 2 * len(letters) - 2 + 1]
-    merges = [(first, second) for first, second in map(str.split, lines)]
+    # Declared to be text; pairs are what it takes.
+    merges: Any = [(first, second) for first, second in map(str.split, lines)]
     begin, end = "<|startoftext|>", "<|endoftext|>"
     names = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), begin, end]
     return CLIPTokenizer(

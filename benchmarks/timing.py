@@ -80,7 +80,7 @@ class Findings:
 
     def __init__(self, path: Path, machine: Mapping[str, object]) -> None:
         self.path, self.machine = path, dict(machine)
-        self.rows: list[dict[str, object]] = []
+        self.rows: list[dict[str, Any]] = []
         self.summary = ""
         self._write()
 

@@ -15,7 +15,8 @@ from benchmarks.gpu_check import Stage
 ROOT = Path(__file__).resolve().parents[1]
 WRITES = """
 import json, sys
-found = {{"machine": {{"device": "a card", "torch": "2"}}, "summary": "fine", "rows": [{{"a": 1}}, {{"b": [2]}}]}}
+machine, rows = {{"device": "a card", "torch": "2"}}, [{{"a": 1}}, {{"b": [2]}}]
+found = {{"machine": machine, "summary": "fine", "rows": rows}}
 open(sys.argv[1], "w").write(json.dumps(found))
 {then}
 """
@@ -65,9 +66,7 @@ def test_what_fails_and_what_hangs_do_not_end_the_check(tmp_path: Path, monkeypa
     assert "date" in report["machine"] and all("machine" in part for part in report["stages"].values())
     text = (tmp_path / "report.md").read_text()
     assert "| slow | stopped at its limit |" in text and "ValueError: it broke" in text
-    assert (
-        "| a | b |\n| --- | --- |\n| 1 |  |" in text.replace("| a |\n| --- |\n| 1 |", "") or "| 1 |" in text
-    )
+    assert "| a |\n| --- |\n| 1 |" in text  # lists are for the JSON alone
 
 
 def test_earlier_findings_are_not_taken_for_this_run_s(tmp_path: Path):
