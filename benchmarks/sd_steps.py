@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -119,7 +119,7 @@ def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:
     records = [step() for _ in range(repeats)]
     whole = (now() - start) / repeats
     found = dict(zip(records[-1].names, records[-1].values.tolist(), strict=True))
-    waited = len(waits(step)) if device.type == "cuda" else None
+    waited = waits_of(step, device)
     pieces = Pieces(trainer=trainer)
     split = split_of(pieces.step, device, repeats)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:
     images = len(pieces.told.positive.pooled)
     return described(whole, split, images, repeats) | {
         "evaluations an image": round(evaluations / images),
-        "host waits a step": waited,
+        **waited,
         "finite": found["loss"] == found["loss"],
     }
 
@@ -147,12 +147,17 @@ def measure_public(trainer: Trainer, repeats: int) -> dict[str, Any]:
     start = now()
     losses = [step() for _ in range(repeats)]
     whole = (now() - start) / repeats
-    waited = len(waits(step)) if device.type == "cuda" else None
     return described(whole, split_of(step, device, repeats), 1, repeats) | {
         "evaluations an image": PER_PIXEL * way.size**2,
-        "host waits a step": waited,
+        **waits_of(step, device),
         "finite": bool(torch.stack(losses).isfinite().all()),
     }
+
+
+def waits_of(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """How often, and where, the host waits for a GPU within a step."""
+    places = waits(step) if device.type == "cuda" else None
+    return {"host waits a step": None if places is None else len(places), "host waits at": places or []}
 
 
 def described(whole: float, split: dict[str, float], images: int, repeats: int) -> dict[str, Any]:
@@ -195,11 +200,15 @@ def row_of(case: Case, prior: StableDiffusionPrior, device: torch.device, repeat
         row |= (measure_public if case.public else measure_ours)(trainer, repeats)
         row |= {} if case.public else floor_ms(trainer, found_ceilings(device))
     except torch.OutOfMemoryError as error:
-        row["stopped by"] = f"out of memory: {str(error).splitlines()[0][:120]}"
+        row["stopped by"] = f"out of memory: {first_line(error)}"
     except Exception as error:  # the other cases are to be measured all the same
-        row["stopped by"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        row["stopped by"] = f"{type(error).__name__}: {first_line(error)}"
     row["peak, GiB"] = round(torch.cuda.max_memory_allocated() / 2**30 if on_cuda else max_resident_gib(), 2)
     return row
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 @cache
@@ -227,6 +236,7 @@ def run(left: list[Case], findings: Findings, device: torch.device, repeats: int
         if prior is None or name != case.prior:
             prior = None  # one at a time in memory
             name, prior = case.prior, prior_of(case.prior, device)
+            print(f"{name} was made in {now() - begun:.1f} s", flush=True)
         findings.add(compare(row_of(case, prior, device, repeats), public))
         gc.collect()
         if device.type == "cuda":

@@ -55,7 +55,7 @@ def test_what_fails_and_what_hangs_do_not_end_the_check(tmp_path: Path, monkeypa
     assert whole_after == [[], ["broken"], ["broken", "slow"], ["broken", "slow", "good"]]
     broken, slow, good = report["stages"].values()
     assert broken["state"] == "failed, status 1" and "ValueError: it broke" in broken["last words"][-1]
-    assert (broken["summary"], broken["rows"]) == ("nothing was written", [])
+    assert (broken["summary"], broken["rows"]) == ("ValueError: it broke", [])
     # What was found before the limit stays, and nothing that was started goes on.
     assert slow["state"] == "stopped at its limit" and slow["rows"] == [{"a": 1}, {"b": [2]}]
     child = int(slow["last words"][-1].split()[1])
@@ -95,7 +95,7 @@ def test_results_of_pytest_are_counted(tmp_path: Path):
     plain = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
     subprocess.run([*plain, str(tests), f"--junitxml={tmp_path / 'tests.xml'}"], capture_output=True)
     found = gpu_check.found_by("tests", tmp_path)
-    assert found["summary"] == "1 passed, 1 failed, 1 skipped"
+    assert found["summary"] == "1 passed, 1 failed, 1 skipped" and not found["all skipped"]
     assert [(row["outcome"], row["why"]) for row in found["rows"]] == [
         ("failed", "assert 1 == 2"),
         ("skipped", "no CUDA device"),
@@ -103,7 +103,18 @@ def test_results_of_pytest_are_counted(tmp_path: Path):
     subprocess.run(
         [*plain, str(tests), "-k", "test_c", f"--junitxml={tmp_path / 'tests.xml'}"], capture_output=True
     )
-    assert gpu_check.found_by("tests", tmp_path)["summary"] == "1 of 1 skipped: no CUDA device"
+    found = gpu_check.found_by("tests", tmp_path)
+    assert found["summary"] == "1 of 1 skipped: no CUDA device" and found["all skipped"]
+
+
+def test_a_check_in_which_all_was_skipped_has_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    suite = '<testsuite><testcase name="a"><skipped message="no CUDA device"/></testcase></testsuite>'
+    code = f"open({str(tmp_path / 'tests.xml')!r}, 'w').write({suite!r})"
+    only = Stage(name="tests", title="Tests", command=(sys.executable, "-c", code), limit_s=20.0)
+    report = gpu_check.check([only], tmp_path, "cuda")
+    assert report["stages"]["tests"]["state"] == "skipped"
+    monkeypatch.setattr(gpu_check, "stages_for", lambda *_: [only])
+    assert gpu_check.main(["--output", str(tmp_path)]) == 1
 
 
 def test_an_unknown_stage_is_named(capsys: pytest.CaptureFixture[str]):
