@@ -11,13 +11,14 @@ LOWEST := .venv-lowest
 RUN ?= outputs/quickstart
 PYTEST_WORKERS ?= 2
 ARGS ?=
+DEVICE ?= cuda
 # The quickstart's processes share its 16 prompts: 4, 2 or 1, as there are cores.
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
 PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
-.PHONY: help quickstart doctor test test-lowest bench guidance-bench lint report weights lock clean
+.PHONY: help quickstart doctor test test-lowest bench guidance-bench gpu-bundle gpu-check lint report weights lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -42,6 +43,13 @@ bench: $(READY) ## run the benchmarks
 
 guidance-bench: $(READY) ## compare guidance methods, many runs of them (a day on two cores; goes on where it stopped)
 	$(BIN)/python -m benchmarks.guidance $(ARGS)
+
+# Both may run without the environment: on a GPU machine without a package index there can be none.
+gpu-bundle: ## download the wheels that a bare GPU machine lacks, into gpu-bundle/wheels
+	$(PYTHON) -m benchmarks.bundle download
+
+gpu-check: ## the first 8 minutes on a GPU, in outputs/gpu-check/report.md (DEVICE=cpu walks the same way without one)
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check --device $(DEVICE) $(ARGS)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

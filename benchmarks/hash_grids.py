@@ -5,6 +5,7 @@ Baseline: the same lookup by plain indexing, as autograd would differentiate it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -18,14 +19,19 @@ POINTS = {"cpu": 2**16, "cuda": 2**20}
 
 def measure(device: torch.device) -> list[dict[str, str | float]]:
     """A row for each engine that runs on the device."""
-    points = torch.rand(POINTS[device.type], 3, device=device)
+    return list(rows(device, POINTS[device.type]))
+
+
+def rows(device: torch.device, num_points: int) -> Iterator[dict[str, str | float]]:
+    """The same, one by one."""
+    points = torch.rand(num_points, 3, device=device)
     config = HashGridConfig()
     engines = ["torch", *(name for name in PACKAGES if device.type == "cuda" and installed(name))]
     actions = {"plain indexing": (HashGrid(config).to(device), points.clone().requires_grad_())}
     for name in engines:
         asked = name if device.type == "cuda" else "auto"
         actions[name] = (HashGrid(replace(config, engine=asked)).to(device), points)
-    rows, baseline = [], None
+    baseline = None
     for name, (grid, where) in actions.items():
 
         def forward(grid: HashGrid = grid, where: torch.Tensor = where) -> torch.Tensor:
@@ -38,12 +44,9 @@ def measure(device: torch.device) -> list[dict[str, str | float]]:
             once = seconds(forward, 3)
         twice = seconds(both, 3)
         baseline = baseline or twice
-        rows.append(
-            {
-                "engine": name,
-                "million points/s, forward": round(len(points) / once / 1e6, 2),
-                "forward and backward": round(len(points) / twice / 1e6, 2),
-                "plain indexing / this": round(baseline / twice, 1),
-            }
-        )
-    return rows
+        yield {
+            "engine": name,
+            "million points/s, forward": round(len(points) / once / 1e6, 2),
+            "forward and backward": round(len(points) / twice / 1e6, 2),
+            "plain indexing / this": round(baseline / twice, 1),
+        }

@@ -6,21 +6,96 @@ Baselines: a denoiser asked once per branch instead of once for all; the public 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from amortized.guidance import branches_per_image
+from amortized.conditioning.views import ViewText
+from amortized.guidance import GuidanceOutput, branches_per_image
 from amortized.rendering import render
 from amortized.schedules import geometric_at
 from amortized.training import Trainer, World
 from amortized.training.losses import regularization
+from amortized.training.sampler import Batch
+from amortized.training.stopwatch import Stopwatch
 from amortized.transfer import to_device
-from amortized.types import Scene
-from benchmarks.timing import now, seconds
+from amortized.types import Render, Scene
+from benchmarks.timing import seconds
 from train import RunConfig, compose, corpus_of, guidance_of
 
 PROGRESS = 0.5  # of the run, for the schedules
+Mark = Callable[[str], object]
+
+
+@dataclass(kw_only=True)
+class Pieces:
+    """What a trainer's step is made of, on the batch of step 0, to be done and timed piece by piece."""
+
+    trainer: Trainer
+    batch: Batch = field(init=False)
+    texts: list[str] = field(init=False)
+    told: ViewText = field(init=False)
+
+    def __post_init__(self) -> None:
+        trainer = self.trainer
+        self.batch = trainer.sampler.batch(0, trainer.slots[0], 0)
+        self.texts = [trainer.prompt(index).text for index in self.batch.prompt_indices]
+        self.told = trainer.bank.views(self.texts, self.batch.cameras)
+
+    def generate(self, num_prompts: int | None = None) -> Scene:
+        device, texts = self.trainer.world.device, self.texts[:num_prompts]
+        return self.trainer.state.generator(
+            self.trainer.bank.get(texts), self.batch.z[: len(texts)].to(device)
+        )
+
+    def look(self, scene: Scene) -> Render:
+        settings, device = self.trainer.settings, self.trainer.world.device
+        size = settings.trainer.render_size
+        return render(
+            scene, to_device(self.batch.cameras, device), size, size, config=settings.renderer,
+            background=self.batch.background.to(device),
+            sharpness=geometric_at(settings.trainer.sharpness, PROGRESS), training=True,
+            u=self.batch.stratification.to(device), want_normal=settings.losses.need_normals(PROGRESS),
+        )  # fmt: skip
+
+    def encode(self, image: Render) -> Tensor:
+        return self.trainer.guidance.prior.encode(image.rgb.flatten(0, 1))
+
+    def teach(self, latents: Tensor) -> GuidanceOutput:
+        cameras = to_device(self.batch.cameras, self.trainer.world.device)
+        return self.trainer.guidance(latents, self.told, self.batch.draws, PROGRESS, cameras)
+
+    def step(self, mark: Mark) -> Tensor:
+        """One step's loss; `mark` is told the name of what has just been done."""
+        scene = self.generate()
+        mark("generator")
+        image = self.look(scene)
+        mark("render")
+        latents = self.encode(image)
+        mark("encode")
+        regularized = regularization(image, self.trainer.settings.losses, PROGRESS)
+        loss = self.teach(latents).loss + sum(regularized.values())
+        mark("denoise")
+        self.trainer.state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        mark("backward")
+        self.trainer.state.optimizer.step()
+        mark("update")
+        return loss.detach()
+
+
+def split_of(step: Callable[[Mark], object], device: torch.device, repeats: int = 5) -> dict[str, float]:
+    """Seconds of each part of a step, medians after one to warm up; the GPU is not waited for within one."""
+    found: dict[str, list[float]] = {}
+    for turn in range(repeats + 1):
+        stopwatch = Stopwatch(device)
+        step(stopwatch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        for name, took in stopwatch.seconds().items():
+            found.setdefault(name, []).extend([took] * (turn > 0))
+    return {name: sorted(times)[len(times) // 2] for name, times in found.items()}
 
 
 def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
@@ -32,67 +107,30 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
         config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
         generator=generator,
     )  # fmt: skip
-    batch = trainer.sampler.batch(0, trainer.slots[0], 0)
-    texts = [trainer.prompt(index).text for index in batch.prompt_indices]
-    view_text = bank.views(texts, batch.cameras)
-    size, sharpness = config.trainer.render_size, geometric_at(config.trainer.sharpness, PROGRESS)
-
-    def generate(num_prompts: int = len(texts)) -> Scene:
-        return generator(bank.get(texts[:num_prompts]), batch.z[:num_prompts].to(device))
-
-    def look(scene: Scene):
-        return render(
-            scene, to_device(batch.cameras, device), size, size, config=config.renderer,
-            background=batch.background.to(device), sharpness=sharpness, training=True,
-            u=batch.stratification.to(device), want_normal=config.losses.need_normals(PROGRESS),
-        )  # fmt: skip
-
-    def teach(latents: Tensor):
-        return guidance(latents, view_text, batch.draws, PROGRESS, to_device(batch.cameras, device))
+    pieces = Pieces(trainer=trainer)
 
     def per_branch() -> None:
-        for _ in range(branches_per_image(config.guidance, len(view_text.negatives))):
-            noise = batch.draws.noise.to(device)
+        for _ in range(branches_per_image(config.guidance, len(pieces.told.negatives))):
+            noise = pieces.batch.draws.noise.to(device)
             times = torch.full((len(noise),), 500, device=device)
-            guidance.prior.predict_noise(noise, times, view_text.positive)
-
-    split: dict[str, list[float]] = {}
-
-    def step() -> None:
-        marks = [("", now())]
-        scene = generate()
-        marks.append(("generator", now()))
-        image = look(scene)
-        marks.append(("render", now()))
-        latents = guidance.prior.encode(image.rgb.flatten(0, 1))
-        marks.append(("encode", now()))
-        loss = teach(latents).loss + sum(regularization(image, config.losses, PROGRESS).values())
-        marks.append(("denoise", now()))
-        trainer.state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        marks.append(("backward", now()))
-        trainer.state.optimizer.step()
-        marks.append(("optimizer", now()))
-        for (_, start), (name, end) in zip(marks, marks[1:], strict=False):
-            split.setdefault(name, []).append(end - start)
+            guidance.prior.predict_noise(noise, times, pieces.told.positive)
 
     sampling = seconds(lambda: trainer.sampler.batch(1, trainer.slots[0], 1))
-    whole = seconds(step)
+    split = split_of(pieces.step, device)
+    whole = seconds(lambda: pieces.step(lambda _: None))
     with torch.no_grad():
-        scene = generate()
-        image = look(scene)
-        latents = guidance.prior.encode(image.rgb.flatten(0, 1))
-        denoising, one_by_one = seconds(lambda: teach(latents)), seconds(per_branch, 3)
-    graph = graph_bytes(lambda: look(generate()), generator.parameters())
+        image = pieces.look(pieces.generate())
+        latents = pieces.encode(image)
+        denoising, one_by_one = seconds(lambda: pieces.teach(latents)), seconds(per_branch, 3)
+    graph = graph_bytes(lambda: pieces.look(pieces.generate()), generator.parameters())
     images = len(latents)
-    times = {"sample": sampling, **{name: sorted(all_)[len(all_) // 2] for name, all_ in split.items()}}
     return {
-        **{f"{name}, ms": round(1000 * value, 1) for name, value in times.items()},
+        **{f"{name}, ms": round(1000 * value, 1) for name, value in {"sample": sampling, **split}.items()},
         "step without sampling, ms": round(1000 * whole, 1),
         "images a second": round(images / whole, 1),
         "denoiser, a call per branch / one call": round(one_by_one / denoising, 2),
         "field evaluations an image": round(image.num_evaluations / images),
-        "MiB of graph a prompt": round(graph / len(texts) / 2**20, 1),
+        "MiB of graph a prompt": round(graph / len(pieces.texts) / 2**20, 1),
     }
 
 

@@ -140,7 +140,7 @@ def test_report_and_help(tmp_path: Path) -> None:
     page.touch()
     assert make(tmp_path, "report", "DISPLAY=", "WAYLAND_DISPLAY=").stdout.strip() == page.as_uri()
     listed = set(re.findall(r"^  make ([\w-]+)", make(tmp_path).stdout, re.MULTILINE))
-    benches = {"bench", "guidance-bench", "doctor"}
+    benches = {"bench", "guidance-bench", "gpu-bundle", "gpu-check", "doctor"}
     tests = {"test", "test-lowest", "lint"}
     assert listed == benches | tests | {"help", "quickstart", "report", "weights", "lock", "clean"}
 

@@ -1,67 +1,46 @@
 """What CUDA must do as the CPU does. Run with `make test ARGS="-m gpu"` on a machine with a GPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from amortized.training import World
-from tests.training.toy import interrupted_at, log_lines, make_trainer, weights_of
+from benchmarks.timing import waits
+from tests.training.toy import TINY, interrupted_at, log_lines, make_trainer, weights_of
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture
-def world() -> World:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return World(device=torch.device("cuda", 0))
+def losses(folder) -> list[float]:
+    return [line["loss"] for line in log_lines(folder)]
 
 
-def test_steps_on_cuda_see_the_batches_of_the_cpu_and_lose_alike(world, tmp_path):
-    cuda = make_trainer(tmp_path / "cuda", world, steps=5)
-    cpu = make_trainer(tmp_path / "cpu", steps=5)
-    cuda.train(quiet=True)
+@pytest.mark.parametrize("generator", [None, "surrounded", *TINY])
+def test_steps_see_the_batches_of_the_cpu_and_lose_alike(world: World, tmp_path, generator):
+    own = make_trainer(tmp_path / "own", world, steps=5, generator=generator)
+    cpu = make_trainer(tmp_path / "cpu", steps=5, generator=generator)
+    own.train(quiet=True)
     cpu.train(quiet=True)
-    a, b = log_lines(tmp_path / "cuda"), log_lines(tmp_path / "cpu")
+    a, b = log_lines(tmp_path / "own"), log_lines(tmp_path / "cpu")
     assert [line["batch_digest"] for line in a] == [line["batch_digest"] for line in b]
-    for x, y in zip(a, b, strict=True):
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-2)
+    assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=5e-3)
+    # Small differences grow: Adam makes a step of full size of the smallest gradient.
+    assert losses(tmp_path / "own") == pytest.approx(losses(tmp_path / "cpu"), rel=5e-2)
 
 
-def test_a_checkpoint_moves_from_cuda_to_the_cpu(world, tmp_path):
-    cuda = make_trainer(tmp_path, world, steps=10)
-    cuda.train(quiet=True)
+def test_a_checkpoint_moves_to_the_cpu(world: World, tmp_path):
+    own = make_trainer(tmp_path, world, steps=10)
+    own.train(quiet=True)
     cpu = make_trainer(tmp_path, steps=10)
     assert cpu.train(quiet=True) == 10  # restores the finished run, and has nothing to do
-    for name, value in weights_of(cuda).items():
+    for name, value in weights_of(own).items():
         assert torch.equal(value.cpu(), weights_of(cpu)[name]), name
 
 
-def test_a_step_does_not_wait_for_the_device(world, tmp_path):
-    """No host synchronization but the two that shape the renderer's tensors."""
-    trainer = make_trainer(tmp_path, world, steps=3)
-    trainer._step(0, False)
-    with pytest.warns(UserWarning) as waits:
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            trainer._step(1, False)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert len([w for w in waits if "synchroniz" in str(w.message)]) <= 2
-
-
-def test_one_process_on_nccl(world, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    subprocess.run(
-        [*command, "-m", "tests.training.toy", str(tmp_path), '{"steps": 3}', "cuda"],
-        check=True,
-        env=os.environ,
-        timeout=240,
-    )
-    assert log_lines(tmp_path)[-1]["step"] == 3
+def test_a_run_of_the_cpu_goes_on_here(world: World, tmp_path):
+    make_trainer(tmp_path, steps=10).train(quiet=True)
+    assert make_trainer(tmp_path, world, steps=13).train(quiet=True) == 13
+    assert [line["step"] for line in log_lines(tmp_path)] == list(range(1, 14))
+    assert all(loss == loss for loss in losses(tmp_path))
 
 
 def test_a_resumed_run_sees_the_same_batches_and_ends_alike(world, tmp_path):
@@ -74,3 +53,20 @@ def test_a_resumed_run_sees_the_same_batches_and_ends_alike(world, tmp_path):
     for one, other in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "parts"), strict=True):
         assert one["batch_digest"] == other["batch_digest"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
+
+
+def test_a_step_waits_for_the_device_at_most_once(world: World, tmp_path):
+    """Where the renderer must know how many rays there are to render: it shapes tensors."""
+    if world.device.type != "cuda":
+        pytest.skip("only a CUDA device is waited for")
+    trainer = make_trainer(tmp_path, world, steps=4)
+    for step in range(2):
+        trainer._step(step, False)
+    found = waits(lambda: trainer._step(2, False))
+    assert len(found) <= 1, found
+
+
+@pytest.mark.parametrize("generator", [None, *TINY])
+def test_a_generator_in_bfloat16_trains(world: World, tmp_path, generator):
+    make_trainer(tmp_path, world, steps=4, precision="bfloat16", generator=generator).train(quiet=True)
+    assert all(abs(loss) < float("inf") for loss in losses(tmp_path))

@@ -1,4 +1,4 @@
-"""A hash grid trained with one engine reads alike in the others. `make test ARGS="-m gpu"` on a GPU."""
+"""All engines look a hash grid up alike, forward and backward. `make test ARGS="-m gpu"` on a GPU."""
 
 import pytest
 import torch
@@ -8,24 +8,90 @@ from amortized.encodings import HashGrid, HashGridConfig
 from amortized.encodings.engines import installed
 
 pytestmark = pytest.mark.gpu
+SMALL = {"num_levels": 5, "log2_table_size": 10, "base_resolution": 4, "growth": 1.7}
 
 
-@pytest.mark.parametrize("engine", ["triton", "tiny-cuda-nn"])
-def test_a_checkpoint_moves_between_engines(engine: str):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    if not installed(engine):
-        pytest.skip(f"{engine} is not installed")
+@pytest.fixture(params=["triton", "tiny-cuda-nn"])
+def engine(request: pytest.FixtureRequest, device: torch.device) -> str:
+    if device.type != "cuda":
+        pytest.skip(f"{request.param} needs a CUDA device")
+    if not installed(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+def grid_of(config: HashGridConfig, device: torch.device) -> HashGrid:
     torch.manual_seed(0)
-    trained = HashGrid(HashGridConfig(engine="torch")).cuda()
-    torch.nn.init.normal_(trained.table)
-    other = HashGrid(HashGridConfig(engine=engine)).cuda()
-    other.load_state_dict(load(save(trained.state_dict())))
+    grid = HashGrid(config)
+    torch.nn.init.normal_(grid.table)
+    return grid.to(device)
+
+
+def same_in(grid: HashGrid, engine: str) -> HashGrid:
+    """The same weights, read by another engine, by way of a checkpoint."""
+    settings = {name: value for name, value in vars(grid.config).items() if name != "engine"}
+    other = HashGrid(HashGridConfig(**settings, engine=engine)).to(grid.table.device)
+    other.load_state_dict(load(save(grid.state_dict())))
     assert other.engine == engine
-    points = torch.rand(100_003, 3, device="cuda")
-    expected, got = trained(points), other(points)
+    return other
+
+
+def assert_alike(one: HashGrid, other: HashGrid, points: torch.Tensor) -> None:
+    expected, got = one(points), other(points)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     seed = torch.randn_like(expected)
     expected.backward(seed)
     got.backward(seed)
-    torch.testing.assert_close(other.table.grad, trained.table.grad, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(other.table.grad, one.table.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_moves_between_engines(engine: str, device: torch.device):
+    """At the published size."""
+    trained = grid_of(HashGridConfig(engine="torch"), device)
+    assert_alike(trained, same_in(trained, engine), torch.rand(100_003, 3, device=device))
+
+
+@pytest.mark.parametrize("features", [1, 2, 4, 8])
+def test_any_width_of_a_level_is_read(engine: str, features: int, device: torch.device):
+    grid = grid_of(HashGridConfig(**SMALL, features_per_level=features, engine="torch"), device)
+    other = same_in(grid, engine)
+    for num in (1, 257, 4096):
+        assert_alike(grid, other, torch.rand(num, 3, device=device))
+
+
+def test_gradients_of_two_lookups_add_up(device: torch.device, engine: str):
+    grid = same_in(grid_of(HashGridConfig(**SMALL, engine="torch"), device), engine)
+    a, b = torch.rand(2, 1000, 3, device=device)
+    grid(torch.cat([a, b])).sum().backward()
+    together = grid.table.grad.clone()
+    grid.table.grad = None
+    (grid(a).sum() + grid(b).sum()).backward()
+    torch.testing.assert_close(grid.table.grad, together, rtol=1e-3, atol=1e-4)
+
+
+def test_a_lookup_and_its_gradient_never_wait_for_the_device(engine: str, device: torch.device):
+    grid = same_in(grid_of(HashGridConfig(**SMALL, engine="torch"), device), engine)
+    optimizer, points = torch.optim.Adam(grid.parameters(), fused=True), torch.rand(1000, 3, device=device)
+
+    def learn() -> None:
+        grid(points).square().mean().backward()
+        optimizer.step()
+
+    learn()  # kernels are compiled, and state is made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learn()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_pytorchs_own_lookup_is_plain_indexing(device: torch.device):
+    """Which autograd differentiates: the graph is kept where points want a gradient."""
+    grid = grid_of(HashGridConfig(**SMALL, engine="torch" if device.type == "cuda" else "auto"), device)
+    points = torch.cat([torch.rand(1000, 3), torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])]).to(device)
+    looked_up, seed = grid(points), torch.randn(len(points), grid.config.num_features, device=device)
+    (own,) = torch.autograd.grad(looked_up, grid.table, seed)
+    indexed = grid(points.requires_grad_())
+    (plain,) = torch.autograd.grad(indexed, grid.table, seed)
+    torch.testing.assert_close(looked_up, indexed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-4)

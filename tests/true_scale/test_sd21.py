@@ -7,15 +7,15 @@ import shutil
 import pytest
 import torch
 
-from tests.true_scale.make_sd21_random import NETWORKS, make_sd21_random, tokenizer
+from benchmarks.sizes import SD21, make_sd21_random, tokenizer
 
 PUBLISHED_MILLIONS = {"unet": 865.91, "vae": 83.65, "text_encoder": 340.39}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", PUBLISHED_MILLIONS)
 def test_parameter_counts_are_the_published_ones(name):
     with torch.device("meta"):
-        network = NETWORKS[name]()
+        network = SD21.networks()[name]()
     count = sum(parameter.numel() for parameter in network.parameters())
     assert round(count / 1e6, 2) == PUBLISHED_MILLIONS[name]
 

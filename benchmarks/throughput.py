@@ -1,0 +1,75 @@
+"""Hash grids and the renderer by themselves: points, evaluations and images a second.
+
+    python -m benchmarks.throughput [--device cuda] [--output FILE.json]
+
+The field is a published Hyper-iNGP's, untrained; the sampling is RendererConfig's default.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from amortized.cameras import orbit
+from amortized.rendering import RendererConfig, render
+from amortized.training import join_world
+from amortized.training.distributed import to_device
+from amortized.types import Render, TextCondition
+from benchmarks import ceilings, hash_grids
+from benchmarks.timing import Findings, seconds
+from generators.hyper_ingp import HyperINGPConfig
+
+POINTS = {"cuda": 2**20, "cpu": 2**13}  # looked up at once
+VIEWS = {"cuda": 8, "cpu": 1}  # images at once
+SIZES = {"cuda": (64, 128, 256), "cpu": (32, 64)}  # px
+
+
+def rendering(device: torch.device) -> Iterator[dict[str, object]]:
+    """A row for each size: pictures as an evaluation makes them, and as training does, with a gradient."""
+    generator = HyperINGPConfig().build(1024).to(device)
+    pooled = torch.randn(1, 1024, device=device)
+    mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+    text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=mask)
+    views = VIEWS[device.type]
+    cameras = orbit(1, views, elevation_deg=20.0, distance=2.6, fovy_deg=42.0)
+    cameras, background = to_device(cameras, device), torch.full((1, views, 3), 0.5, device=device)
+    for size in SIZES[device.type]:
+
+        def look(training: bool, size: int = size) -> Render:
+            return render(
+                generator(text), cameras, size, size, config=RendererConfig(), background=background,
+                sharpness=30.0, training=training, want_normal=True,
+            )  # fmt: skip
+
+        def learn(size: int = size) -> None:
+            look(True, size).rgb.sum().backward()
+
+        with torch.no_grad():
+            evaluations, looking = look(False).num_evaluations, seconds(lambda: look(False), 3)
+        row: dict[str, object] = {
+            "pixels": f"{views} x {size} x {size}",
+            "images/s": round(views / looking, 2),
+            "million evaluations/s": round(evaluations / looking / 1e6, 2),
+        }
+        yield row | {"images/s with gradient": round(views / seconds(learn, 3), 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check/throughput.json"))
+    given = parser.parse_args()
+    with join_world(given.device) as world:
+        findings = Findings(given.output, ceilings.about(world.device))
+        for row in hash_grids.rows(world.device, POINTS[world.device.type]):
+            findings.add({"what": "hash grid"} | row)
+        for row in rendering(world.device):
+            findings.add({"what": "renderer"} | row)
+    findings.sum_up("hash grids and the renderer; splats are not built yet, and so not measured")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Steps at the size of Stable Diffusion, here tiny: every way is measured, and one that fails is told."""
+
+import pytest
+import torch
+
+from benchmarks import sd_steps
+from benchmarks.public_way import PER_PIXEL
+from benchmarks.sd_steps import Case
+
+CPU = torch.device("cpu")
+DIFFUSION, MULTI_VIEW = sd_steps.PRESETS
+PARTS = ["generator", "render", "encode", "denoise", "backward", "update"]
+
+
+def test_the_cases_are_every_generator_and_both_priors():
+    found = list(sd_steps.cases((1, 4, 8)))
+    assert len(found) == len(set(found)) == 3 * 4 + 3
+    for generator in sd_steps.TINY:
+        of_it = [case for case in found if (case.prior, case.generator) == (DIFFUSION, generator)]
+        assert [(case.public, case.prompts) for case in of_it] == [
+            (True, 1),
+            (False, 1),
+            (False, 4),
+            (False, 8),
+        ]
+    assert {case.generator for case in found if case.prior == MULTI_VIEW} == {"hyper-ingp"}
+
+
+@pytest.mark.parametrize("case", [case for case in sd_steps.cases((1, 4, 8)) if case.prompts == 4])
+def test_a_gpu_gets_the_published_sizes(case: Case):
+    config = case.config(torch.device("cuda"))
+    assert config.generator == type(config.generator)()
+    assert config.prior.dtype == "float16" and config.trainer.render_size == 64
+    views = 4 if case.prior == MULTI_VIEW else 1
+    assert (config.trainer.prompts_per_process, config.trainer.views_per_prompt) == (4, views)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(prior=DIFFUSION, generator="hyper-ingp", prompts=1, public=True),
+        Case(prior=DIFFUSION, generator="3dconv-net", prompts=2),
+        Case(prior=MULTI_VIEW, generator="hyper-ingp", prompts=2),
+    ],
+)
+def test_a_case_is_measured_whole_and_by_part(case: Case):
+    row = sd_steps.row_of(case, sd_steps.prior_of(case.prior, CPU), CPU, repeats=1)
+    assert "stopped by" not in row, row
+    images = case.prompts * (4 if case.prior == MULTI_VIEW else 1)
+    assert row["images"] == images and row["finite"]
+    assert all(row[f"{part}, ms"] > 0 for part in PARTS)
+    assert row["step, ms"] > 0 and row["images/s"] > 0 and row["peak, GiB"] > 0
+    if case.public:
+        assert row["evaluations an image"] == PER_PIXEL * 16**2
+    else:
+        assert 0 < row["evaluations an image"] < PER_PIXEL * 16**2 / 10
+
+
+def test_what_stops_a_case_is_told(monkeypatch: pytest.MonkeyPatch):
+    case = Case(prior=DIFFUSION, generator="hyper-ingp", prompts=1)
+    for error, told in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), "out of memory: CUDA"),
+        (RuntimeError("a kernel\nmore"), "RuntimeError: a kernel"),
+        (RuntimeError(), "RuntimeError"),
+    ):
+
+        def fail(*_, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(sd_steps, "assemble", fail)
+        assert sd_steps.row_of(case, None, CPU, 1)["stopped by"].startswith(told)
+
+
+def test_images_are_compared_with_the_same_generator_s_public_way():
+    public: dict = {}
+    rows = [
+        {"generator": "a", "way": "public", "prior": DIFFUSION, "images/s": 2.0, "step, ms": 500.0},
+        {
+            "generator": "a",
+            "way": "ours",
+            "prior": DIFFUSION,
+            "images/s": 9.0,
+            "step, ms": 6.0,
+            "floor, ms": 2.0,
+        },
+        {"generator": "b", "way": "ours", "prior": DIFFUSION, "images/s": 9.0, "step, ms": 6.0},
+        {"generator": "a", "way": "ours", "prior": MULTI_VIEW, "images/s": 9.0, "step, ms": 6.0},
+        {"generator": "a", "way": "ours", "prior": DIFFUSION, "stopped by": "out of memory"},
+    ]
+    found = [sd_steps.compare(row, public) for row in rows]
+    assert [row["images/s / public"] for row in found] == [1.0, 4.5, None, None, None]
+    assert [row["step / floor"] for row in found] == [None, 3.0, None, None, None]
