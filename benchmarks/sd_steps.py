@@ -26,7 +26,7 @@ from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
 from amortized.priors import StableDiffusionPrior
 from amortized.training import Trainer, World, join_world
-from amortized.training.distributed import to_device
+from amortized.transfer import to_device
 from benchmarks import ceilings, sizes
 from benchmarks.full_size import max_resident_gib
 from benchmarks.public_way import PER_PIXEL, PublicWay

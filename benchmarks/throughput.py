@@ -16,7 +16,7 @@ import torch
 from amortized.cameras import orbit
 from amortized.rendering import RendererConfig, render
 from amortized.training import join_world
-from amortized.training.distributed import to_device
+from amortized.transfer import to_device
 from amortized.types import Render, TextCondition
 from benchmarks import ceilings, hash_grids
 from benchmarks.timing import Findings, seconds

@@ -6,7 +6,7 @@ import torch
 from amortized.cameras import orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
-from amortized.training.distributed import to_device
+from amortized.transfer import to_device
 from amortized.types import Render, TextCondition
 from benchmarks.sizes import TINY_MVDREAM, TINY_SD, random_prior
 from generators.hyper_ingp import HyperINGP, HyperINGPConfig
