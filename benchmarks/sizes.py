@@ -12,6 +12,7 @@ import gzip
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ TINY_SD = Sizes(unet=UNET | TINY_UNET, vae=VAE | TINY_VAE, text=TEXT | TINY_TEXT
 TINY_MVDREAM = Sizes(unet=UNET | CAMERAS | TINY_UNET, vae=VAE | TINY_VAE, text=TEXT | TINY_TEXT, num_views=4)
 
 
+@cache
 def tokenizer() -> Any:
     """CLIP's own tokenizer, 49408 entries, from the merges that open_clip carries."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe

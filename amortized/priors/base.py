@@ -121,12 +121,14 @@ class Prior(Protocol):
 
 def fingerprint_of(prior: Prior) -> str:
     """16 hexadecimal digits that tell a prior's weights from others'; "" for none."""
-    weights = [
-        value.detach().flatten()[:4].float().cpu()
-        for module in prior.modules()
-        for name, value in module.named_parameters()
-        if "lora_" not in name  # an adapter is learned beside it
-    ]
-    if not weights:
-        return ""
-    return hashlib.blake2b(torch.cat(weights).numpy().tobytes(), digest_size=8).hexdigest()
+    digest, any_weights = hashlib.blake2b(digest_size=8), False
+    for module in prior.modules():
+        weights = [
+            value.detach().flatten()[:4].float()
+            for name, value in module.named_parameters()
+            if "lora_" not in name  # an adapter is learned beside it
+        ]
+        if weights:
+            any_weights = True
+            digest.update(torch.cat(weights).cpu().numpy().tobytes())
+    return digest.hexdigest() if any_weights else ""

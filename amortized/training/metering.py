@@ -1,0 +1,141 @@
+"""What a computation costs, counted on tensors without numbers: FLOPs, traffic, operations, memory.
+
+PyTorch's fake tensors have a shape, a type and a device, but no storage: a step of any size runs on them in
+seconds on any machine. The meter sees every operation, adds up what it would cost, and keeps an account of
+the memory that is alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+# Operations that move no data: they look at memory in another way, or reserve it.
+VIEWS = frozenset(
+    "_reshape_alias _unsafe_view alias as_strided chunk detach diagonal empty empty_like empty_strided "
+    "expand lift_fresh new_empty new_empty_strided permute reshape select slice split split_with_sizes "
+    "squeeze t transpose unbind unfold unsqueeze view view_as".split()
+)
+
+
+@dataclass
+class Cost:
+    """What was spent in a section, sections within it included."""
+
+    flops: float = 0.0  # of matrix products, convolutions and attention; two for a multiply-add
+    traffic: float = 0.0  # bytes that operations read and write, each by itself: nothing is fused
+    operations: int = 0  # that a GPU would be handed, one by one
+    peak: int = 0  # bytes alive at most, those from before the section included
+
+
+class Meter(TorchDispatchMode):
+    """Active as `with meter:`, where tensors are fake. Sections by `with meter.section(NAME):`.
+
+    What is read as an integer is answered with `integer`, since there are no numbers: in a training step that
+    is the number of rays that are rendered.
+    """
+
+    def __init__(self, *, integer: int = 1) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.integer = integer
+        self.costs: dict[str, Cost] = {}
+        self.live = 0  # bytes
+        self._sections: list[str] = []
+        self._storages: set[int] = set()
+
+    def __enter__(self) -> Meter:
+        self.fake.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.fake.__exit__(*error)
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[Cost]:
+        """What is done inside is counted under this name too."""
+        cost = self.costs.setdefault(name, Cost())
+        cost.peak = max(cost.peak, self.live)
+        self._sections.append(name)
+        try:
+            yield cost
+        finally:
+            self._sections.pop()
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """What is done inside belongs to no section."""
+        sections, self._sections = self._sections, []
+        try:
+            yield
+        finally:
+            self._sections = sections
+
+    def counts(self, tensor: Tensor) -> bool:
+        """Whether a tensor is in the memory that is counted."""
+        return isinstance(tensor, FakeTensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is aten._local_scalar_dense:
+            return self.answer(args[0])
+        return self.run(func, args, kwargs or {})
+
+    def answer(self, tensor: Tensor) -> bool | int | float:
+        """A number in place of the one that a fake tensor does not have."""
+        if tensor.dtype == torch.bool:
+            return True
+        return 0.5 if tensor.dtype.is_floating_point else self.integer
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation on fake tensors, counted."""
+        out = func(*args, **kwargs)
+        written = [x for x in tree_leaves(out) if isinstance(x, Tensor) and self.counts(x)]
+        for tensor in written:
+            self._account(tensor)
+        name = func.overloadpacket.__name__
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and self.counts(x)]
+        if name in VIEWS or not (written or read):
+            return out
+        flops = 0.0
+        if func.overloadpacket in flop_registry:
+            flops = float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+        self.charge(flops=flops, traffic=float(sum(tensor.nbytes for tensor in (*read, *written))))
+        return out
+
+    def charge(self, *, flops: float = 0.0, traffic: float = 0.0) -> None:
+        """Count an operation in all sections that are open."""
+        for section in self._sections:
+            cost = self.costs[section]
+            cost.flops += flops
+            cost.traffic += traffic
+            cost.operations += 1
+
+    def _account(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor as alive until it is gone."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+        self._storages.add(key)
+        self.live += size
+        for section in self._sections:
+            self.costs[section].peak = max(self.costs[section].peak, self.live)
+
+        def release(meter: Meter = self) -> None:
+            meter.live -= size
+            meter._storages.discard(key)
+
+        weakref.finalize(storage, release)

@@ -1,0 +1,203 @@
+"""Real CPU tensors, fake CUDA tensors, and a record of every time that the host would wait for the GPU.
+
+CPU tensors are computed as ever; CUDA tensors are fake. Operations check devices and types as they do on a
+GPU. What would make the host wait is answered with a made-up value and recorded with its place:
+
+    read      a number read from the device: int(), float(), bool(), tolist()
+    to CPU    a copy to the CPU that is waited for
+    to GPU    a copy from memory that is not pinned, or without non_blocking
+    index     a CPU index into a CUDA tensor, which is copied first
+    shape     an operation whose result's size only the device knows: nonzero, a boolean index
+
+The hooks that make this possible are for a whole process, and stay: use it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from amortized.training.metering import Meter
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index)
+COPIES = (aten._to_copy, aten.copy_, aten.copy, aten._copy_from)
+OF_UNKNOWN_SIZE = (aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim)
+
+IN_USE: list[FakeGPU] = []  # the active one, for what is asked outside of operations
+
+
+class _UninitializedDevice(FakeTensorMode):
+    """Never asks for a real CUDA context, whatever `pretend` lets torch.cuda answer."""
+
+    avoid_device_init = True
+
+
+class FakeGPU(Meter):
+    """Counts as a Meter does, on CUDA tensors, and records waits and copies; active as `with gpu:`."""
+
+    def __init__(self, *, integer: int = 1) -> None:
+        super().__init__(integer=integer)
+        self.fake = _UninitializedDevice(allow_non_fake_inputs=True)
+        self.waits: collections.Counter[tuple[str, str]] = collections.Counter()  # (kind, place)
+        self.copied = 0  # bytes sent to the GPU
+        self.pinned: set[int] = set()  # addresses
+
+    def __enter__(self) -> FakeGPU:
+        super().__enter__()
+        IN_USE.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        IN_USE.pop()
+        super().__exit__(*error)
+
+    def counts(self, tensor: Tensor) -> bool:
+        return on_gpu(tensor)
+
+    def wait(self, kind: str) -> None:
+        """Record that the host waits here."""
+        self.waits[kind, place()] += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, packet = kwargs or {}, func.overloadpacket
+        if packet is aten._pin_memory:
+            return self._pin(args[0])
+        if packet is aten.is_pinned:
+            return self._is_pinned(args[0])
+        target = kwargs.get("device")
+        if packet is aten.empty_like and target is not None and torch.device(target).type == "cpu":
+            return self._host_memory(args[0], kwargs)
+        leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        to_gpu = target is not None and torch.device(target).type == "cuda"
+        if not to_gpu and not any(map(on_gpu, leaves)):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if packet is aten._local_scalar_dense:
+            self.wait("read")
+            return self.answer(args[0])
+        if packet is aten.equal:
+            self.wait("read")
+            return True
+        if packet in OF_UNKNOWN_SIZE:
+            self.wait("shape")
+            count = max(1, args[0].numel() // 2)
+            shape = (count, args[0].ndim) if packet is aten.nonzero else (count,)
+            return args[0].new_empty(shape, dtype=torch.long if packet is aten.nonzero else None)
+        if packet in INDEXED:
+            args = (args[0], self._indices(args[0], args[1]), *args[2:])
+        if packet in COPIES:
+            found = self._copy(packet, args, kwargs)
+            if found is not None:
+                return found
+        return self.run(func, args, kwargs)
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        with _disable_current_modes():
+            out = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+        self.pinned.add(out.untyped_storage().data_ptr())
+        return out
+
+    def _host_memory(self, like: Tensor, kwargs: Any) -> Tensor:
+        with _disable_current_modes():
+            out = torch.zeros(like.shape, dtype=kwargs.get("dtype") or like.dtype)
+        if kwargs.get("pin_memory"):
+            self.pinned.add(out.untyped_storage().data_ptr())
+        return out
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        return not isinstance(tensor, FakeTensor) and tensor.untyped_storage().data_ptr() in self.pinned
+
+    def _indices(self, target: Tensor, indices: Any) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for index in indices:
+            if index is None:
+                found.append(None)
+            elif index.dtype in (torch.bool, torch.uint8):
+                self.wait("shape")
+                count = max(1, index.numel() // 2)
+                found += [
+                    torch.empty(count, dtype=torch.long, device=target.device) for _ in range(index.ndim)
+                ]
+            elif on_gpu(target) and not on_gpu(index):
+                self.wait("index")
+                found.append(torch.empty_like(index, device=target.device))
+            else:
+                found.append(index)
+        return found
+
+    def _copy(self, packet: Any, args: Any, kwargs: Any) -> Tensor | None:
+        """Record a copy between host and device; what comes back to the host is made up here, else None."""
+        if packet is aten._to_copy:
+            source, target = args[0], torch.device(kwargs.get("device") or args[0].device)
+            waits = not kwargs.get("non_blocking", False)
+        else:
+            source, target = args[1], args[0].device
+            waits = not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2]))
+        if source.device.type == target.type:
+            return None
+        if target.type == "cuda":
+            self.copied += source.nbytes
+            if (waits or not self._is_pinned(source)) and source.numel():
+                self.wait("to GPU")
+            return None
+        if waits:
+            self.wait("to CPU")
+        if packet is not aten._to_copy:
+            return args[0]
+        dtype = kwargs.get("dtype") or source.dtype
+        with _disable_current_modes():
+            made_up = torch.rand(source.shape) if dtype.is_floating_point else torch.zeros(source.shape)
+            return made_up.to(dtype)
+
+
+def on_gpu(value: Any) -> bool:
+    """Whether it is a CUDA tensor."""
+    return isinstance(value, Tensor) and value.device.type == "cuda"
+
+
+def place(depth: int = 2) -> str:
+    """The innermost lines of the project's own files: "amortized/a.py:1 < amortized/b.py:2"."""
+    found: list[str] = []
+    frame: Any = sys._getframe(1)
+    while frame is not None and len(found) < depth:
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(ROOT) and not file.is_relative_to(Path(__file__).parent):
+            name = file.relative_to(ROOT)
+            if ".venv" not in str(name) and name.name != "metering.py":
+                found.append(f"{name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join(found) or "(a library)"
+
+
+def install_hooks() -> None:
+    """Compile and install the CUDA hooks of this folder, for good. Raises RuntimeError without a compiler."""
+    torch_folder = Path(torch.__file__).parent
+    include, libraries = torch_folder / "include", torch_folder / "lib"
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "hooks.so"
+        command = [
+            "g++", "-std=c++20", "-O1", "-shared", "-fPIC", str(Path(__file__).with_name("hooks.cpp")),
+            "-o", str(library), f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}",
+            f"-L{libraries}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise RuntimeError("the fake GPU needs a C++ compiler: install g++") from error
+        if done.returncode:
+            raise RuntimeError(f"the fake GPU's hooks do not compile: {done.stderr.strip()[:500]}")
+        ctypes.CDLL(str(library)).install()

@@ -1,0 +1,110 @@
+"""What the project and its libraries ask of torch.cuda, answered as if there was a device."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from benchmarks.fake_gpu.machine import IN_USE, install_hooks, on_gpu
+
+aten = torch.ops.aten
+_attention_of_cpu = nn.functional.scaled_dot_product_attention
+
+
+def pretend() -> None:
+    """Install the hooks, and replace parts of torch, for the rest of the process."""
+    importlib.import_module("torch._dynamo")  # fake tensors import it, and it knows torch's functions by name
+    install_hooks()
+    cuda: Any = torch.cuda
+    cuda.is_available = lambda: True
+    cuda.device_count = lambda: 1
+    cuda.is_bf16_supported = lambda *args, **kwargs: True
+    cuda.current_device = lambda: 0
+    cuda.set_device = cuda.synchronize = lambda *args: None
+    cuda.max_memory_allocated = cuda.memory_allocated = lambda *args: 0
+    cuda.mem_get_info = lambda *args: (80 * 2**30, 80 * 2**30)
+    cuda.get_device_capability = lambda *args: (9, 0)
+    cuda.get_rng_state = lambda *args: torch.zeros(16, dtype=torch.uint8)
+    cuda.set_rng_state = lambda *args: None
+    cuda.Event = Event
+    cuda.Stream = Stream
+    cuda.stream = lambda stream: contextlib.nullcontext()
+    FakeTensor.tolist = _numbers  # type: ignore[method-assign]
+    nn.Module._apply = _move  # type: ignore[method-assign]
+    nn.functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+
+
+class Event:
+    """Of a device that is always done."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def record(self, *args: Any) -> None: ...
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1.0
+
+
+class Stream:
+    """One of its queues."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def _numbers(tensor: Tensor) -> Any:
+    """`tolist` of a fake tensor, which its own would not let the dispatch mode see."""
+    if IN_USE:
+        IN_USE[-1].wait("read")
+    return torch.ones(tensor.shape, dtype=tensor.dtype).tolist()
+
+
+def _move(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
+    """`Module._apply`, which puts new parameters in place of old ones: fake ones cannot be swapped."""
+    moved: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, old in list(part._parameters.items()):
+            if old is None:
+                continue
+            if id(old) not in moved:
+                with torch.no_grad():
+                    new = change(old.detach())
+                same = isinstance(old, FakeTensor) and (new.device, new.dtype) == (old.device, old.dtype)
+                moved[id(old)] = old if same else nn.Parameter(new, old.requires_grad)
+            part._parameters[name] = moved[id(old)]
+        for name, old in list(part._buffers.items()):
+            if old is not None:
+                part._buffers[name] = change(old)
+    return module
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """The kernel that CUDA takes: flash in half precision without a mask, else the memory-efficient one."""
+    if not on_gpu(query):
+        return _attention_of_cpu(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if not query.dtype == key.dtype == value.dtype:
+        raise RuntimeError(f"attention of {query.dtype}, {key.dtype} and {value.dtype}")
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if half and attn_mask is None and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0:
+        flash = aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    bias = attn_mask
+    if bias is not None:
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, float("-inf"))
+        bias = bias.expand(*query.shape[:3], key.shape[2])
+    needs_sums = torch.is_grad_enabled() and query.requires_grad
+    efficient = aten._scaled_dot_product_efficient_attention
+    return efficient(query, key, value, bias, needs_sums, dropout_p, is_causal, scale=scale)[0]

@@ -1,0 +1,194 @@
+"""Training steps on the fake GPU.
+
+  python -m benchmarks.fake_gpu.steps CONFIG [KEY=VALUE ...] [--prior sd21|mvdream] [--rays SHARE]
+
+prints what one step costs, by part, and where the host waits. Without --prior the config's own folder is
+loaded; with it, a model of the published size is made of shapes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+import train
+from amortized import config as settings
+from amortized import transfer
+from amortized.encodings import triton_grid
+from amortized.guidance import Guidance
+from amortized.priors import DTYPES, StableDiffusionPrior, load_prior
+from amortized.rendering import lattice
+from amortized.training import Trainer, World, objective
+from amortized.training.ahead import Prepared
+from amortized.training.metering import Cost
+from amortized.training.strategies import Replicated
+from benchmarks import sizes
+from benchmarks.fake_gpu.machine import CUDA, IN_USE, FakeGPU, on_gpu
+from benchmarks.fake_gpu.pretend import pretend
+from generators.surroundings import Surrounded
+from train import RunConfig
+
+PRIORS = {
+    "sd21": sizes.SD21,
+    "mvdream": sizes.MVDREAM,
+    "tiny-sd": sizes.TINY_SD,
+    "tiny-mvdream": sizes.TINY_MVDREAM,
+}
+RAYS = 0.6  # share of all rays that is rendered, of an object that fills most of the image
+SECTIONS: tuple[tuple[Any, str, str], ...] = (
+    (objective, "render", "render"),
+    (StableDiffusionPrior, "encode", "encode"),
+    (StableDiffusionPrior, "decode", "decode"),
+    (StableDiffusionPrior, "predict_noise", "denoiser"),
+    (Guidance, "__call__", "guidance"),
+    (Tensor, "backward", "backward"),
+    (Replicated, "update", "update"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a training step did to the fake GPU."""
+
+    costs: dict[str, Cost]  # by section; "step" is all of it
+    waits: Counter[tuple[str, str]]  # (kind, place), of the thread that trains
+    waits_ahead: Counter[tuple[str, str]]  # of the thread that makes batches, which the step does not feel
+    resident: int  # bytes before the step: weights and moments
+    copied: int  # bytes sent to the GPU in it
+
+
+def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS, number: int = 1) -> Step:
+    """Step `number` of a run as `Trainer.train` takes it; call `pretend` first.
+
+    prior: one of PRIORS, in the config's precision; None loads the folder that the config names.
+    rays: the share that is rendered; what a share is on a GPU depends on the object.
+    """
+    size = config.trainer.views_per_prompt * config.trainer.render_size**2
+    gpu = FakeGPU(integer=max(1, int(rays * size)))
+    made: Counter[tuple[str, str]] = Counter()
+    with tempfile.TemporaryDirectory() as folder, gpu, _instrumented(), _without_constants():
+        trainer = _trainer(replace(config, output=folder), prior)
+
+        def get(step: int, part: int) -> Prepared:
+            """The batch, made here: on a GPU another thread makes it, and waits there."""
+            before = gpu.waits.copy()
+            with gpu.outside():
+                prepared = trainer._prepare(step, part)
+            made.update(gpu.waits - before)
+            gpu.waits = before
+            return prepared
+
+        with mock.patch.object(trainer.ahead, "get", get):
+            trainer._step(number - 1, False)  # makes moments, sends constants
+            resident = gpu.live
+            gpu.costs.clear()
+            gpu.waits.clear()
+            made.clear()
+            gpu.copied = 0
+            with gpu.section("step"):
+                trainer._step(number, False)
+    return Step(costs=gpu.costs, waits=gpu.waits, waits_ahead=made, resident=resident, copied=gpu.copied)
+
+
+def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
+    """As `train.run` composes it."""
+    if prior_name is None:
+        prior = load_prior(config.prior, CUDA)
+    else:
+        prior = sizes.random_prior(PRIORS[prior_name], device=CUDA, dtype=DTYPES[config.prior.dtype])
+    bank, width = train.bank_of(config, prior, CUDA)
+    generator = config.generator.build(text_dim=width)
+    if config.surroundings is not None:
+        generator = Surrounded(generator, config.surroundings.build(width))
+    corpus = train.corpus_of(config)
+    guidance = train.guidance_of(config, prior, bank, len(corpus.trained))
+    return Trainer(
+        config, world=World(device=CUDA), corpus=corpus, guidance=guidance, bank=bank,
+        generator=generator.to(CUDA),
+    )  # fmt: skip
+
+
+@contextmanager
+def _instrumented() -> Iterator[None]:
+    """Sections around the parts of a step, and a stand-in for the Triton kernels."""
+    with ExitStack() as patches:
+        for owner, name, section in SECTIONS:
+            patches.enter_context(mock.patch.object(owner, name, _within(section, getattr(owner, name))))
+        for kernel in ("_forward", "_backward"):
+            patches.enter_context(mock.patch.object(triton_grid, kernel, _Kernel()))
+        yield
+
+
+def _within(section: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with IN_USE[-1].section(section):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+class _Kernel:
+    """Checks what a kernel of the hash grid is given, and counts what it would read and write."""
+
+    def __getitem__(self, programs: tuple[int, int]) -> Callable[..., None]:
+        def launch(points: Tensor, *others: Any, F: int, SIZE: int) -> None:
+            for tensor in (points, *(x for x in others if isinstance(x, Tensor))):
+                assert on_gpu(tensor) and tensor.is_contiguous(), (tensor.shape, tensor.device)
+            corners = len(points) * programs[1] * 8
+            IN_USE[-1].charge(traffic=4.0 * (len(points) * 3 + corners * F + corners * F / 8))
+
+        return launch
+
+
+@contextmanager
+def _without_constants() -> Iterator[None]:
+    """Constants on a fake GPU do not outlive it."""
+    caches = (transfer._constant, transfer._side_stream, lattice._vertices_on)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def shown(step: Step) -> str:
+    """Tables of the costs and of the waits."""
+    lines = [f"{'part':10s} {'TFLOP':>9s} {'GB moved':>9s} {'operations':>10s} {'peak GiB':>9s}"]
+    for name, cost in step.costs.items():
+        lines.append(
+            f"{name:10s} {cost.flops / 1e12:9.3f} {cost.traffic / 1e9:9.2f} {cost.operations:10,d} "
+            f"{cost.peak / 2**30:9.2f}"
+        )
+    lines.append(f"{step.resident / 2**30:.2f} GiB before the step, {step.copied / 2**20:.2f} MiB sent in it")
+    for title, waits in (("the step", step.waits), ("making the next batch", step.waits_ahead)):
+        lines.append(f"waits of {title}: {sum(waits.values())}")
+        lines += [f"  {times:3d} x {kind:6s} {place}" for (kind, place), times in sorted(waits.items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fake_gpu.steps", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--prior", choices=tuple(PRIORS))
+    parser.add_argument("--rays", type=float, default=RAYS, help="share that is rendered (%(default)s)")
+    given = parser.parse_intermixed_args()
+    pretend()
+    config = settings.load(RunConfig, given.config, given.overrides)
+    print(shown(take_step(config, given.prior, rays=given.rays)))
+
+
+if __name__ == "__main__":
+    main()
