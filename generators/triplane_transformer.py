@@ -133,7 +133,9 @@ def read_planes(planes: Tensor, points: Tensor) -> Tensor:
 
     Interpolated from each prompt's own planes and concatenated; zero outside the cube.
     """
-    where = points[:, :, AXES].transpose(1, 2).flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
+    axes = points.unbind(dim=-1)
+    where = torch.stack([torch.stack([axes[i], axes[j]], dim=-1) for i, j in AXES], dim=1)
+    where = where.flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
     found = functional.grid_sample(planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False)
     return found.squeeze(-1).view(len(points), -1, points.shape[1]).mT
 

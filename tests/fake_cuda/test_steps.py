@@ -49,6 +49,11 @@ def method_cases() -> list[dict]:
         for kind in LEARNED.get(method, (None,)):
             own = [f"guidance.method={method}"] + ([] if kind is None else [f"guidance.learned.kind={kind}"])
             found.append(case(" ".join(filter(None, (method, kind))), *own))
+    return found
+
+
+def batch_cases() -> list[dict]:
+    found = []
     for method in ("asd", "sdi", "dsd", "lods-lora"):
         own = f"guidance.method={method}"
         found.append(case(f"{method} four views", own, views=4))
@@ -102,7 +107,12 @@ def generator_cases() -> list[dict]:
     return found
 
 
-GROUPS = {"methods": method_cases, "options": option_cases, "generators": generator_cases}
+GROUPS = {
+    "methods": method_cases,
+    "batches": batch_cases,
+    "options": option_cases,
+    "generators": generator_cases,
+}
 # A forward pass of each of two parts; and, without a lattice, a cut to the rays that hit the bounding ball.
 TWICE = ("accumulation", "the field looked at first")
 
