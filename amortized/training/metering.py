@@ -34,6 +34,7 @@ class Cost:
     """What was spent in a section, sections within it included."""
 
     flops: float = 0.0  # of matrix products, convolutions and attention; two for a multiply-add
+    flops_float32: float = 0.0  # those of them in single precision
     traffic: float = 0.0  # bytes that operations read and write, each by itself: nothing is fused
     operations: int = 0  # that a GPU would be handed, one by one
     peak: int = 0  # bytes alive at most, those from before the section included
@@ -112,14 +113,17 @@ class Meter(TorchDispatchMode):
         flops = 0.0
         if func.overloadpacket in flop_registry:
             flops = float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
-        self.charge(flops=flops, traffic=float(sum(tensor.nbytes for tensor in (*read, *written))))
+        single = flops > 0 and written[0].dtype == torch.float32
+        traffic = float(sum(tensor.nbytes for tensor in (*read, *written)))
+        self.charge(flops=flops, flops_float32=flops if single else 0.0, traffic=traffic)
         return out
 
-    def charge(self, *, flops: float = 0.0, traffic: float = 0.0) -> None:
+    def charge(self, *, flops: float = 0.0, flops_float32: float = 0.0, traffic: float = 0.0) -> None:
         """Count an operation in all sections that are open."""
         for section in self._sections:
             cost = self.costs[section]
             cost.flops += flops
+            cost.flops_float32 += flops_float32
             cost.traffic += traffic
             cost.operations += 1
 

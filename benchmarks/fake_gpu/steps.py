@@ -87,6 +87,8 @@ def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS
             gpu.waits = before
             return prepared
 
+        generator = trainer.state.generator
+        generator.forward = _within("generator", generator.forward)
         with mock.patch.object(trainer.ahead, "get", get):
             trainer._step(number - 1, False)  # makes moments, sends constants
             resident = gpu.live
