@@ -26,7 +26,6 @@ from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
 from amortized.priors import StableDiffusionPrior
 from amortized.training import Trainer, World, join_world
-from amortized.transfer import to_device
 from benchmarks import ceilings, sizes
 from benchmarks.full_size import max_resident_gib
 from benchmarks.public_way import PER_PIXEL, PublicWay
@@ -140,9 +139,7 @@ def measure_public(trainer: Trainer, repeats: int) -> dict[str, Any]:
         prior=trainer.guidance.prior,  # type: ignore[arg-type]
         size=trainer.settings.trainer.render_size,
     )
-    read = trainer.bank.get(pieces.texts)
-    cameras, z = to_device(pieces.batch.cameras, device), pieces.batch.z.to(device)
-    step = partial(way.step, read, pieces.told, cameras, z)
+    step = partial(way.step, pieces.read, pieces.told, pieces.cameras, pieces.z)
     step()
     start = now()
     losses = [step() for _ in range(repeats)]

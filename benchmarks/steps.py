@@ -20,7 +20,7 @@ from amortized.training.losses import regularization
 from amortized.training.sampler import Batch
 from amortized.training.stopwatch import Stopwatch
 from amortized.transfer import to_device
-from amortized.types import Render, Scene
+from amortized.types import Cameras, Render, Scene, TextCondition
 from benchmarks.timing import seconds
 from train import RunConfig, compose, corpus_of, guidance_of
 
@@ -30,41 +30,48 @@ Mark = Callable[[str], object]
 
 @dataclass(kw_only=True)
 class Pieces:
-    """What a trainer's step is made of, on the batch of step 0, to be done and timed piece by piece."""
+    """What a trainer's step is made of, on the batch of step 0, to be done and timed piece by piece.
+
+    The batch is on the device from the start: in a training its copies run beside the step before.
+    """
 
     trainer: Trainer
-    batch: Batch = field(init=False)
+    batch: Batch = field(init=False)  # as it was drawn, on the CPU
     texts: list[str] = field(init=False)
+    read: TextCondition = field(init=False)
     told: ViewText = field(init=False)
+    cameras: Cameras = field(init=False)
+    z: Tensor = field(init=False)
+    background: Tensor = field(init=False)
+    u: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        trainer = self.trainer
+        trainer, device = self.trainer, self.trainer.world.device
         self.batch = trainer.sampler.batch(0, trainer.slots[0], 0)
         self.texts = [trainer.prompt(index).text for index in self.batch.prompt_indices]
+        self.read = trainer.bank.get(self.texts)
         self.told = trainer.bank.views(self.texts, self.batch.cameras)
+        batch = self.batch
+        given = (batch.cameras, batch.z, batch.background, batch.stratification)
+        self.cameras, self.z, self.background, self.u = to_device(given, device)
 
-    def generate(self, num_prompts: int | None = None) -> Scene:
-        device, texts = self.trainer.world.device, self.texts[:num_prompts]
-        return self.trainer.state.generator(
-            self.trainer.bank.get(texts), self.batch.z[: len(texts)].to(device)
-        )
+    def generate(self) -> Scene:
+        return self.trainer.state.generator(self.read, self.z)
 
     def look(self, scene: Scene) -> Render:
-        settings, device = self.trainer.settings, self.trainer.world.device
+        settings = self.trainer.settings
         size = settings.trainer.render_size
         return render(
-            scene, to_device(self.batch.cameras, device), size, size, config=settings.renderer,
-            background=self.batch.background.to(device),
-            sharpness=geometric_at(settings.trainer.sharpness, PROGRESS), training=True,
-            u=self.batch.stratification.to(device), want_normal=settings.losses.need_normals(PROGRESS),
+            scene, self.cameras, size, size, config=settings.renderer, background=self.background,
+            sharpness=geometric_at(settings.trainer.sharpness, PROGRESS), training=True, u=self.u,
+            want_normal=settings.losses.need_normals(PROGRESS),
         )  # fmt: skip
 
     def encode(self, image: Render) -> Tensor:
         return self.trainer.guidance.prior.encode(image.rgb.flatten(0, 1))
 
     def teach(self, latents: Tensor) -> GuidanceOutput:
-        cameras = to_device(self.batch.cameras, self.trainer.world.device)
-        return self.trainer.guidance(latents, self.told, self.batch.draws, PROGRESS, cameras)
+        return self.trainer.guidance(latents, self.told, self.batch.draws, PROGRESS, self.cameras)
 
     def step(self, mark: Mark) -> Tensor:
         """One step's loss; `mark` is told the name of what has just been done."""

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from benchmarks.sizes import SD21, make_sd21_random, tokenizer
+from benchmarks.sizes import MVDREAM, SD21, make_sd21_random, tokenizer
 
 PUBLISHED_MILLIONS = {"unet": 865.91, "vae": 83.65, "text_encoder": 340.39}
 
@@ -18,6 +18,15 @@ def test_parameter_counts_are_the_published_ones(name):
         network = SD21.networks()[name]()
     count = sum(parameter.numel() for parameter in network.parameters())
     assert round(count / 1e6, 2) == PUBLISHED_MILLIONS[name]
+
+
+def test_mvdream_adds_the_camera_alone():
+    with torch.device("meta"):
+        plain, with_cameras = (sizes.networks()["unet"]() for sizes in (SD21, MVDREAM))
+    added = {name: tuple(p.shape) for name, p in with_cameras.named_parameters()}
+    for name, _ in plain.named_parameters():
+        del added[name]
+    assert sorted(added.values()) == [(1280,), (1280,), (1280, 16), (1280, 1280)]
 
 
 def test_the_tokenizer_is_clips():
