@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import import_module
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from amortized.conditioning import TextBank
 from amortized.guidance import Guidance
 from amortized.priors import StableDiffusionPrior
 from amortized.training import Trainer, World, join_world
-from benchmarks import ceilings, sizes
+from benchmarks import ceilings, roofline, sizes
 from benchmarks.full_size import max_resident_gib
 from benchmarks.public_way import PER_PIXEL, PublicWay
 from benchmarks.steps import Pieces, split_of
@@ -58,6 +57,7 @@ class Case:
     generator: str
     prompts: int
     public: bool = False
+    graphs: bool = True  # denoiser and encoder are replayed as CUDA graphs
 
     def config(self, device: torch.device) -> RunConfig:
         """The preset, with this generator; a CPU gets a tiny one."""
@@ -73,6 +73,8 @@ def cases(numbers: tuple[int, ...]) -> Iterator[Case]:
     diffusion, multi_view = PRESETS
     for generator in ("hyper-ingp", "triplane-transformer", "3dconv-net"):
         yield Case(prior=diffusion, generator=generator, prompts=1, public=True)
+        if generator == "hyper-ingp":
+            yield Case(prior=diffusion, generator=generator, prompts=1, graphs=False)
         for prompts in numbers:
             yield Case(prior=diffusion, generator=generator, prompts=prompts)
         if generator == "hyper-ingp":
@@ -91,6 +93,7 @@ def prior_of(name: str, device: torch.device) -> StableDiffusionPrior:
 def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> Trainer:
     """A trainer of the case, as `train.py` composes it, around a prior in memory."""
     config = case.config(device)
+    prior.graphs = case.graphs and device.type == "cuda"
     texts = [f"{thing} {colour}" for thing in THINGS for colour in COLOURS]
     corpus = prompt_list(texts, "in memory")
     bank = TextBank(prior.text_encoder, config.views, device=device)
@@ -168,17 +171,21 @@ def described(whole: float, split: dict[str, float], images: int, repeats: int) 
     }
 
 
-def floor_ms(trainer: Trainer, ceiling: dict[str, float]) -> dict[str, Any]:
-    """What the arithmetic and the bytes of a step take at the least; null where there is no model of it."""
-    if find_spec("benchmarks.roofline") is None:
-        return {"floor, ms": None}
-    roofline = import_module("benchmarks.roofline")
+def add_floors(rows: list[dict[str, Any]], counted: Path, ceiling: dict[str, float]) -> None:
+    """What a step must take, and the ratio to that, of the cases that `benchmarks.roofline` has counted."""
     tflops = ceiling.get("float16, TFLOP/s", ceiling["float32, TFLOP/s"])
-    parts = roofline.floor_seconds(
-        trainer.settings, trainer.guidance.prior, tflops=tflops, tbps=ceiling["copy, TB/s"]
-    )
-    least = parts.get("step", sum(parts.values()))
-    return {"floor, ms": round(1000 * least, 3), "floor by part, ms": {k: 1000 * v for k, v in parts.items()}}
+    names = dict(zip(PRESETS, roofline.PRESETS, strict=True))
+    found = json.loads(counted.read_text()) if counted.exists() else []
+    parts = {(one["prior"], one["generator"], one["prompts"]): one["parts"] for one in found}
+    for row in rows:
+        costs = parts.get((names[row["prior"]], row["generator"], row["prompts"]))
+        if row["way"] == "public" or costs is None:
+            continue
+        floors = roofline.floor_seconds(costs, tflops=tflops, tbps=ceiling["copy, TB/s"])
+        floor = 1000 * sum(floors.values())
+        row["floor, ms"] = round(floor, 2)
+        row["floor by part, ms"] = {name: round(1000 * seconds, 3) for name, seconds in floors.items()}
+        row["step / floor"] = round(row["step, ms"] / floor, 2) if "step, ms" in row else None
 
 
 def row_of(case: Case, prior: StableDiffusionPrior, device: torch.device, repeats: int) -> dict[str, Any]:
@@ -189,13 +196,12 @@ def row_of(case: Case, prior: StableDiffusionPrior, device: torch.device, repeat
     row: dict[str, Any] = {
         "prior": case.prior,
         "generator": case.generator,
-        "way": "public" if case.public else "ours",
+        "way": "public" if case.public else "ours" if case.graphs else "ours without graphs",
         "prompts": case.prompts,
     }
     try:
         trainer = assemble(case, prior, device)
         row |= (measure_public if case.public else measure_ours)(trainer, repeats)
-        row |= {} if case.public else floor_ms(trainer, found_ceilings(device))
     except torch.OutOfMemoryError as error:
         row["stopped by"] = f"out of memory: {first_line(error)}"
     except Exception as error:  # the other cases are to be measured all the same
@@ -208,19 +214,12 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-@cache
-def found_ceilings(device: torch.device) -> dict[str, float]:
-    """Measured once."""
-    return ceilings.measure(device)
-
-
 def compare(row: dict[str, Any], public: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The row with its ratios: to the floor, and to the public way's time for an image by that generator."""
+    """The row with its ratio to the public way's images a second by that generator."""
     if row["way"] == "public":
         public[row["generator"]] = row
-    step, floor = row.get("step, ms"), row.get("floor, ms")
+    step = row.get("step, ms")
     base = public.get(row["generator"], {}).get("images/s") if "Stable" in row["prior"] else None
-    row["step / floor"] = round(step / floor, 2) if step and floor else None
     row["images/s / public"] = round(row["images/s"] / base, 2) if step and base else None
     return row
 
@@ -250,9 +249,17 @@ def main() -> None:
     ends = time.perf_counter() + given.limit
     with join_world(given.device) as world:
         findings = Findings(given.output, ceilings.about(world.device))
-        numbers, repeats = ((1, 4, 8), 5) if world.device.type == "cuda" else ((1, 2), 2)
+        on_cuda = world.device.type == "cuda"
+        numbers, repeats = ((1, 4, 8), 5) if on_cuda else ((1, 2), 2)
+        counted = given.output.with_name("roofline.json")
+        counted.unlink(missing_ok=True)
+        # Counted meanwhile, by one of the cores; the tiny cases of a CPU have no floor.
+        counting = roofline.start(counted, numbers) if on_cuda else None
         left = list(cases(numbers))
         run(left, findings, world.device, repeats, ends)
+        if counting is not None:
+            counting.terminate()  # most likely done long ago; what it has counted is in its file
+            add_floors(findings.rows, counted, ceilings.measure(world.device))
     ratios = [row["images/s / public"] for row in findings.rows if row["images/s / public"]]
     found = f", up to {max(ratios)} times the public way's images a second" if ratios else ""
     failed = sum("stopped by" in row for row in findings.rows)

@@ -151,7 +151,10 @@ def scheduler() -> Any:
 def random_prior(
     sizes: Sizes, *, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> StableDiffusionPrior:
-    """The prior, made where it is used: on a GPU a matter of seconds, and no file is written."""
+    """The prior, made where it is used: on a GPU a matter of seconds, and no file is written.
+
+    On a GPU its networks are replayed as graphs, as those of a loaded prior are.
+    """
     networks = {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
@@ -165,6 +168,7 @@ def random_prior(
         alphas_cumprod=scheduler().alphas_cumprod,
         prediction_type=SCHEDULER["prediction_type"],
         views_per_group=sizes.num_views,
+        graphs=device.type == "cuda",
     )
 
 

@@ -37,6 +37,9 @@ class PriorConfig:
     offload: bool = False
     text_on_cpu: bool = False
     compile: bool = False  # torch.compile the denoiser: minutes at the start, faster steps on a GPU
+    # Replay denoiser and encoder as CUDA graphs: small batches need it to keep a GPU busy. null: on a GPU,
+    # where the denoiser stays in its place and is not compiled.
+    graphs: bool | None = None
     dtype: str = "float32"  # float16 and bfloat16 halve the memory; gradients reach images as float32
 
     def __post_init__(self) -> None:
@@ -46,6 +49,11 @@ class PriorConfig:
             raise ValueError(
                 "prior.offload moves the denoiser at each call, and prior.denoiser_device and prior.compile "
                 "want it to stay: set one of them"
+            )
+        if self.graphs and (self.offload or self.denoiser_device or self.compile):
+            raise ValueError(
+                "prior.graphs replays a denoiser that stays on the run's device as it is: set prior.graphs="
+                "null, or prior.offload=false, prior.denoiser_device=null and prior.compile=false"
             )
         if not self.path:
             raise ValueError("prior.path is empty; give a folder in diffusers format, or a Hub id")

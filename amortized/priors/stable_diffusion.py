@@ -19,9 +19,11 @@ from amortized.conditioning.text_encoder import (
 )
 from amortized.devices import device_of
 from amortized.priors.base import ADAPTED, DTYPES, PriorConfig
+from amortized.priors.graphs import Replayed
 from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
 from amortized.priors.precision import sized_gradient
 from amortized.priors.schedule import alphas_at, velocity_to_noise
+from amortized.transfer import pin, to_device
 from amortized.types import Cameras, TextCondition
 
 ATTENTION_PARTS = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet, that a LoRA changes
@@ -33,7 +35,8 @@ class StableDiffusionPrior:
 
     The networks run in their own dtype; latents and noise come and go in the caller's. With more than
     one view to a group it is MVDream, see `amortized.priors.multi_view`. The UNet may be on another device
-    than the rest; results come back. With `offload` it is moved there for each call, and back.
+    than the rest; results come back. With `offload` it lies in main memory and is copied there for each call.
+    With `graphs`, UNet and encoder are replayed as CUDA graphs, see `amortized.priors.graphs`.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class StableDiffusionPrior:
         prediction_type: str,
         views_per_group: int = 1,
         offload: bool = False,
+        graphs: bool = False,
     ) -> None:
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
@@ -74,6 +78,12 @@ class StableDiffusionPrior:
         self.device = next(vae.parameters()).device
         self._home = next(unet.parameters()).device
         self._denoiser_device = self.device if offload else self._home
+        self._offloaded = OffloadedWeights(unet, self.device) if offload else None
+        if self.device.type == "cuda":  # what convolutions on tensor cores read
+            for network in (unet, vae):
+                network.to(memory_format=torch.channels_last)
+        self.graphs = graphs
+        self._replayed_unet, self._replayed_moments = Replayed(self._denoise), Replayed(self._moments)
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
@@ -101,11 +111,13 @@ class StableDiffusionPrior:
         return resized.movedim(1, -1)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        moments_of = self._replayed_moments if self.graphs else self._moments
+
         def latents_of(pixels: Tensor) -> Tensor:
-            posterior = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist
-            latents = posterior.mean.to(images.dtype)
+            moments = moments_of((pixels * 2 - 1).to(self.vae.dtype))
+            latents, log_variance = moments.to(images.dtype).chunk(2, dim=1)
             if noise is not None:
-                latents = latents + posterior.std.to(images.dtype) * noise
+                latents = latents + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
             return latents * self.vae.config.scaling_factor
 
         pixels = self.resize(images).movedim(-1, 1)  # [B, 3, h, w]
@@ -125,24 +137,31 @@ class StableDiffusionPrior:
         adapted: bool = False,
     ) -> Tensor:
         there = {"device": self._denoiser_device, "dtype": self._dtype}
-        seen = {}
+        # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
+        asked = [noisy.to(**there), timesteps.to(self._denoiser_device), text.tokens.to(**there)]
         if self.views_per_group > 1:
             if cameras is None:
                 raise ValueError("a multi-view prior needs the cameras of its views")
-            seen["class_labels"] = camera_vectors(cameras).to(**there)
+            asked.append(camera_vectors(cameras).to(**there))
+        # An adapter is switched on and off, and a learned text wants its gradient: as they are.
+        fixed = self.graphs and self.adapter is None and not torch.is_grad_enabled()
         published = self._as_published() if self.adapter is not None and not adapted else nullcontext()
-        with self._there(), published:
-            # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
-            predicted = self.unet(
-                noisy.to(**there),
-                timesteps.to(self._denoiser_device),
-                encoder_hidden_states=text.tokens.to(**there),
-                return_dict=False,
-                **seen,
-            )[0].to(noisy)
+        with self._offloaded or nullcontext(), published:
+            predicted = (self._replayed_unet if fixed else self._denoise)(*asked).to(noisy)
         if self.prediction_type == "epsilon":
             return predicted
         return velocity_to_noise(predicted, noisy, alphas_at(self.alphas_cumprod, timesteps, noisy))
+
+    def _denoise(
+        self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, cameras: Tensor | None = None
+    ) -> Tensor:
+        """The UNet's own prediction [N, C, h, w], in its type and on its device."""
+        seen = {} if cameras is None else {"class_labels": cameras}
+        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **seen)[0]
+
+    def _moments(self, pixels: Tensor) -> Tensor:
+        """Mean and logarithm of the variance [B, 2 C, h, w] of the encoder's posterior."""
+        return self.vae.encode(pixels).latent_dist.parameters
 
     def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
         """LoRA on the attentions' queries, keys, values and outputs, its weights in float32."""
@@ -160,18 +179,6 @@ class StableDiffusionPrior:
         return self.adapter
 
     @contextmanager
-    def _there(self) -> Iterator[None]:
-        """Within, the denoiser is where it runs."""
-        if self._home == self._denoiser_device:
-            yield
-            return
-        self.unet.to(self._denoiser_device)
-        try:
-            yield
-        finally:
-            self.unet.to(self._home)
-
-    @contextmanager
     def _as_published(self) -> Iterator[None]:
         """Within, the adapter is off."""
         self.unet.disable_adapters()
@@ -179,6 +186,29 @@ class StableDiffusionPrior:
             yield
         finally:
             self.unet.enable_adapters()
+
+
+class OffloadedWeights:
+    """Weights of a network that lies in main memory, and is on another device as `with weights:`.
+
+    What is copied there is let go again, never copied back: the weights are frozen.
+    """
+
+    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.tensors = [*network.parameters(), *network.buffers()]
+        if device.type == "cuda":
+            for tensor in self.tensors:
+                tensor.data = pin(tensor.data)
+        self.masters = [tensor.data for tensor in self.tensors]
+
+    def __enter__(self) -> None:
+        for tensor, master in zip(self.tensors, self.masters, strict=True):
+            tensor.data = to_device(master, self.device)
+
+    def __exit__(self, *error: object) -> None:
+        for tensor, master in zip(self.tensors, self.masters, strict=True):
+            tensor.data = master
 
 
 class LoraWeights(torch.nn.Module):
@@ -207,6 +237,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
         text_on_cpu=config.text_on_cpu,
         allow_network=config.allow_network,
     )
+    prior.graphs = graphs_serve(config, prior.device)
     if config.compile:
         prior.unet.compile()
     if config.num_views is not None and config.num_views != prior.views_per_group:
@@ -215,6 +246,16 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
             "at once: choose another prior.path, or set prior.num_views=null to take what is there"
         )
     return prior
+
+
+def graphs_serve(config: PriorConfig, device: torch.device) -> bool:
+    """Whether the networks are replayed as CUDA graphs; raises ValueError where they should and cannot."""
+    on_cuda = device.type == "cuda"
+    if config.graphs is None:
+        return on_cuda and not (config.offload or config.denoiser_device or config.compile)
+    if config.graphs and not on_cuda:
+        raise ValueError(f"prior.graphs=true needs a GPU, and the prior is on {device}: set it to null")
+    return config.graphs
 
 
 def load_stable_diffusion(

@@ -178,6 +178,7 @@ def shard_denoiser(guidance: Guidance, world: World) -> None:
             "distributed.shard_prior needs a Stable Diffusion that all processes ask equally often, with "
             "nothing learned of the renders and guidance.noise=gaussian: set it to false"
         )
+    guidance.prior.graphs = False  # type: ignore[attr-defined]  # weights that are gathered do not stay in place
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         fully_shard(block, mesh=mesh)

@@ -43,7 +43,7 @@ IN_USE: list[FakeGPU] = []  # the active one, for what is asked outside of opera
 class _UninitializedDevice(FakeTensorMode):
     """Never asks for a real CUDA context, whatever `pretend` lets torch.cuda answer."""
 
-    avoid_device_init = True
+    avoid_device_init = True  # pyright: ignore (a property there)
 
 
 class FakeGPU(Meter):

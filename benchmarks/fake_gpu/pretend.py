@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from amortized.priors import graphs
 from benchmarks.fake_gpu.machine import IN_USE, install_hooks, on_gpu
 
 aten = torch.ops.aten
@@ -34,6 +35,7 @@ def pretend() -> None:
     cuda.Event = Event
     cuda.Stream = Stream
     cuda.stream = lambda stream: contextlib.nullcontext()
+    graphs.record = _record
     FakeTensor.tolist = _numbers  # type: ignore[method-assign]
     nn.Module._apply = _move  # type: ignore[method-assign]
     nn.functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
@@ -57,6 +59,33 @@ class Stream:
     """One of its queues."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def _record(function: Any, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Any:
+    """`graphs.record`, whose graphs compute on fake tensors what was recorded, and count as one launch."""
+    if needs_gradient:
+        return lambda *given: _FakeReplay.apply(function, *given)
+
+    def replay(*given: Tensor) -> Tensor:
+        with IN_USE[-1].as_one():
+            return function(*given)
+
+    return replay
+
+
+class _FakeReplay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Any, first: Tensor, *others: Tensor) -> Tensor:
+        with torch.enable_grad(), IN_USE[-1].as_one():
+            ctx.first = first.detach().requires_grad_()
+            ctx.out, ctx.others = function(ctx.first, *others), len(others)
+        return ctx.out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with IN_USE[-1].as_one():
+            (found,) = torch.autograd.grad(ctx.out, ctx.first, gradient)
+        return None, found, *[None] * ctx.others
 
 
 def _numbers(tensor: Tensor) -> Any:

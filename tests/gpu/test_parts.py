@@ -81,3 +81,28 @@ def test_a_prior_in_any_precision_is_nearly_the_cpus(device: torch.device, dtype
     limit = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 2e-1}[dtype]
     for name, got, expected in zip(("latents", "gradient", "text", "noise"), *found, strict=True):
         assert (got - expected).norm() / expected.norm() < limit, name
+
+
+@pytest.mark.parametrize("sizes", [TINY_SD, TINY_MVDREAM], ids=["one view", "four views"])
+def test_replayed_networks_equal_called_ones(device: torch.device, sizes):
+    """Other numbers at each call: a replay must read what it is given, and not write over earlier results."""
+    if device.type != "cuda":
+        pytest.skip("only a CUDA device has graphs")
+    prior = random_prior(sizes, device=device, dtype=torch.float16)
+    cameras = to_device(orbit(1, 4, elevation_deg=10.0, distance=1.5, fovy_deg=50.0), device)
+    text = prior.text_encoder.encode(["a red cube"] * 4)
+    found: dict[bool, list[torch.Tensor]] = {}
+    for prior.graphs in (False, True):
+        random, found[prior.graphs] = torch.Generator().manual_seed(0), []
+        for call in range(6):
+            pixels = torch.rand(4, 16, 16, 3, generator=random).to(device).requires_grad_()
+            noisy = torch.randn(4, *prior.latent_shape, generator=random).to(device)
+            latents = prior.encode(pixels)
+            latents.square().mean().mul(1e-6).backward()
+            with torch.no_grad():
+                timesteps = torch.full((4,), 100 + call, device=device)
+                noise = prior.predict_noise(noisy, timesteps, text, cameras)
+            found[prior.graphs] += [latents.detach(), pixels.grad, noise]
+    assert prior._replayed_unet._graphs and prior._replayed_moments._graphs
+    for plain, replayed in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(replayed, plain, rtol=1e-2, atol=1e-3)

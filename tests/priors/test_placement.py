@@ -42,15 +42,24 @@ def test_parts_lie_where_they_are_wanted(folder):
 
 def test_a_denoiser_that_is_offloaded_comes_for_each_call_and_goes(folder, monkeypatch):
     prior, plain = (load_prior(config_of(folder, offload=offload)) for offload in (True, False))
-    moves: list[str] = []
-    monkeypatch.setattr(prior, "_home", torch.device("meta"))  # stands for the memory that it comes from
-    monkeypatch.setattr(prior.unet, "to", lambda device: moves.append(device.type))
+    sent: list[torch.Tensor] = []
+
+    def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(tensor.clone())  # stands for the copy on the GPU
+        return sent[-1]
+
+    weights = [*prior.unet.parameters(), *prior.unet.buffers()]
+    lying = [weight.data_ptr() for weight in weights]
+    monkeypatch.setattr("amortized.priors.stable_diffusion.to_device", send)
+    used: list[int] = []
+    prior.unet.register_forward_pre_hook(lambda *given: used.append(weights[0].data_ptr()))
     assert torch.equal(prior.predict_noise(*question(prior)), plain.predict_noise(*question(plain)))
-    assert moves == ["cpu", "meta"]
+    assert used == [sent[0].data_ptr()] and len(sent) == len(weights)
+    assert [weight.data_ptr() for weight in weights] == lying  # nothing was copied back
     monkeypatch.setattr(prior.unet, "forward", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prior.predict_noise(*question(prior))
-    assert moves == ["cpu", "meta"] * 2
+    assert [weight.data_ptr() for weight in weights] == lying
 
 
 @pytest.mark.parametrize("other", [{"compile": True}, {"denoiser_device": "cuda:1"}])
