@@ -19,7 +19,11 @@ def test_the_cases_are_every_generator_and_both_priors():
     # Each generator's public way and three sizes, MVDream's three sizes, and one case without graphs.
     assert len(found) == len(set(found)) == 3 * 4 + 3 + 1
     for generator in sd_steps.TINY:
-        of_it = [case for case in found if (case.prior, case.generator) == (DIFFUSION, generator)]
+        of_it = [
+            case
+            for case in found
+            if (case.prior, case.generator, case.graphs) == (DIFFUSION, generator, True)
+        ]
         assert [(case.public, case.prompts) for case in of_it] == [
             (True, 1),
             (False, 1),

@@ -1,6 +1,6 @@
 """Networks replayed as CUDA graphs: one launch in place of hundreds, where the host is slower than the GPU.
 
-A step of one prompt hands the GPU some 4,600 operations, half of them the denoiser's and a quarter the image
+A step of one prompt hands the GPU some 1,500 operations, half of them the denoiser's and a seventh the image
 encoder's, and the GPU waits for the host to hand them over. Frozen networks called at the same sizes step
 after step are recorded once and then replayed: the same kernels in the same order, on the same memory.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from amortized.guidance import calls_per_image
+from amortized.training.metering import Meter
 from amortized.training.trainer import Trainer, engines
 
 
@@ -21,14 +22,13 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     learned = (
         sum(p.numel() * p.element_size() for p in guidance.learned.parameters()) if guidance.learned else 0
     ) // shares
-    graph = images * config.render_size**2 * trainer.settings.renderer.num_samples * BYTES_PER_SAMPLE
     memory = {
         "generator with gradients and moments": 4 * weights,
         "averaged weights": weights if config.ema_decay is not None else 0,
         "learned model with gradients and moments": 4 * learned,
         "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
-        "graph of a render (rough)": graph,
         "kept trajectories at the end": trainer.cache_bytes,
+        "step, on top of these": step_memory(trainer),
     }
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
@@ -45,9 +45,28 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     return "\n".join(lines)
 
 
-# A sample of a small head keeps about this much for the backward pass (features, hidden units,
-# position); real renders lie within a factor of two.
-BYTES_PER_SAMPLE = 600
+RAYS = 0.6  # share of all rays that is rendered, as of an object that fills most of the image
+
+
+def step_memory(trainer: Trainer) -> int:
+    """Bytes that forward and backward pass of a batch need at most, besides weights and gradients.
+
+    Counted on fake tensors, which take the place of all weights: nothing can be trained afterwards. 0 where
+    weights are sharded. What libraries and allocators take for themselves is not in it.
+    """
+    objective = getattr(trainer.strategy, "objective", None)
+    if trainer.settings.distributed.strategy != "ddp" or trainer.settings.distributed.shard_prior:
+        return 0
+    config = trainer.config
+    prepared = trainer._prepare(0, 0)
+    meter = Meter(integer=max(1, int(RAYS * config.views_per_prompt * config.render_size**2)))
+    for module in (objective, *trainer.guidance.prior.modules()):
+        meter.fake_weights(module)
+    with meter, meter.section("step") as cost:
+        terms = objective(prepared, 0.0, True)
+        (terms["loss"] + terms.get("learned", 0.0)).backward()
+    gradients = (p.grad for p in objective.parameters() if p.grad is not None)
+    return max(0, cost.peak - sum(gradient.nbytes for gradient in gradients))
 
 
 def _parameters(module: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 PyTorch's fake tensors have a shape, a type and a device, but no storage: a step of any size runs on them in
 seconds on any machine. The meter sees every operation, adds up what it would cost, and keeps an account of
-the memory that is alive.
+the memory that is alive. Real tensors are computed with as ever: what a step decides on the host stays true.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -98,9 +98,13 @@ class Meter(TorchDispatchMode):
         return isinstance(tensor, FakeTensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
         if func.overloadpacket is aten._local_scalar_dense:
             return self.answer(args[0])
-        return self.run(func, args, kwargs or {})
+        return self.run(func, args, kwargs)
 
     def answer(self, tensor: Tensor) -> bool | int | float:
         """A number in place of the one that a fake tensor does not have."""
@@ -116,8 +120,8 @@ class Meter(TorchDispatchMode):
             self._account(tensor)
         name = func.overloadpacket.__name__
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and self.counts(x)]
-        if name in VIEWS or not (written or read):
-            return out
+        if name in VIEWS or func.namespace == "prim" or not (written or read):
+            return out  # prim.device and the like only ask
         flops = 0.0
         if func.overloadpacket in flop_registry:
             flops = float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
@@ -151,3 +155,15 @@ class Meter(TorchDispatchMode):
             meter._storages.discard(key)
 
         weakref.finalize(storage, release)
+
+    def fake_weights(self, module: nn.Module) -> None:
+        """Put fake tensors in place of a module's weights and buffers, for good."""
+        fakes: dict[int, nn.Parameter] = {}  # a weight may have two names
+        for part in module.modules():
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    fake = nn.Parameter(self.fake.from_tensor(weight.detach()), weight.requires_grad)
+                    part._parameters[name] = fakes.setdefault(id(weight), fake)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = self.fake.from_tensor(buffer)
