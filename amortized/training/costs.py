@@ -6,6 +6,7 @@ from torch import nn
 
 from amortized.guidance import calls_per_image
 from amortized.training.metering import Meter
+from amortized.training.strategies import Replicated
 from amortized.training.trainer import Trainer, engines
 
 
@@ -54,10 +55,9 @@ def step_memory(trainer: Trainer) -> int:
     Counted on fake tensors, which take the place of all weights: nothing can be trained afterwards. 0 where
     weights are sharded. What libraries and allocators take for themselves is not in it.
     """
-    objective = getattr(trainer.strategy, "objective", None)
-    if trainer.settings.distributed.strategy != "ddp" or trainer.settings.distributed.shard_prior:
+    if not isinstance(trainer.strategy, Replicated) or trainer.settings.distributed.shard_prior:
         return 0
-    config = trainer.config
+    config, objective = trainer.config, trainer.strategy.objective
     prepared = trainer._prepare(0, 0)
     meter = Meter(integer=max(1, int(RAYS * config.views_per_prompt * config.render_size**2)))
     for module in (objective, *trainer.guidance.prior.modules()):
