@@ -21,9 +21,9 @@ from amortized.devices import device_of
 from amortized.priors.base import ADAPTED, DTYPES, PriorConfig
 from amortized.priors.graphs import Replayed
 from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
+from amortized.priors.offload import OffloadedWeights
 from amortized.priors.precision import sized_gradient
 from amortized.priors.schedule import alphas_at, velocity_to_noise
-from amortized.transfer import pin, to_device
 from amortized.types import Cameras, TextCondition
 
 ATTENTION_PARTS = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet, that a LoRA changes
@@ -186,29 +186,6 @@ class StableDiffusionPrior:
             yield
         finally:
             self.unet.enable_adapters()
-
-
-class OffloadedWeights:
-    """Weights of a network that lies in main memory, and is on another device as `with weights:`.
-
-    What is copied there is let go again, never copied back: the weights are frozen.
-    """
-
-    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
-        self.device = device
-        self.tensors = [*network.parameters(), *network.buffers()]
-        if device.type == "cuda":
-            for tensor in self.tensors:
-                tensor.data = pin(tensor.data)
-        self.masters = [tensor.data for tensor in self.tensors]
-
-    def __enter__(self) -> None:
-        for tensor, master in zip(self.tensors, self.masters, strict=True):
-            tensor.data = to_device(master, self.device)
-
-    def __exit__(self, *error: object) -> None:
-        for tensor, master in zip(self.tensors, self.masters, strict=True):
-            tensor.data = master
 
 
 class LoraWeights(torch.nn.Module):

@@ -50,7 +50,7 @@ def test_a_denoiser_that_is_offloaded_comes_for_each_call_and_goes(folder, monke
 
     weights = [*prior.unet.parameters(), *prior.unet.buffers()]
     lying = [weight.data_ptr() for weight in weights]
-    monkeypatch.setattr("amortized.priors.stable_diffusion.to_device", send)
+    monkeypatch.setattr("amortized.priors.offload.to_device", send)
     used: list[int] = []
     prior.unet.register_forward_pre_hook(lambda *given: used.append(weights[0].data_ptr()))
     assert torch.equal(prior.predict_noise(*question(prior)), plain.predict_noise(*question(plain)))
