@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 # Operations that move no data: they look at memory in another way, or reserve it.
@@ -51,6 +50,9 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.integer = integer
+        from torch.utils.flop_counter import flop_registry  # imports Triton
+
+        self.flops: dict[Any, Any] = flop_registry
         self.costs: dict[str, Cost] = {}
         self.live = 0  # bytes
         self._sections: list[str] = []
@@ -123,8 +125,8 @@ class Meter(TorchDispatchMode):
         if name in VIEWS or func.namespace == "prim" or not (written or read):
             return out  # prim.device and the like only ask
         flops = 0.0
-        if func.overloadpacket in flop_registry:
-            flops = float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+        if func.overloadpacket in self.flops:
+            flops = float(self.flops[func.overloadpacket](*args, **kwargs, out_val=out))
         single = flops > 0 and written[0].dtype == torch.float32
         traffic = float(sum(tensor.nbytes for tensor in (*read, *written)))
         self.charge(flops=flops, flops_float32=flops if single else 0.0, traffic=traffic)
