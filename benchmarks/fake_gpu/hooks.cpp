@@ -5,6 +5,7 @@
 
 namespace {
 struct OneDevice final : at::CUDAHooksInterface {
+  void init() const override {}
   bool hasCUDA() const override { return true; }
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }

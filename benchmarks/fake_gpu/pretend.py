@@ -8,18 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from amortized.priors import graphs
 from benchmarks.fake_gpu.machine import IN_USE, install_hooks, on_gpu
 
 aten = torch.ops.aten
+# What looks at torch.cuda, or makes tensors, when it is imported: it is to find things as they are.
+IMPORTED_BEFORE = (
+    "torch._dynamo", "peft", "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip",
+)  # fmt: skip
 _attention_of_cpu = nn.functional.scaled_dot_product_attention
 
 
 def pretend() -> None:
     """Install the hooks, and replace parts of torch, for the rest of the process."""
-    importlib.import_module("torch._dynamo")  # fake tensors import it, and it knows torch's functions by name
+    for name in IMPORTED_BEFORE:
+        importlib.import_module(name)
     install_hooks()
     cuda: Any = torch.cuda
     cuda.is_available = lambda: True
@@ -32,10 +39,12 @@ def pretend() -> None:
     cuda.get_device_capability = lambda *args: (9, 0)
     cuda.get_rng_state = lambda *args: torch.zeros(16, dtype=torch.uint8)
     cuda.set_rng_state = lambda *args: None
+    cuda.is_current_stream_capturing = lambda: False
     cuda.Event = Event
     cuda.Stream = Stream
     cuda.stream = lambda stream: contextlib.nullcontext()
     graphs.record = _record
+    fake_tensor.init_gpu_context = lambda device: None  # torch 2.11 would make a real tensor there first
     FakeTensor.tolist = _numbers  # type: ignore[method-assign]
     nn.Module._apply = _move  # type: ignore[method-assign]
     nn.functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
