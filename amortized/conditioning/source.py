@@ -25,7 +25,7 @@ class SentenceEncoder(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many sentences it is best asked for at once."""
+        """How many sentences to ask for at once."""
         ...
 
     def encode(self, texts: Sequence[str]) -> TextCondition:

@@ -46,7 +46,7 @@ class TextEncoder:
 
     @property
     def batch_size(self) -> int:
-        """How many sentences it is best asked for at once."""
+        """How many sentences to ask for at once."""
         return _batch_size(self.model)
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ class T5TextEncoder:
 
     @property
     def batch_size(self) -> int:
-        """How many sentences it is best asked for at once."""
+        """How many sentences to ask for at once."""
         return _batch_size(self.model)
 
     @torch.no_grad()

@@ -162,8 +162,8 @@ class _Look:
         # Rays that miss are rendered only to fill up: with length 0, in the ball's centre.
         origins = torch.where(seen[..., None], origins, 0.0)
         num_evaluations = 0
-        # On a GPU a look at all rays costs less than the wait for how many of them hit.
-        all_rays = self.lattice is not None and origins.device.type == "cuda"
+        # A look at all rays in the lattice costs a GPU less than the wait for how many of them hit.
+        all_rays = self.lattice is not None and _counting_waits(origins.device)
         index = _all(seen) if all_rays else _first(seen)  # [P, K]
         if not all_rays:
             origins, directions, near, far, seen = (
@@ -243,6 +243,11 @@ def _first(wanted: Tensor) -> Tensor:
     """
     count = max(int(wanted.sum(dim=1).amax()), 1)
     return torch.argsort(wanted.byte(), dim=1, descending=True, stable=True)[:, :count]
+
+
+def _counting_waits(device: torch.device) -> bool:
+    """Whether the host waits for a number that it asks of the device."""
+    return device.type == "cuda"
 
 
 def _all(wanted: Tensor) -> Tensor:

@@ -405,3 +405,25 @@ def test_misuse_is_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             RendererConfig(**settings)
+
+
+@pytest.mark.parametrize(("num_prompts", "num_views"), [(1, 1), (2, 1), (3, 4)])
+def test_a_gpu_that_looks_at_all_rays_renders_the_same(num_prompts, num_views, monkeypatch):
+    """Without the cut to the rays that hit the ball, for whose number the host would wait."""
+    cameras = orbit(num_prompts, num_views, elevation_deg=20.0, distance=4.0, fovy_deg=60.0)
+    config = RendererConfig(lattice=16, num_coarse=16, num_fine=8, shading=ShadingConfig(kind="lambert"))
+    radii = 0.3 + 0.1 * torch.arange(num_prompts)
+    u = torch.rand(num_prompts, num_views * 24 * 24, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for waits in (False, True):
+        monkeypatch.setattr("amortized.rendering.renderer._counting_waits", lambda device, waits=waits: waits)
+        radius = radii.clone().requires_grad_()
+        image = render(
+            Balls(radius=radius), cameras, 24, 24, config=config, sharpness=20.0, training=True, u=u,
+            background=torch.full((num_prompts, num_views, 3), 0.5), want_normal=True,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad((image.rgb.square().sum() + image.depth.sum()), radius)
+        found.append((image.rgb, image.opacity, image.depth, image.normal, gradient, image.num_evaluations))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert 0.01 < found[0][1].mean() < 0.5
