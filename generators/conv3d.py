@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
 from generators.epilogue import SLOPE, leaky_clamped
-from generators.field import FeatureField, check_sizes, checked_z
+from generators.field import FeatureField, check_sizes, checked_z, compile_parts
 
 GAIN = math.sqrt(2)  # restores the second moment after a leaky ReLU of slope 0.2, nearly
 LAYOUT = torch.channels_last_3d  # of volumes: convolutions and interpolation are 1.5 to 8 times as fast
@@ -55,7 +55,7 @@ class Conv3DConfig:
     sphere_radius: float = 0.8  # of the ball that every prompt starts as
     bounding_radius: float = 1.0
     checkpointing: bool = False  # recompute each resolution in the backward pass instead of storing it
-    compile: bool = False  # torch.compile each resolution: minutes at the start, faster steps on a GPU
+    compile: bool | None = None  # torch.compile each resolution: minutes at the start; None: on CUDA only
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
@@ -101,9 +101,7 @@ class Conv3DNet(nn.Module):
                 [None, *widths[:-1]], widths, config.resolutions, strict=True
             )
         )
-        if config.compile:
-            for stage in self.stages:
-                stage.compile(dynamic=False)
+        self.compiled = False  # at the first forward, when the device is known
         self.head_sdf = BiasFreeMLP((config.num_features, *config.hidden, 1))
         self.head_rgb = BiasFreeMLP((config.num_features, *config.hidden, 3))
 
@@ -112,6 +110,9 @@ class Conv3DNet(nn.Module):
 
         Raises ValueError where z has another shape.
         """
+        if not self.compiled:
+            compile_parts(self.stages, self.config.compile, self.constant.device)
+            self.compiled = True
         pooled = text.pooled
         z = checked_z(z, len(pooled), self.z_dim, pooled)
         style = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
@@ -186,7 +187,7 @@ class _Stage(nn.Module):
         if self.grow is not None:
             x = self.grow(x, style, z)
         if self.volume is not None:
-            x = x + self.volume
+            x = x + self.volume.to(x.dtype)
         x = self.keep(x, style, z)
         return x, _double(features) + self.project(x, style)
 
@@ -256,7 +257,8 @@ class _Dense(nn.Module):
 def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None = None, *, padding: int = 0) -> Tensor:
     """x [P, in, R, R, R] through kernel [out, in, k, k, k], in the layout of volumes."""
     x, kernel = (t.contiguous(memory_format=LAYOUT) for t in (x, kernel))
-    return functional.conv3d(x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+    bias = None if bias is None else bias.to(x.dtype)
+    return functional.conv3d(x, kernel.to(x.dtype), bias, padding=padding)
 
 
 def _scaled(x: Tensor, by: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""What follows a convolution, in one pass over its volume: shift, bias, leaky ReLU, clamp.
+"""What follows a convolution, in place: shift, bias, leaky ReLU, clamp.
 
-Volumes of 128^3 take 537 MB a prompt, so that passes over memory cost more than the arithmetic. Written as
-single operations there are five passes forward, and the backward pass keeps five volumes. Here the input is
-overwritten and only the output is kept: the slope follows from its sign, the clamp from its magnitude.
+Volumes of 128^3 take 537 MB a prompt, so that memory costs more than the arithmetic. Written as plain
+operations, each makes a volume and most keep one for the backward pass. Here the input is overwritten and
+only the output is kept: the slope follows from its sign, the clamp from its magnitude.
+
+Cutting volumes into parts that fit the cache was slower by far, for its many calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,10 +36,8 @@ class _LeakyClamped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, bias: Tensor) -> Tensor:
         """[P, C, R, R, R], in the memory of x."""
-        small = bias.to(x.dtype)[:, None, None, None]
-        for part, moved in zip(_parts(x), _parts(shift.to(x.dtype)), strict=True):
-            part.add_(moved).add_(small)
-            functional.leaky_relu_(part, SLOPE).clamp_(-LIMIT, LIMIT)
+        x.add_(shift.to(x.dtype)).add_(bias.to(x.dtype)[:, None, None, None])
+        functional.leaky_relu_(x, SLOPE).clamp_(-LIMIT, LIMIT)
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
         ctx.dtypes = shift.dtype, bias.dtype
@@ -50,21 +49,7 @@ class _LeakyClamped(torch.autograd.Function):
         """Gradients to x, shift and bias; sums are taken in float32 at least."""
         (y,), (grad,) = ctx.saved_tensors, grads
         sums = torch.promote_types(y.dtype, torch.float32)
-        to_x, to_bias = torch.empty_like(y), y.new_zeros(y.shape[1], dtype=sums)
-        to_shift = y.new_empty(y.shape[0], 1, *y.shape[2:], dtype=sums)
-        parts = (_parts(t) for t in (y, grad, to_x, to_shift))
-        for y_part, grad_part, x_part, shift_part in zip(*parts, strict=True):
-            torch.ops.aten.leaky_relu_backward(grad_part, y_part, SLOPE, True, grad_input=x_part)
-            torch.ops.aten.hardtanh_backward(x_part, y_part, -LIMIT, LIMIT, grad_input=x_part)
-            torch.sum(x_part, dim=1, keepdim=True, dtype=sums, out=shift_part)
-            to_bias += x_part.sum(dim=(0, 2, 3, 4), dtype=sums)
-        return to_x, to_shift.to(ctx.dtypes[0]), to_bias.to(ctx.dtypes[1])
-
-
-def _parts(x: Tensor) -> Iterator[Tensor]:
-    """x [P, C, R, R, R], on a CPU cut along prompts and z, so that a part stays in its cache (4 MB at 128^3)."""
-    if x.device.type != "cpu":
-        yield x
-        return
-    for prompt in x.split(1):
-        yield from prompt.split(1 if x.shape[2] > 32 else 32, dim=2)
+        to_x = torch.ops.aten.leaky_relu_backward(grad, y, SLOPE, True)
+        torch.ops.aten.hardtanh_backward(to_x, y, -LIMIT, LIMIT, grad_input=to_x)
+        to_shift = to_x.sum(dim=1, keepdim=True, dtype=sums).to(ctx.dtypes[0])
+        return to_x, to_shift, to_x.sum(dim=(0, 2, 3, 4), dtype=sums).to(ctx.dtypes[1])

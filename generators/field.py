@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amortized.types import TextCondition
 
@@ -73,3 +73,10 @@ def checked_z(z: Tensor | None, num_prompts: int, z_dim: int, like: Tensor) -> T
     if z.shape != (num_prompts, z_dim):
         raise ValueError(f"z must be [P, z_dim] = {[num_prompts, z_dim]}, got {list(z.shape)}")
     return z.to(like)
+
+
+def compile_parts(parts: Iterable[nn.Module], wanted: bool | None, device: torch.device) -> None:
+    """torch.compile each part if wanted; by default (None) on CUDA only, where it pays."""
+    if wanted or (wanted is None and device.type == "cuda"):
+        for part in parts:
+            part.compile(dynamic=False)

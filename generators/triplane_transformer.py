@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
-from generators.field import FeatureField, check_sizes, checked_tokens
+from generators.field import FeatureField, check_sizes, checked_tokens, compile_parts
 
 # Which two coordinates of a point (x, y, z) look up each plane; the first runs along its width.
 AXES = ((0, 1), (0, 2), (2, 1))
@@ -53,7 +53,7 @@ class TriplaneTransformerConfig:
     sphere_radius: float = 0.8  # of the ball that every prompt starts as
     bounding_radius: float = 1.0
     checkpointing: bool = False  # recompute each layer in the backward pass instead of storing it
-    compile: bool = False  # torch.compile the layers: a minute at the start, faster steps on a GPU
+    compile: bool | None = None  # torch.compile the layers: a minute at the start; None: on CUDA only
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -85,9 +85,7 @@ class TriplaneTransformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(width, config.num_heads, text_dim if by_token else None) for _ in range(config.num_layers)
         )
-        if config.compile:
-            for layer in self.layers:
-                layer.compile(dynamic=False)
+        self.compiled = False  # at the first forward, when the device is known
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.to_planes = nn.ConvTranspose2d(width, config.plane_channels, kernel_size=2, stride=2, bias=False)
         if config.smooth:
@@ -109,6 +107,9 @@ class TriplaneTransformer(nn.Module):
             mask = mask[:, None, None]  # [P, 1, 1, L]: every head, every query
         else:
             context, mask = self.text_in(text.pooled)[:, None], None
+        if not self.compiled:
+            compile_parts(self.layers, self.config.compile, self.tokens.device)
+            self.compiled = True
         for layer in self.layers:
             if self.config.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, context, mask, use_reentrant=False)
@@ -133,7 +134,9 @@ def read_planes(planes: Tensor, points: Tensor) -> Tensor:
 
     Interpolated from each prompt's own planes and concatenated; zero outside the cube.
     """
-    where = points[:, :, AXES].transpose(1, 2).flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
+    axes = points.unbind(-1)  # not indexed by a list, which a GPU would wait for
+    where = torch.stack([torch.stack([axes[i], axes[j]], dim=-1) for i, j in AXES], dim=1)  # [P, 3, N, 2]
+    where = where.flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
     found = functional.grid_sample(planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False)
     return found.squeeze(-1).view(len(points), -1, points.shape[1]).mT
 

@@ -25,9 +25,13 @@ SMALL_RUN = (
 )  # fmt: skip
 GENERATORS = {
     "hyper-ingp": ("generator.grid.log2_table_size=10", "generator.grid.num_levels=4"),
-    "3dconv-net": ("generator.resolution=8", "generator.base_channels=16", "generator.num_features=8"),
+    "3dconv-net": (
+        "generator.resolution=8", "generator.base_channels=16", "generator.num_features=8",
+        "generator.compile=false",
+    ),  # fmt: skip
     "triplane-transformer": (
         "generator.plane_tokens=4", "generator.width=32", "generator.num_layers=2", "generator.num_heads=2",
+        "generator.compile=false",
     ),
 }  # fmt: skip
 LEARNED = {"lods-embedding": ("null", "prompt-nulls", "adapter"), "lods-lora": ("lora",), "vsd": ("lora",)}
