@@ -133,8 +133,8 @@ def read_planes(planes: Tensor, points: Tensor) -> Tensor:
 
     Interpolated from each prompt's own planes and concatenated; zero outside the cube.
     """
-    axes = points.unbind(dim=-1)
-    where = torch.stack([torch.stack([axes[i], axes[j]], dim=-1) for i, j in AXES], dim=1)
+    axes = points.unbind(-1)  # not indexed by a list, which a GPU would wait for
+    where = torch.stack([torch.stack([axes[i], axes[j]], dim=-1) for i, j in AXES], dim=1)  # [P, 3, N, 2]
     where = where.flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
     found = functional.grid_sample(planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False)
     return found.squeeze(-1).view(len(points), -1, points.shape[1]).mT
