@@ -118,7 +118,8 @@ for kernel in (triton_grid._forward, triton_grid._backward):
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         ptx = built.asm["ptx"]
         adds = kernel is triton_grid._backward
-        assert ("red.relaxed" in ptx or "red.global" in ptx) == adds and "atom." not in ptx, kernel
+        # Triton 3.6 writes `atom` without a result, which the assembler makes a reduction as well.
+        assert ("red." in ptx or "atom." in ptx) == adds and "acq_rel" not in ptx, kernel
         assert "rem.u32" not in ptx and "rem.u64" not in ptx, kernel
 """
 
