@@ -119,7 +119,7 @@ for kernel in (triton_grid._forward, triton_grid._backward):
         ptx = built.asm["ptx"]
         adds = kernel is triton_grid._backward
         # Triton 3.6 writes `atom` without a result, which the assembler makes a reduction as well.
-        assert ("red." in ptx or "atom." in ptx) == adds and "acq_rel" not in ptx, kernel
+        assert ("red.global" in ptx or "atom.global" in ptx) == adds and "acq_rel" not in ptx, kernel
         assert "rem.u32" not in ptx and "rem.u64" not in ptx, kernel
 """
 
