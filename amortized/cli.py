@@ -58,8 +58,8 @@ def one_sentence_errors(name: str) -> Iterator[None]:
         _fail(name, str(error), 2 if isinstance(error, ValueError) else 1)
 
 
-def _fail(name: str, told: str, status: int) -> NoReturn:
-    sentence = " ".join(told.split())
+def _fail(name: str, message: str, status: int) -> NoReturn:
+    sentence = " ".join(message.split())
     print(f"{name}: error: {sentence}", file=sys.stderr)
     sys.exit(status)
 

@@ -99,7 +99,7 @@ class Readback:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work queued inside runs beside the default stream, on a stream of this thread; no effect on a CPU."""
+    """Work queued inside runs beside the default stream, on a second one; no effect on a CPU."""
     if device.type != "cuda":
         yield
         return

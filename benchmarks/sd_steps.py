@@ -259,6 +259,9 @@ def main() -> None:
         run(left, findings, world.device, repeats, ends)
         if counting is not None:
             counting.terminate()  # most likely done long ago; what it has counted is in its file
+            _, errors = counting.communicate()
+            if not counted.exists() and errors:
+                print(f"no floors, as nothing was counted: {errors.decode().strip().splitlines()[-1]}")
             add_floors(findings.rows, counted, ceilings.measure(world.device))
     ratios = [row["images/s / public"] for row in findings.rows if row["images/s / public"]]
     found = f", up to {max(ratios)} times the public way's images a second" if ratios else ""

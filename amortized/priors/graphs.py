@@ -129,7 +129,7 @@ class _Replay(torch.autograd.Function):
 
 
 def _warm_up(action: Callable[[], object]) -> None:
-    """Call what is to be recorded, on a stream of its own as PyTorch asks: libraries choose kernels."""
+    """Call what will be recorded, on a side stream as PyTorch asks: libraries choose their kernels."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
+from amortized.encodings import HashGrid
 from amortized.guidance import calls_per_image
 from amortized.training.metering import Meter
 from amortized.training.strategies import Replicated
@@ -60,13 +63,24 @@ def step_memory(trainer: Trainer) -> int:
     config, objective = trainer.config, trainer.strategy.objective
     prepared = trainer._prepare(0, 0)
     meter = Meter(integer=max(1, int(RAYS * config.views_per_prompt * config.render_size**2)))
-    for module in (objective, *trainer.guidance.prior.modules()):
+    prior = trainer.guidance.prior
+    for module in (objective, *prior.modules()):
+        _without_kernels(module)
         meter.fake_weights(module)
+    if hasattr(prior, "graphs"):
+        prior.graphs = False  # type: ignore[attr-defined]  # there is nothing to record
     with meter, meter.section("step") as cost:
         terms = objective(prepared, 0.0, True)
         (terms["loss"] + terms.get("learned", 0.0)).backward()
     gradients = (p.grad for p in objective.parameters() if p.grad is not None)
     return max(0, cost.peak - sum(gradient.nbytes for gradient in gradients))
+
+
+def _without_kernels(module: nn.Module) -> None:
+    """Let PyTorch look its hash grids up: native kernels read memory, which fake tensors do not have."""
+    for part in module.modules():
+        if isinstance(part, HashGrid):
+            part.config = replace(part.config, engine="torch")
 
 
 def _parameters(module: nn.Module) -> int:

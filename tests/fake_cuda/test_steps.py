@@ -15,21 +15,12 @@ from pathlib import Path
 import pytest
 
 from amortized.guidance import METHODS
+from benchmarks.sd_steps import TINY, TINY_RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_WAITS = 1  # for the number of rays to render, which shapes tensors
 
-SMALL_RUN = (
-    "corpus=shapes16", "trainer.render_size=16", "renderer.num_coarse=16", "renderer.num_fine=8",
-    "renderer.lattice=12",
-)  # fmt: skip
-GENERATORS = {
-    "hyper-ingp": ("generator.grid.log2_table_size=10", "generator.grid.num_levels=4"),
-    "3dconv-net": ("generator.resolution=8", "generator.base_channels=16", "generator.num_features=8"),
-    "triplane-transformer": (
-        "generator.plane_tokens=4", "generator.width=32", "generator.num_layers=2", "generator.num_heads=2",
-    ),
-}  # fmt: skip
+SMALL_RUN = ("corpus=shapes16", *TINY_RUN)
 LEARNED = {"lods-embedding": ("null", "prompt-nulls", "adapter"), "lods-lora": ("lora",), "vsd": ("lora",)}
 
 
@@ -39,7 +30,7 @@ def case(name: str, *overrides: str, generator: str = "hyper-ingp", views: int =
         "name": name,
         "preset": "hyper-ingp-sd21.yaml" if views == 1 else "hyper-ingp-mvdream.yaml",
         "prior": "tiny-sd" if views == 1 else "tiny-mvdream",
-        "overrides": [f"generator.name={generator}", *GENERATORS[generator], *SMALL_RUN, *overrides],
+        "overrides": [f"generator.name={generator}", *TINY[generator], *SMALL_RUN, *overrides],
     }
 
 
@@ -92,7 +83,7 @@ def option_cases() -> list[dict]:
 
 def generator_cases() -> list[dict]:
     found = []
-    for generator in GENERATORS:
+    for generator in TINY:
         for precision, prompts in (("float32", 1), ("bfloat16", 2)):
             own = [f"trainer.precision={precision}", f"trainer.prompts_per_process={prompts}"]
             name = f"{generator} {precision} P={prompts}"

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from amortized.encodings import HashGrid
 from amortized.training import costs
 from amortized.training.metering import Meter
 from tests.training.toy import TINY, make_trainer
@@ -87,3 +88,14 @@ def test_a_step_needs_the_memory_that_was_foretold(tmp_path, monkeypatch, genera
     foretold = costs.step_memory(make_trainer(tmp_path / "fake", steps=2, generator=generator))
     # The share of rays is assumed there, and what the host holds is not counted.
     assert 0.5 < foretold / real < 1.6, (foretold, real)
+
+
+def test_a_step_is_counted_without_native_kernels_and_graphs(tmp_path):
+    """They read memory, which fake tensors do not have: on a GPU a dry run would end in an error."""
+    trainer = make_trainer(tmp_path, steps=2)
+    grids = [part for part in trainer.state.generator.modules() if isinstance(part, HashGrid)]
+    prior = trainer.guidance.prior
+    prior.graphs = True
+    assert grids and {grid.config.engine for grid in grids} == {"auto"}
+    assert costs.step_memory(trainer) > 0
+    assert {grid.config.engine for grid in grids} == {"torch"} and prior.graphs is False
