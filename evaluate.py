@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for, progress_bar
+from amortized.config import geometric_at, load_config
 from amortized.evaluation import (
     PromptRow,
     evaluate,
@@ -29,7 +29,6 @@ from amortized.evaluation import (
     write_results,
 )
 from amortized.rendering import render
-from amortized.schedules import geometric_at
 from amortized.training import join_world, load_generator, z_of
 from amortized.types import Cameras, Corpus, Prompt, Render, Scene
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list
@@ -79,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         for word in given.overrides:
             if word.startswith(("corpus=", "held_out=", "prompt=")):
                 raise ValueError(f"{word} would say that the run learned something else: use --prompts")
-        config = settings.load(RunConfig, given.run / "config.yaml", given.overrides)
+        config = load_config(RunConfig, given.run / "config.yaml", given.overrides)
         corpus = asked = corpus_of(config)
         if given.prompt or given.prompts:
             if given.split != "all":

@@ -24,9 +24,9 @@ from typing import get_args
 import torch
 from torch.nn import Module
 
-from amortized import config as settings
 from amortized.cli import one_sentence_errors, parser_for
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
+from amortized.config import config_to_yaml, load_config
 from amortized.guidance import Guidance, build_learned
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.settings import RunSettings
@@ -121,10 +121,10 @@ def run(config: RunConfig, corpus: Corpus, world: World, *, resume: Resume, dry:
     trainer = Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
     if dry:
         if world.is_main:
-            print(settings.to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
+            print(config_to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
         return None
     # Only now: what cannot be trained leaves no folder behind.
-    with open_run(Path(config.output), settings.to_yaml(config), world, resume=resume) as notes:
+    with open_run(Path(config.output), config_to_yaml(config), world, resume=resume) as notes:
         return trainer.train(notes=notes)
 
 
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show settings, parts and costs, and stop")
     given = parser.parse_intermixed_args(argv)
     with one_sentence_errors("train.py"):
-        config = settings.load(RunConfig, given.config, given.overrides)
+        config = load_config(RunConfig, given.config, given.overrides)
         corpus = corpus_of(config)
         if config.prompt is not None and not any(text.startswith("output=") for text in given.overrides):
             config = replace(config, output=f"{config.output}-{corpus[0].id}")

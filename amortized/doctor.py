@@ -216,8 +216,8 @@ def named_by(words: Sequence[str]) -> Named:
 
     Read as written, since a run's own settings include a generator's, which are not known here.
     """
-    from amortized.config import build
-    from amortized.presets import parse_overrides, read_presets
+    from amortized.config import build_config
+    from amortized.config.presets import parse_overrides, read_presets
 
     presets = [Path(word) for word in words[:1] if "=" not in word]
     layers = [layer for path in presets for _, layer in read_presets(path)]
@@ -225,7 +225,7 @@ def named_by(words: Sequence[str]) -> Named:
     keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
     keys |= {"allow_network": "prior.allow_network", "shards": "text.shards"}
     values = {name: setting(layers, key) for name, key in keys.items()}
-    return build(Named, {name: value for name, value in values.items() if value is not None})
+    return build_config(Named, {name: value for name, value in values.items() if value is not None})
 
 
 def setting(layers: Iterable[Mapping[str, Any]], key: str) -> Any:

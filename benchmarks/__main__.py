@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from amortized import config as settings
 from amortized.cli import one_sentence_errors
+from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.training import join_world
 from benchmarks import full_size, hash_grids, rendering, steps, timing
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=(*DEFAULT, "full-size"), default=DEFAULT)
     given = parser.parse_intermixed_args(argv)
     with one_sentence_errors("benchmarks"):
-        config = settings.load(RunConfig, given.config, given.overrides)
+        config = load_config(RunConfig, given.config, given.overrides)
         with join_world(config.device) as world:
             machine = timing.machine(world.device)
             found: dict[str, object] = {"machine": machine}

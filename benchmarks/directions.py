@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.conditioning.views import ViewText
+from amortized.config import geometric_at, load_config, value_at
 from amortized.files import atomic_write_text
 from amortized.guidance import METHODS, Guidance, GuidanceConfig, published
 from amortized.guidance.playground import draws_of
 from amortized.rendering import render
-from amortized.schedules import geometric_at, value_at
 from amortized.training import load_generator, z_of
 from amortized.types import Cameras, GroundTruth, Prompt, Scene
 from benchmarks.rendering import TrueScene
@@ -132,7 +131,7 @@ def main() -> None:
     parser.add_argument("--scales", nargs="+", type=float, default=[1.5, 7.5])
     parser.add_argument("--run", type=Path, help="a trained run, another state to start from")
     given = parser.parse_intermixed_args()
-    config = settings.load(RunConfig, given.config, given.overrides)
+    config = load_config(RunConfig, given.config, given.overrides)
     rows = measure(config, given.methods, given.scales, given.run)
     print(markdown(rows))
     path = Path("outputs/benchmarks/directions.json")

@@ -16,15 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amortized import config as settings
 from amortized.cameras import orbit
+from amortized.config import geometric_at, load_config
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
 from amortized.guidance.playground import optimize
 from amortized.priors import ddim
 from amortized.random import normal
 from amortized.rendering import render
-from amortized.schedules import geometric_at
 from amortized.training import load_generator, z_of
 from amortized.types import Cameras
 from benchmarks.studies import compared
@@ -43,7 +42,7 @@ def measure(
     Every prompt of every seed is a sample of the intervals.
     """
     first, of_first = next(iter(runs.items()))
-    scorer = load_clip(settings.load(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
+    scorer = load_clip(load_config(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
     makers = {name: [assets_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()}
     makers |= {
         f"{name}, latents alone": [latents_of(config, ASSETS) for config in seeds]
@@ -63,7 +62,7 @@ def measure(
 @torch.no_grad()
 def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """Images [assets, H, W, 3] of each prompt of a run, asset i from azimuth 360 i / assets."""
-    config = settings.load(RunConfig, run / "config.yaml")
+    config = load_config(RunConfig, run / "config.yaml")
     corpus = corpus_of(config)
     _, bank, generator = compose(config, torch.device("cpu"))
     load_generator(run, generator.eval())
@@ -108,7 +107,7 @@ def one_each(config: RunConfig, num_assets: int) -> Cameras:
 @torch.no_grad()
 def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """As many samples [assets, H, W, 3] of the run's prior, told the same sides."""
-    config = settings.load(RunConfig, run / "config.yaml")
+    config = load_config(RunConfig, run / "config.yaml")
     corpus = corpus_of(config)
     prior, bank, _ = compose(config, torch.device("cpu"))
     found, sides = {}, one_each(config, num_assets)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from amortized import config as settings
+from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.guidance import METHODS
 from amortized.training import list_checkpoints
@@ -44,7 +44,7 @@ PRESETS = {"asd": Variant(preset="quickstart")} | {
 
 def alone(preset: Variant) -> Variant:
     """One object alone, in half the steps: all images are its own."""
-    steps = settings.load(RunConfig, preset.path).trainer.steps // 2
+    steps = load_config(RunConfig, preset.path).trainer.steps // 2
     images = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4", f"trainer.steps={steps}")
     return replace(preset, changes=images)
 
@@ -135,7 +135,7 @@ def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> l
     if section == "diversity":
         runs = {name: jobs_of(study, name, seeds, folder) for name in study.variants}
         configs = {
-            name: [settings.load(RunConfig, v.path, [*v.changes, f"seed={seed}"]) for seed in seeds]
+            name: [load_config(RunConfig, v.path, [*v.changes, f"seed={seed}"]) for seed in seeds]
             for name, v in {**study.variants, **PARTS_OF_DSD}.items()
         }
         return diversity.measure(
@@ -149,7 +149,7 @@ def pointing(seeds: Sequence[int], folder: Path) -> list[dict]:
     [trained] = jobs_of(STUDIES["corpus"], "asd", seeds[:1], folder)[0]
     run = trained.folder if list_checkpoints(trained.folder / "checkpoints") else None
     one, four = (
-        settings.load(RunConfig, ROOT / f"configs/{name}.yaml")
+        load_config(RunConfig, ROOT / f"configs/{name}.yaml")
         for name in ("quickstart", "shapes16-multi-view")
     )
     rows = directions.measure(one, list(METHODS), [1.5, 7.5], run)

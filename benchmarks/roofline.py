@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from amortized import config as settings
+from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.training.metering import Cost
 from benchmarks.timing import markdown
@@ -50,7 +50,7 @@ def count(prior: str, generator: str, prompts: int) -> dict[str, Any]:
     from benchmarks.fake_gpu.steps import take_step
 
     own = [f"generator.name={generator}", f"trainer.prompts_per_process={prompts}", "corpus=shapes16"]
-    step = take_step(settings.load(RunConfig, ROOT / "configs" / PRESETS[prior], own), prior)
+    step = take_step(load_config(RunConfig, ROOT / "configs" / PRESETS[prior], own), prior)
     return {
         "prior": prior,
         "generator": generator,

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from amortized import config as settings
 from amortized.conditioning import load_text_encoder
 from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
+from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.training import Trainer, World
 from amortized.training.order import Shuffle
@@ -70,7 +70,7 @@ def configured(corpus: Path, shards: Path) -> RunConfig:
     # The prior is told the prompts as they are, which the shards hold.
     text += ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
     preset = ROOT / "configs/quickstart.yaml"
-    return settings.load(RunConfig, preset, [f"corpus={corpus}", "output=outputs/scaling/run", *text])
+    return load_config(RunConfig, preset, [f"corpus={corpus}", "output=outputs/scaling/run", *text])
 
 
 def trainer_of(config: RunConfig) -> Trainer:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.conditioning import TextBank
+from amortized.config import load_config
 from amortized.guidance import Guidance
 from amortized.priors import StableDiffusionPrior
 from amortized.training import Trainer, World, join_world
@@ -65,7 +65,7 @@ class Case:
         own += [f"generator.bounding_radius={PUBLIC_RADIUS}"] if self.public else []
         own += [] if device.type == "cuda" else [*TINY[self.generator], *TINY_RUN]
         given = [*own, "corpus=in memory", "output=outputs/gpu-check/no-run", f"device={device}"]
-        return settings.load(RunConfig, ROOT / "configs" / f"{PRESETS[self.prior]}.yaml", given)
+        return load_config(RunConfig, ROOT / "configs" / f"{PRESETS[self.prior]}.yaml", given)
 
 
 def cases(numbers: tuple[int, ...]) -> Iterator[Case]:

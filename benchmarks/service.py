@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from amortized import config as settings
+from amortized.config import load_config
 from amortized.training import Trainer, World
 from benchmarks import timing
 from train import RunConfig, compose, corpus_of, guidance_of
@@ -40,7 +40,7 @@ STEPS, SKIPPED, TURNS = 50, 15, 3  # of weak scaling
 
 
 def trainer_of() -> Trainer:
-    config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml", LARGE)
+    config = load_config(RunConfig, ROOT / "configs/quickstart.yaml", LARGE)
     config = replace(config, trainer=replace(config.trainer, steps=10_000, ema_decay=0.98))
     corpus, device = corpus_of(config), torch.device("cpu")
     prior, bank, generator = compose(config, device)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from amortized.conditioning.views import ViewText
+from amortized.config import geometric_at
 from amortized.guidance import GuidanceOutput, branches_per_image
 from amortized.rendering import render
-from amortized.schedules import geometric_at
 from amortized.training import Trainer, World
 from amortized.training.losses import regularization
 from amortized.training.sampler import Batch

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import mean
 
-from amortized import config as settings
+from amortized.config import load_config
 from amortized.evaluation.metrics import Interval, bootstrap_interval
 from amortized.training import list_checkpoints
 from train import RunConfig
@@ -104,7 +104,7 @@ def check_settings(job: Job) -> None:
     """Raises ValueError where the folder holds a run of other settings: its preset has changed since."""
     kept = job.folder / "config.yaml"
     preset, *changes = job.arguments
-    if kept.exists() and settings.load(RunConfig, kept) != settings.load(RunConfig, Path(preset), changes):
+    if kept.exists() and load_config(RunConfig, kept) != load_config(RunConfig, Path(preset), changes):
         raise ValueError(
             f"{job.folder} holds a run of other settings than {Path(preset).name} has now: "
             "remove it, or choose another --output"

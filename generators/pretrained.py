@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from amortized.config import build
+from amortized.config import build_config
 from generators import DEFAULT, GeneratorConfig
 from generators.surroundings import Surrounded, SurroundingsConfig
 
@@ -30,7 +30,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
-        parts = build(_Parts, {name: config[name] for name in ("generator", "surroundings")})
+        parts = build_config(_Parts, {name: config[name] for name in ("generator", "surroundings")})
         width = int(config["text_dim"])
         generator = parts.generator.build(text_dim=width)
         if parts.surroundings is not None:

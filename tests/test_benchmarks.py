@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from amortized import config as settings
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
+from amortized.config import config_to_yaml, load_config
 from amortized.guidance import METHODS, Guidance, calls_per_image, published
 from amortized.guidance.timesteps import reference_timesteps
 from amortized.priors import GaussianMixturePrior
@@ -79,10 +79,10 @@ def test_a_run_of_a_preset_that_has_changed_since_is_not_taken_for_it(tmp_path):
     job = studies.Job(folder=folder, arguments=(preset, "seed=3", f"output={folder}"))
     studies.check_settings(job)  # nothing is there yet
     folder.mkdir()
-    kept = settings.load(RunConfig, Path(preset), job.arguments[1:])
-    (folder / "config.yaml").write_text(settings.to_yaml(kept))
+    kept = load_config(RunConfig, Path(preset), job.arguments[1:])
+    (folder / "config.yaml").write_text(config_to_yaml(kept))
     studies.check_settings(job)
-    (folder / "config.yaml").write_text(settings.to_yaml(replace(kept, seed=4)))
+    (folder / "config.yaml").write_text(config_to_yaml(replace(kept, seed=4)))
     with pytest.raises(ValueError, match="of other settings than quickstart.yaml has now: remove it, or"):
         studies.run(job, 1)
 
@@ -140,8 +140,8 @@ def test_presets_of_methods_cost_what_the_quickstart_costs(method: str):
     def cost(config: RunConfig) -> float:
         return config.trainer.steps * calls_per_image(config.guidance, config.views.num_negatives)
 
-    quickstart = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
-    config = settings.load(RunConfig, guidance.PRESETS[method].path)
+    quickstart = load_config(RunConfig, ROOT / "configs/quickstart.yaml")
+    config = load_config(RunConfig, guidance.PRESETS[method].path)
     assert cost(config) == pytest.approx(cost(quickstart), rel=0.02)
     assert config.trainer.prompts_per_process == quickstart.trainer.prompts_per_process
     for part in ("noise", "reference", "null", "divide_by_scale"):
@@ -151,7 +151,7 @@ def test_presets_of_methods_cost_what_the_quickstart_costs(method: str):
 def test_every_variant_of_every_study_is_a_valid_run():
     for study in (*guidance.STUDIES.values(), replace(STUDY, variants=guidance.PARTS_OF_DSD)):
         for variant in study.variants.values():
-            settings.load(RunConfig, variant.path, [*variant.changes, "output=o"])
+            load_config(RunConfig, variant.path, [*variant.changes, "output=o"])
     assert set(guidance.STUDIES["corpus"].variants) == set(guidance.STUDIES["single"].variants) == {*METHODS}
 
 
@@ -231,7 +231,7 @@ def test_directions_are_cosines_with_the_true_residual():
 
 def test_directions_see_the_shift_of_a_method():
     """At one time alone a shift starts where the method has its lowest time: ASD's is no CSD."""
-    config = settings.load(RunConfig, ROOT / "configs/quickstart.yaml")
+    config = load_config(RunConfig, ROOT / "configs/quickstart.yaml")
     for t in (0.4, 0.9):
         at = directions.at_time(config.guidance, 1.5, t)
         times = torch.tensor([int(1000 * t)])

@@ -18,7 +18,7 @@ import pytest
 
 import train
 from amortized import cli, doctor
-from amortized import config as settings
+from amortized.config import load_config
 from amortized.doctor import GIB, Named, Row
 from amortized.encodings import engines
 from amortized.evaluation import EvaluationConfig, clip
@@ -216,7 +216,7 @@ def test_a_torch_that_cannot_be_imported_is_told_with_all_the_rest(monkeypatch, 
 
 
 def test_without_yaml_the_rest_is_told(monkeypatch, capsys) -> None:
-    for name in ("yaml", "amortized.config", "amortized.presets"):
+    for name in ("yaml", *(name for name in sys.modules if name.startswith("amortized.config"))):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     status, rows = report(capsys)
@@ -456,7 +456,7 @@ def test_shards(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("preset", cli.preset_paths(), ids=lambda path: path.stem)
 def test_settings_are_read_as_training_reads_them(preset: Path) -> None:
     words = ["corpus=x", "text.shards=[a, 'b c']", "prior.revision=null"]
-    run = settings.load(train.RunConfig, preset, words)
+    run = load_config(train.RunConfig, preset, words)
     named = doctor.named_by([str(preset), *words])
     assert (named.output, named.prior, named.revision) == (run.output, run.prior.path, None)
     assert named.allow_network == run.prior.allow_network and named.shards == run.text.shards

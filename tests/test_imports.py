@@ -22,9 +22,11 @@ SCRIPTS = ("train.py", "evaluate.py")
 # command line's helpers stand above all rooms.
 FLAT = {f"amortized.{path.stem}" for path in (ROOT / "amortized").glob("*.py")}
 FLAT -= {"amortized.__init__", "amortized.cli", "amortized.doctor", "amortized.settings"}
+FLAT |= {"amortized.config"}
 # What a module under the prefix may import besides its own room and FLAT. A room sees only rooms
 # above it in this table, so there are no circles.
 ROOMS = {
+    "amortized.config": (),
     "amortized.encodings": (),
     "amortized.conditioning": (),
     "amortized.priors": ("amortized.conditioning",),
@@ -44,7 +46,7 @@ ROOMS = {
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
 }  # fmt: skip
 # Plug-ins see the contracts only, not all of FLAT.
-GENERATORS = ("amortized.types", "amortized.encodings")
+GENERATORS = ("amortized.types", "amortized.config", "amortized.encodings")
 CORPORA = ("amortized.types", "amortized.cameras", "amortized.random", "amortized.files")
 # A recipe makes a corpus' embedded models, so it also drives the parts that will read them.
 RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.conditioning")
@@ -105,7 +107,7 @@ def allowed(module: str) -> tuple[str, ...]:
         return ("corpora", "amortized")
     own = ".".join(module.split(".")[:2])
     if module == "generators.pretrained":  # reads settings, as a command does
-        return ("generators", *GENERATORS, "amortized.config")
+        return ("generators", *GENERATORS)
     if module.startswith("generators"):
         return ("generators", *GENERATORS)
     return ("corpora", own, *(RECIPES if ".recipe" in module else CORPORA))

@@ -18,8 +18,8 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 import train
-from amortized import config as settings
 from amortized.cli import preset_paths
+from amortized.config import load_config
 from amortized.training.settings import DistributedConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ def test_the_head_says_what_to_type_and_every_setting_is_one(name: str) -> None:
     commands = re.findall(r"(configs/[\w-]+\.yaml)((?: [a-z_.]+=\S+)+)", flat)
     assert commands
     for preset, overrides in commands:
-        config = settings.load(train.RunConfig, ROOT / preset, overrides.split())
+        config = load_config(train.RunConfig, ROOT / preset, overrides.split())
         assert f"output={config.output}" in overrides.split()
 
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from amortized import config as settings
+from amortized.config import Schedule, build_config, check_schedule, value_at
 from amortized.guidance.methods import METHODS
 from amortized.guidance.weights import WEIGHTINGS
-from amortized.schedules import Schedule, check_schedule, value_at
 
 NOISES = ("gaussian", "inversion", "seed")
 REFERENCES = ("noise", "null", "guided", "inverted", "learned")
@@ -84,7 +83,7 @@ class GuidanceConfig:
     """
 
     # `guidance.method=NAME` in a preset: these settings, and the others over them.
-    starts: ClassVar[tuple[str, Mapping[str, Any]]] = ("method", METHODS)
+    templates: ClassVar[tuple[str, Mapping[str, Any]]] = ("method", METHODS)
 
     # t is uniform between two bounds; both the same: no randomness.
     t_min: Schedule = (0.5, 0.02)
@@ -187,7 +186,7 @@ class GuidanceConfig:
 
 def published(method: str, **changes: Any) -> GuidanceConfig:
     """The settings of a published method, one of METHODS, with changes; sections are given as mappings."""
-    return settings.build(GuidanceConfig, {"method": method, **changes}, "guidance")
+    return build_config(GuidanceConfig, {"method": method, **changes}, "guidance")
 
 
 def _times(schedule: Schedule) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amortized.conditioning.views import ViewText
+from amortized.config import value_at
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws
 from amortized.guidance.learned import denoising_loss
 from amortized.guidance.noise import Clean, Gaussian, Inversion, NoiseSource, Seeded
@@ -32,7 +33,6 @@ from amortized.guidance.timesteps import (
 from amortized.guidance.weights import WEIGHTINGS
 from amortized.priors.base import Prior
 from amortized.priors.schedule import alphas_at
-from amortized.schedules import value_at
 from amortized.transfer import to_device
 from amortized.types import Cameras, TextCondition
 

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amortized import config as settings
 from amortized.cameras import orbit
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import ViewText, plain_text
+from amortized.config import load_config
+from amortized.config.presets import read_presets
 from amortized.guidance.config import GuidanceConfig, GuidanceDraws
 from amortized.guidance.distillation import Guidance, calls_per_image
 from amortized.guidance.learned import build_learned
 from amortized.media import save_grid
-from amortized.presets import read_presets
 from amortized.priors import Prior, PriorConfig, ddim, load_prior
 from amortized.random import derive_seed, normal, uniform
 from amortized.types import Cameras, TextCondition
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen = [f"prior={given.prior}", f"guidance.method={given.method}"]
         if given.prior is None:
             chosen = recommended(given.method)
-        config = settings.load(PlaygroundConfig, None, [*chosen, *given.overrides, f"prompt={given.prompt}"])
+        config = load_config(PlaygroundConfig, None, [*chosen, *given.overrides, f"prompt={given.prompt}"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         images = play(config, load_prior(config.prior, device))
     except ValueError as error:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from amortized.config import value_at
 from amortized.guidance.config import GuidanceConfig
-from amortized.schedules import value_at
 
 
 def timestep_range(config: GuidanceConfig, progress: float, num_timesteps: int) -> tuple[int, int]:

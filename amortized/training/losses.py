@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from amortized.schedules import Schedule, check_schedule, value_at
+from amortized.config import Schedule, check_schedule, value_at
 from amortized.training import regularizers
 from amortized.types import Render
 

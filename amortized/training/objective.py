@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from amortized.config import geometric_at
 from amortized.guidance import Guidance
 from amortized.rendering import render
-from amortized.schedules import geometric_at
 from amortized.training.ahead import Prepared
 from amortized.training.losses import regularization
 from amortized.training.settings import TrainingSettings

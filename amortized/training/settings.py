@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from amortized.cameras import CameraConfig
+from amortized.config import Schedule, check_schedule
 from amortized.rendering import BackgroundConfig, RendererConfig
-from amortized.schedules import Schedule, check_schedule
 from amortized.training.losses import LossConfig
 from amortized.training.optim import OptimizerConfig
 from amortized.training.order import OrderConfig

@@ -14,11 +14,11 @@ from torch import nn
 
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
+from amortized.config import geometric_at
 from amortized.encodings import HashGrid
 from amortized.files import atomic_write_text
 from amortized.guidance import Guidance
 from amortized.priors import fingerprint_of
-from amortized.schedules import geometric_at
 from amortized.training.ahead import Ahead, Prepared
 from amortized.training.checkpoint import About
 from amortized.training.distributed import World

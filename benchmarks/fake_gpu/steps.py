@@ -21,8 +21,8 @@ from unittest import mock
 from torch import Tensor
 
 import train
-from amortized import config as settings
 from amortized import transfer
+from amortized.config import load_config
 from amortized.encodings import triton_grid
 from amortized.guidance import Guidance
 from amortized.priors import DTYPES, StableDiffusionPrior, graphs, load_prior
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--rays", type=float, default=RAYS, help="share that is rendered (%(default)s)")
     given = parser.parse_intermixed_args()
     pretend()
-    config = settings.load(RunConfig, given.config, given.overrides)
+    config = load_config(RunConfig, given.config, given.overrides)
     print(shown(take_step(config, given.prior, rays=given.rays)))
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from amortized import config as settings
+from amortized.config import load_config
 from benchmarks.fake_gpu.pretend import pretend
 from benchmarks.fake_gpu.steps import take_step
 from train import RunConfig
@@ -19,7 +19,7 @@ def main() -> None:
     for case in json.loads(sys.stdin.read()):
         found: dict[str, object] = {"name": case["name"]}
         try:
-            config = settings.load(RunConfig, ROOT / "configs" / case["preset"], case["overrides"])
+            config = load_config(RunConfig, ROOT / "configs" / case["preset"], case["overrides"])
             step = take_step(config, case["prior"])
             found["waits"] = [[kind, place, times] for (kind, place), times in step.waits.items()]
             found["operations"] = step.costs["step"].operations

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amortized import config as settings
 from amortized.cameras import orbit
+from amortized.config import ConfigError, load_config
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
 from amortized.types import Scene
@@ -141,13 +141,13 @@ def test_names_choose_settings():
     given = ["output=o", "corpus=shapes16", "prior=p"]
     for line in GENERATORS:
         cls = config_class(line)
-        chosen = settings.load(RunConfig, None, [*given, f"generator.name={cls().name}"]).generator
+        chosen = load_config(RunConfig, None, [*given, f"generator.name={cls().name}"]).generator
         assert chosen == cls()
-    assert settings.load(RunConfig, None, given).generator == HyperINGPConfig()
-    with pytest.raises(settings.ConfigError, match="generator.name must be one of hyper-ingp, 3dconv-net"):
-        settings.load(RunConfig, None, [*given, "generator.name=nerf"])
-    with pytest.raises(settings.ConfigError, match="num_layers.* is a setting of generator.name=triplane"):
-        settings.load(RunConfig, None, [*given, "generator.num_layers=3"])
+    assert load_config(RunConfig, None, given).generator == HyperINGPConfig()
+    with pytest.raises(ConfigError, match="generator.name must be one of hyper-ingp, 3dconv-net"):
+        load_config(RunConfig, None, [*given, "generator.name=nerf"])
+    with pytest.raises(ConfigError, match="num_layers.* is a setting of generator.name=triplane"):
+        load_config(RunConfig, None, [*given, "generator.num_layers=3"])
 
 
 @pytest.mark.parametrize("generator", ["3dconv-net", "triplane-transformer"])

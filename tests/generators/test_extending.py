@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
-from amortized import config as settings
+from amortized.config import load_config
 from tests.training.toy import COLOURS, TEXTS, make_trainer
 from train import RunConfig
 
 given = ["output=o", "corpus=shapes16", "prior=p", "generator.name=film", "generator.width=16"]
-config = settings.load(RunConfig, None, given).generator
+config = load_config(RunConfig, None, given).generator
 generator = config.build(len(TEXTS))
 trainer = make_trainer(Path(sys.argv[1]), steps=100, generator=generator)
 trainer.train(quiet=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amortized import config as settings
+from amortized.config import load_config
 from amortized.guidance import METHODS, GuidanceConfig, calls_per_image, method_of, published
 from amortized.guidance.noise import Seeded
 from amortized.guidance.scores import Null
@@ -24,7 +24,7 @@ class OnlyGuidance:
 def test_the_combination_of_the_page_is_what_it_says(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
-    config = settings.load(OnlyGuidance, tmp_path / "example.yaml").guidance
+    config = load_config(OnlyGuidance, tmp_path / "example.yaml").guidance
     method = method_of(config)
     assert isinstance(method.noise, Seeded) and method.reference == Null(learned=True)
     assert config.learned.kind == "adapter" and config.trajectory.num_steps == 10

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from amortized import config as settings
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
+from amortized.config import load_config
 from amortized.guidance import METHODS, Guidance, published
 from amortized.guidance.playground import (
     CONFIGS,
@@ -91,8 +91,8 @@ def test_the_embedded_prior_gets_what_is_recommended_for_it(method):
     from train import RunConfig
 
     preset = CONFIGS / ("quickstart.yaml" if method == "asd" else f"methods/{method}.yaml")
-    config = settings.load(PlaygroundConfig, None, recommended(method))
-    run = settings.load(RunConfig, preset)
+    config = load_config(PlaygroundConfig, None, recommended(method))
+    run = load_config(RunConfig, preset)
     assert config.guidance == run.guidance and config.prior == run.prior
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from amortized import config as settings
+from amortized.config import config_to_yaml, load_config
 from amortized.training import World, open_run, runs
 from train import RunConfig
 
@@ -51,7 +51,7 @@ def test_how_a_run_computes_may_change(tmp_path):
 
 def test_the_settings_that_may_change_exist():
     given = ["output=o", "corpus=c", "prior=p", "generator.grid.engine=torch"]
-    known = set(runs.differences("{}", settings.to_yaml(settings.load(RunConfig, None, given))))
+    known = set(runs.differences("{}", config_to_yaml(load_config(RunConfig, None, given))))
     for name in runs.FREE - {"distributed", "evaluation"}:
         found = [key for key in known if key == name or key.startswith(f"{name}.")]
         assert found or name in ("generator.checkpointing", "generator.compile"), name

@@ -74,13 +74,13 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     import time
     from pathlib import Path
 
-    from amortized import config as settings
+    from amortized.config import load_config
     from train import RunConfig, compose, corpus_of, guidance_of
 
     root = Path(__file__).resolve().parents[2]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a DSLR photo of a squirrel playing guitar\n")
-    config = settings.load(
+    config = load_config(
         RunConfig,
         root / "configs" / "hyper-ingp-sd21.yaml",
         [

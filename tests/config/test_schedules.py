@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from amortized.schedules import check_schedule, geometric_at, value_at
+from amortized.config import check_schedule, geometric_at, value_at
 
 
 @pytest.mark.parametrize(

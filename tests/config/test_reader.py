@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,7 +12,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from amortized.config import ConfigError, build, digest, load, to_dict, to_yaml
+from amortized.config import (
+    ConfigError,
+    build_config,
+    check,
+    config_digest,
+    config_to_dict,
+    config_to_yaml,
+    load_config,
+)
+from amortized.config.renamed import rename_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +85,7 @@ def write(folder: Path, text: str, name: str = "preset.yaml") -> Path:
 
 def refusal(*overrides: str, path: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(Run, path, ["corpus=c", *overrides] if path is None else overrides)
+        load_config(Run, path, ["corpus=c", *overrides] if path is None else overrides)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message
@@ -86,7 +96,7 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
 
 def test_preset_and_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "corpus: shapes\ntrainer: {lr: 1e-4, ema: false}\noutput: a/b\nseed: 1_000\n")
-    run = load(Run, path, ["trainer.steps=3", "cameras.views=[front, 'a, b']", "trainer.steps=7"])
+    run = load_config(Run, path, ["trainer.steps=3", "cameras.views=[front, 'a, b']", "trainer.steps=7"])
     assert run == Run(
         corpus="shapes",
         output=Path("a/b"),
@@ -100,7 +110,7 @@ def test_preset_and_overrides(tmp_path: Path) -> None:
     ("2", 2.0), ("1e-4", 1e-4), ("-.5", -0.5), ("[1, 2e1]", (1.0, 20.0)),
 ])  # fmt: skip
 def test_a_union_takes_the_first_type_that_fits(text: str, value: object) -> None:
-    read = load(Run, None, ["corpus=c", f"cameras.lens={text}"]).cameras.lens
+    read = load_config(Run, None, ["corpus=c", f"cameras.lens={text}"]).cameras.lens
     assert read == value and type(read) is type(value)
 
 
@@ -109,17 +119,17 @@ def test_a_union_takes_the_first_type_that_fits(text: str, value: object) -> Non
     " padded ", "&x *y !z", "2026-01-01", "'", "<script>alert(1)</script> & \"x\"", "ein roter Würfel",
 ])  # fmt: skip
 def test_text_survives_as_typed(text: str, tmp_path: Path) -> None:
-    run = load(Run, None, ["corpus=c", f"prompt={text}"])
+    run = load_config(Run, None, ["corpus=c", f"prompt={text}"])
     assert run.prompt == text
-    assert load(Run, write(tmp_path, to_yaml(run))) == run
+    assert load_config(Run, write(tmp_path, config_to_yaml(run))) == run
 
 
 def test_unquoted_yaml_is_read_by_the_field(tmp_path: Path) -> None:
-    run = load(Run, write(tmp_path, "corpus: no\nprompt: 123\n"))
+    run = load_config(Run, write(tmp_path, "corpus: no\nprompt: 123\n"))
     assert (run.corpus, run.prompt) == ("no", "123")
-    assert load(Run, write(tmp_path, "corpus: c\nprompt: null\n")).prompt is None
-    assert load(Run, write(tmp_path, "corpus: c\nprompt: 'null'\n")).prompt == "null"
-    assert load(Run, write(tmp_path, "corpus: c\nprompt: x\n"), ["prompt=null"]).prompt is None
+    assert load_config(Run, write(tmp_path, "corpus: c\nprompt: null\n")).prompt is None
+    assert load_config(Run, write(tmp_path, "corpus: c\nprompt: 'null'\n")).prompt == "null"
+    assert load_config(Run, write(tmp_path, "corpus: c\nprompt: x\n"), ["prompt=null"]).prompt is None
     assert "trainer.steps must be an integer, got '3'" in refusal(
         path=write(tmp_path, "corpus: c\ntrainer: {steps: '3'}\n")
     )
@@ -127,14 +137,14 @@ def test_unquoted_yaml_is_read_by_the_field(tmp_path: Path) -> None:
 
 def test_choice_is_made_by_name(tmp_path: Path) -> None:
     path = write(tmp_path, "corpus: c\ngenerator: {name: grid, levels: 4}\n")
-    assert load(Run, path).generator == Grid(levels=4)
-    assert load(Run, path, ["generator.growth=2"]).generator == Grid(levels=4, growth=2.0)
+    assert load_config(Run, path).generator == Grid(levels=4)
+    assert load_config(Run, path, ["generator.growth=2"]).generator == Grid(levels=4, growth=2.0)
     # Another choice starts from its defaults: the settings were meant for the first.
-    assert load(Run, path, ["generator.name=planes"]).generator == Planes(resolution=8)
-    both = load(Run, path, ["generator.resolution=2", "generator.name=planes"])
+    assert load_config(Run, path, ["generator.name=planes"]).generator == Planes(resolution=8)
+    both = load_config(Run, path, ["generator.resolution=2", "generator.name=planes"])
     assert both.generator == Planes(resolution=2)
     # The default object's settings hold where nothing is said.
-    assert load(Run, None, ["corpus=c"]).generator == Planes(resolution=8)
+    assert load_config(Run, None, ["corpus=c"]).generator == Planes(resolution=8)
 
 
 def test_bases_are_merged_below(tmp_path: Path) -> None:
@@ -142,23 +152,23 @@ def test_bases_are_merged_below(tmp_path: Path) -> None:
     write(tmp_path, "corpus: c\nseed: 1\ntrainer: {steps: 5, lr: 0.5}\n", "a.yaml")
     write(tmp_path, "base: ../a.yaml\ntrainer: {steps: 6}\n", "sub/b.yaml")
     path = write(tmp_path, "base: sub/b.yaml\nseed: 2\n", "c.yaml")
-    assert load(Run, path) == Run(corpus="c", seed=2, trainer=Trainer(steps=6, lr=0.5))
+    assert load_config(Run, path) == Run(corpus="c", seed=2, trainer=Trainer(steps=6, lr=0.5))
 
 
 def test_bases_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path, "base: b.yaml\n", "a.yaml")
     path = write(tmp_path, "base: a.yaml\n", "b.yaml")
-    assert "lead back to itself" in refusal(path=path)
+    assert "form a cycle" in refusal(path=path)
 
 
 def test_a_section_with_a_shorthand(tmp_path: Path) -> None:
     short, long = write(tmp_path, "corpus: c\nprior: x/y\n"), "corpus: c\nprior: {dtype: half, path: x}\n"
-    assert load(Run, short).prior == Prior(path="x/y")
-    assert load(Run, short, ["prior.dtype=half"]).prior == Prior(path="x/y", dtype="half")
+    assert load_config(Run, short).prior == Prior(path="x/y")
+    assert load_config(Run, short, ["prior.dtype=half"]).prior == Prior(path="x/y", dtype="half")
     path = write(tmp_path, long)
-    assert load(Run, path, ["prior=z"]).prior == Prior(path="z", dtype="half")
-    assert load(Run, path, ["prior=z", "prior.dtype=x"]).prior == Prior(path="z", dtype="x")
-    assert load(Run, path, ["prior.dtype=x", "prior=z"]).prior == Prior(path="z", dtype="x")
+    assert load_config(Run, path, ["prior=z"]).prior == Prior(path="z", dtype="half")
+    assert load_config(Run, path, ["prior=z", "prior.dtype=x"]).prior == Prior(path="z", dtype="x")
+    assert load_config(Run, path, ["prior.dtype=x", "prior=z"]).prior == Prior(path="z", dtype="x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +179,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    starts: ClassVar = ("method", {"plain": {}, "rich": {"steps": 9, "part": {"size": 5}}})
+    templates: ClassVar = ("method", {"plain": {}, "rich": {"steps": 9, "part": {"size": 5}}})
     steps: int = 1
     part: Part | None = None
 
@@ -180,30 +190,31 @@ class Kitchen:
 
 
 def test_a_section_may_start_from_named_settings(tmp_path: Path) -> None:
-    assert load(Kitchen).recipe == Recipe(steps=7)
-    rich = load(Kitchen, None, ["recipe.method=rich"])
+    assert load_config(Kitchen).recipe == Recipe(steps=7)
+    rich = load_config(Kitchen, None, ["recipe.method=rich"])
     assert rich.recipe == Recipe(steps=9, part=Part(size=5))
     # What is said besides goes over them, in any order and from any layer, section by section.
-    assert load(Kitchen, None, ["recipe.part.rate=2", "recipe.method=rich"]).recipe.part == Part(
+    assert load_config(Kitchen, None, ["recipe.part.rate=2", "recipe.method=rich"]).recipe.part == Part(
         size=5, rate=2.0
     )
     path = write(tmp_path, "recipe: {method: rich, steps: 3}\n")
-    assert load(Kitchen, path).recipe == Recipe(steps=3, part=Part(size=5))
-    assert load(Kitchen, path, ["recipe.method=plain"]).recipe == Recipe(steps=3)
-    assert load(Kitchen, path, ["recipe.part=null"]).recipe == Recipe(steps=3)
+    assert load_config(Kitchen, path).recipe == Recipe(steps=3, part=Part(size=5))
+    assert load_config(Kitchen, path, ["recipe.method=plain"]).recipe == Recipe(steps=3)
+    assert load_config(Kitchen, path, ["recipe.part=null"]).recipe == Recipe(steps=3)
     # Written back, the settings stand where the name was.
-    assert "method" not in to_yaml(rich)
-    assert load(Kitchen, write(tmp_path, to_yaml(rich), "back.yaml")) == rich
+    assert "method" not in config_to_yaml(rich)
+    assert load_config(Kitchen, write(tmp_path, config_to_yaml(rich), "back.yaml")) == rich
     with pytest.raises(ConfigError, match="recipe.method must be one of plain, rich, got 'poor'"):
-        load(Kitchen, None, ["recipe.method=poor"])
+        load_config(Kitchen, None, ["recipe.method=poor"])
     with pytest.raises(
         ConfigError, match="unknown key recipe.methd in the overrides; did you mean recipe.method"
     ):
-        load(Kitchen, None, ["recipe.methd=rich"])
+        load_config(Kitchen, None, ["recipe.methd=rich"])
 
 
 def test_build_takes_python_values() -> None:
-    run = build(Run, {"corpus": "c", "trainer": {"lr": 1, "steps": 2}, "cameras": {"distance": [1, 2]}})
+    data = {"corpus": "c", "trainer": {"lr": 1, "steps": 2}, "cameras": {"distance": [1, 2]}}
+    run = build_config(Run, data)
     assert run.trainer == Trainer(lr=1.0, steps=2) and isinstance(run.trainer.lr, float)
     assert run.cameras.distance == (1.0, 2.0)
     for key, wrong in (
@@ -215,15 +226,15 @@ def test_build_takes_python_values() -> None:
         ("lr", 10**400),
     ):
         with pytest.raises(ConfigError, match=rf"^trainer\.{key} must be"):
-            build(Trainer, {key: wrong}, "trainer")
+            build_config(Trainer, {key: wrong}, "trainer")
 
 
 def test_digest_tells_settings_apart() -> None:
-    one, same = Run(corpus="c"), load(Run, None, ["corpus=c", "seed=0"])
-    assert digest(one) == digest(same) and len(digest(one)) == 16
+    one, same = Run(corpus="c"), load_config(Run, None, ["corpus=c", "seed=0"])
+    assert config_digest(one) == config_digest(same) and len(config_digest(one)) == 16
     others = [Run(corpus="d"), Run(corpus="c", seed=1), Run(corpus="c", generator=Grid())]
-    assert len({digest(run) for run in [one, *others]}) == 4
-    assert digest(Run(corpus="c")) == "85b8eadba3a1a4fe"  # the same on every machine and Python
+    assert len({config_digest(run) for run in [one, *others]}) == 4
+    assert config_digest(Run(corpus="c")) == "85b8eadba3a1a4fe"  # the same on every machine and Python
 
 
 # ---- what is refused, and in which words -------------------------------------------------------
@@ -259,7 +270,7 @@ def test_digest_tells_settings_apart() -> None:
     ("trainer.steps 3", "the override 'trainer.steps 3' must have the form KEY=VALUE"),
     ("=3", "the override '=3' must have the form KEY=VALUE"),
     ("trainer..steps=3", "the override 'trainer..steps=3' must have the form KEY=VALUE"),
-    ("trainer.steps=-1", "trainer: steps must be positive, got -1"),
+    ("trainer.steps=-1", "trainer.steps must be positive, got -1"),
     ("trainer.lr=0", "trainer.lr must be positive, got 0.0"),
 ])  # fmt: skip
 def test_refusals(override: str, message: str) -> None:
@@ -268,7 +279,7 @@ def test_refusals(override: str, message: str) -> None:
 
 def test_missing_key() -> None:
     with pytest.raises(ConfigError, match=r"^missing required key corpus \(text\): set it in the preset"):
-        load(Run)
+        load_config(Run)
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -318,11 +329,11 @@ overrides = st.builds(
 @example([".".join("a" * 5000) + "=1"])
 def test_any_overrides_give_a_config_or_a_config_error(given_overrides: list[str]) -> None:
     try:
-        run = load(Run, None, ["corpus=c", *given_overrides])
+        run = load_config(Run, None, ["corpus=c", *given_overrides])
     except ConfigError as error:
         assert str(error)
     else:
-        assert build(Run, to_dict(run)) == run
+        assert build_config(Run, config_to_dict(run)) == run
 
 
 number = st.floats(allow_nan=False, allow_infinity=False)
@@ -341,6 +352,79 @@ runs = st.builds(
 @given(runs)
 @example(Run(corpus="\x85", output=Path("next\x85line")))
 def test_yaml_round_trip(tmp_path_factory: pytest.TempPathFactory, run: Run) -> None:
-    path = write(tmp_path_factory.getbasetemp(), to_yaml(run), "round.yaml")
-    again = load(Run, path)
-    assert again == run and digest(again) == digest(run)
+    path = write(tmp_path_factory.getbasetemp(), config_to_yaml(run), "round.yaml")
+    again = load_config(Run, path)
+    assert again == run and config_digest(again) == config_digest(run)
+
+
+# ---- renamed keys ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    renamed: ClassVar[dict[str, str]] = {
+        "loop": "trainer",
+        "trainer.log": "monitor.every",
+        "rate": "trainer.lr",
+    }
+    trainer: Trainer = field(default_factory=Trainer)
+    monitor: Literal["none"] | Trainer = "none"
+
+
+def test_old_keys_work_and_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, "loop: {steps: 7}")
+    config = load_config(Renamed, path, ["rate=0.5"])
+    assert config.trainer == Trainer(steps=7, lr=0.5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the setting loop is now trainer: please rename it",
+        "the setting rate is now trainer.lr: please rename it",
+    ]
+    assert load_config(Renamed, None, ["loop.steps=3", "trainer.steps=4"]).trainer.steps == 4
+    assert config_to_dict(config)["trainer"]["steps"] == 7
+
+
+def test_rename_keys_moves_between_sections_and_prefers_the_new_key() -> None:
+    old = {"trainer": {"log": 5, "steps": 2}}
+    assert rename_keys(old, Renamed.renamed) == (
+        {"trainer": {"steps": 2}, "monitor": {"every": 5}},
+        [("trainer.log", "monitor.every")],
+    )
+    assert old == {"trainer": {"log": 5, "steps": 2}}  # the caller's data is not changed
+    both = {"trainer": {"log": 5}, "monitor": {"every": 6}}
+    assert rename_keys(both, Renamed.renamed)[0]["monitor"] == {"every": 6}
+    assert rename_keys({"trainer": 3}, Renamed.renamed) == ({"trainer": 3}, [])
+
+
+# ---- range checks ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    count: int = 1
+    share: float | None = 0.5
+    betas: tuple[float, ...] = (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "message"),
+    [
+        ({"count": 0}, {"at_least": 1}, "count must be at least 1, got 0"),
+        ({"count": 0}, {"above": 0}, "count must be positive, got 0"),
+        ({"count": 2}, {"above": 2}, "count must be above 2, got 2"),
+        ({"count": 3}, {"at_most": 2}, "count must be at most 2, got 3"),
+        ({"count": 3}, {"below": 3}, "count must be below 3, got 3"),
+        ({"share": 0.0}, {"above": 0, "at_most": 1}, "share must lie in (0, 1] or be null, got 0.0"),
+        ({"share": 1.0}, {"at_least": 0, "below": 1}, "share must lie in [0, 1) or be null, got 1.0"),
+        ({"betas": (0.5, 1.0)}, {"at_least": 0, "below": 1}, "betas must lie in [0, 1), got [0.5, 1.0]"),
+        ({"share": math.nan}, {"above": 0}, "share must be positive or be null, got nan"),
+    ],
+)
+def test_check(values: dict, limits: dict, message: str) -> None:
+    name = next(iter(values))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check(Ranges(**values), name, **limits)
+
+
+def test_check_passes_null_and_values_in_range() -> None:
+    check(Ranges(share=None), "share", above=0)
+    check(Ranges(count=1, share=1.0), "count", "share", at_least=1)

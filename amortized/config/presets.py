@@ -1,7 +1,7 @@
-"""Settings as written: YAML presets with their bases, and overrides, as trees of open-typed text.
+"""Presets and overrides as trees of untyped text.
 
-Nothing is interpreted here: an unquoted scalar stays `Unquoted` text until `amortized.config` reads
-it by the type of the field it is meant for.
+Nothing is interpreted here: an unquoted scalar stays `Unquoted` text until the reader parses it by the type
+of its field.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import yaml
 
 
 class ConfigError(ValueError):
-    """A setting the user can put right; the message is one sentence naming it."""
+    """A mistake in a config; the message is one sentence that names the key."""
 
 
 class Unquoted(str):
-    """Text whose type is still open: an unquoted YAML scalar, or the right side of an override."""
+    """Text without a type yet: an unquoted YAML scalar, or the value of an override."""
 
 
 def read_presets(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
-    """The settings of a preset and of the files under its `base:`, lowest base first.
+    """The contents of a preset and of the files it names as `base:`, the lowest base first.
 
     A base is a path relative to the file that names it.
 
     Raises:
-        ConfigError: a file is missing, unreadable, empty or not YAML, or the bases form a circle.
+        ConfigError: a file is missing, unreadable, empty or not YAML, or a cycle of bases.
     """
     if path.resolve() in above:
-        raise ConfigError(f"{path}: its bases lead back to itself; remove a `base:` line")
+        raise ConfigError(f"{path}: its `base:` lines form a cycle; remove one")
     data = parse_yaml(_read_text(path), str(path))
     if not isinstance(data, dict):
         what = "is empty" if not data else "holds no settings"
@@ -60,9 +60,9 @@ def _read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Dicts, lists and strings of a YAML text; unquoted scalars stay open in type.
+    """Parse YAML into dicts, lists and strings; unquoted scalars stay untyped.
 
-    Nodes are only composed, never constructed: tags cannot make objects, and YAML 1.1's readings
+    Nodes are composed, never constructed: a tag cannot create an object, and the implicit types of YAML 1.1
     (`no` as false, `1e-4` as text, `12:30` as 750) do not apply.
     """
 
@@ -75,15 +75,15 @@ def parse_yaml(text: str, where: str) -> Any:
             return node.value if node.style else Unquoted(node.value)
         if isinstance(node, yaml.SequenceNode):
             return [convert(item, (*above, node)) for item in node.value]
-        found = {}
+        mapping = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(f"{where}, line {line}: a key must be a name")
-            if (key := str(key_node.value)) in found:
+            if (key := str(key_node.value)) in mapping:
                 raise ConfigError(f"{where}, line {line}: the key {key} appears twice")
-            found[key] = convert(value_node, (*above, node))
-        return found
+            mapping[key] = convert(value_node, (*above, node))
+        return mapping
 
     try:
         return convert(yaml.compose(text, Loader=yaml.SafeLoader))
@@ -97,7 +97,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """One nested mapping for each KEY=VALUE, in order, but first those that choose by `name`.
+    """One nested mapping for each KEY=VALUE, in order, except that choices by `name` come first.
 
     So `generator.levels=4 generator.name=grid` means the same in either order.
     """
@@ -114,11 +114,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     return [tree for _, tree in sorted(trees, key=lambda pair: pair[0])]
 
 
-def dotted(data: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """Dotted keys of the leaves of nested mappings."""
+def dotted_leaves(data: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """The dotted keys of the leaves of nested mappings."""
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
-            yield from dotted(value, join(where, key))
+            yield from dotted_leaves(value, join(where, key))
         else:
             yield join(where, key)
 
@@ -128,6 +128,6 @@ def join(where: str, key: str) -> str:
 
 
 def show(value: Any) -> str:
-    """A value for an error message, on one line and not too long."""
+    """A value for an error message: on one line, at most 80 characters."""
     text = repr(str(value)) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

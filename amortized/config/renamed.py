@@ -1,0 +1,39 @@
+"""Old setting keys: they work for one release, under their new names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def rename_keys(
+    data: Mapping[str, Any], renamed: Mapping[str, str]
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Nested mappings with old dotted keys moved to their new place, and the (old, new) pairs that were used.
+
+    A value under the new key wins over one under the old key.
+    """
+    current = _copied(data)
+    used = []
+    for old, new in renamed.items():
+        *sections, name = old.split(".")
+        section: Any = current
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            continue
+        value = section.pop(name)
+        used.append((old, new))
+        *sections, name = new.split(".")
+        section = current
+        for part in sections:
+            section = section.setdefault(part, {})
+        if isinstance(value, dict) and isinstance(section.get(name), dict):
+            section[name] = value | section[name]
+        else:
+            section.setdefault(name, value)
+    return current, used
+
+
+def _copied(data: Any) -> Any:
+    return {key: _copied(value) for key, value in data.items()} if isinstance(data, Mapping) else data
