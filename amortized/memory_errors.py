@@ -40,11 +40,11 @@ PARTS = (
         "lower evaluation.prompts_per_batch, evaluation.grid or evaluation.image_size",
     ),
     Part(
-        "a preview", (("amortized/training/previews.py", ""),),
+        "a preview", (("amortized/monitoring/previews.py", ""),),
         "lower renderer.chunk, or raise trainer.preview_every",
     ),
     Part(
-        "the copy of a checkpoint", (("amortized/training/saving.py", "save"),),
+        "the copy of a checkpoint", (("amortized/checkpointing/checkpoints.py", "save"),),
         "start fewer processes on this machine, or set distributed.strategy=fsdp2",
     ),
     Part(

@@ -30,7 +30,7 @@ from amortized.conditioning.encode import encode_shards, finish_encoding, plan_e
 from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.training import Trainer, World
-from amortized.training.order import Shuffle
+from amortized.training.prompt_order import Shuffle
 from benchmarks import timing
 from benchmarks.studies import ROOT
 from corpora import prompt_list

@@ -17,8 +17,8 @@ from amortized.guidance import GuidanceOutput, branches_per_image
 from amortized.rendering import render
 from amortized.training import Trainer, World
 from amortized.training.losses import regularization
-from amortized.training.sampler import Batch
-from amortized.training.stopwatch import Stopwatch
+from amortized.training.batches import Batch
+from amortized.monitoring.stopwatch import Stopwatch
 from amortized.transfer import to_device
 from amortized.types import Cameras, Render, Scene, TextCondition
 from benchmarks.timing import seconds

@@ -53,7 +53,7 @@ RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.cond
 
 CUDA_ONLY = ("tinycudann", "triton", "nerfacc", "gsplat", "nvdiffrast", "deepspeed", "xformers", "flash_attn")
 # Modules that only their user imports, once it knows that their package is there.
-ON_DEMAND = {"amortized.encodings.triton_grid", "amortized.training.zero"}
+ON_DEMAND = {"amortized.encodings.triton_grid", "amortized.parallel.zero"}
 HEAVY = ("diffusers", "transformers", "open_clip", "torchvision", "tensorboard")
 
 

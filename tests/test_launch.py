@@ -20,7 +20,7 @@ from torch.distributed.run import get_args_parser
 import train
 from amortized.cli import preset_paths
 from amortized.config import load_config
-from amortized.training.settings import DistributedConfig
+from amortized.training.config import DistributedConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "configs" / "launch"

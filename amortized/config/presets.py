@@ -114,13 +114,18 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     return [tree for _, tree in sorted(trees, key=lambda pair: pair[0])]
 
 
-def dotted_leaves(data: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """The dotted keys of the leaves of nested mappings."""
+def flatten(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested mappings as one, from the dotted keys of the leaves to their values."""
+    flat: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from dotted_leaves(value, join(where, key))
-        else:
-            yield join(where, key)
+        dotted = join(where, key)
+        flat |= flatten(value, dotted) if isinstance(value, Mapping) and value else {dotted: value}
+    return flat
+
+
+def dotted_leaves(data: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted keys of the leaves of nested mappings."""
+    yield from flatten(data)
 
 
 def join(where: str, key: str) -> str:

@@ -5,6 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# The settings of a run.
+RENAMED_RUN_SETTINGS = {
+    "surroundings": "environment",
+    "order": "prompt_order",
+    "text.kept": "text.cache_size",
+    "optimizer.final_share": "optimizer.min_lr_ratio",
+    "optimizer.surroundings_learning_rate": "optimizer.environment_learning_rate",
+    "trainer.accumulation": "trainer.gradient_accumulation_steps",
+    "trainer.checkpoint_every": "checkpointing.every",
+    "trainer.keep_checkpoints": "checkpointing.keep",
+    "trainer.keep_every": "checkpointing.keep_every",
+    "trainer.best_by": "checkpointing.best_by",
+    "trainer.upload": "checkpointing.upload",
+    "trainer.log_every": "monitoring.log_every",
+    "trainer.tracker": "monitoring.tracker",
+    "trainer.profile": "monitoring.profile",
+    "trainer.preview_every": "monitoring.preview_every",
+    "trainer.preview_prompts": "monitoring.preview_prompts",
+    "trainer.min_opacity": "monitoring.min_opacity",
+    "trainer.max_opacity": "monitoring.max_opacity",
+    "trainer.patience": "monitoring.patience",
+}
+
 
 def rename_keys(
     data: Mapping[str, Any], renamed: Mapping[str, str]

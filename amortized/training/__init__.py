@@ -1,35 +1,18 @@
-"""Training: what a step sees, the step, and the care around it."""
+"""Training: trainer, objective, batches, prompt order, prefetch, losses, regularizers, costs."""
 
-from amortized.training.checkpoint import list_checkpoints, load_generator
+from amortized.training.batches import BatchSampler
+from amortized.training.config import BaseRunConfig, TrainerConfig
 from amortized.training.costs import describe
-from amortized.training.distributed import PeerLost, SaidElsewhere, World, join_world
 from amortized.training.losses import LossConfig
-from amortized.training.optim import OptimizerConfig
-from amortized.training.order import OrderConfig
-from amortized.training.runs import Resume, open_run
-from amortized.training.sampler import Sampler, z_of
-from amortized.training.settings import DistributedConfig, TrainerConfig, TrainingSettings
+from amortized.training.prompt_order import PromptOrderConfig
 from amortized.training.trainer import Trainer
-from amortized.training.watch import TrainingStopped
 
 __all__ = [
-    "DistributedConfig",
+    "BaseRunConfig",
+    "BatchSampler",
     "LossConfig",
-    "OptimizerConfig",
-    "OrderConfig",
-    "PeerLost",
-    "SaidElsewhere",
-    "Resume",
-    "Sampler",
+    "PromptOrderConfig",
     "Trainer",
     "TrainerConfig",
-    "TrainingSettings",
-    "TrainingStopped",
-    "World",
     "describe",
-    "join_world",
-    "list_checkpoints",
-    "load_generator",
-    "open_run",
-    "z_of",
 ]

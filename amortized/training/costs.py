@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts."""
+"""What a run will cost, before it starts: the report of a dry run."""
 
 from __future__ import annotations
 
@@ -9,75 +9,75 @@ from torch import nn
 from amortized.encodings import HashGrid
 from amortized.guidance import calls_per_image
 from amortized.training.metering import Meter
-from amortized.training.strategies import Replicated
-from amortized.training.trainer import Trainer, engines
+from amortized.parallel.strategies import Replicated
+from amortized.training.trainer import Trainer, grid_engines
 
 
 def describe(trainer: Trainer, *, num_negatives: int) -> str:
-    """What would be trained, and what it would cost: the text of a dry run."""
-    config, generator, guidance = trainer.config, trainer.state.generator, trainer.guidance
+    """A report of the parts of a run, its denoiser calls and its memory; uses up the trainer's modules."""
+    config, generator, guidance = trainer.config.trainer, trainer.state.generator, trainer.guidance
     prior, num_prompts = guidance.prior, len(trainer.trained)
     images = config.prompts_per_process * config.views_per_prompt
     calls = (
-        images * config.accumulation * calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
+        images * config.gradient_accumulation_steps * calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
     )
-    shares = trainer.world.size if trainer.settings.distributed.strategy == "fsdp2" else 1
+    shares = trainer.world.size if trainer.config.distributed.strategy == "fsdp2" else 1
     weights = sum(p.numel() * p.element_size() for p in generator.parameters()) // shares
     learned = (
         sum(p.numel() * p.element_size() for p in guidance.learned.parameters()) if guidance.learned else 0
     ) // shares
     memory = {
         "generator with gradients and moments": 4 * weights,
-        "averaged weights": weights if config.ema_decay is not None else 0,
-        "learned model with gradients and moments": 4 * learned,
+        "EMA weights": weights if config.ema_decay is not None else 0,
+        "reference model with gradients and moments": 4 * learned,
         "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
-        "kept trajectories at the end": trainer.cache_bytes,
-        "step, on top of these": step_memory(trainer),
+        "trajectory cache at the end": trainer.cache_bytes,
+        "activations of a step": step_memory(trainer),
     }
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
         *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
-        *(f"#   {name} is looked up by {engine}" for name, engine in engines(generator).items()),
+        *(f"#   {name} runs on {engine}" for name, engine in grid_engines(generator).items()),
         f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
-        f"# corpus: {num_prompts:,} prompts to train on; {trainer.slots_per_step} a step, "
+        f"# corpus: {num_prompts:,} training prompts; {trainer.slots_per_step} per step, "
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
-        f"# denoiser: {calls:.4g} images a step and process, {calls / images / config.accumulation:.3g} "
-        "for one image",
+        f"# denoiser: {calls:.4g} images per step and process, {calls / images / config.gradient_accumulation_steps:.3g} "
+        "per rendered image",
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)
 
 
-RAYS = 0.6  # share of all rays that is rendered, as of an object that fills most of the image
+RAY_SHARE = 0.6  # of the rays hit the object, if it fills most of the image; the others are not rendered
 
 
 def step_memory(trainer: Trainer) -> int:
-    """Bytes that forward and backward pass of a batch need at most, besides weights and gradients.
+    """Peak bytes of a batch's forward and backward pass, besides weights and gradients.
 
-    Counted on fake tensors, which take the place of all weights: nothing can be trained afterwards. 0 where
-    weights are sharded. What libraries and allocators take for themselves is not in it.
+    Counted on fake tensors, which replace all weights: nothing can be trained afterwards. Returns 0 if
+    weights are sharded. Does not include workspaces of libraries or fragmentation of the allocator.
     """
-    if not isinstance(trainer.strategy, Replicated) or trainer.settings.distributed.shard_prior:
+    if not isinstance(trainer.strategy, DDPStrategy) or trainer.config.distributed.shard_prior:
         return 0
-    config, objective = trainer.config, trainer.strategy.objective
-    prepared = trainer._prepare(0, 0)
-    meter = Meter(integer=max(1, int(RAYS * config.views_per_prompt * config.render_size**2)))
+    config, objective = trainer.config.trainer, trainer.objective
+    batch = trainer.prepare(0, 0)
+    meter = Meter(integer=max(1, int(RAY_SHARE * config.views_per_prompt * config.render_size**2)))
     prior = trainer.guidance.prior
     for module in (objective, *prior.modules()):
         _without_kernels(module)
         meter.fake_weights(module)
     if hasattr(prior, "graphs"):
-        prior.graphs = False  # type: ignore[attr-defined]  # there is nothing to record
+        prior.graphs = False  # type: ignore[attr-defined]  # fake tensors cannot be recorded
     with meter, meter.section("step") as cost:
-        terms = objective(prepared, 0.0, True)
-        (terms["loss"] + terms.get("learned", 0.0)).backward()
+        losses = objective(batch, 0.0, True)
+        (losses.total if losses.learned is None else losses.total + losses.learned).backward()
     gradients = (p.grad for p in objective.parameters() if p.grad is not None)
     return max(0, cost.peak - sum(gradient.nbytes for gradient in gradients))
 
 
 def _without_kernels(module: nn.Module) -> None:
-    """Let PyTorch look its hash grids up: native kernels read memory, which fake tensors do not have."""
+    """Switch hash grids to PyTorch: native kernels read memory, which fake tensors do not have."""
     for part in module.modules():
         if isinstance(part, HashGrid):
             part.config = replace(part.config, engine="torch")

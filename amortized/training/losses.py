@@ -1,4 +1,4 @@
-"""The loss of a render besides guidance: weights as schedules, terms as plain functions."""
+"""The regularization of a render: scheduled weights times the terms of `regularizers`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from amortized.types import Render
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the regularizers; a term of weight 0 is not computed."""
+    """Weights of the regularizers; a term with weight 0 is not computed."""
 
-    sparsity: Schedule = (0.0, 0.0, 20.0, 0.05)  # warmed up: at once it empties young scenes
+    sparsity: Schedule = (0.0, 0.0, 20.0, 0.05)  # warmed up: at full weight it empties young scenes
     opaque: Schedule = 0.0
     eikonal: Schedule = 0.0
     orient: Schedule = 0.0
@@ -23,26 +23,24 @@ class LossConfig:
     opacity_floor: Schedule = 0.0
     opacity_cap: Schedule = 0.0
     inside: Schedule = 0.0
-    floor: float = 0.08  # covered share of the image that `opacity_floor` asks for at least
-    cap: float = 0.4  # and `opacity_cap` at most
+    floor: float = 0.08  # of `opacity_floor`: the minimal mean opacity of an image
+    cap: float = 0.4  # of `opacity_cap`: the maximal one
 
     def __post_init__(self) -> None:
         for term in fields(self):
-            check_schedule(f"losses.{term.name}", getattr(self, term.name))
+            check_schedule(term.name, getattr(self, term.name))
         if not 0 <= self.floor < self.cap <= 1:
-            raise ValueError(
-                f"losses must satisfy 0 <= floor < cap <= 1, got floor {self.floor} and cap {self.cap}"
-            )
+            raise ValueError(f"floor and cap must satisfy 0 <= floor < cap <= 1, got {self.floor} and {self.cap}")
 
     def need_normals(self, progress: float) -> bool:
-        """Whether a term reads the SDF's gradient, which the renderer computes only where asked for."""
+        """Whether a term needs the SDF's gradient, which the renderer computes only on request."""
         return any(value_at(schedule, progress) > 0 for schedule in (self.eikonal, self.orient))
 
 
 def regularization(render: Render, config: LossConfig, progress: float) -> dict[str, Tensor]:
-    """Weighted terms, scalars, means over prompts: equal however prompts are dealt to processes."""
+    """The weighted terms, scalars: means over prompts, so that they do not depend on the number of ranks."""
     samples = render.samples
-    assert samples is not None, "regularizers read the samples of a training render"
+    assert samples is not None, "regularizers need the samples of a training render"
     terms = {
         "sparsity": lambda: regularizers.sparsity(render.opacity),
         "opaque": lambda: regularizers.opaque(render.opacity),

@@ -1,80 +1,104 @@
-"""A step's loss as one module: what spreads modules over processes then sees every use of a weight."""
+"""The training loss as one nn.Module, so that DDP, FSDP and DeepSpeed see every use of every parameter."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from amortized.config import geometric_at
 from amortized.guidance import Guidance
 from amortized.rendering import render
-from amortized.training.ahead import Prepared
+from amortized.training.batches import TrainingBatch
+from amortized.training.config import BaseRunConfig
 from amortized.training.losses import regularization
-from amortized.training.settings import TrainingSettings
 from amortized.transfer import to_device
 
 
-class Objective(nn.Module):
-    """A batch to its loss: text -> scene -> images -> latents -> guidance.
+@dataclass(frozen=True, kw_only=True)
+class StepLosses:
+    """The losses of a batch, scalars; a pytree, because FSDP2 looks for tensors in a module's output."""
 
-    Its parts are what is trained, `generator` and what guidance has `learned` of the renders (None where it
-    learns nothing). The prior is no part of it: its weights are frozen.
+    total: Tensor  # of the generator: guidance plus regularizers
+    learned: Tensor | None  # of the reference model; None if this step does not train it
+    metrics: dict[str, Tensor]  # to log; `denoiser_calls` and `gradient_calls` are sums, the others means
+
+
+_pytree.register_dataclass(StepLosses)
+
+
+class Objective(nn.Module):
+    """text -> scene -> images -> latents -> guidance and regularizers -> losses.
+
+    Submodules are the trainable ones only: `generator`, and `learned`, the guidance's reference model (None
+    if it has none). The frozen prior is deliberately not a submodule.
     """
 
     def __init__(
-        self, settings: TrainingSettings, guidance: Guidance, generator: nn.Module, device: torch.device
+        self, config: BaseRunConfig, guidance: Guidance, generator: nn.Module, device: torch.device
     ) -> None:
         super().__init__()
-        self.settings, self.guidance, self.device = settings, guidance, device
+        self.config, self.guidance, self.device = config, guidance, device
         self.generator, self.learned = generator, guidance.learned
 
-    def forward(self, prepared: Prepared, progress: float, learn: bool) -> dict[str, Tensor]:
-        """The loss of one batch and its terms, scalars, at `progress` in [0, 1] of the training.
+    def forward(self, batch: TrainingBatch, progress: float, learn: bool) -> StepLosses:
+        """The losses of one batch at `progress` in [0, 1] of the training.
 
-        `learned` is among them where the step is one of those that `learn`.
+        Trains the reference model, if there is one, in steps with `learn`.
         """
-        config, batch = self.settings.trainer, prepared.batch
-        # 1. To the device: what the step reads there. What it decides on the host stays in `batch.draws`.
-        told, read, cameras, z, background, own_background, u = to_device(
+        config, draws = self.config.trainer, batch.draws
+        # 1. To the device: the tensors that the step computes with. `draws.guidance` stays on the host, which
+        #    decides by it how often to call the denoiser.
+        prior_text, generator_text, cameras, z, background, show_environment, u = to_device(
             (
-                prepared.told, prepared.read, batch.cameras, batch.z, batch.background,
-                batch.own_background, batch.stratification,
+                batch.prior_text,
+                batch.generator_text,
+                draws.cameras,
+                draws.z,
+                draws.background,
+                draws.show_environment,
+                draws.stratification,
             ),
             self.device,
-        )  # fmt: skip
-        # 2. Text to scene to images.
+        )
+        # 2. Text to scene to images. Only the generator runs in bfloat16: the SDF and its finite
+        #    differences need float32.
         bfloat16 = config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            scene = self.generator(read, z)
-        image = render(
+            scene = self.generator(generator_text, z)
+        renders = render(
             scene,
             cameras,
             config.render_size,
             config.render_size,
-            config=self.settings.renderer,
+            config=self.config.renderer,
             background=background,
             sharpness=geometric_at(config.sharpness, progress),
             training=True,
             u=u,
-            own_background=own_background,
-            want_normal=self.settings.losses.need_normals(progress),
+            own_background=show_environment,
+            want_normal=self.config.losses.need_normals(progress),
         )
-        # 3. Images to latents to guidance.
-        images = image.rgb.flatten(0, 1)
+        # 3. Images to latents to guidance. If the residual is not taken in latent space, its gradient enters
+        #    through the images, and the encoder needs no graph.
+        images = renders.rgb.flatten(0, 1)  # [P, V, H, W, 3] => [B, H, W, 3]
         with torch.set_grad_enabled(self.guidance.config.residual == "latent"):
-            latents = self.guidance.prior.encode(images)
-        taught = self.guidance(latents, told, batch.draws, progress, cameras, images=images, learn=learn)
-        # 4. The loss, and what is logged of it.
-        terms = {"guidance": taught.loss, **regularization(image, self.settings.losses, progress)}
-        learned = {} if taught.learned_loss is None else {"learned": taught.learned_loss}
-        opacity = image.opacity.detach().mean(dim=(1, 2, 3))
-        return {
-            "loss": torch.stack(list(terms.values())).sum(),  # of the generator
-            **terms,
-            **learned,
+            latents = self.guidance.prior.encode(images)  # [B, C, h, w]
+        guidance = self.guidance(
+            latents, prior_text, draws.guidance, progress, cameras, images=images, learn=learn
+        )
+        # 4. The loss, and the numbers to log.
+        terms = {"guidance": guidance.loss, **regularization(renders, self.config.losses, progress)}
+        opacity = renders.opacity.detach().mean(dim=(1, 2, 3))  # [P]
+        metrics = {
+            **{name: term.detach() for name, term in terms.items()},
             "opacity": opacity.mean(),
-            "emptied": (opacity < config.min_opacity).float().mean(),  # share of prompts
-            **{f"guidance/{name}": value for name, value in taught.metrics.items()},
-            "denoiser_calls": taught.loss.new_full((), taught.num_denoiser_calls),
-            "gradient_calls": taught.loss.new_full((), taught.num_gradient_calls),  # those of them
+            "emptied": (opacity < self.config.monitoring.min_opacity).float().mean(),  # share of prompts
+            **{f"guidance/{name}": value for name, value in guidance.metrics.items()},
+            "denoiser_calls": guidance.loss.new_full((), guidance.num_denoiser_calls),
+            "gradient_calls": guidance.loss.new_full((), guidance.num_gradient_calls),  # with a graph
         }
+        total = torch.stack(list(terms.values())).sum()
+        return StepLosses(total=total, learned=guidance.learned_loss, metrics=metrics)

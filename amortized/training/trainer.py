@@ -1,4 +1,4 @@
-"""The training loop: one step on one screen, and the care around it."""
+"""The training loop: the rare events, then one step on one screen."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from amortized.checkpointing import STOP_FILE, CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
-from amortized.config import geometric_at
 from amortized.encodings import HashGrid
 from amortized.files import atomic_write_text
+from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
+from amortized.monitoring import (
+    RunFacts,
+    StepMonitor,
+    StepRecord,
+    Stopwatch,
+    TrainingStopped,
+    Watchdog,
+    profile_steps,
+)
+from amortized.parallel import Ema, Trained, World, build_strategy, set_learning_rate, shard_denoiser
 from amortized.priors import fingerprint_of
-from amortized.training.ahead import Ahead, Prepared
-from amortized.training.checkpoint import About
-from amortized.training.distributed import World
-from amortized.training.objective import Objective
-from amortized.training.optim import Ema, set_learning_rate
-from amortized.training.order import order_of
-from amortized.training.previews import preview, save_preview
-from amortized.training.profiler import profiled
-from amortized.training.sampler import Sampler, slots_of, z_of, z_width
-from amortized.training.saving import Checkpoints
-from amortized.training.settings import TrainingSettings
-from amortized.training.stopwatch import Stopwatch
-from amortized.training.strategies import shard_denoiser, spread
-from amortized.training.watch import STOPPED, Record, TrainingStopped, Watch
-from amortized.training.watchdog import Watchdog
+from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
+from amortized.training.config import BaseRunConfig
+from amortized.training.objective import Objective, StepLosses
+from amortized.training.prefetch import Prefetcher
+from amortized.training.previews import render_preview, save_preview
+from amortized.training.prompt_order import build_prompt_order
 from amortized.transfer import Readback, pin, side_stream
 from amortized.types import Corpus, Prompt
 
-ONE_WISH_S = 2.0  # Ctrl-C again after that is impatience; launchers send other signals more than once
-LOOKED_UP = 256  # prompts, to tell at the start what shards lack
+# A second Ctrl-C interrupts at once, unless it follows so soon that a launcher repeated the first one.
+SECOND_INTERRUPT_S = 2.0
+SHORTAGE_SAMPLE = 256  # prompts checked at the start for missing embeddings in text.shards
 
 
 class Trainer:
-    """Trains a generator over the corpus' training prompts; held-out ones are never drawn.
+    """Trains a generator on the corpus's training prompts; held-out prompts are never drawn.
 
-    Settings are in frozen sections; what changes is in `state`, and the step.
+    The config is frozen; what changes is `state`, and the step.
     """
 
     def __init__(
         self,
-        settings: TrainingSettings,
+        config: BaseRunConfig,
         *,
         world: World,
         corpus: Corpus,
@@ -57,259 +60,293 @@ class Trainer:
         bank: TextBank,
         generator: nn.Module,
     ) -> None:
-        config, group = settings.trainer, guidance.prior.views_per_group
-        if group > 1 and (config.views_per_prompt != group or not settings.cameras.ring):
-            raise ValueError(
-                f"this prior denoises {group} views around an object together: "
-                f"set trainer.views_per_prompt={group} and cameras.ring=true"
-            )
-        self._check_seeds(config.seeds_per_prompt, guidance, z_width(generator))
-        self.settings, self.config, self.world = settings, config, world
-        self.guidance, self.bank, self.folder = guidance, bank, Path(settings.output)
-        self.corpus = corpus
-        self.trained = corpus.trained
-        if not len(self.trained):
-            raise ValueError(f"corpus {corpus.name} has {len(corpus)} prompts, but none to train on")
-        self.sampler = Sampler(
-            seed=settings.seed,
-            order=order_of(settings.order, corpus, settings.seed),
-            views=config.views_per_prompt,
-            render_size=config.render_size,
-            num_samples=settings.renderer.num_samples,
+        """Raises ValueError for a combination of config, prior and generator that cannot be trained."""
+        self.config, self.world = config, world
+        self.guidance, self.bank, self.folder = guidance, bank, Path(config.output)
+        self.corpus, self.trained = corpus, corpus.trained
+        self._check(z_width(generator))
+        trainer = config.trainer
+        self.sampler = BatchSampler(
+            seed=config.seed,
+            order=build_prompt_order(config.prompt_order, corpus, config.seed),
+            views=trainer.views_per_prompt,
+            render_size=trainer.render_size,
+            num_samples=config.renderer.num_samples,
             latent_shape=guidance.prior.latent_shape,
             z_dim=z_width(generator),
-            seeds_per_prompt=config.seeds_per_prompt,
-            cameras=settings.cameras,
-            background=settings.background,
+            seeds_per_prompt=trainer.seeds_per_prompt,
+            cameras=config.cameras,
+            background=config.background,
         )
-        self.prior = fingerprint_of(guidance.prior)  # before it is taken apart
-        if settings.distributed.shard_prior:
+        # The fingerprint needs whole weights: take it before they are sharded.
+        self.prior_fingerprint = fingerprint_of(guidance.prior)
+        if config.distributed.shard_prior:
             shard_denoiser(guidance, world)
-        ema = None if config.ema_decay is None else Ema(generator, config.ema_decay)
-        objective = Objective(settings, guidance, generator, world.device)
-        self.strategy = spread(settings.distributed, objective, ema, settings.optimizer, world)
-        self.state = self.strategy.state
-        self.slots = slots_of(world.rank, world.size, config.accumulation, config.prompts_per_process)
-        self.slots_per_step = world.size * config.accumulation * config.prompts_per_process
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints",
-            world,
-            keep=config.keep_checkpoints,
-            keep_every=config.keep_every,
-            upload=config.upload,
+        ema = None if trainer.ema_decay is None else Ema(generator, trainer.ema_decay)
+        self.objective = Objective(config, guidance, generator, world.device)
+        trained = Trained(
+            loss=self.objective,
+            generator=generator,
+            learned=self.objective.learned,
+            learned_rate=guidance.learning_rate,
+            ema=ema,
+            dtype=getattr(torch, trainer.precision),
+            batch_size=trainer.prompts_per_process,
         )
+        self.strategy = build_strategy(config.distributed, trained, config.optimizer, world)
+        self.state = self.strategy.state
+        self.num_parts = trainer.gradient_accumulation_steps
+        self.slots = assign_slots(world.rank, world.size, self.num_parts, trainer.prompts_per_process)
+        self.slots_per_step = world.size * self.num_parts * trainer.prompts_per_process
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpointing, world)
         self.text_dim = bank.get([self.prompt(0).text]).pooled.shape[-1]
-        self.resumed_at = (0, 0)  # the step at which this process began, and the prompts seen until then
-        self.ahead = Ahead(self._prepare, config.accumulation)
+        self.resumed_at = (0, 0)  # the step at which this process started, and the prompts seen before it
+        self.prefetcher = Prefetcher(self.prepare, self.num_parts)
 
-    @staticmethod
-    def _check_seeds(seeds: int | None, guidance: Guidance, z_dim: int) -> None:
-        """Raise ValueError where what is asked of an asset of a prompt cannot be told from its others."""
+    def _check(self, z_dim: int) -> None:
+        trainer, prior = self.config.trainer, self.guidance.prior
+        views, seeds = prior.views_per_group, trainer.seeds_per_prompt
+        if views > 1 and (trainer.views_per_prompt != views or not self.config.cameras.ring):
+            raise ValueError(
+                f"this prior denoises {views} views around an object together: "
+                f"set trainer.views_per_prompt={views} and cameras.ring=true"
+            )
         if (seeds or 1) > 1 and not z_dim:
             raise ValueError(
-                f"trainer.seeds_per_prompt={seeds} makes {seeds} assets of a prompt, which this generator "
-                "cannot tell apart as it takes no z: set generator.z_dim, or trainer.seeds_per_prompt=null"
+                f"trainer.seeds_per_prompt={seeds} trains {seeds} assets per prompt, but this generator takes "
+                "no z to distinguish them: set generator.z_dim, or trainer.seeds_per_prompt=null"
             )
-        if guidance.config.noise == "seed" and z_dim and seeds is None:
+        if self.guidance.config.noise == "seed" and z_dim and seeds is None:
             raise ValueError(
-                "guidance.noise=seed has a trajectory for each asset, but every visit draws another z: "
+                "guidance.noise=seed has one trajectory per asset, but every visit draws a new z: "
                 "set trainer.seeds_per_prompt"
             )
+        if not len(self.trained):
+            raise ValueError(f"corpus {self.corpus.name} has {len(self.corpus)} prompts, but none to train on")
+
+    def prompt(self, index: int) -> Prompt:
+        """The training prompt with this index in the prompt order."""
+        return self.corpus[int(self.trained[index])]
+
+    def prompts_seen(self, step: int) -> int:
+        """Prompts seen before a step, repeats counted: its position in the prompt order."""
+        start, seen = self.resumed_at
+        return seen + (step - start) * self.slots_per_step
 
     @property
     def cache_bytes(self) -> int:
-        """What kept trajectories come to at the end; 0 where none are kept."""
-        num_assets = len(self.trained) * (self.config.seeds_per_prompt or 1)
+        """Final size of the trajectory cache; 0 without one."""
+        num_assets = len(self.trained) * (self.config.trainer.seeds_per_prompt or 1)
         return self.guidance.cache_bytes(num_assets, NUM_VIEWS)
-
-    def prompts_seen(self, step: int) -> int:
-        """Prompts seen before a step, repeats counted: where in their order it begins."""
-        begun, seen = self.resumed_at
-        return seen + (step - begun) * self.slots_per_step
-
-    def prompt(self, index: int) -> Prompt:
-        """The prompt of a sampler's prompt index."""
-        return self.corpus[int(self.trained[index])]
 
     # ---- the loop -------------------------------------------------------------------------
 
     def train(self, *, notes: Sequence[str] = (), quiet: bool = False) -> int:
-        """Train to the last step or to a signal; returns the step reached. Goes on from the newest
-        checkpoint in the folder, if there is one. `notes` are to be logged with what else there is to say.
+        """Train to the last step or until a signal; returns the step reached.
 
-        Raises TrainingStopped on a non-finite loss or an emptied scene.
+        Resumes from the newest checkpoint in the folder, if there is one. `notes` are logged at the start.
+        Raises TrainingStopped on a non-finite loss or a collapsed scene.
         """
-        with ExitStack() as closing:
-            watchdog = Watchdog(self.folder / "stacks", self.world, self.settings.distributed.timeout_s)
-            closing.callback(watchdog.close)
-            closing.callback(self.checkpoints.close)
-            closing.callback(self.ahead.close)
-            found = [*notes, *self._restore()]
-            step, stop, pending = self.resumed_at[0], False, None
-            watch = Watch(
-                self.config,
-                self.world,
-                self.folder,
-                prompts_seen=self.prompts_seen,
-                num_prompts=len(self.trained),
-                last_good=self.checkpoints.last_good,
-                start=step,
-                quiet=quiet,
+        config, steps = self.config, self.config.trainer.steps
+        with ExitStack() as stack:
+            # 1. Resume, then start the threads that observe the run.
+            watchdog = Watchdog(self.folder / "stacks", self.world, config.distributed.timeout_s)
+            stack.callback(watchdog.close)
+            stack.callback(self.checkpoints.close)
+            stack.callback(self.prefetcher.close)
+            notes = [*notes, *self._restore()]
+            step = self.resumed_at[0]
+            monitor = self._build_monitor(quiet)
+            stack.callback(monitor.close)
+            for note in [*notes, *self._start_notes()]:
+                monitor.note(note)
+            stack.enter_context(self._mark_stop())
+            interrupted = stack.enter_context(_catch_signals())
+            profiler = stack.enter_context(
+                profile_steps(config.monitoring.profile, self.folder, self.world, step)
             )
-            closing.callback(watch.close)
-            for note in [*found, *self._told_at_start()]:
-                watch.note(note)
-            closing.enter_context(self._marked())
-            interrupted = closing.enter_context(_signals())
-            profiler = closing.enter_context(profiled(self.config.profile, self.folder, self.world, step))
-            while step < self.config.steps and not stop:
+            # 2. Steps. A step's numbers are read after the next step was launched, so that the host never
+            #    waits for the device; before a checkpoint they are read at once, so that what is saved is
+            #    known to be finite.
+            stop, pending = False, None
+            while step < steps and not stop:
                 watchdog.beat(f"step {step + 1}")
-                record = self._step(step, interrupted())
+                record = self.step(step, interrupted=interrupted())
                 profiler.step()
                 step += 1
-                # A step's numbers are read one step later, so that the host never waits within it.
-                stop = pending is not None and watch(pending)
+                stop = pending is not None and monitor(pending)
                 pending = record
-                if stop or step % self.config.checkpoint_every == 0 or step == self.config.steps:
-                    stop = watch(pending) or stop  # what is saved is known to be good
+                # 3. Once in a while: a checkpoint, a preview.
+                if stop or step % config.checkpointing.every == 0 or step == steps:
+                    stop = monitor(pending) or stop
                     pending = None
                     watchdog.beat(f"the checkpoint of step {step}")
-                    self._save(step, watch.score())
-                    for note in self.checkpoints.told():
-                        watch.note(note)
-                if step % self.config.preview_every == 0 or step == self.config.steps:
+                    self.save(step, monitor.pop_score())
+                    for note in self.checkpoints.pop_messages():
+                        monitor.note(note)
+                if step % config.monitoring.preview_every == 0 or step == steps:
                     watchdog.beat(f"the preview of step {step}")
                     self._preview(step)
+            # 4. Finish the last checkpoint and its upload.
             watchdog.beat("the last checkpoint")
             self.checkpoints.wait()
-            for note in self.checkpoints.told(last=True):
-                watch.note(note)
+            for note in self.checkpoints.pop_messages(last=True):
+                monitor.note(note)
         return step
 
-    def _step(self, step: int, interrupted: bool) -> Record:
-        """One optimizer step on the global batch of `step`, counted from 0."""
+    def step(self, step: int, *, interrupted: bool = False) -> StepRecord:
+        """Take one optimizer step on the global batch of `step`, counted from 0.
+
+        `interrupted` is averaged over ranks with the other numbers: all ranks stop at the same step.
+        """
         stopwatch = Stopwatch(self.world.device)
         self.state.generator.train()
-        progress = step / self.config.steps
-        set_learning_rate(self.state.groups, self.settings.optimizer, step, self.config.steps)
-        parts, digests = [], []
-        for part in range(len(self.slots)):
-            prepared = self.ahead.get(step, part)
-            stopwatch("batch")  # next to nothing, as a thread makes it ahead
-            with self.strategy.part(last=part == len(self.slots) - 1):
-                terms = self.strategy(prepared, progress, step % self.guidance.learns_every == 0)
-                loss = terms["loss"] + terms["learned"] if "learned" in terms else terms["loss"]
+        progress = step / self.config.trainer.steps
+        set_learning_rate(self.state.groups, self.config.optimizer, step, self.config.trainer.steps)
+        # 1. Gradients, accumulated over the parts of the step and averaged over ranks with the last one.
+        losses, digests = [], []
+        for part in range(self.num_parts):
+            batch = self.prefetcher.get(step, part)
+            stopwatch("batch")  # near zero: a thread has prepared it
+            with self.strategy.accumulate(sync=part == self.num_parts - 1):
+                loss: StepLosses = self.strategy(batch, progress, step % self.guidance.learns_every == 0)
+                total = loss.total if loss.learned is None else loss.total + loss.learned
                 stopwatch("forward")
-                (loss / len(self.slots)).backward()
+                (total / self.num_parts).backward()
                 stopwatch("backward")
-            parts.append({name: value.detach() for name, value in terms.items()})
-            digests.append(prepared.batch.digests)
+            losses.append(loss)
+            digests.append(batch.draws.digests)
+        # 2. The update.
         norms = self.strategy.update(step)
-        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        for calls in ("denoiser_calls", "gradient_calls"):  # the whole step's, of all parts and processes
-            mean[calls] = mean[calls] * len(self.slots) * self.world.size
-        mean |= {**norms, "interrupted": mean["loss"].new_full((), float(interrupted))}
-        values = torch.stack([value.float() for value in mean.values()])
+        # 3. Numbers to log: queue one all-reduce and one copy to the host, wait for neither.
+        means = _mean_numbers(losses)
+        for calls in ("denoiser_calls", "gradient_calls"):  # totals of the step, over parts and ranks
+            means[calls] = means[calls] * self.num_parts * self.world.size
+        means |= {**norms, "interrupted": means["loss"].new_full((), float(interrupted))}
+        values = torch.stack([value.float() for value in means.values()])
         stopwatch("update")
-        # Read one step later, through an event after all of this step's marks: the host never waits here.
-        numbers = Readback(self.world.mean(values))
-        return Record(step + 1, list(mean), numbers, torch.cat(digests), stopwatch)
+        # The copy comes after the stopwatch's last mark: once it is there, all marks can be read.
+        readback = Readback(self.world.mean(values))
+        return StepRecord(step + 1, list(means), readback, torch.cat(digests), stopwatch)
 
-    def _prepare(self, step: int, part: int) -> Prepared:
-        """A part of a step's batch and its text, on the CPU: a pure function, called from a thread."""
-        batch = self.sampler.batch(step, self.slots[part], self.prompts_seen(step))
-        texts = [self.prompt(index).text for index in batch.prompt_indices]
-        with side_stream(self.world.device):  # a text that must be encoded does not wait for the step
-            read, told = self.bank.of_step(texts, batch.cameras, "cpu")
-        prepared = Prepared(batch=batch, read=read, told=told)
-        return pin(prepared) if self.world.device.type == "cuda" else prepared
+    def prepare(self, step: int, part: int) -> TrainingBatch:
+        """One part of a step's batch with its text, on the CPU: a pure function, called from a thread."""
+        draws = self.sampler.draw(step, self.slots[part], self.prompts_seen(step))
+        texts = [self.prompt(index).text for index in draws.prompt_indices]
+        with side_stream(self.world.device):  # a text that must be encoded does not queue behind the step
+            generator_text, prior_text = self.bank.of_step(texts, draws.cameras, "cpu")
+        batch = TrainingBatch(draws=draws, generator_text=generator_text, prior_text=prior_text)
+        return pin(batch) if self.world.device.type == "cuda" else batch
 
     # ---- around the step ------------------------------------------------------------------
 
+    def save(self, step: int, score: float | None = None) -> None:
+        """Start to save a checkpoint. Collective."""
+        meta = CheckpointMeta(
+            step=step,
+            prompts_seen=self.prompts_seen(step),
+            prior=self.prior_fingerprint,
+            text_dim=self.text_dim,
+            score=score,
+        )
+        self.checkpoints.save(self.state, meta)
+
     def _restore(self) -> list[str]:
-        """Go on from the newest checkpoint, if there is one; returns what there is to say of it."""
+        """Resume from the newest checkpoint, if there is one; returns notes to log."""
         notes: list[str] = []
-        about = self.checkpoints.restore(self.state, self.prior, notes.append)
-        if about is not None:
-            self.resumed_at = (about.step, about.prompts_seen)
+        meta = self.checkpoints.restore(self.state, self.prior_fingerprint, notes.append)
+        if meta is not None:
+            self.resumed_at = (meta.step, meta.prompts_seen)
         return notes
 
+    def _build_monitor(self, quiet: bool) -> StepMonitor:
+        run = RunFacts(
+            start=self.resumed_at[0],
+            steps=self.config.trainer.steps,
+            num_prompts=len(self.trained),
+            views_per_prompt=self.config.trainer.views_per_prompt,
+            prompts_seen=self.prompts_seen,
+            last_good=self.checkpoints.last_good,
+            best_by=self.config.checkpointing.best_by,
+        )
+        return StepMonitor(self.config.monitoring, run, self.folder, self.world, quiet=quiet)
+
+    def _start_notes(self) -> Iterator[str]:
+        """Facts to log when a run starts or resumes."""
+        setup = f"{self.world.size} processes, {self.config.distributed.strategy}"
+        yield f"{setup}, {self.slots_per_step} prompts per step; rank 0 on {socket.gethostname()}"
+        for name, engine in grid_engines(self.state.generator).items():
+            yield f"{name} runs on {engine}, device {self.world.device}"
+        sample = range(0, len(self.trained), -(-len(self.trained) // SHORTAGE_SAMPLE))
+        if shortage := self.bank.shortage([self.prompt(index).text for index in sample]):
+            yield shortage
+        if size := self.cache_bytes:
+            yield f"the trajectory cache will grow to {size / 2**20:,.0f} MiB"
+
     @contextmanager
-    def _marked(self) -> Iterator[None]:
-        """Within, a stop for a reason leaves a mark: the same steps again would only stop there again."""
+    def _mark_stop(self) -> Iterator[None]:
+        """Context: on TrainingStopped, write the reason to a file, so that a restart does not repeat it."""
         try:
             yield
         except TrainingStopped as error:
             if self.world.is_main:
-                atomic_write_text(self.folder / STOPPED, f"{error}\n")
+                atomic_write_text(self.folder / STOP_FILE, f"{error}\n")
             raise
 
-    def _told_at_start(self) -> Iterator[str]:
-        """What there is to say of a run that begins, or goes on."""
-        ways = f"{self.world.size} processes, {self.settings.distributed.strategy}"
-        yield f"{ways}, {self.slots_per_step} prompts a step; main process on {socket.gethostname()}"
-        for name, engine in engines(self.state.generator).items():
-            yield f"{name} is looked up by {engine} on {self.world.device}"
-        every = range(0, len(self.trained), -(-len(self.trained) // LOOKED_UP))
-        if shortage := self.bank.shortage([self.prompt(index).text for index in every]):
-            yield shortage
-        if size := self.cache_bytes:
-            yield f"trajectories are kept as they are met: {size / 2**20:,.0f} MiB at the end"
-
-    def _save(self, step: int, score: float | None) -> None:
-        about = About(
-            step=step,
-            prompts_seen=self.prompts_seen(step),
-            prior=self.prior,
-            text_dim=self.text_dim,
-            score=score,
-        )
-        self.checkpoints.save(self.state, about)
-
     def _preview(self, step: int) -> None:
-        if self.world.is_main or self.strategy.every_process_computes:
-            num = min(self.config.preview_prompts, len(self.trained))
-            prompts = [self.prompt(index) for index in range(num)]
-            with self.strategy.whole():
-                images = preview(
-                    self.state.ema or self.state.generator,
-                    self.bank,
-                    prompts,
-                    z=z_of(prompts, self.state.generator, self.settings.seed, self.config.seeds_per_prompt),
-                    cameras=self.sampler.cameras,
-                    renderer=self.settings.renderer,
-                    sharpness=geometric_at(self.config.sharpness, step / self.config.steps),
-                    device=self.world.device,
-                )
+        if self.world.is_main or self.strategy.collective_forward:
+            config = self.config
+            scenes = SceneConfig(
+                renderer=config.renderer,
+                sharpness=sharpness_at(config.trainer.sharpness, step, config.trainer.steps),
+                cameras=config.cameras,
+                seed=config.seed,
+                seeds_per_prompt=config.trainer.seeds_per_prompt,
+            )
+            model = TextTo3D(self.state.ema or self.state.generator, self.bank, scenes)
+            num_prompts = min(config.monitoring.preview_prompts, len(self.trained))
+            with self.strategy.gathered_parameters():
+                images = render_preview(model, [self.prompt(index) for index in range(num_prompts)])
             if self.world.is_main:
                 save_preview(self.folder / "previews" / f"step_{step:06d}.png", images)
         self.world.barrier()
 
 
-def engines(generator: nn.Module) -> dict[str, str]:
-    """Engine of each hash grid in a generator, by its dotted name."""
+def grid_engines(generator: nn.Module) -> dict[str, str]:
+    """The engine of each hash grid in a generator, by dotted module name."""
     return {name: part.engine for name, part in generator.named_modules() if isinstance(part, HashGrid)}
 
 
+def _mean_numbers(losses: list[StepLosses]) -> dict[str, torch.Tensor]:
+    """The numbers of a step, each the mean over its parts, detached."""
+    parts = []
+    for loss in losses:
+        learned = {} if loss.learned is None else {"learned": loss.learned.detach()}
+        parts.append({"loss": loss.total.detach(), **learned, **loss.metrics})
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
 @contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGINT, SIGTERM and SIGUSR1 only set a flag, so that the step is finished and saved; a SIGINT
-    that comes ONE_WISH_S after the first signal, or later, interrupts at once."""
+def _catch_signals() -> Iterator[Callable[[], bool]]:
+    """Context: SIGINT, SIGTERM and SIGUSR1 only set a flag, so that the step finishes and is saved.
+
+    Another SIGINT at least SECOND_INTERRUPT_S after the first signal interrupts at once.
+    """
     received: list[float] = []
-    kept = {}
+    previous = {}
 
     def receive(number: int, frame: object) -> None:
         received.append(time.monotonic())
-        if number == signal.SIGINT and received[-1] - received[0] >= ONE_WISH_S:
+        if number == signal.SIGINT and received[-1] - received[0] >= SECOND_INTERRUPT_S:
             raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         try:
-            kept[number] = signal.signal(number, receive)
-        except ValueError:  # not the main thread: signals are somebody else's business
+            previous[number] = signal.signal(number, receive)
+        except ValueError:  # not the main thread: the application handles signals itself
             pass
     try:
         yield lambda: bool(received)
     finally:
-        for number, handler in kept.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amortized.training.checkpoint import list_checkpoints, tensors_in
+from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
 from tests.tiny_sd import make_tiny_sd
 from tests.training.test_trainer import stop_after
 from tests.training.toy import log_lines, make_trainer, weights_of

@@ -11,7 +11,7 @@ import torch
 
 from amortized.cameras import CameraConfig
 from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
-from amortized.training.checkpoint import list_checkpoints, tensors_in
+from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
 from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_trainer, target_images, weights_of
 
 

@@ -35,7 +35,7 @@ from amortized.training import (
     World,
     join_world,
 )
-from amortized.training.watch import Record
+from amortized.monitoring.monitor import Record
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
@@ -240,7 +240,7 @@ if __name__ == "__main__":
         now = time.time
         time.time = lambda: now() + clock
     if given.get("strategy") == "zero3":
-        from amortized.training import zero
+        from amortized.parallel import zero
 
         zero.SMALL = 0  # so that the weights of small generators are taken apart too
     with one_sentence_errors("toy"):

@@ -1,0 +1,1 @@
+"""The commands: they compose the parts that a config names."""

@@ -1,0 +1,107 @@
+"""Build the parts of a run from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amortized.conditioning import ShardStore, TextBank, load_text_encoder
+from amortized.config import load_config
+from amortized.guidance import Guidance, build_learned
+from amortized.parallel import World
+from amortized.priors import Prior, StableDiffusionPrior, load_prior
+from amortized.training import BaseRunConfig, Trainer
+from amortized.types import Corpus
+from corpora import open_corpus, prompt_list
+from generators import DEFAULT, GeneratorConfig
+from generators.building import build_generator
+from generators.surroundings import SurroundingsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseRunConfig):
+    """Everything that determines a run."""
+
+    generator: GeneratorConfig = field(default_factory=DEFAULT)
+    environment: SurroundingsConfig | None = None  # a learned background; null: none
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a preset, or a run's config.yaml. Raises ConfigError."""
+    return load_config(RunConfig, path, overrides)
+
+
+def load_corpus(config: RunConfig) -> Corpus:
+    """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it."""
+    corpus = open_corpus(config.corpus, held_out=config.held_out)
+    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", background=corpus)
+
+
+def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:
+    """The text embeddings of a run, and the width of those that its generator takes."""
+    text, encoder = config.text, None
+    if text.encoder is not None:
+        allow_network = config.prior.allow_network
+        encoder = load_text_encoder(
+            text.encoder, revision=text.revision, device=device, allow_network=allow_network
+        )
+    bank = TextBank(
+        prior.text_encoder,
+        config.views,
+        device=device,
+        reader=encoder,
+        stores=[ShardStore(url) for url in text.shards],
+        kept=text.cache_size,
+    )
+    if bank.pooled_only and getattr(config.generator, "text", "pooled") == "tokens":
+        raise ValueError(
+            "text.shards have pooled vectors only, but this generator needs tokens: encode the corpus "
+            "without --pooled, or set generator.text=pooled"
+        )
+    return bank, (encoder or prior.text_encoder).width
+
+
+def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, nn.Module]:
+    """The prior, the text embeddings and an untrained generator, on `device`."""
+    prior = load_prior(config.prior, device)
+    bank, text_dim = build_bank(config, prior, device)
+    torch.manual_seed(config.seed)
+    generator = build_generator(config.generator, config.environment, text_dim)
+    return prior, bank, generator.to(device)
+
+
+def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
+    """Build the score-distillation guidance, with its learned reference model if the method has one."""
+    if config.guidance.trajectory.cache and (config.views.direction_step_deg or config.views.perp_neg):
+        raise ValueError(
+            "guidance.trajectory.cache keeps a trajectory for each of a prompt's views, which are too many "
+            "here: it needs views.direction_step_deg=0 and views.perp_neg=false"
+        )
+    learned = config.guidance.learned
+    if learned is None:
+        return Guidance(prior, config.guidance)
+    if config.prior.offload:
+        raise ValueError(
+            "guidance.learned needs the denoiser for its gradient, when prior.offload has taken it away: "
+            "set prior.offload=false"
+        )
+    text = None if learned.text is None else bank.sentences([learned.text])
+    null = bank.sentences([config.views.negative_prompt])
+    model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
+    return Guidance(prior, config.guidance, model)
+
+
+def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
+    """Everything that a rank trains with. Raises ValueError for settings that do not fit together."""
+    if config.prior.denoiser_device and world.size > 1:
+        raise ValueError(
+            f"prior.denoiser_device={config.prior.denoiser_device} is a single device, but there are "
+            f"{world.size} processes: train in one process, or set it to null"
+        )
+    prior, bank, generator = build_parts(config, world.device)
+    guidance = guidance_of(config, prior, bank, len(corpus.trained))
+    return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)

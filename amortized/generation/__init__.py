@@ -1,0 +1,6 @@
+"""Use a trained generator, from a run or an exported folder: any text to scenes, scenes to images."""
+
+from amortized.generation.model import SceneConfig, TextTo3D, sharpness_at
+from amortized.generation.variants import asset_seed, asset_z, z_of, z_width
+
+__all__ = ["SceneConfig", "TextTo3D", "asset_seed", "asset_z", "sharpness_at", "z_of", "z_width"]

@@ -1,0 +1,82 @@
+"""The README of an exported generator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Measures of a results.json's `overall`, with their names on the card.
+MEASURES = {
+    "clip_similarity": "CLIP similarity",
+    "recall_at_1": "CLIP recall@1",
+    "iou": "volumetric IoU with the ground truth",
+}
+
+
+def model_card(run: Path, name: str, config: Mapping[str, Any]) -> str:
+    """The card in Markdown: what the generator is, how to use it, how it was trained, how it scores."""
+    training, encoder = config["training"], config["text_encoder"]
+    generator = config["generator"]["name"]
+    return f"""---
+library_name: amortized3d
+pipeline_tag: text-to-3d
+license: apache-2.0
+---
+
+# {_plain(name)}
+
+A {generator} generator: any text to a 3D object (signed distance and color) in one forward pass. Trained by
+score distillation with amortized3d {config["amortized3d"]}, without 3D data.
+
+```python
+from amortized.generation import TextTo3D
+
+model = TextTo3D.from_pretrained("{_plain(name)}")
+scene = model.scenes(["a red cube"])
+images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [1, 4, 128, 128, 3]
+```
+
+| | |
+|---|---|
+| training corpus | {_plain(training["corpus"])} |
+| steps | {training["step"]:,} |
+| guidance | noise {training["guidance"]["noise"]}, reference {training["guidance"]["reference"]} |
+| 2D prior | {_plain(training["prior"])} |
+| text encoder (not included) | {_plain(encoder["path"])}, fingerprint `{encoder["fingerprint"]}` |
+
+## Scores
+
+{_scores(run)}
+
+## License
+
+The weights are under the license of this project, Apache-2.0, as far as the prior's license permits: a
+generator distilled from a diffusion model may inherit that model's terms of use. Check them before
+publishing.
+"""
+
+
+def _scores(run: Path) -> str:
+    """The scores of the run's evaluation, if it has one."""
+    try:
+        overall = json.loads((run / "evaluation" / "results.json").read_text(encoding="utf-8"))["overall"]
+        rows = [(label, overall[key]) for key, label in MEASURES.items() if key in overall]
+        lines = [f"| {label} | {_number(value)} |" for label, value in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        lines = []
+    if not lines:
+        return "Not evaluated: run `python evaluate.py RUN` before the export to have its scores here."
+    return "\n".join(["| measure | mean over prompts |", "|---|---|", *lines])
+
+
+def _number(value: Any) -> str:
+    mean = value["mean"] if isinstance(value, dict) else value
+    return f"{float(mean):.3f}"
+
+
+def _plain(text: Any) -> str:
+    """Text for one line of Markdown: without line breaks or characters that mean something there."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{char}" if char in "|`[]<>\\" else char for char in line)

@@ -1,0 +1,163 @@
+"""Use a trained generator: any text to a scene, a scene to images.
+
+    model = TextTo3D.from_run("outputs/quickstart")
+    scene = model.scenes(["a red cube", "a blue sphere"])
+    images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [2, 4, 128, 128, 3]
+
+This is the one place that knows what a trained generator needs besides its weights: the text encoder it was
+trained with, its z, the sharpness at its step, the renderer. Previews, evaluation, benchmarks and export all
+use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from amortized.cameras import CameraConfig, orbit
+from amortized.conditioning import TextBank
+from amortized.config import Schedule, geometric_at
+from amortized.files import short_name
+from amortized.generation.variants import z_of, z_width
+from amortized.rendering import RendererConfig, render
+from amortized.transfer import to_device
+from amortized.types import Cameras, Prompt, Render, Scene, TextCondition
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """How the scenes of a generator are made from text and rendered."""
+
+    renderer: RendererConfig = field(default_factory=RendererConfig)
+    sharpness: float = 30.0  # k of the density at the checkpoint's step, 1 / length
+    cameras: CameraConfig = field(default_factory=CameraConfig)  # of the training: the default orbit is its mean
+    seed: int = 0  # the run's, from which z follows
+    seeds_per_prompt: int | None = None  # as in trainer.seeds_per_prompt
+
+
+class TextTo3D:
+    """A trained generator with its text encoder and renderer, ready to turn text into scenes.
+
+    Build it with `from_run` or `from_pretrained`, or directly from parts that are already loaded.
+    """
+
+    def __init__(self, generator: nn.Module, texts: TextBank, config: SceneConfig) -> None:
+        """`generator` maps (TextCondition, z) to a Scene; `texts` encodes what it takes."""
+        self.generator, self.texts, self.config = generator, texts, config
+        self.device = texts.device
+
+    @classmethod
+    def from_run(cls, run: str | Path, *, checkpoint: str = "newest", device: str = "auto") -> TextTo3D:
+        """Load the generator of a run's folder; `checkpoint` is newest, best or a name.
+
+        Raises ValueError if the folder holds no run, or the checkpoint is missing or damaged.
+        """
+        from amortized.generation.folder import load_run
+
+        return load_run(Path(run), checkpoint, device)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, text_encoder: str | None = None, device: str = "auto"
+    ) -> TextTo3D:
+        """Load an exported folder, or a Hub id that is in the local cache.
+
+        `text_encoder` is a folder or Hub id to use instead of the recorded one; it must be the same encoder.
+        Raises ValueError if the folder is damaged, or if its text encoder is missing or another one.
+        """
+        from amortized.generation.folder import load_exported
+
+        return load_exported(folder, text_encoder, device)
+
+    @torch.no_grad()
+    def scenes(self, prompts: str | Sequence[str | Prompt], seed: int = 0) -> Scene:
+        """The scenes of P prompts from one forward pass.
+
+        Another `seed` gives another variant of each, if the generator takes a z; it is ignored otherwise.
+        """
+        chosen = [prompts] if isinstance(prompts, str) else list(prompts)
+        rows = [text if isinstance(text, Prompt) else Prompt(id=short_name(text), text=text) for text in chosen]
+        text = self.texts.get([prompt.text for prompt in rows])
+        return self.generator.eval()(text, self.z_of(rows, seed).to(self.device))
+
+    @torch.no_grad()
+    def interpolate(self, prompt_a: str, prompt_b: str, steps: int, seed: int = 0) -> Scene:
+        """`steps` scenes from one prompt to another, along a straight line between their text embeddings.
+
+        z is that of `prompt_a` throughout. Raises ValueError if `steps` is less than 2.
+        """
+        if steps < 2:
+            raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
+        ends = self.texts.get([prompt_a, prompt_b])
+        text = _between(ends, torch.linspace(0, 1, steps, device=ends.pooled.device))
+        z = self.z_of([Prompt(id=short_name(prompt_a), text=prompt_a)], seed).expand(steps, -1)
+        return self.generator.eval()(text, z.to(self.device))
+
+    @torch.no_grad()
+    def images(
+        self,
+        scene: Scene,
+        cameras: Cameras,
+        size: int | tuple[int, int],
+        *,
+        background: float = 0.5,
+        show_environment: bool = True,
+    ) -> Render:
+        """Render P scenes from V cameras each: `rgb` is [P, V, H, W, 3] in [0, 1].
+
+        `size` is H = W, or (H, W). Cameras of a single prompt serve all scenes. Behind the objects is the
+        scene's learned environment, if it has one and `show_environment`, else the gray `background`.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        cameras = to_device(cameras, self.device)
+        gray = torch.full_like(cameras.c2w[..., :3, 3], background)  # [P, V, 3]
+        environment = torch.full(gray.shape[:2], show_environment, device=self.device)
+        return render(
+            scene,
+            cameras,
+            height,
+            width,
+            config=self.config.renderer,
+            background=gray,
+            own_background=environment,
+            sharpness=self.config.sharpness,
+            training=False,
+        )
+
+    def orbit(
+        self, num_prompts: int = 1, num_views: int = 4, *, elevation_deg: float = 20.0, start_deg: float = 20.0
+    ) -> Cameras:
+        """Evenly spaced cameras around each of P prompts, at the mean distance and field of view of training."""
+        return orbit(
+            num_prompts,
+            num_views,
+            elevation_deg=elevation_deg,
+            distance=sum(self.config.cameras.distance) / 2,
+            fovy_deg=sum(self.config.cameras.fovy_deg) / 2,
+            start_azimuth_deg=start_deg,
+        )
+
+    def z_of(self, prompts: Sequence[Prompt], number: int = 0) -> Tensor:
+        """z [P, z_dim] of variant `number` of each prompt; see `z_of`."""
+        config = self.config
+        return z_of(prompts, z_width(self.generator), config.seed, config.seeds_per_prompt, number)
+
+
+def sharpness_at(schedule: Schedule, step: int, steps: int) -> float:
+    """The sharpness of a generator trained for `step` of `steps` steps."""
+    return geometric_at(schedule, step / steps)
+
+
+def _between(ends: TextCondition, weights: Tensor) -> TextCondition:
+    """Conditions [N] on the line between the two rows of `ends`; tokens of either mask take part."""
+
+    def mix(rows: Tensor) -> Tensor:
+        shape = (-1, *(1 for _ in rows.shape[1:]))
+        return torch.lerp(rows[:1], rows[1:], weights.to(rows.dtype).view(shape))
+
+    mask = (ends.mask[0] | ends.mask[1]).expand(len(weights), -1)
+    return TextCondition(pooled=mix(ends.pooled), tokens=mix(ends.tokens), mask=mask)

@@ -1,0 +1,48 @@
+"""A trace of a few training steps, for chrome://tracing or Perfetto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from amortized.parallel import World
+
+
+class Profiler(Protocol):
+    def step(self) -> None:
+        """Mark the end of a step."""
+        ...
+
+
+class _NoProfiler:
+    def step(self) -> None:
+        pass
+
+
+@contextmanager
+def profile_steps(steps: tuple[int, int] | None, folder: Path, world: World, start: int) -> Iterator[Profiler]:
+    """Context: rank 0 traces the steps [from, to) into FOLDER/profile; None traces nothing.
+
+    `start` is the first step of this process.
+    """
+    if steps is None or not world.is_main or start >= steps[0]:
+        yield _NoProfiler()
+        return
+    first, end = steps
+    folder = folder / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(profiler: profile) -> None:
+        profiler.export_chrome_trace(str(folder / f"steps_{first}_{end}.json"))
+
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    plan = schedule(wait=first - start - 1, warmup=1, active=end - first, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
+        yield profiler

@@ -1,0 +1,89 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from amortized.config import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, AdamW or Adan, with warm-up and decay, and separate learning rates for some parts."""
+
+    name: Literal["adam", "adamw", "adan"] = "adam"
+    learning_rate: float = 4e-3
+    encoding_learning_rate: float | None = None  # of modules named `grid` (hash grids); null: learning_rate
+    environment_learning_rate: float | None = None  # of the learned background; null: learning_rate
+    betas: tuple[float, ...] = (0.0, 0.99)  # two; for adan three: gradient, its difference, its square
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0  # adamw and adan
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    min_lr_ratio: float = 0.05  # cosine: final learning rate / learning_rate
+    clip_norm: float | None = None  # of the whole gradient
+
+    def __post_init__(self) -> None:
+        check(self, "learning_rate", "epsilon", "clip_norm", above=0)
+        check(self, "encoding_learning_rate", "environment_learning_rate", above=0)
+        num_betas = 3 if self.name == "adan" else 2
+        if len(self.betas) != num_betas:
+            example = "[0.98, 0.92, 0.99]" if num_betas == 3 else "[0.9, 0.99]"
+            raise ValueError(
+                f"betas must be {num_betas} numbers for name={self.name}, e.g. {example}, got {list(self.betas)}"
+            )
+        check(self, "betas", at_least=0, below=1)
+        check(self, "min_lr_ratio", at_least=0, at_most=1)
+        check(self, "warmup_steps", "weight_decay", at_least=0)
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError("weight_decay needs name=adamw: adam would mix it into its moments")
+
+
+def build_optimizer(
+    config: OptimizerConfig, module: nn.Module, learned: nn.Module | None = None, learned_rate: float = 0.0
+) -> torch.optim.Optimizer:
+    """An optimizer with one parameter group per learning rate.
+
+    Parameters of submodules named `surroundings` or `grid` get their own group, all others share one. The
+    last group holds the guidance's reference model `learned`, if there is one, at `learned_rate`.
+    """
+    rates = {"surroundings": config.environment_learning_rate, "grid": config.encoding_learning_rate}
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *rates)}
+    for name, parameter in module.named_parameters():
+        owners = name.split(".")
+        parts[next((part for part in rates if part in owners), "")].append(parameter)
+    rate = config.learning_rate
+    groups = [
+        {"params": parameters, "lr": rate, "base_lr": rates.get(part) or rate}
+        for part, parameters in parts.items()
+        if parameters
+    ]
+    if learned is not None:
+        # No weight decay: a zero embedding is not a text, and no better a model of the renders.
+        options = {"lr": learned_rate, "base_lr": learned_rate, "weight_decay": 0.0}
+        groups.append({"params": list(learned.parameters()), **options})
+    betas: Any = config.betas
+    shared = {"lr": rate, "betas": betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    if config.name == "adan":
+        from timm.optim import Adan  # takes seconds to import
+
+        return Adan(groups, **shared)
+    optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
+    return optimizer(groups, **shared, fused=fused)
+
+
+def set_learning_rate(groups: list[dict[str, Any]], config: OptimizerConfig, step: int, steps: int) -> None:
+    """Set the rates of `step`, counted from 0, of `steps`. A function of the step: nothing needs saving."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    factor = 1.0
+    if config.decay == "cosine":
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        factor = config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
+    for group in groups:
+        group["lr"] = group["base_lr"] * warmup * factor

@@ -1,0 +1,134 @@
+"""The random draws of a batch, as pure functions of (seed, step), and the batch itself.
+
+A step has `world size x gradient accumulation x prompts per process` slots. A counter-based generator keyed
+by (seed, step, slot) makes all draws of a slot: the global batch does not depend on how slots are assigned to
+ranks, and a resumed run needs no saved RNG state. It needs only the step and the number of prompts seen,
+which is the position in the prompt order for any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_uniform
+from amortized.conditioning import ViewText
+from amortized.generation import asset_seed, asset_z
+from amortized.guidance import GuidanceDraws
+from amortized.random import derive_seed, generator_for
+from amortized.rendering import BackgroundConfig, background_from_uniform
+from amortized.training.prompt_order import PromptOrder
+from amortized.types import Cameras, TextCondition
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchDraws:
+    """The random draws of one rank's part of a step: P prompts, V views each, B = P * V images."""
+
+    prompt_indices: list[int]  # P
+    cameras: Cameras  # [P, V]
+    background: Tensor  # [P, V, 3]
+    show_environment: Tensor  # [P, V] bool: which images show the scene's learned background, if it has one
+    stratification: Tensor  # [P, V * H * W, S] in [0, 1)
+    guidance: GuidanceDraws  # B images
+    z: Tensor  # [P, z_dim] standard normal: the variation that the text leaves open
+    digests: Tensor  # [P] int64: a digest of all draws of a slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """The draws and text of a batch, on the CPU."""
+
+    draws: BatchDraws
+    generator_text: TextCondition  # P prompts
+    prior_text: ViewText  # B images
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSampler:
+    """The settings that determine every batch of a run."""
+
+    seed: int
+    order: PromptOrder
+    views: int
+    render_size: int
+    num_samples: int  # stratified samples per ray
+    latent_shape: tuple[int, int, int]  # C, h, w
+    z_dim: int  # 0 if the generator takes no z
+    seeds_per_prompt: int | None  # None: a new z at every visit
+    cameras: CameraConfig
+    background: BackgroundConfig
+
+    def draw(self, step: int, slots: Sequence[int], start: int) -> BatchDraws:
+        """The given slots of a step, whose slot 0 is at position `start` of the prompt order.
+
+        Rows are in the order of `slots`.
+        """
+        prompts = [self.order.at(start + slot) for slot in slots]
+        rows = [self._draw_slot(step, slot) for slot in slots]
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        digests = [
+            _digest(index, *(row[name] for name in ("camera", "timestep", "shift", "noise", "z")))
+            for index, row in zip(prompts, rows, strict=True)
+        ]
+        return BatchDraws(
+            prompt_indices=prompts,
+            cameras=cameras_from_uniform(self.cameras, stacked["camera"]),
+            background=background_from_uniform(self.background, stacked["background"]),
+            show_environment=stacked["show_environment"] < self.background.own_share,
+            stratification=stacked["stratification"],
+            guidance=GuidanceDraws(
+                u_timestep=stacked["timestep"].flatten(),
+                u_shift=stacked["shift"].flatten(),
+                u_learned=stacked["learned"].flatten(),
+                noise=stacked["noise"].flatten(0, 1),
+                keys=stacked["key"].flatten(),
+                seeds=stacked["seed"].repeat_interleave(self.views),
+                prompts=torch.tensor(prompts).repeat_interleave(self.views),
+            ),
+            z=stacked["z"],
+            digests=torch.tensor(digests, dtype=torch.int64),
+        )
+
+    def _draw_slot(self, step: int, slot: int) -> dict[str, Tensor]:
+        random = generator_for(self.seed, "slot", step, slot)
+        views, pixels = self.views, self.views * self.render_size**2
+        keys = [derive_seed(self.seed, "image", step, slot, view) for view in range(views)]
+        asset = derive_seed(self.seed, "asset", step, slot) % (self.seeds_per_prompt or 1)
+        z = torch.randn(self.z_dim, generator=random)
+        if self.seeds_per_prompt is not None:
+            z = asset_z(self.seed, asset, self.z_dim)
+        return {  # the order of the draws determines the random stream: append new ones at the end
+            "camera": torch.rand(views, NUM_CAMERA_DRAWS, generator=random),
+            "background": torch.rand(views, 3, generator=random),
+            "timestep": torch.rand(views, generator=random),
+            "shift": torch.rand(views, generator=random),
+            "noise": torch.randn(views, *self.latent_shape, generator=random),
+            "stratification": torch.rand(pixels, self.num_samples, generator=random),
+            "z": z,
+            "show_environment": torch.rand(views, generator=random),
+            "learned": torch.rand(views, generator=random),
+            "key": torch.tensor(keys),
+            "seed": torch.tensor(asset_seed(self.seed, asset)),
+        }
+
+
+def assign_slots(rank: int, world_size: int, num_parts: int, prompts: int) -> list[list[int]]:
+    """The slots of one rank, one list per accumulation part.
+
+    Slots are assigned in contiguous parts, rank after rank: part a of rank r starts at
+    (a * world_size + r) * prompts. All ranks together cover each slot of a step exactly once.
+    """
+    starts = [(part * world_size + rank) * prompts for part in range(num_parts)]
+    return [list(range(start, start + prompts)) for start in starts]
+
+
+def _digest(prompt_index: int, *draws: Tensor) -> int:
+    state = hashlib.blake2b(str(prompt_index).encode(), digest_size=8)
+    for draw in draws:
+        state.update(draw.numpy().tobytes())
+    return int.from_bytes(state.digest(), "little", signed=True)

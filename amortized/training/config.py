@@ -1,0 +1,73 @@
+"""The settings of a run, one section per component; `train.py` adds the generator's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from amortized.cameras import CameraConfig
+from amortized.checkpointing import CheckpointConfig
+from amortized.conditioning import TextConfig, ViewTextConfig
+from amortized.config import Schedule, check, check_schedule
+from amortized.config.renamed import RENAMED_RUN_SETTINGS
+from amortized.evaluation import EvaluationConfig
+from amortized.guidance import GuidanceConfig
+from amortized.monitoring import MonitorConfig
+from amortized.parallel import DistributedConfig, OptimizerConfig
+from amortized.priors import PriorConfig
+from amortized.rendering import BackgroundConfig, RendererConfig
+from amortized.training.losses import LossConfig
+from amortized.training.prompt_order import PromptOrderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The length of the training and the size of its batches."""
+
+    steps: int = 1000
+    prompts_per_process: int = 1  # prompts in one forward pass of one process
+    views_per_prompt: int = 1
+    gradient_accumulation_steps: int = 1  # forward passes per optimizer step
+    # Train each prompt as this many assets, each with its own z and trajectory (guidance.noise=seed), the same
+    # for all prompts. null: a new z at every visit, and one trajectory.
+    seeds_per_prompt: int | None = None
+    render_size: int = 64  # px
+    sharpness: Schedule = 30.0  # k of the density, 1 / length; interpolated geometrically
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the generator; scenes are always float32
+    ema_decay: float | None = None  # of the averaged weights, which evaluation prefers; null: none
+
+    def __post_init__(self) -> None:
+        check(self, "steps", "prompts_per_process", "views_per_prompt", "render_size", at_least=1)
+        check(self, "gradient_accumulation_steps", "seeds_per_prompt", at_least=1)
+        check(self, "ema_decay", above=0, below=1)
+        check_schedule("sharpness", self.sharpness, positive=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRunConfig:
+    """One YAML preset, one section per component; `output`, `corpus` and `prior` have no default."""
+
+    renamed: ClassVar = RENAMED_RUN_SETTINGS
+
+    output: str  # the run's folder
+    corpus: str  # the name of a corpus, or a .txt, .json, .jsonl, .csv or .parquet file of prompts
+    # Hold out this share of all prompts, by a hash of their words; null: the corpus's own split.
+    held_out: float | None = None
+    prompt: str | None = None  # train on this prompt alone
+    prior: PriorConfig
+    seed: int = 0
+    device: str = "auto"  # auto: CUDA if available, the GPU of LOCAL_RANK; or cpu, cuda, cuda:N
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    views: ViewTextConfig = field(default_factory=ViewTextConfig)
+    cameras: CameraConfig = field(default_factory=CameraConfig)
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    renderer: RendererConfig = field(default_factory=RendererConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    prompt_order: PromptOrderConfig = field(default_factory=PromptOrderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpointing: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitoring: MonitorConfig = field(default_factory=MonitorConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

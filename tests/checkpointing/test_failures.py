@@ -1,0 +1,96 @@
+"""What may go wrong in a run of many processes: said once, soon, and with something to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
+from tests.training.toy import log_lines, make_trainer
+
+
+def launch(folder: Path, processes: int = 2, **changes) -> tuple[int, str, float]:
+    """Status, stderr and seconds of a run under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "tests.training.toy", str(folder), json.dumps(changes)]
+    start, quiet = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stderr, time.monotonic() - start
+
+
+def said(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if "toy: error:" in line or "train.py: error:" in line]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_loss_that_is_not_finite_on_one_process_stops_all(tmp_path, strategy):
+    status, stderr, _ = launch(tmp_path, steps=30, trouble=[1, 13, "nan"], strategy=strategy)
+    (sentence,) = said(stderr)
+    assert status != 0 and "step 14: loss" in sentence and "not finite" in sentence
+    assert "the last good checkpoint is " in sentence and "step_000010" in sentence
+    assert "0]: Traceback" not in stderr and "1]: Traceback" not in stderr  # the launcher's own has no rank
+    assert "step 14: loss" in (tmp_path / "stopped").read_text()
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000010"]
+
+
+def test_a_process_that_is_stuck_ends_them_all_with_their_stacks(tmp_path):
+    status, stderr, seconds = launch(tmp_path, steps=30, trouble=[1, 5, "hang"], timeout_s=20.0)
+    (sentence,) = said(stderr)
+    assert status != 0 and seconds < 120
+    assert "no progress for 20 s (step 6)" in sentence and str(tmp_path / "stacks") in sentence
+    stuck, waits = ((tmp_path / "stacks" / f"process_0000{rank}.txt").read_text() for rank in (1, 0))
+    assert "step 6" in stuck and "in trouble" in stuck and "watchdog.py" in stuck
+    assert "in backward" in waits or "in mean" in waits or "in _step" in waits
+
+
+def test_a_process_that_dies_takes_the_others_down(tmp_path):
+    status, stderr, seconds = launch(tmp_path, steps=10_000, trouble=[1, 60, "die"])
+    assert status != 0 and seconds < 90  # with the start; the end itself takes a moment
+    # The launcher knows who, and may end the other one before it has said what it saw.
+    assert stderr.count("Root Cause") == 1 and "Signal 9 (SIGKILL)" in stderr
+    assert all("another process has ended, or cannot be reached" in text for text in said(stderr))
+    assert len(said(stderr)) <= 1 and "0]: Traceback" not in stderr
+    # The one of step 60 may still have been under way.
+    assert "step_000050" in [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
+
+
+def test_a_defect_keeps_its_traceback_and_is_told_once(tmp_path):
+    status, stderr, _ = launch(tmp_path, steps=10_000, trouble=[1, 3, "defect"])
+    assert status != 0 and said(stderr) == []
+    ours = [line for line in stderr.splitlines() if "ZeroDivisionError: a defect" in line]
+    assert len(ours) == 1 and "[rank0]: Traceback" not in stderr
+
+
+def test_clocks_decide_nothing(tmp_path):
+    """One process is a day ahead, and the files' dates are upside down."""
+    changes = {"steps": 20, "checkpoint_every": 5, "prompts_per_process": 2}
+    launch(tmp_path / "run", **{**changes, "steps": 10}, clock=86400.0)
+    for age, path in enumerate(list_checkpoints(tmp_path / "run/checkpoints")):
+        os.utime(path, (2e9 - 1e6 * age,) * 2)
+    status, stderr, _ = launch(tmp_path / "run", **changes, clock=-86400.0)
+    assert status == 0, stderr
+    whole = make_trainer(tmp_path / "whole", **{**changes, "prompts_per_process": 4})
+    whole.train(quiet=True)
+    lines, expected = log_lines(tmp_path / "run"), log_lines(tmp_path / "whole")
+    assert [line["batch_digest"] for line in lines] == [line["batch_digest"] for line in expected]
+    found = [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")]
+    assert found == ["step_000015", "step_000020"]
+
+
+def test_a_damaged_newest_checkpoint_is_told_by_a_run_of_two(tmp_path):
+    launch(tmp_path, steps=20)
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    (newest / "state.json").write_text("{}")
+    status, stderr, _ = launch(tmp_path, steps=30)
+    assert status == 0, stderr
+    notes = [json.loads(line)["note"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (told,) = [note for note in notes if "damaged" in note]
+    assert "step_000020 is damaged" in told and "going on from the one before" in told
+    assert torch.isfinite(tensors_in(tmp_path / "checkpoints/step_000030", "generator")["grid.table"]).all()

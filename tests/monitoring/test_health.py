@@ -1,0 +1,90 @@
+"""What is worth a word, and what is not."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from amortized.monitoring.health import Spikes, Stragglers
+from amortized.monitoring.stopwatch import Stopwatch
+from tests.training.toy import make_trainer
+
+
+def test_a_spike_is_told_once_and_noise_is_not():
+    chance, spikes, told = random.Random(0), Spikes(), {}
+    for step in range(1, 1001):
+        loss = chance.lognormvariate(0.0, 0.3) if step not in (500, 510, 700) else 20.0
+        told[step] = spikes(step, loss)
+    found = {step: text for step, text in told.items() if text}
+    assert found.keys() == {500, 700}
+    assert found[500].startswith("step 500: a loss of 20, where the last 100 were about ")
+
+
+def test_constant_losses_have_no_spikes():
+    spikes = Spikes()
+    assert not any(spikes(step, 1.0 + 1e-4 * (step % 2)) for step in range(300))
+    assert spikes(301, 1.1)
+
+
+def test_a_process_that_lags_is_named():
+    stragglers, chance = Stragglers(), random.Random(0)
+    told = [stragglers(step, [chance.uniform(0.9, 1.1), chance.uniform(1.8, 2.2), 1.0]) for step in range(60)]
+    assert [step for step, text in enumerate(told) if text] == [19]
+    assert "process 1 takes" in told[19]
+    even = Stragglers()
+    assert not any(even(step, [chance.uniform(0.9, 1.2) for _ in range(4)]) for step in range(300))
+    alone = Stragglers()
+    assert not any(alone(step, [chance.uniform(0, 9)]) for step in range(100))
+
+
+def test_a_stopwatch_sums_what_has_one_name():
+    watch = Stopwatch(torch.device("cpu"))
+    for name, seconds in (("a", 0.02), ("b", 0.05), ("a", 0.03)):
+        time.sleep(seconds)
+        watch(name)
+    found = watch.seconds()
+    assert list(found) == ["a", "b"] and 0.05 <= found["a"] < 0.2 and 0.05 <= found["b"] < 0.2
+
+
+def test_a_run_tells_of_itself(tmp_path, monkeypatch):
+    """Numbers, times and events in files; the numbers with a tracker too; a trace where one is asked for."""
+    said = []
+    tracker = SimpleNamespace(
+        init=lambda **given: said.append(given),
+        log=lambda values, step: said.append((step, values["loss"])),
+        finish=lambda: said.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    changes = {"steps": 4, "tracker": "trackio", "profile": (1, 3), "generator": "surrounded"}
+    make_trainer(tmp_path, **changes).train(notes=["a note"], quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    timed = {"time/batch", "time/forward", "time/backward", "time/update"}
+    speed = {"speed/prompts_per_second", "speed/device_seconds_per_prompt", "memory_gib"}
+    norms = {"gradient_norm", "gradient_norm/generator", "gradient_norm/surroundings"}
+    assert timed | speed | norms <= set(lines[0])
+    last = lines[-1]
+    assert last["views_per_prompt"] == pytest.approx(16 / 3) and last["memory_gib"] > 0.1
+    parts = last["gradient_norm/generator"] ** 2 + last["gradient_norm/surroundings"] ** 2
+    assert last["gradient_norm"] ** 2 == pytest.approx(parts, rel=1e-5)
+    busy = 4 / last["speed/prompts_per_second"]
+    assert busy == pytest.approx(4 * last["speed/device_seconds_per_prompt"], rel=1e-6)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["note"] for event in events[:1]] == ["a note"] and events[0]["time"].endswith("+00:00")
+    assert "1 processes, ddp, 4 prompts a step" in events[1]["note"]
+    assert said[0]["name"] == tmp_path.name
+    assert said[1:] == [*((line["step"], line["loss"]) for line in lines), "finished"]
+    trace = json.loads((tmp_path / "profile/steps_1_3.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 2
+
+
+def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="trainer.tracker=wandb is not installed: pip install wandb"):
+        make_trainer(tmp_path, steps=1, tracker="wandb").train(quiet=True)

@@ -1,0 +1,103 @@
+"""Averages and rates against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amortized.parallel.optim import Ema, OptimizerConfig, build_optimizer, set_learning_rate
+
+
+def test_the_average_is_its_recursion():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, 1.0)
+    ema, expected = Ema(module, 0.5), 1.0
+    for step, value in enumerate([2.0, -1.0, 4.0, 0.5, 3.0] * 4):
+        nn.init.constant_(module.weight, value)
+        ema.update(module, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_is_ready_for_use_and_copies_buffers():
+    module = nn.BatchNorm1d(2)
+    ema = Ema(module, 0.9)
+    module(torch.randn(8, 2) + 3)
+    ema.update(module, 0)
+    assert not ema.module.training and module.training
+    assert torch.equal(ema.module.running_mean, module.running_mean)
+    assert ema.module.num_batches_tracked == 1
+
+
+def test_rates_warm_up_decay_and_differ_by_part():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grid, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.surroundings = nn.ModuleDict({"grid": nn.Linear(2, 2)})
+
+    config = OptimizerConfig(
+        learning_rate=0.1, encoding_learning_rate=1.0, surroundings_learning_rate=0.5,
+        warmup_steps=4, decay="cosine", final_share=0.2,
+    )  # fmt: skip
+    model = Model()
+    optimizer = build_optimizer(config, model)
+    rates = {}
+    parts = {id(parameter): name.split(".")[0] for name, parameter in model.named_parameters()}
+    for step in (0, 3, 50, 100):
+        set_learning_rate(optimizer.param_groups, config, step, 100)
+        for group in optimizer.param_groups:
+            (name,) = {parts[id(parameter)] for parameter in group["params"]}
+            rates[name, step] = group["lr"]
+    assert {name for name, _ in rates} == {"grid", "head", "surroundings"}
+    for name, base in (("grid", 1.0), ("head", 0.1), ("surroundings", 0.5)):
+        for step, warm in ((0, 0.25), (3, 1.0), (50, 1.0), (100, 1.0)):
+            decay = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 100))
+            assert rates[name, step] == pytest.approx(base * warm * decay), (name, step)
+
+
+def test_adan_is_its_formula():
+    """Against the paper's algorithm (arXiv 2208.06677, algorithm 1) in numpy float64."""
+    config = OptimizerConfig(
+        name="adan", learning_rate=0.1, betas=(0.9, 0.8, 0.95), weight_decay=0.03, epsilon=1e-6
+    )
+    module = nn.Linear(3, 1, bias=False).double()
+    optimizer, chance = build_optimizer(config, module), np.random.default_rng(0)
+    weight, (m, v, n, before) = module.weight.detach().numpy().copy(), [np.zeros((1, 3)) for _ in range(4)]
+    for step in range(1, 6):
+        gradient = chance.normal(size=(1, 3))
+        module.weight.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        change = gradient - (before if step > 1 else gradient)
+        before = gradient
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.8 * v + 0.2 * change
+        n = 0.95 * n + 0.05 * (gradient + 0.8 * change) ** 2
+        along = m / (1 - 0.9**step) + 0.8 * v / (1 - 0.8**step)
+        weight = (weight - 0.1 * along / (np.sqrt(n / (1 - 0.95**step)) + 1e-6)) / (1 + 0.03 * 0.1)
+        np.testing.assert_allclose(module.weight.detach().numpy(), weight, rtol=1e-12)
+
+
+def test_adan_wants_three_betas():
+    with pytest.raises(ValueError, match="optimizer.betas of adan are 3, e.g. .0.98, 0.92, 0.99., got"):
+        OptimizerConfig(name="adan")
+
+
+def test_an_update_is_skipped_where_the_gradient_is_not_finite():
+    """What the trainer relies on to keep weights finite without waiting for the device."""
+    module = nn.Linear(3, 2)
+    optimizer = build_optimizer(OptimizerConfig(), module)
+    before = [p.detach().clone() for p in module.parameters()]
+    for p in module.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
