@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
                     f"--split {given.split} is of a corpus: leave it out with --prompt or --prompts"
                 )
             texts = [given.prompt] if given.prompt else texts_of(given.prompts)
-            asked = replace(prompt_list(texts, "prompts", background=corpus), trained=())
+            asked = replace(prompt_list(texts, "prompts", truth_from=corpus), trained=())
         chosen = spaced(indices_of(asked, given.split), given.limit)
         folder = given.output or given.run / "evaluation"
         with join_world(config.device) as world:

@@ -50,7 +50,7 @@ class RunConfig(RunSettings):
 def corpus_of(config: RunConfig) -> Corpus:
     """The corpus, or the one prompt with what the corpus knows about it."""
     corpus = open_corpus(config.corpus, held_out=config.held_out)
-    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", background=corpus)
+    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", truth_from=corpus)
 
 
 def compose(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, Module]:

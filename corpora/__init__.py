@@ -12,7 +12,7 @@ from amortized.types import Corpus
 from corpora.at2520 import at2520
 from corpora.files import READERS, entries_of
 from corpora.nearness import near_duplicates
-from corpora.published import PUBLISHED, stored
+from corpora.published import PUBLISHED, load_table
 from corpora.shapes.corpus import ShapesCorpus, shapes16, shapes100k, shapes_comp, shapes_fronts, shapes_open
 from corpora.table import SPLITS, PromptTable, prompt_list, tabulate
 
@@ -73,12 +73,12 @@ def _open(name: str, folder: Path) -> ShapesCorpus | PromptTable:
                 f"corpus '{name}' is not here yet: get {known.file} ({known.origin}), "
                 f"then: python -m corpora import {name} {known.file}"
             )
-        table = stored(path)
+        table = load_table(path)
         if table is None:
             raise ValueError(f"{path}: not kept by an import; remove it, and import {name} again")
         return table
     if Path(name).suffix in READERS:
-        own = stored(Path(name)) if name.endswith(".parquet") and Path(name).exists() else None
+        own = load_table(Path(name)) if name.endswith(".parquet") and Path(name).exists() else None
         return replace(own, name=name) if own is not None else tabulate(entries_of(Path(name)), name)
     raise ValueError(
         f"corpus must be one of {', '.join(sorted({*CORPORA, *PUBLISHED}))}, "

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from amortized.cli import one_sentence_errors
 from corpora import CORPORA, IMPORTED, PUBLISHED, entries_of, open_corpus, tabulate
-from corpora.published import import_corpus, store, stored
+from corpora.published import import_corpus, load_table, save_table
 
 
 def list_corpora(given: argparse.Namespace) -> None:
@@ -45,9 +45,9 @@ def take_in(given: argparse.Namespace) -> None:
 def keep(given: argparse.Namespace) -> None:
     if given.output.suffix != ".parquet":
         raise ValueError(f"--output must be a .parquet file, got {given.output}")
-    known = stored(given.path) if given.path.suffix == ".parquet" and given.path.exists() else None
+    known = load_table(given.path) if given.path.suffix == ".parquet" and given.path.exists() else None
     table = tabulate(entries_of(given.path), str(given.path)) if known is None else known
-    store(table, given.output)
+    save_table(table, given.output)
     print(f"{given.output}: {len(table):,} different prompts; now: corpus={given.output}")
 
 

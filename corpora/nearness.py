@@ -10,7 +10,7 @@ from datasketch import MinHash, MinHashLSH
 from corpora.prompts import normalized
 
 NUM_HASHES = 128
-NEAR = 0.8  # Jaccard similarity of two prompts' words and pairs of neighbouring words
+NEAR = 0.8  # Jaccard similarity of two prompts' words and pairs of neighboring words
 
 
 def near_duplicates(
@@ -40,7 +40,7 @@ def near_duplicates(
 
 
 def _parts(text: str) -> frozenset[str]:
-    """Words and pairs of neighbours: the same words in another order are another prompt."""
+    """Words and pairs of neighbors: the same words in another order are another prompt."""
     words = normalized(text).split() or [text]
     return frozenset((*words, *(f"{one} {other}" for one, other in pairwise(words))))
 

@@ -143,7 +143,7 @@ def import_corpus(name: str, path: Path, folder: Path) -> tuple[PromptTable, Rep
     if known.entries is None and set(entries) != set(SPLITS):
         raise ValueError(f"{path}: must hold the lists {', '.join(SPLITS)}, has {', '.join(entries)}")
     if not known.built_in:
-        store(table, folder / f"{name}.parquet", sha256=sha256)
+        save_table(table, folder / f"{name}.parquet", sha256=sha256)
     return table, _report(table, entries, sha256)
 
 
@@ -164,7 +164,7 @@ def _report(table: PromptTable, entries: Mapping[str, int], sha256: str) -> Repo
     )
 
 
-def store(table: PromptTable, path: Path, **facts: str) -> None:
+def save_table(table: PromptTable, path: Path, **facts: str) -> None:
     """Keep a table as a Parquet file, whole or not at all; `facts` are kept beside it."""
     columns = {"text": table.texts, "splits": table.splits, "repeats": table.repeats, "key": table.keys}
     if table.ids is not None:
@@ -177,7 +177,7 @@ def store(table: PromptTable, path: Path, **facts: str) -> None:
         )  # fmt: skip
 
 
-def stored(path: Path) -> PromptTable | None:
+def load_table(path: Path) -> PromptTable | None:
     """The table that `store` kept; None for a Parquet file of other columns. Raises ValueError if damaged."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:

@@ -35,7 +35,7 @@ class PromptTable:
     keys: np.ndarray  # [N] uint64, `prompt_key`
     ids: pa.LargeStringArray | None = None  # where the list has its own
     trained: Sequence[int] = ()  # indices of the prompts to train on, ascending
-    background: Corpus | None = None  # knows the truth of some sentences
+    truth_from: Corpus | None = None  # knows the truth of some sentences
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,10 +63,10 @@ class PromptTable:
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
         """What the background corpus knows of the sentence, if anything."""
-        return None if self.background is None else self.background.truth(prompt)
+        return None if self.truth_from is None else self.truth_from.truth(prompt)
 
     def distractors(self) -> Sequence[str]:
-        return [] if self.background is None else self.background.distractors()
+        return [] if self.truth_from is None else self.truth_from.distractors()
 
 
 def listed_for_training(splits: np.ndarray) -> Sequence[int]:
@@ -80,7 +80,7 @@ def _indices(chosen: np.ndarray) -> Sequence[int]:
     return np.flatnonzero(chosen).astype(np.int32)  # type: ignore[return-value]
 
 
-def tabulate(entries: Iterable[Entry], name: str, background: Corpus | None = None) -> PromptTable:
+def tabulate(entries: Iterable[Entry], name: str, truth_from: Corpus | None = None) -> PromptTable:
     """A table of the entries' different prompts, split as they are listed.
 
     Raises ValueError where there are none, one cannot be a prompt, or an id names two prompts.
@@ -116,7 +116,7 @@ def tabulate(entries: Iterable[Entry], name: str, background: Corpus | None = No
         keys=np.fromiter((prompt_key(text) for text in rows), np.uint64, len(rows)),
         ids=pa.array([ids[row] for row in range(len(rows))], pa.large_string()) if ids else None,
         trained=listed_for_training(lists),
-        background=background,
+        truth_from=truth_from,
     )
 
 
@@ -129,7 +129,7 @@ def _check_id(given: str, is_first: bool, where: str) -> None:
         )
 
 
-def prompt_list(texts: Sequence[str], name: str, background: Corpus | None = None) -> PromptTable:
+def prompt_list(texts: Sequence[str], name: str, truth_from: Corpus | None = None) -> PromptTable:
     """A corpus of the given sentences, repetitions dropped; raises ValueError as `tabulate` does."""
     entries = (Entry(text, "train", f"{name}, prompt {place}") for place, text in enumerate(texts, 1))
-    return tabulate(entries, name, background)
+    return tabulate(entries, name, truth_from)

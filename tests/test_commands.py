@@ -172,7 +172,7 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     )
     assert judged.returncode == 0, judged.stderr
     results = json.loads((folder / "evaluation" / "results.json").read_text())
-    assert {"clip_similarity", "recall_at_1", "iou", "colour_error"} <= set(results["metrics"])
+    assert {"clip_similarity", "recall_at_1", "iou", "color_error"} <= set(results["metrics"])
     assert results["chance"]["gallery"] >= 128 and results["prompts"][0]["text"] == "a red cube"
     assert (folder / "evaluation" / "index.html").exists() and (
         folder / "evaluation" / "results.csv"

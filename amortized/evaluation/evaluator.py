@@ -52,7 +52,7 @@ class EvaluationConfig:
     distance: float = 2.6
     fovy_deg: float = 40.0
     image_size: int = 64  # px, of the scored views
-    background: float = 0.5  # grey behind the object, in [0, 1]
+    background: float = 0.5  # gray behind the object, in [0, 1]
     own_background: bool = False  # show the scene's own background, where it has one
     turntable_frames: int = 24  # 0 writes no turntables
     turntable_size: int = 96  # px

@@ -53,14 +53,14 @@ def iou(sdf_a: Tensor, sdf_b: Tensor) -> Tensor:
 def best_sphere_iou(sdf: Tensor, points: Tensor) -> float:
     """The best IoU that a plain ball reaches with the field sdf [N] at points [N, 3].
 
-    Exact over all radii, for balls around the origin and around the field's centre of mass; the
-    larger counts. This is the score of having learnt size and place but no shape.
+    Exact over all radii, for balls around the origin and around the field's center of mass; the
+    larger counts. This is the score of having learned size and place but no shape.
     """
     inside = sdf < 0
     if not inside.any():
         return 0.0
-    centres = torch.stack([torch.zeros_like(points[0]), points[inside].mean(0)])
-    return max(_best_radius_iou(inside, (points - centre).norm(dim=-1)) for centre in centres)
+    centers = torch.stack([torch.zeros_like(points[0]), points[inside].mean(0)])
+    return max(_best_radius_iou(inside, (points - center).norm(dim=-1)) for center in centers)
 
 
 def _best_radius_iou(inside: Tensor, radius: Tensor) -> float:
@@ -74,8 +74,8 @@ def _best_radius_iou(inside: Tensor, radius: Tensor) -> float:
     return float(ious[whole_shell].max())
 
 
-def colour_error(rgb: Tensor, rgb_true: Tensor) -> Tensor:
-    """Mean absolute difference [...] of colours [..., N, 3] in [0, 1], over points and channels."""
+def color_error(rgb: Tensor, rgb_true: Tensor) -> Tensor:
+    """Mean absolute difference [...] of colors [..., N, 3] in [0, 1], over points and channels."""
     return (rgb - rgb_true).abs().mean(dim=(-2, -1))
 
 

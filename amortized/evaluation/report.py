@@ -33,17 +33,17 @@ LABELS = {
     "iou_any_azimuth": "IoU, any azimuth",
     "iou_start": "IoU of the start",
     "iou_best_sphere": "IoU of best sphere",
-    "colour_error": "Colour error",
+    "color_error": "Color error",
     "front_shown": "Front mark",
     "janus": "Janus",
 }
-HEADLINES = ("recall_at_1", "iou", "colour_error", "clip_similarity", "front_shown", "janus")
+HEADLINES = ("recall_at_1", "iou", "color_error", "clip_similarity", "front_shown", "janus")
 SORTABLE = (
     "recall_at_1",
     "clip_similarity",
     "iou",
     "iou_any_azimuth",
-    "colour_error",
+    "color_error",
     "front_shown",
     "janus",
 )
@@ -151,7 +151,7 @@ def _tiles(results: Results) -> str:
                     if key in metrics
                 ]
                 note = " · ".join(f"{word} {_number(value)}" for word, value in marks)
-            case "colour_error":
+            case "color_error":
                 note = "mean absolute difference; lower is better"
             case "clip_similarity":
                 note = "mean cosine of image and text"
@@ -247,7 +247,7 @@ def _card(row: PromptRow, place: int) -> str:
             ("recall_at_1", ""),
             ("clip_similarity", ""),
             ("iou", _iou_scale(row)),
-            ("colour_error", ""),
+            ("color_error", ""),
         )
         if values[name] is not None
     )

@@ -17,7 +17,7 @@ METRICS = (
     "iou_any_azimuth",
     "iou_start",
     "iou_best_sphere",
-    "colour_error",
+    "color_error",
     "front_shown",
     "janus",
 )
@@ -38,7 +38,7 @@ class PromptRow:
     iou_any_azimuth: float | None = None
     iou_start: float | None = None
     iou_best_sphere: float | None = None
-    colour_error: float | None = None
+    color_error: float | None = None
     front_shown: float | None = None  # 1 where the front shows the mark, else 0
     janus: float | None = None  # 1 where another side shows it, else 0
     mark_sides: tuple[bool, ...] | None = None  # front, left, back, right

@@ -1,4 +1,4 @@
-"""Scores against exact ground truth: overlap of volumes, error of colours, sides that show a mark.
+"""Scores against exact ground truth: overlap of volumes, error of colors, sides that show a mark.
 
 Nothing here knows which world the truth comes from. Scenes are asked through `Scene`, all prompts
 of a batch at once, and only inside their bounding ball; outside it a scene is empty by contract.
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amortized.evaluation.metrics import best_sphere_iou, colour_error, iou
+from amortized.evaluation.metrics import best_sphere_iou, color_error, iou
 from amortized.types import GroundTruth, Scene
 
 NUM_AZIMUTHS = 8
-NUM_COLOUR_POINTS = 2048
+NUM_COLOR_POINTS = 2048
 NUM_RAY_SAMPLES = 256
 POINTS_PER_QUERY = 1 << 17  # all prompts of a batch together
 
@@ -29,7 +29,7 @@ class TruthScores:
     iou_any_azimuth: float  # best over 8 turns of the truth about z: >= iou
     iou_best_sphere: float  # what a ball of the best size reaches
     iou_start: float | None  # what the untrained start reaches
-    colour_error: float  # mean absolute difference of albedo on the true surface; NaN without one
+    color_error: float  # mean absolute difference of albedo on the true surface; NaN without one
     mark_sides: tuple[bool, ...] | None  # None where the truth has no mark
 
 
@@ -61,13 +61,13 @@ def score_truths(
 ) -> list[TruthScores | None]:
     """Scores of the P prompts of a scene, None where there is no truth.
 
-    The overlap is counted on the centres of resolution^3 cells that fill [-extent, extent]^3.
+    The overlap is counted on the centers of resolution^3 cells that fill [-extent, extent]^3.
     """
     points = grid_points(resolution, extent).to(device)
     sdf = sdf_on(scene, points, len(truths))
     start = sdf_on(start_scene, points, len(truths)) if start_scene is not None else None
     true_sdf = [truth.sdf(points) if truth is not None else None for truth in truths]
-    colour_errors = _colour_errors(scene, truths, true_sdf, points, spacing=2 * extent / resolution)
+    color_errors = _color_errors(scene, truths, true_sdf, points, spacing=2 * extent / resolution)
     sides = mark_sides(scene, truths, device=device)
 
     scores: list[TruthScores | None] = []
@@ -87,7 +87,7 @@ def score_truths(
                 iou_any_azimuth=max(straight, *turned),
                 iou_best_sphere=best_sphere_iou(exact, points),
                 iou_start=float(iou(start[p], exact)) if start is not None else None,
-                colour_error=colour_errors[p],
+                color_error=color_errors[p],
                 mark_sides=sides[p],
             )
         )
@@ -96,8 +96,8 @@ def score_truths(
 
 def grid_points(resolution: int, extent: float) -> Tensor:
     """Centres [resolution^3, 3] of the cells that fill [-extent, extent]^3; x varies slowest."""
-    centres = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * extent
-    return torch.cartesian_prod(centres, centres, centres)
+    centers = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * extent
+    return torch.cartesian_prod(centers, centers, centers)
 
 
 def rotate_z(points: Tensor, degrees: float) -> Tensor:
@@ -136,19 +136,19 @@ def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: flo
     return near[truth.sdf(near).abs() < 2e-3]
 
 
-def _colour_errors(
+def _color_errors(
     scene: Scene,
     truths: Sequence[GroundTruth | None],
     true_sdf: Sequence[Tensor | None],
     points: Tensor,
     spacing: float,
 ) -> list[float]:
-    """Colour error of each prompt, the scene's radiance read on the true surface (NaN without one)."""
+    """Color error of each prompt, the scene's radiance read on the true surface (NaN without one)."""
     surfaces = []
     for truth, exact in zip(truths, true_sdf, strict=True):
         surface = points[:0]
         if truth is not None and exact is not None:
-            surface = surface_points(truth, points, exact, spacing, NUM_COLOUR_POINTS)
+            surface = surface_points(truth, points, exact, spacing, NUM_COLOR_POINTS)
         surfaces.append(surface[surface.norm(dim=-1) <= scene.bounding_radius])
     # Scenes are asked for P prompts at once, so shorter rows are filled with the origin.
     asked = torch.nn.utils.rnn.pad_sequence(surfaces, batch_first=True)  # [P, M, 3]
@@ -156,7 +156,7 @@ def _colour_errors(
         return [float("nan")] * len(truths)
     _, radiance = scene.sdf_and_radiance(asked)
     return [
-        float(colour_error(radiance[p, : len(surface)].float(), truth.colour(surface)))
+        float(color_error(radiance[p, : len(surface)].float(), truth.colour(surface)))
         if truth is not None
         else float("nan")
         for p, (truth, surface) in enumerate(zip(truths, surfaces, strict=True))
@@ -172,9 +172,9 @@ def mark_sides(
     Judged on the scene itself, not on pictures: a ray enters opposite the front's view direction at
     the mark's place (height and offset kept) and stops at the scene's first surface; the same ray
     turned by 90, 180 and 270 deg about z probes the other sides. A side shows the mark when the
-    colour found is nearer to the truth's colour at the mark than to its colour at the same place on
+    color found is nearer to the truth's color at the mark than to its color at the same place on
     the back. No surface, no mark. An object with several fronts (the Janus problem) shows it on a
-    side other than the front; one that never learnt the mark shows it nowhere.
+    side other than the front; one that never learned the mark shows it nowhere.
     """
     marks = [truth.front_mark if truth is not None else None for truth in truths]
     if not any(marks):
@@ -198,14 +198,14 @@ def mark_sides(
     def at(index: Tensor) -> Tensor:
         return rays.gather(2, index[..., None].expand(-1, -1, -1, 3)).squeeze(2)  # [P, 4, 3]
 
-    _, colours = scene.sdf_and_radiance(torch.lerp(at(before), at(after), share))  # [P, 4, 3]
+    _, colors = scene.sdf_and_radiance(torch.lerp(at(before), at(after), share))  # [P, 4, 3]
     sides: list[tuple[bool, ...] | None] = []
     for p, truth in enumerate(truths):
         if truth is None or marks[p] is None:
             sides.append(None)
             continue
         shown, plain = truth.colour(torch.stack([mark[p], rotate_z(mark[p], 180.0)]))
-        found = colours[p].float()
+        found = colors[p].float()
         nearer = (found - shown).norm(dim=-1) < (found - plain).norm(dim=-1)
         sides.append(tuple((nearer & hit[p]).tolist()))
     return sides

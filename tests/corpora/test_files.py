@@ -14,7 +14,7 @@ import pytest
 
 from corpora import open_corpus
 from corpora.files import MAX_LINE_BYTES, READERS
-from corpora.published import store, stored
+from corpora.published import load_table, save_table
 from corpora.table import Entry, tabulate
 
 ROWS = [
@@ -170,25 +170,25 @@ def test_a_line_of_any_length_costs_bounded_memory(tmp_path: Path):
 
 def test_a_kept_table_comes_back(tmp_path: Path):
     table = tabulate([Entry(row["prompt"], row["split"], "here", row["id"]) for row in ROWS * 2], "mine")
-    store(table, tmp_path / "kept.parquet")
-    back = stored(tmp_path / "kept.parquet")
+    save_table(table, tmp_path / "kept.parquet")
+    back = load_table(tmp_path / "kept.parquet")
     assert back is not None and back.name == "mine" and len(back) == 3
     assert [back[i] for i in range(3)] == [table[i] for i in range(3)]
     assert back.repeats.tolist() == [2, 0, 2] and list(back.trained) == [0, 2]
     assert [back.hold_out(0.5)[i] for i in range(3)] == [table.hold_out(0.5)[i] for i in range(3)]
-    assert stored(written(tmp_path, ".parquet", as_parquet(ROWS))) is None
+    assert load_table(written(tmp_path, ".parquet", as_parquet(ROWS))) is None
 
 
 def test_a_damaged_table_is_told(tmp_path: Path):
     table = tabulate([Entry(f"prompt number {i}", "train", "here") for i in range(3000)], "mine")
     path = tmp_path / "kept.parquet"
-    store(table, path)
+    save_table(table, path)
     whole, random = path.read_bytes(), Random(0)
     texts = table.texts.to_pylist()
     for _ in range(100):
         path.write_bytes(damaged(whole, random))
         try:
-            back = stored(path)
+            back = load_table(path)
         except ValueError as error:
             assert str(path) in str(error) and "it again" in str(error)
         else:  # what does not matter was hit

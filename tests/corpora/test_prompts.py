@@ -74,7 +74,7 @@ def test_a_list_without_background_knows_nothing():
 
 
 def test_a_list_knows_what_its_background_knows():
-    corpus = prompt_list(["a red cube", "a corgi"], "mine", background=shapes16())
+    corpus = prompt_list(["a red cube", "a corgi"], "mine", truth_from=shapes16())
     truth = corpus.truth(corpus[0])
     assert truth is not None and truth.kind == "cube"
     assert corpus.truth(corpus[1]) is None
@@ -161,7 +161,7 @@ def test_what_is_held_out_of_shapes_is_a_combination_and_no_word(name: str, shar
     corpus = open_corpus(name, held_out=share)
 
     def combination(text: str) -> frozenset[tuple]:
-        return frozenset((item.colour, item.shape) for item in describe(text).items)
+        return frozenset((item.color, item.shape) for item in describe(text).items)
 
     texts = [corpus[index].text for index in range(len(corpus))]
     trained = [corpus[int(index)].text for index in corpus.trained]
@@ -178,7 +178,7 @@ def test_held_out_pairs_are_not_trained_the_other_way_round():
     sides: dict[frozenset, set[str]] = {}
     for index in range(0, len(corpus), 7):
         prompt = corpus[index]
-        items = frozenset((item.colour, item.shape) for item in describe(prompt.text).items)
+        items = frozenset((item.color, item.shape) for item in describe(prompt.text).items)
         sides.setdefault(items, set()).add(prompt.split)
     assert all(len(splits) == 1 for splits in sides.values())
     assert {"train"} in sides.values() and {"heldout"} in sides.values()

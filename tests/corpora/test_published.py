@@ -158,7 +158,7 @@ def test_near_duplicates_are_those_of_brute_force():
             elif kind == 1:
                 del parts[place]
             elif kind == 2:
-                parts[place] = "grey"
+                parts[place] = "gray"
             elif kind == 3:
                 parts[place], parts[other] = parts[other], parts[place]
             else:

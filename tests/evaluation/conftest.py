@@ -1,4 +1,4 @@
-"""A toy world for the evaluation tests: coloured balls, known in closed form."""
+"""A toy world for the evaluation tests: colored balls, known in closed form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from amortized.cameras import camera_rays
 from amortized.evaluation.truth import TruthScene
 from amortized.types import Cameras, Prompt, Render, Scene
 
-COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 0.9)}
-GREY = 0.5
+COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 0.9)}
+GRAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Ball:
     """Ground truth: one ball, with a white mark of radius 0.15 on the given sides."""
 
     radius: float = 0.5
-    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    albedo: tuple[float, float, float] = COLOURS["red"]
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    albedo: tuple[float, float, float] = COLORS["red"]
     marked: tuple[int, ...] = ()  # quarter turns: 0 front, 1 left, 2 back, 3 right
     kind: str = "ball"
 
@@ -31,7 +31,7 @@ class Ball:
         return (self.radius, 0.0, 0.0) if self.marked else None
 
     def sdf(self, points: Tensor) -> Tensor:
-        return (points - points.new_tensor(self.centre)).norm(dim=-1) - self.radius
+        return (points - points.new_tensor(self.center)).norm(dim=-1) - self.radius
 
     def colour(self, points: Tensor) -> Tensor:
         albedo = points.new_tensor(self.albedo).expand(points.shape).clone()
@@ -60,7 +60,7 @@ class BallScene:
 
 
 def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
-    """Unshaded pictures by exact intersection of rays with centred balls."""
+    """Unshaded pictures by exact intersection of rays with centerd balls."""
     balls = (scene.truth,) if isinstance(scene, TruthScene) else scene.balls
     rays = camera_rays(cameras, height, width)
     images, hits = [], []
@@ -69,15 +69,15 @@ def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Ren
         root = ball.radius**2 - origins.square().sum(-1) + along**2
         hit = root > 0
         surface = origins + (along - root.clamp(min=0).sqrt())[:, None] * directions
-        images.append(torch.where(hit[:, None], ball.colour(surface), torch.tensor(GREY)))
+        images.append(torch.where(hit[:, None], ball.colour(surface), torch.tensor(GRAY)))
         hits.append(hit)
     shape = (len(balls), *rays.shape)
     opacity = torch.stack(hits).float().reshape(shape)
     return Render(rgb=torch.stack(images).reshape(*shape, 3), opacity=opacity, depth=opacity)
 
 
-class MeanColourScorer:
-    """A stand-in for CLIP: an image is its middle's colour, a sentence the colour it names."""
+class MeanColorScorer:
+    """A stand-in for CLIP: an image is its middle's color, a sentence the color it names."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         side = images.shape[1]
@@ -85,27 +85,27 @@ class MeanColourScorer:
         return torch.nn.functional.normalize(middle, dim=-1)
 
     def encode_texts(self, texts: list[str]) -> Tensor:
-        named = [next((c for word, c in COLOURS.items() if word in t.lower()), (1, 1, 1)) for t in texts]
+        named = [next((c for word, c in COLORS.items() if word in t.lower()), (1, 1, 1)) for t in texts]
         return torch.nn.functional.normalize(torch.tensor(named, dtype=torch.float32), dim=-1)
 
 
 class Toys:
     """What tests use of this file, handed over by the fixture of the same name."""
 
-    Ball, BallScene, MeanColourScorer = Ball, BallScene, MeanColourScorer
-    COLOURS, GREY = COLOURS, GREY
+    Ball, BallScene, MeanColorScorer = Ball, BallScene, MeanColorScorer
+    COLORS, GRAY = COLORS, GRAY
     render = staticmethod(render_balls)
 
     @staticmethod
     def truth(prompt: Prompt) -> Ball | None:
-        """The ball that a sentence names; None where it names no colour."""
-        colour = next((word for word in COLOURS if word in prompt.text), None)
-        if colour is None:
+        """The ball that a sentence names; None where it names no color."""
+        color = next((word for word in COLORS if word in prompt.text), None)
+        if color is None:
             return None
         big = "big" in prompt.text
         return Ball(
             radius=0.6 if big else 0.4,
-            albedo=COLOURS[colour],
+            albedo=COLORS[color],
             kind="big" if big else "small",
             marked=(0,) if "dot" in prompt.text else (),
         )

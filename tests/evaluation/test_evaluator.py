@@ -40,7 +40,7 @@ def run(toys, folder, prompts=PROMPTS, *, settings=SMALL, wrong=(), **changes):
     def scene_for(batch):
         assert len(batch) <= settings.prompts_per_batch
         balls = [toys.truth(p) or toys.Ball(albedo=(1.0, 1.0, 1.0)) for p in batch]
-        green = toys.COLOURS["green"]
+        green = toys.COLORS["green"]
         return toys.BallScene(
             tuple(
                 dataclasses.replace(ball, albedo=green, marked=(0, 2)) if p.id in wrong else ball
@@ -53,7 +53,7 @@ def run(toys, folder, prompts=PROMPTS, *, settings=SMALL, wrong=(), **changes):
         "render": toys.render,
         "prompts": prompts,
         "gallery_texts": GALLERY,
-        "scorer": toys.MeanColourScorer(),
+        "scorer": toys.MeanColorScorer(),
         "corpus_truth": toys.truth,
         "settings": settings,
         "folder": folder,
@@ -75,17 +75,17 @@ def test_rows_of_an_exact_generator(results):
     for key in "rgb":
         row = rows[key]
         assert row.clip_similarity == pytest.approx(1.0, abs=1e-5)
-        assert row.iou == 1.0 and row.colour_error < 1e-4
+        assert row.iou == 1.0 and row.color_error < 1e-4
         radius = 0.6 if key == "b" else 0.4
         smaller, larger = sorted((0.3, radius))
         assert row.iou_start == pytest.approx((smaller / larger) ** 3, abs=0.08)  # 24 cells a side
         assert row.front_shown is None and row.janus is None
-    # The scorer reads colours alone, so a sentence is found only where no other names its colour.
+    # The scorer reads colors alone, so a sentence is found only where no other names its color.
     assert [rows[k].recall_at_1 for k in "rgbd"] == [0.0, 1.0, 0.0, 0.0]
     assert rows["d"].front_shown == 1.0 and rows["d"].janus == 0.0
     assert rows["d"].mark_sides == (True, False, False, False)
     assert (rows["b"].kind, rows["r"].kind, rows["x"].kind) == ("big", "small", None)
-    assert rows["x"].iou is None and rows["x"].colour_error is None
+    assert rows["x"].iou is None and rows["x"].color_error is None
 
 
 def test_metrics_are_means_over_the_prompts_they_apply_to(results):
@@ -100,9 +100,9 @@ def test_metrics_are_means_over_the_prompts_they_apply_to(results):
     assert set(results.by_kind) == {"big", "small"}
 
 
-def test_a_wrong_colour_and_a_second_front_are_seen(toys, tmp_path):
+def test_a_wrong_color_and_a_second_front_are_seen(toys, tmp_path):
     rows = {row.id: row for row in run(toys, tmp_path, wrong=("d", "b")).prompts}
-    red, blue, green = (torch.tensor(toys.COLOURS[c]) for c in ("red", "blue", "green"))
+    red, blue, green = (torch.tensor(toys.COLORS[c]) for c in ("red", "blue", "green"))
     cosine = torch.nn.functional.cosine_similarity
     assert rows["d"].janus == 1.0 and rows["d"].mark_sides == (True, False, True, False)
     # Two of four views see a mark or only plain green; the plain ones give the exact cosine.
@@ -110,7 +110,7 @@ def test_a_wrong_colour_and_a_second_front_are_seen(toys, tmp_path):
     # The white dots (radius .15) cover a share of the ball, the rest is green instead of blue.
     spot = 2 * 0.15**2 / (4 * 0.6**2)  # two caps: chord^2 / (4 r^2) of the sphere each
     expected = (1 - spot) * (green - blue).abs().mean() + spot * (1 - blue).abs().mean()
-    assert rows["b"].colour_error == pytest.approx(float(expected), abs=0.01)
+    assert rows["b"].color_error == pytest.approx(float(expected), abs=0.01)
     assert rows["b"].clip_similarity < float(cosine(green, blue, dim=0)) + 0.3
     assert rows["b"].recall_at_1 == 0.0
     assert cosine(red, green, dim=0) < 0.5
@@ -130,7 +130,7 @@ def test_recall_is_the_share_of_views(toys, tmp_path):
     class Capped(toys.Ball):
         def colour(self, points):
             white = points[..., :1] > 0.6 * self.radius
-            return torch.where(white, 1.0, torch.tensor(toys.COLOURS["green"]))
+            return torch.where(white, 1.0, torch.tensor(toys.COLORS["green"]))
 
     settings = dataclasses.replace(SMALL, elevation_deg=0.0)
     prompts = [Prompt(id="w", text="something white"), Prompt(id="g", text="a green ball")]
@@ -235,19 +235,19 @@ def test_files_of_the_results(toys, tmp_path, results):
 def test_nan_is_written_as_null_and_not_averaged_away(tmp_path):
     rows = [
         PromptRow(
-            id=key, text=text, split="train", clip_similarity=similarity, recall_at_1=1.0, colour_error=error
+            id=key, text=text, split="train", clip_similarity=similarity, recall_at_1=1.0, color_error=error
         )
         for key, text, similarity, error in (("a", "a", 0.5, math.nan), ("b", 'b,\n"c"', 0.7, 0.1))
     ]
     write_results(tmp_path, summarize(rows, name="n", gallery=10, settings={"x": math.inf}))
     text = (tmp_path / "results.json").read_text()
     data = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert data["metrics"]["colour_error"] == {"mean": None, "low": None, "high": None, "n": 2}
+    assert data["metrics"]["color_error"] == {"mean": None, "low": None, "high": None, "n": 2}
     assert data["metrics"]["clip_similarity"]["mean"] == pytest.approx(0.6)
-    assert data["prompts"][0]["colour_error"] is None and data["settings"]["x"] is None
+    assert data["prompts"][0]["color_error"] is None and data["settings"]["x"] is None
     with open(tmp_path / "results.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert table[0]["colour_error"] == "" and table[1]["text"] == 'b,\n"c"'
+    assert table[0]["color_error"] == "" and table[1]["text"] == 'b,\n"c"'
     assert "NaN" not in (tmp_path / "index.html").read_text()
 
 

@@ -8,7 +8,7 @@ from amortized.evaluation.metrics import (
     best_sphere_iou,
     bootstrap_interval,
     chance_recall,
-    colour_error,
+    color_error,
     iou,
     recall_at_1,
 )
@@ -60,8 +60,8 @@ def test_iou_by_hand():
 
 
 def grid(resolution: int) -> torch.Tensor:
-    centres = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
-    return torch.cartesian_prod(centres, centres, centres)
+    centers = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    return torch.cartesian_prod(centers, centers, centers)
 
 
 def test_iou_of_two_balls_matches_the_volume_of_their_lens():
@@ -73,7 +73,7 @@ def test_iou_of_two_balls_matches_the_volume_of_their_lens():
     assert float(iou(a, b)) == pytest.approx(lens / (2 * ball - lens), abs=0.01)
 
 
-def test_best_sphere_of_a_ball_is_the_ball_also_off_centre():
+def test_best_sphere_of_a_ball_is_the_ball_also_off_center():
     points = grid(40)
     assert best_sphere_iou(points.norm(dim=-1) - 0.5, points) == 1.0
     moved = (points - torch.tensor([0.3, -0.2, 0.1])).norm(dim=-1) - 0.4
@@ -90,10 +90,10 @@ def test_best_sphere_against_a_search_over_radii():
     assert best_sphere_iou(torch.ones(len(points)), points) == 0.0
 
 
-def test_colour_error_by_hand():
+def test_color_error_by_hand():
     rgb = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [[0.2, 0.2, 0.2], [0.2, 0.2, 0.2]]])
     true = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-    assert colour_error(rgb, true).tolist() == pytest.approx([0.5, (0.8 + 0.2 + 0.2 + 0.8 * 3) / 6])
+    assert color_error(rgb, true).tolist() == pytest.approx([0.5, (0.8 + 0.2 + 0.2 + 0.8 * 3) / 6])
 
 
 def test_bootstrap_is_deterministic_and_orders_its_ends():

@@ -31,7 +31,7 @@ def make_rows(count: int = 12) -> list[PromptRow]:
                 iou=None if i == 5 else 0.3 + 0.6 * ((i * 7) % count) / count,
                 iou_start=0.5,
                 iou_best_sphere=0.58,
-                colour_error=0.02 * i,
+                color_error=0.02 * i,
                 mark_sides=(True, False, i == 9, False) if i % 3 == 0 else None,
                 front_shown=1.0 if i % 3 == 0 else None,
                 janus=float(i == 9) if i % 3 == 0 else None,
@@ -144,7 +144,7 @@ def test_filter_by_text_split_and_kind(opened):
     assert shown(opened) == ["p3"] and not opened.locator("#empty").is_visible()
 
 
-@pytest.mark.parametrize("metric", ["recall_at_1", "clip_similarity", "iou", "colour_error", "janus"])
+@pytest.mark.parametrize("metric", ["recall_at_1", "clip_similarity", "iou", "color_error", "janus"])
 def test_sort_by_any_score(opened, metric):
     rows = [(getattr(row, metric), i) for i, row in enumerate(make_rows())]
     last = [f"p{i}" for value, i in rows if value is None]

@@ -6,7 +6,7 @@ import torch
 from amortized.evaluation.truth import grid_points, mark_sides, rotate_z, score_truths, surface_points
 
 
-def test_grid_is_made_of_cell_centres():
+def test_grid_is_made_of_cell_centers():
     points = grid_points(4, 1.0)
     assert points.shape == (64, 3)
     assert points[:, 0].unique().tolist() == pytest.approx([-0.75, -0.25, 0.25, 0.75])
@@ -22,26 +22,26 @@ def test_an_exact_scene_scores_full_marks(toys):
     ball = toys.Ball(radius=0.55, marked=(0,))
     (scores,) = score_truths(toys.BallScene((ball,)), [ball])
     assert scores.iou == 1.0 and scores.iou_any_azimuth == 1.0 and scores.iou_best_sphere == 1.0
-    assert scores.colour_error < 1e-4
+    assert scores.color_error < 1e-4
     assert scores.mark_sides == (True, False, False, False)
     assert scores.iou_start is None
 
 
-def test_concentric_balls_and_colours_in_closed_form(toys):
+def test_concentric_balls_and_colors_in_closed_form(toys):
     truth = toys.Ball(radius=0.7, albedo=(0.9, 0.1, 0.1))
     made = toys.Ball(radius=0.5, albedo=(0.5, 0.1, 0.4))
     start = toys.BallScene((toys.Ball(radius=0.3),))
     (scores,) = score_truths(toys.BallScene((made,)), [truth], start_scene=start)
     assert scores.iou == pytest.approx((0.5 / 0.7) ** 3, abs=0.01)
     assert scores.iou_start == pytest.approx((0.3 / 0.7) ** 3, abs=0.01)
-    assert scores.colour_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=1e-5)
+    assert scores.color_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=1e-5)
 
 
 def test_any_azimuth_finds_the_turned_object(toys):
-    truth = toys.Ball(radius=0.25, centre=(0.5, 0.0, 0.1))
+    truth = toys.Ball(radius=0.25, center=(0.5, 0.0, 0.1))
     for turn in (90.0, 135.0, 270.0):
-        x, y, z = rotate_z(torch.tensor(truth.centre), turn).tolist()
-        scene = toys.BallScene((toys.Ball(radius=0.25, centre=(x, y, z)),))
+        x, y, z = rotate_z(torch.tensor(truth.center), turn).tolist()
+        scene = toys.BallScene((toys.Ball(radius=0.25, center=(x, y, z)),))
         (scores,) = score_truths(scene, [truth], resolution=48)
         assert scores.iou < 0.05
         # 45-degree turns do not map the grid onto itself: the cells of the surface differ.
@@ -53,7 +53,7 @@ def test_a_batch_equals_its_items(toys, num_prompts):
     truths = [
         toys.Ball(radius=0.5, marked=(0,)),
         None,
-        toys.Ball(radius=0.4, centre=(0.2, 0.1, 0.0), albedo=(0.1, 0.2, 0.9)),
+        toys.Ball(radius=0.4, center=(0.2, 0.1, 0.0), albedo=(0.1, 0.2, 0.9)),
     ][:num_prompts]
     made = (
         toys.Ball(radius=0.45, marked=(0, 2)),
@@ -75,7 +75,7 @@ def test_truth_outside_the_scene_counts_as_missed(toys):
     scene = toys.BallScene((toys.Ball(radius=2.0),), bounding_radius=0.5)  # full, but only there
     (scores,) = score_truths(scene, [truth])
     assert scores.iou == pytest.approx((0.5 / 0.8) ** 3, abs=0.01)
-    assert math.isnan(scores.colour_error)  # no part of the true surface was ever reachable
+    assert math.isnan(scores.color_error)  # no part of the true surface was ever reachable
 
 
 class Box:
