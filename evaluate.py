@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ import torch
 from amortized.cli import one_sentence_errors, parser_for, progress_bar
 from amortized.config import geometric_at, load_config
 from amortized.evaluation import (
+    EvaluatedModel,
+    Gallery,
     PromptRow,
     evaluate,
     load_clip,
@@ -111,23 +113,37 @@ def main(argv: list[str] | None = None) -> int:
                 return scene_for
 
             mine = [asked[i] for i in chosen[world.rank :: world.size]]
-            gallery = [*(asked[i].text for i in chosen), *corpus.distractors()]
+            texts = [*(asked[i].text for i in chosen), *corpus.distractors()]
             if config.evaluation.gallery == "corpus":
-                gallery += [corpus[i].text for i in range(len(corpus))]
-            results = None
+                texts += [corpus[i].text for i in range(len(corpus))]
+            gallery = Gallery(texts)
+            rows = []
             if mine:
-                results = evaluate(
-                    scene_for=scenes_of(trained), start_scene_for=scenes_of(start), render=look,
-                    prompts=mine, gallery_texts=gallery, corpus_truth=asked.truth,
+                model = EvaluatedModel(
+                    scene_for=scenes_of(trained),
+                    start_scene_for=scenes_of(start),
+                    render=look,
+                    device=world.device,
+                )
+                rows = evaluate(
+                    model,
+                    mine,
+                    gallery=gallery,
+                    truth_for=asked.truth,
                     scorer=load_clip(config.evaluation.clip, device=world.device),
-                    settings=config.evaluation, folder=folder, name=given.run.name,
-                    device=world.device, progress=progress_bar("evaluating", quiet=not world.is_main),
-                )  # fmt: skip
-            shards = world.gather_objects(() if results is None else results.prompts)
-            if results is not None and world.is_main:
+                    config=config.evaluation,
+                    folder=folder,
+                    progress=progress_bar("evaluating", quiet=not world.is_main),
+                )
+            shards = world.gather_objects(rows)
+            if world.is_main:
                 rows = told_nearness(merge_rows(shards, [asked[i].id for i in chosen]), corpus)
                 results = summarize(
-                    rows, name=results.name, gallery=results.gallery, settings=results.settings
+                    rows,
+                    name=given.run.name,
+                    gallery=len(gallery),
+                    settings=asdict(config.evaluation),
+                    seed=config.evaluation.seed,
                 )
                 write_results(folder, results)
                 print(f"{summary(results)}\nreport: {folder / 'index.html'}")

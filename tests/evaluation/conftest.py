@@ -1,4 +1,4 @@
-"""A toy world for the evaluation tests: colored balls, known in closed form."""
+"""A toy world for the evaluation tests: colored balls with closed-form ground truth."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Ball:
 
 @dataclass(frozen=True)
 class BallScene:
-    """Scene of P balls: row p of the points is asked of ball p."""
+    """A scene of P balls: row p of the points queries ball p."""
 
     balls: tuple[Ball, ...]
     bounding_radius: float = 0.9
 
     def sdf(self, points: Tensor) -> Tensor:
         assert points.shape[0] == len(self.balls)
-        assert points.norm(dim=-1).max() <= self.bounding_radius + 1e-5, "asked outside the bounding ball"
+        assert points.norm(dim=-1).max() <= self.bounding_radius + 1e-5, "queried outside the bounding ball"
         return torch.stack([ball.sdf(row) for ball, row in zip(self.balls, points, strict=True)])
 
     def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,12 +77,12 @@ def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Ren
 
 
 class MeanColorScorer:
-    """A stand-in for CLIP: an image is its middle's color, a sentence the color it names."""
+    """A stand-in for CLIP: embeds an image as its center's color, and a text as the color it names."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         side = images.shape[1]
-        middle = images[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean(dim=(1, 2))
-        return torch.nn.functional.normalize(middle, dim=-1)
+        center = images[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean(dim=(1, 2))
+        return torch.nn.functional.normalize(center, dim=-1)
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         named = [next((c for word, c in COLORS.items() if word in t.lower()), (1, 1, 1)) for t in texts]
@@ -90,7 +90,7 @@ class MeanColorScorer:
 
 
 class Toys:
-    """What tests use of this file, handed over by the fixture of the same name."""
+    """The namespace that the fixture `toys` hands to tests."""
 
     Ball, BallScene, MeanColorScorer = Ball, BallScene, MeanColorScorer
     COLORS, GRAY = COLORS, GRAY
@@ -98,7 +98,7 @@ class Toys:
 
     @staticmethod
     def truth(prompt: Prompt) -> Ball | None:
-        """The ball that a sentence names; None where it names no color."""
+        """The ball that a prompt describes; None if it names no color."""
         color = next((word for word in COLORS if word in prompt.text), None)
         if color is None:
             return None
