@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     for override in args.overrides:
         if override.startswith(DEFINING):
-            raise ValueError(f"{override} would change the model that the run trained: use --prompts for others")
+            raise ValueError(
+                f"{override} would change what the run trained: to evaluate other prompts, use --prompts"
+            )
     # 1. The prompts to evaluate.
     config = load_run_config(args.run / "config.yaml", args.overrides)
     corpus = load_corpus(config)

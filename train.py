@@ -28,14 +28,14 @@ STOPPED_EARLY = 75  # EX_TEMPFAIL: schedulers start such a job again
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a preset, e.g. configs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that override the preset's")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over the preset's")
     parser.add_argument(
         "--resume",
         choices=("auto", "never", "changed"),
         default="auto",
         metavar="MODE",
-        help="auto: resume the run in `output` if there is one; never: refuse to; changed: resume with changed "
-        "settings (default: %(default)s)",
+        help="auto: resume the run in `output` if there is one; never: refuse to; changed: resume "
+        "with changed settings (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print settings, parts and costs, then exit")
 
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     """Train as `args` say; returns the exit status."""
     check_readable(args.config, args.overrides)
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
+    from amortized.checkpointing import open_run
     from amortized.commands.compose import build_trainer, load_corpus, load_run_config
     from amortized.config import config_to_yaml
-    from amortized.checkpointing import open_run
     from amortized.parallel import join_world
     from amortized.training import describe
 

@@ -1,19 +1,21 @@
-"""What the commands share: arguments, presets, and errors of one sentence."""
+"""Shared by the commands: parsers, presets, errors in one sentence, progress bars. Imports no PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
+
+from amortized.config.presets import ConfigError, parse_overrides, read_presets
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def parser_for(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser that prints the description as it is written, and the presets below it."""
+    """A parser whose help shows the description as it is, then the presets."""
     return argparse.ArgumentParser(
         prog=f"python {name}",
         description=description,
@@ -24,13 +26,13 @@ def parser_for(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def preset_paths() -> list[Path]:
-    """The presets in configs/, those of a folder together; what is in configs/launch is for launchers."""
-    found = [path for path in PRESETS.rglob("*.yaml") if PRESETS / "launch" not in path.parents]
-    return sorted(found, key=lambda path: (path.parent, path.name))
+    """The presets in configs/, sorted by folder; configs/launch has files for launchers instead."""
+    paths = [path for path in PRESETS.rglob("*.yaml") if PRESETS / "launch" not in path.parents]
+    return sorted(paths, key=lambda path: (path.parent, path.name))
 
 
 def list_presets() -> str:
-    """The presets in configs/, each with the first line of its head comment."""
+    """A list of the presets in configs/, each with the first line of its head comment."""
     lines = ["presets:"]
     for path in preset_paths():
         head = path.read_text().partition("\n")[0].lstrip("# ").strip()
@@ -38,34 +40,48 @@ def list_presets() -> str:
     return "\n".join(lines)
 
 
+def check_readable(preset: Path, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a preset that cannot be read or an override that is malformed.
+
+    Takes milliseconds: call it before importing the configs, and with them PyTorch, which takes seconds.
+    """
+    read_presets(preset)
+    parse_overrides(overrides)
+
+
 @contextmanager
 def one_sentence_errors(name: str) -> Iterator[None]:
-    """What the user can mend is said in one sentence on stderr, with exit status 2 (1 for a run that
-    had to stop, or had too little memory), by one process of all; anything else is a defect of ours and
-    keeps its traceback."""
+    """Context: print a mistake of the user as one sentence on stderr and exit.
+
+    Exits with status 2; 1 if training stopped, a process was lost, or memory ran out. With many processes
+    only one prints. Any other exception is a bug and keeps its traceback.
+    """
     try:
         yield
+    except ConfigError as error:  # before anything that imports PyTorch
+        _exit(name, str(error), 2)
     except Exception as error:
-        from amortized.memory_errors import out_of_memory  # torch: a second
-        from amortized.training import PeerLost, SaidElsewhere, TrainingStopped  # seconds
+        from amortized.memory_errors import out_of_memory
+        from amortized.monitoring import TrainingStopped
+        from amortized.parallel import PeerLost, ReportedByAnotherRank
 
-        if isinstance(error, SaidElsewhere):
+        if isinstance(error, ReportedByAnotherRank):
             sys.exit(error.status)
         if sentence := out_of_memory(error):
-            _fail(name, sentence, 1)
+            _exit(name, sentence, 1)
         if not isinstance(error, (ValueError, TrainingStopped, PeerLost)):
             raise
-        _fail(name, str(error), 2 if isinstance(error, ValueError) else 1)
+        _exit(name, str(error), 2 if isinstance(error, ValueError) else 1)
 
 
-def _fail(name: str, message: str, status: int) -> NoReturn:
+def _exit(name: str, message: str, status: int) -> NoReturn:
     sentence = " ".join(message.split())
     print(f"{name}: error: {sentence}", file=sys.stderr)
     sys.exit(status)
 
 
 def progress_bar(label: str, *, quiet: bool) -> Callable[[int, int], None]:
-    """`show(done, total)`: a bar on stderr."""
+    """A function `show(done, total)` that draws a progress bar on stderr."""
     from tqdm import tqdm
 
     bar = tqdm(desc=label, unit="prompt", disable=quiet)

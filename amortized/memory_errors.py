@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALLER = "lower trainer.prompts_per_process (and raise trainer.accumulation)"
+SMALLER = "lower trainer.prompts_per_process (and raise trainer.gradient_accumulation_steps)"
 HALF = "set trainer.precision=bfloat16, or generator.checkpointing=true where the generator has it"
 
 
@@ -41,7 +41,7 @@ PARTS = (
     ),
     Part(
         "a preview", (("amortized/monitoring/previews.py", ""),),
-        "lower renderer.chunk, or raise trainer.preview_every",
+        "lower renderer.chunk, or raise monitoring.preview_every",
     ),
     Part(
         "the copy of a checkpoint", (("amortized/checkpointing/checkpoints.py", "save"),),

@@ -144,4 +144,4 @@ def allows(prompt: str, name: str) -> bool:
     if wanted is None or found is None:
         return False
     asked, got = wanted.items[0], found.items[0]
-    return asked.shape in (None, got.shape) and asked.colour in (None, got.colour)
+    return asked.shape in (None, got.shape) and asked.color in (None, got.color)

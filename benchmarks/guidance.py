@@ -34,7 +34,7 @@ from benchmarks import directions, diversity, mixture, plots, timing
 from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
 from train import RunConfig
 
-EXACT = ("recall_at_1", "iou", "colour_error", "clip_similarity")
+EXACT = ("recall_at_1", "iou", "color_error", "clip_similarity")
 # ASD's, which the others are compared with, is the quickstart's own; the others have what suits each, at as
 # many denoiser calls.
 PRESETS = {"asd": Variant(preset="quickstart")} | {

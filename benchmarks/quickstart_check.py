@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STOPPED_EARLY = 75  # the exit status of a training that a signal ended, saved
 TRAINING_SHARE = 0.6  # of the limit
 # On a CPU only the way is walked: what it would learn takes minutes.
-FEW_STEPS = ("trainer.steps=20", "trainer.checkpoint_every=10", "trainer.preview_every=20")
+FEW_STEPS = ("trainer.steps=20", "checkpointing.every=10", "monitoring.preview_every=20")
 SMALL = ("evaluation.views=2", "evaluation.grid=16", "--limit=4")
 
 

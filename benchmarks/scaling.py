@@ -34,7 +34,7 @@ from amortized.training.prompt_order import Shuffle
 from benchmarks import timing
 from benchmarks.studies import ROOT
 from corpora import prompt_list
-from corpora.published import store
+from corpora.published import save_table
 from corpora.shapes.grammar import NUM_PAIRS, pair, sentence, singles
 from corpora.table import Entry, tabulate
 from train import RunConfig, compose, corpus_of, guidance_of
@@ -58,7 +58,7 @@ def prepared(count: int, folder: Path) -> tuple[Path, Path]:
     corpus, shards = folder / f"{count}.parquet", folder / f"text-{count}"
     if not corpus.exists():
         entries = (Entry(text, "train", f"sentence {place}") for place, text in enumerate(sentences(count)))
-        store(tabulate(entries, f"sentences-{count}"), corpus)
+        save_table(tabulate(entries, f"sentences-{count}"), corpus)
     if not (shards / "manifest.json").exists():
         command = ["-m", "corpora", "encode", str(corpus), "--encoder", PRIOR, "--output", str(shards)]
         subprocess.run([sys.executable, *command, "--prompts-per-shard", "2048"], check=True, cwd=ROOT)

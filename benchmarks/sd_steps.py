@@ -46,7 +46,7 @@ TINY = {
 TINY_RUN = ("trainer.render_size=16", "renderer.num_coarse=16", "renderer.num_fine=8", "renderer.lattice=12")
 PUBLIC_RADIUS = 2.0  # of the field's box in the public code, to whose ends its rays go
 THINGS = ("a red cube", "an astronaut riding a horse", "a bowl of fruit", "a castle", "a small boat")
-COLOURS = ("made of wood", "made of glass", "painted blue")
+COLORS = ("made of wood", "made of glass", "painted blue")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> T
     """A trainer of the case, as `train.py` composes it, around a prior in memory."""
     config = case.config(device)
     prior.graphs = case.graphs and device.type == "cuda"
-    texts = [f"{thing} {colour}" for thing in THINGS for colour in COLOURS]
+    texts = [f"{thing} {colour}" for thing in THINGS for colour in COLORS]
     corpus = prompt_list(texts, "in memory")
     bank = TextBank(prior.text_encoder, config.views, device=device)
     # As in a run's later steps: no sentence is met for the first time.

@@ -14,11 +14,11 @@ from torch import Tensor
 from amortized.conditioning.views import ViewText
 from amortized.config import geometric_at
 from amortized.guidance import GuidanceOutput, branches_per_image
+from amortized.monitoring.stopwatch import Stopwatch
 from amortized.rendering import render
 from amortized.training import Trainer, World
-from amortized.training.losses import regularization
 from amortized.training.batches import Batch
-from amortized.monitoring.stopwatch import Stopwatch
+from amortized.training.losses import regularization
 from amortized.transfer import to_device
 from amortized.types import Cameras, Render, Scene, TextCondition
 from benchmarks.timing import seconds

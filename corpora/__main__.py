@@ -1,14 +1,14 @@
-"""Corpora of prompts: list them, take in the public ones, look at one, encode its text.
+"""Prompt corpora: list them, import the public ones, print one, encode its text.
 
   python -m corpora list
   python -m corpora import df415 dreamfusion_415_prompt_library.json
-  python -m corpora keep prompts.jsonl --output prompts.parquet
+  python -m corpora convert prompts.jsonl --output prompts.parquet
   python -m corpora show df415
   python -m corpora encode shapes100k --encoder checkpoints/shapes-prior
   torchrun --nproc-per-node 8 -m corpora encode df415 --encoder FOLDER
 
-`encode` writes a folder of shards that a run reads as text.shards=[FOLDER]. Killed at any moment, the same
-command goes on, and ends with the same bytes.
+`encode` writes a folder of shards for text.shards=[FOLDER]. It can be killed at any time: the same command
+resumes and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -19,140 +19,178 @@ from datetime import timedelta
 from pathlib import Path
 
 from amortized.cli import one_sentence_errors
-from corpora import CORPORA, IMPORTED, PUBLISHED, entries_of, open_corpus, tabulate
-from corpora.published import import_corpus, store, stored
+from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
+from corpora.published import import_corpus, load_table, save_table
 
 
-def list_corpora(given: argparse.Namespace) -> None:
+def list_corpora(args: argparse.Namespace) -> None:
+    """Print the name and size of every corpus."""
     for name in sorted({*CORPORA, *PUBLISHED}):
         if name in CORPORA:
             print(f"{name:<16} {len(CORPORA[name]()):>9,} prompts")
-        elif (given.folder / f"{name}.parquet").exists():
-            print(f"{name:<16} {len(open_corpus(name, folder=given.folder)):>9,} prompts, imported")
+        elif (args.folder / f"{name}.parquet").exists():
+            print(f"{name:<16} {len(open_corpus(name, folder=args.folder)):>9,} prompts, imported")
         else:
-            known = PUBLISHED[name]
-            print(f"{name:<16} not imported: {known.file}, from {known.origin}")
+            published = PUBLISHED[name]
+            print(f"{name:<16} not imported: {published.file}, from {published.origin}")
 
 
-def take_in(given: argparse.Namespace) -> None:
-    _, report = import_corpus(given.name, given.path, given.folder)
-    kept = (
-        "it is built in" if PUBLISHED[given.name].built_in else f"kept as {given.folder / given.name}.parquet"
-    )
-    print(f"{report}\n{kept}; now: corpus={given.name}")
+def import_published(args: argparse.Namespace) -> None:
+    """Check a public file and store it as Parquet."""
+    _, report = import_corpus(args.name, args.path, args.folder)
+    built_in = PUBLISHED[args.name].built_in
+    stored_as = "built in, nothing to store" if built_in else f"stored as {args.folder / args.name}.parquet"
+    print(f"{report}\n{stored_as}; use it with: corpus={args.name}")
 
 
-def keep(given: argparse.Namespace) -> None:
-    if given.output.suffix != ".parquet":
-        raise ValueError(f"--output must be a .parquet file, got {given.output}")
-    known = stored(given.path) if given.path.suffix == ".parquet" and given.path.exists() else None
-    table = tabulate(entries_of(given.path), str(given.path)) if known is None else known
-    store(table, given.output)
-    print(f"{given.output}: {len(table):,} different prompts; now: corpus={given.output}")
+def convert(args: argparse.Namespace) -> None:
+    """Convert a file of prompts to a Parquet table that opens without parsing."""
+    if args.output.suffix != ".parquet":
+        raise ValueError(f"--output must be a .parquet file, got {args.output}")
+    table = load_table(args.path) if args.path.suffix == ".parquet" and args.path.exists() else None
+    if table is None:
+        table = tabulate(read_entries(args.path), str(args.path))
+    save_table(table, args.output)
+    print(f"{args.output}: {len(table):,} distinct prompts; use it with: corpus={args.output}")
 
 
-def show(given: argparse.Namespace) -> None:
-    corpus = open_corpus(given.name, held_out=given.held_out, folder=given.folder)
+def show(args: argparse.Namespace) -> None:
+    """Print evenly spaced prompts of a corpus."""
+    corpus = open_corpus(args.name, held_out=args.held_out, folder=args.folder)
     print(f"{corpus.name}: {len(corpus):,} prompts, {len(corpus.trained):,} to train on")
-    for index in range(0, len(corpus), max(1, len(corpus) // max(1, given.number))):
+    for index in range(0, len(corpus), max(1, len(corpus) // max(1, args.number))):
         prompt = corpus[index]
         print(f"  {prompt.id}  {prompt.split:<7}  {prompt.text}")
 
 
-def readable(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-def encode(given: argparse.Namespace) -> None:
+def encode(args: argparse.Namespace) -> None:
+    """Encode the text of a corpus into shards, on all processes of a torchrun launch."""
     from amortized.cli import progress_bar
     from amortized.conditioning import ViewTextConfig, load_text_encoder
     from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
-    from amortized.training import join_world
+    from amortized.parallel import join_world
 
-    corpus = open_corpus(given.name, folder=given.folder)
-    suffixes = given.suffixes if given.suffixes is not None else ViewTextConfig().suffixes
-    with join_world(given.device, patience=timedelta(days=1)) as world:
+    corpus = open_corpus(args.name, folder=args.folder)
+    suffixes = args.suffixes if args.suffixes is not None else ViewTextConfig().suffixes
+    with join_world(args.device, timeout=timedelta(days=1)) as world:
         encoder = load_text_encoder(
-            given.encoder, revision=given.revision, device=world.device, allow_network=given.allow_network
+            args.encoder, revision=args.revision, device=world.device, allow_network=args.allow_network
         )
         encoding = plan_encoding(
-            corpus, encoder, name=given.encoder, revision=given.revision, pooled_only=given.pooled,
-            suffixes=suffixes if given.views or given.suffixes is not None else (),
-            dtype=given.dtype, prompts_per_shard=given.prompts_per_shard, batch_size=given.batch_size,
-        )  # fmt: skip
-        folder = given.output or Path("outputs/text") / f"{Path(given.name).stem}-{Path(given.encoder).name}"
+            corpus,
+            encoder,
+            name=args.encoder,
+            revision=args.revision,
+            pooled_only=args.pooled,
+            suffixes=suffixes if args.views or args.suffixes is not None else (),
+            dtype=args.dtype,
+            prompts_per_shard=args.prompts_per_shard,
+            batch_size=args.batch_size,
+        )
+        folder = args.output or Path("outputs/text") / f"{Path(args.name).stem}-{Path(args.encoder).name}"
 
         def start() -> None:
             if world.is_main:
                 start_encoding(folder, encoding)
                 size = encoding.num_prompts * encoding.bytes_per_prompt
-                told = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
-                print(f"{told}: about {readable(size)} in {encoding.num_shards:,} shards under {folder}")
+                text = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
+                print(f"{text}: about {_format_bytes(size)} in {encoding.num_shards:,} shards under {folder}")
 
         def work() -> None:
             try:
                 encode_shards(
-                    folder, encoding, corpus, encoder, rank=world.rank, world_size=world.size,
-                    verify=given.verify,
+                    folder,
+                    encoding,
+                    corpus,
+                    encoder,
+                    rank=world.rank,
+                    world_size=world.size,
+                    verify=args.verify,
                     progress=progress_bar("encoding", quiet=not world.is_main),
-                )  # fmt: skip
+                )
             except OSError as error:
-                raise ValueError(f"{error}; what is finished is kept: run the same command again") from error
+                raise ValueError(
+                    f"{error}; finished shards are safe: run the same command again to resume"
+                ) from error
 
         def finish() -> None:
             if world.is_main:
                 manifest = finish_encoding(folder, encoding)
                 if manifest.overlong:
-                    print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
-                print(f"{folder}: {readable(manifest.num_bytes)}; now: text.shards=[{folder}]")
+                    print(f"{manifest.overlong:,} sentences were truncated: see {folder}/overlong.txt")
+                size = _format_bytes(manifest.num_bytes)
+                print(f"{folder}: {size}; use it with: text.shards=[{folder}]")
 
-        for part in (start, work, finish):
-            world.together(part)
+        # Each stage must end on every process before the next begins; an error in one stops all.
+        for stage in (start, work, finish):
+            world.together(stage)
+
+
+def _format_bytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands to a parser; pass the parsed arguments to `run`."""
+    parser.add_argument(
+        "--folder", type=Path, default=IMPORT_FOLDER, help="of imported corpora (%(default)s)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="list all corpora")
+    command.set_defaults(corpora_command=list_corpora)
+
+    command = commands.add_parser("import", help="check a public file of prompts and store it")
+    command.add_argument("name", help=f"one of {', '.join(PUBLISHED)}")
+    command.add_argument("path", type=Path, help="the public file")
+    command.set_defaults(corpora_command=import_published)
+
+    command = commands.add_parser(
+        "convert", aliases=["keep"], help="convert your own prompts to Parquet, which opens without parsing"
+    )
+    command.add_argument("path", type=Path, help="a file of prompts")
+    command.add_argument("--output", type=Path, required=True, help="the .parquet file")
+    command.set_defaults(corpora_command=convert)
+
+    command = commands.add_parser("show", help="print some prompts of a corpus")
+    command.add_argument("name", help="a name, or a file of prompts")
+    command.add_argument("--held-out", type=float, help="hold out this fraction, by a hash of the words")
+    command.add_argument("--number", type=int, default=10, help="about this many prompts (%(default)s)")
+    command.set_defaults(corpora_command=show)
+
+    command = commands.add_parser("encode", help="encode the text of a corpus into shards")
+    command.add_argument("name", help="a name, or a file of prompts")
+    command.add_argument("--encoder", required=True, help="a diffusers folder, a CLIP or T5, or a Hub id")
+    command.add_argument("--revision", help="of a Hub id")
+    command.add_argument("--allow-network", action="store_true", help="download a Hub id that is not cached")
+    command.add_argument("--output", type=Path, help="the folder (default: outputs/text/CORPUS-ENCODER)")
+    command.add_argument("--views", action="store_true", help="also store each prompt with each view's words")
+    command.add_argument("--suffixes", nargs="+", help="use these words instead of the default views'")
+    command.add_argument("--pooled", action="store_true", help="store pooled vectors only, no tokens")
+    command.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (%(default)s)")
+    command.add_argument("--prompts-per-shard", type=int, default=512, help="(%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="sentences at once (%(default)s)")
+    command.add_argument("--device", default="auto", help="(%(default)s)")
+    command.add_argument("--verify", action="store_true", help="check existing shards and redo damaged ones")
+    command.set_defaults(corpora_command=encode)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the parsed subcommand; a user's mistake exits with status 2 and one sentence on stderr."""
+    with one_sentence_errors("corpora"):
+        try:
+            args.corpora_command(args)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m corpora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=IMPORTED, help="of imported corpora (%(default)s)")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("list", help="all names")
-    command.set_defaults(run=list_corpora)
-    command = commands.add_parser("import", help="check a public file of prompts, and keep it")
-    command.add_argument("name", help=f"one of {', '.join(PUBLISHED)}")
-    command.add_argument("path", type=Path, help="the public file")
-    command.set_defaults(run=take_in)
-    command = commands.add_parser("keep", help="turn a list of your own into Parquet, which opens at once")
-    command.add_argument("path", type=Path, help="a file of prompts")
-    command.add_argument("--output", type=Path, required=True, help="the .parquet file")
-    command.set_defaults(run=keep)
-    command = commands.add_parser("show", help="some prompts of a corpus")
-    command.add_argument("name", help="a name, or a file of prompts")
-    command.add_argument("--held-out", type=float, help="hold out this share, by the hash of the words")
-    command.add_argument("--number", type=int, default=10, help="about so many (%(default)s)")
-    command.set_defaults(run=show)
-    command = commands.add_parser("encode", help="encode its text into shards")
-    command.add_argument("name", help="a name, or a file of prompts")
-    command.add_argument("--encoder", required=True, help="a diffusers folder, a CLIP or T5, or a Hub id")
-    command.add_argument("--revision", help="of a Hub id")
-    command.add_argument("--allow-network", action="store_true", help="fetch a Hub id that is not here")
-    command.add_argument("--output", type=Path, help="the folder (default: outputs/text/CORPUS-ENCODER)")
-    command.add_argument("--views", action="store_true", help="store each prompt with each view's words, too")
-    command.add_argument("--suffixes", nargs="+", help="these words, in place of the default views'")
-    command.add_argument("--pooled", action="store_true", help="only the vector of each sentence, no tokens")
-    command.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (%(default)s)")
-    command.add_argument("--prompts-per-shard", type=int, default=512, help="(%(default)s)")
-    command.add_argument("--batch-size", type=int, default=64, help="sentences at once (%(default)s)")
-    command.add_argument("--device", default="auto", help="(%(default)s)")
-    command.add_argument("--verify", action="store_true", help="read what is there, and mend what is damaged")
-    command.set_defaults(run=encode)
-    given = parser.parse_args(argv)
-    with one_sentence_errors("corpora"):
-        try:
-            given.run(given)
-        except OSError as error:
-            raise ValueError(str(error)) from error
-    return 0
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Lists of prompts as files: .txt, .json, .jsonl, .csv and .parquet, read entry by entry.
+"""Read lists of prompts from .txt, .json, .jsonl, .csv and .parquet files, entry by entry.
 
-.txt      one prompt a line; blank lines are skipped; all for training
+.txt      one prompt per line; blank lines are skipped; all prompts are for training
 .json     a list of prompts, or lists named train, val and test
-.jsonl    a prompt a line: a string, or an object with `prompt` (or `text`), `split`, `id`
-.csv      a header that names a column `prompt` (or `text`), and may name `split` and `id`
+.jsonl    one prompt per line: a string, or an object with `prompt` (or `text`), `split`, `id`
+.csv      a header with a column `prompt` (or `text`), and optionally `split` and `id`
 .parquet  the same columns
 """
 
@@ -25,8 +25,12 @@ MAX_LINE_BYTES = 1 << 16
 TEXT_COLUMNS = ("prompt", "text")
 
 
-def entries_of(path: Path) -> Iterator[Entry]:
-    """The prompts of a file as it has them; raises ValueError, naming file and line."""
+def read_entries(path: Path) -> Iterator[Entry]:
+    """Yield the entries of a file in order, unvalidated and with repeats.
+
+    Raises:
+        ValueError: unknown suffix, unreadable file or malformed entry; names the file and the line.
+    """
     if path.suffix not in READERS:
         raise ValueError(f"{path}: not a list of prompts; give a {', '.join(READERS)} file")
     try:
@@ -38,18 +42,20 @@ def entries_of(path: Path) -> Iterator[Entry]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(line without its end, where) of a UTF-8 file; a line of any length costs bounded memory."""
+    """Yield (line without its end, location) of a UTF-8 file; memory is bounded for any line length."""
     with path.open("rb") as file:
         for number, line in enumerate(_raw_lines(file), 1):
-            where = f"{path}, line {number}"
+            location = f"{path}, line {number}"
             if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; is it a list of prompts?")
+                raise ValueError(
+                    f"{location}: longer than {MAX_LINE_BYTES:,} bytes; is it a list of prompts?"
+                )
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
-                yield line.decode("utf-8").rstrip("\r\n"), where
+                yield line.decode("utf-8").rstrip("\r\n"), location
             except UnicodeDecodeError:
-                raise ValueError(f"{where}: not valid UTF-8; save the file as UTF-8") from None
+                raise ValueError(f"{location}: not valid UTF-8; save the file as UTF-8") from None
 
 
 def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
@@ -58,37 +64,40 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _from_txt(path: Path) -> Iterator[Entry]:
-    for line, where in _lines(path):
+    for line, location in _lines(path):
         if line.strip():
-            yield Entry(line, "train", where)
+            yield Entry(line, "train", location)
 
 
 def _from_jsonl(path: Path) -> Iterator[Entry]:
-    for line, where in _lines(path):
+    for line, location in _lines(path):
         if line.strip():
-            found = _parsed(line, where)
-            yield Entry(found, "train", where) if isinstance(found, str) else _from_row(found, where)
+            item = _parse_json(line, location)
+            yield Entry(item, "train", location) if isinstance(item, str) else _from_row(item, location)
 
 
 def _from_csv(path: Path) -> Iterator[Entry]:
-    where = str(path)
+    location = str(path)
 
+    # A quoted cell may span lines, so the reader pulls lines itself; errors name the last one it read.
     def lines() -> Iterator[str]:
-        nonlocal where
-        for line, here in _lines(path):
-            where = here
+        nonlocal location
+        for line, line_location in _lines(path):
+            location = line_location
             yield line + "\n"
 
     try:
         rows = csv.DictReader(lines(), strict=True)
         if rows.fieldnames is not None:
-            _text_column(rows.fieldnames, where)
+            _text_column(rows.fieldnames, location)
         for row in rows:
             if None in row:
-                raise ValueError(f"{where}: has more columns than the header; quote prompts that hold commas")
-            yield _from_row(row, where)
+                raise ValueError(
+                    f"{location}: has more columns than the header; quote prompts that contain commas"
+                )
+            yield _from_row(row, location)
     except csv.Error as error:
-        raise ValueError(f"{where}: not valid CSV ({error})") from error
+        raise ValueError(f"{location}: not valid CSV ({error})") from error
 
 
 def _from_json(path: Path) -> Iterator[Entry]:
@@ -98,21 +107,22 @@ def _from_json(path: Path) -> Iterator[Entry]:
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {number}: not valid UTF-8; save the file as UTF-8") from None
-    found = _parsed(text, str(path))
-    if isinstance(found, list):
-        found = {"train": found}
-    if not isinstance(found, dict) or not set(found) & set(SPLITS):
-        raise ValueError(f"{path}: holds neither a list of prompts nor lists named {', '.join(SPLITS)}")
-    if others := [name for name in found if name not in SPLITS]:
+    lists = _parse_json(text, str(path))
+    if isinstance(lists, list):
+        lists = {"train": lists}
+    if not isinstance(lists, dict) or not set(lists) & set(SPLITS):
+        raise ValueError(f"{path}: contains neither a list of prompts nor lists named {', '.join(SPLITS)}")
+    if unknown := [name for name in lists if name not in SPLITS]:
         raise ValueError(
-            f"{path}: holds '{others[0][:80]}' besides lists named {', '.join(SPLITS)}; rename or remove it"
+            f"{path}: contains '{unknown[0][:80]}' besides lists named {', '.join(SPLITS)}; "
+            "rename or remove it"
         )
-    for split in found:
-        if not isinstance(found[split], list):
-            raise ValueError(f"{path}, {split}: must be a list of prompts, got {type(found[split]).__name__}")
-        for place, item in enumerate(found[split]):
-            where = f"{path}, {split}[{place}]"
-            yield _from_row({"prompt": item} if isinstance(item, str) else item, where, split)
+    for split, items in lists.items():
+        if not isinstance(items, list):
+            raise ValueError(f"{path}, {split}: must be a list of prompts, got {type(items).__name__}")
+        for index, item in enumerate(items):
+            location = f"{path}, {split}[{index}]"
+            yield _from_row({"prompt": item} if isinstance(item, str) else item, location, split)
 
 
 def _from_parquet(path: Path) -> Iterator[Entry]:
@@ -126,7 +136,7 @@ def _from_parquet(path: Path) -> Iterator[Entry]:
                     number += 1
                     yield _from_row(row, f"{path}, row {number}")
     except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: not an intact Parquet file ({str(error).splitlines()[0]})") from error
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Entry]]] = {
@@ -138,41 +148,44 @@ READERS: Mapping[str, Callable[[Path], Iterator[Entry]]] = {
 }
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse_json(text: str, location: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError:
-        raise ValueError(f"{where}: not a list of prompts, but nested beyond reason") from None
-    except ValueError as error:  # also numbers of absurd length
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
+        raise ValueError(f"{location}: not a list of prompts, but JSON nested too deeply") from None
+    except ValueError as error:  # includes numbers with too many digits
+        raise ValueError(f"{location}: not valid JSON ({error})") from error
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; JSON's reader would keep the last of two alike and lose the others."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-        raise ValueError(f"'{twice[:80]}' is there twice")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build the object; raise ValueError on a repeated key, of which json would keep only the last."""
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"'{name[:80]}' appears twice")
+        unique[name] = value
+    return unique
 
 
-def _text_column(names: Iterable[str], where: str) -> str:
+def _text_column(names: Iterable[str], location: str) -> str:
+    """The column that holds the prompts; raises ValueError if there is none."""
     names = list(names)
     for column in TEXT_COLUMNS:
         if column in names:
             return column
     raise ValueError(
-        f"{where}: has no column named {' or '.join(TEXT_COLUMNS)}, but {', '.join(names)[:200]}"
+        f"{location}: has no column named {' or '.join(TEXT_COLUMNS)}, but {', '.join(names)[:200]}"
     )
 
 
-def _from_row(row: Any, where: str, split: str = "train") -> Entry:
+def _from_row(row: Any, location: str, split: str = "train") -> Entry:
+    """Build an entry from a JSON object or table row; `split` is the default if the row names none."""
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: a prompt must be a string, got {type(row).__name__}")
-    text = row[_text_column(row, where)]
-    given, chosen = row.get("id"), row.get("split")
+        raise ValueError(f"{location}: a prompt must be a string, got {type(row).__name__}")
+    text = row[_text_column(row, location)]
+    row_id, row_split = row.get("id"), row.get("split")
     if not isinstance(text, str):
-        raise ValueError(f"{where}: a prompt must be a string, got {type(text).__name__}")
-    if chosen not in (None, "", *SPLITS):
-        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {str(chosen)[:80]!r}")
-    return Entry(text, chosen or split, where, None if given in (None, "") else str(given))
+        raise ValueError(f"{location}: a prompt must be a string, got {type(text).__name__}")
+    if row_split not in (None, "", *SPLITS):
+        raise ValueError(f"{location}: split must be one of {', '.join(SPLITS)}, got {str(row_split)[:80]!r}")
+    return Entry(text, row_split or split, location, None if row_id in (None, "") else str(row_id))

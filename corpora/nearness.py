@@ -1,4 +1,4 @@
-"""Held-out prompts that are nearly those of training: a score on them says little of new ones."""
+"""Near-duplicates: held-out prompts so close to training that they do not test generalization."""
 
 from __future__ import annotations
 
@@ -10,40 +10,45 @@ from datasketch import MinHash, MinHashLSH
 from corpora.prompts import normalized
 
 NUM_HASHES = 128
-NEAR = 0.8  # Jaccard similarity of two prompts' words and pairs of neighbouring words
+THRESHOLD = 0.8  # Jaccard similarity of two prompts' sets of words and bigrams; a choice
 
 
 def near_duplicates(
-    asked: Sequence[str], trained: Iterable[str], *, near: float = NEAR
+    prompts: Sequence[str], trained: Iterable[str], *, threshold: float = THRESHOLD
 ) -> dict[str, tuple[str, float]]:
-    """Each asked prompt that some trained one nearly equals => the most alike one (itself where it is there),
-    and their similarity.
+    """Map each prompt that nearly duplicates a training prompt to the most similar one and its similarity.
 
-    Candidates come from MinHash (Broder 1997) with locality-sensitive hashing, over the asked prompts,
-    so that the trained ones, however many, are only passed by; what is reported is exact, and a pair
-    next to `near` may be missed.
+    A training prompt equal to the prompt takes precedence. Candidates come from MinHash (Broder 1997)
+    with locality-sensitive hashing over `prompts`, so the training prompts, however many, are only
+    streamed. Reported similarities are exact; a pair close to the threshold may be missed.
+
+    Args:
+        prompts: M texts to look up, held in memory.
+        trained: training texts, read once.
+        threshold: least similarity in (0, 1] that counts.
     """
-    sets = {text: _parts(text) for text in asked}
-    # At its threshold the index finds only half of the pairs: well below `near` it finds nearly all.
-    index = MinHashLSH(threshold=0.75 * near, num_perm=NUM_HASHES)
-    for text, hashes in zip(sets, _hashed(sets.values()), strict=True):
+    sets = {text: _shingles(text) for text in prompts}
+    # LSH retrieves only half of the pairs at its own threshold; at 0.75 of ours it retrieves nearly all.
+    index = MinHashLSH(threshold=0.75 * threshold, num_perm=NUM_HASHES)
+    for text, hashes in zip(sets, _min_hashes(sets.values()), strict=True):
         index.insert(text, hashes)
-    passing, hashed = tee(trained)
-    found: dict[str, tuple[str, float]] = {}
-    for seen, hashes in zip(passing, _hashed(_parts(text) for text in hashed), strict=True):
+    texts, texts_to_hash = tee(trained)
+    best: dict[str, tuple[str, float]] = {}
+    for candidate, hashes in zip(texts, _min_hashes(_shingles(t) for t in texts_to_hash), strict=True):
         for text in map(str, index.query(hashes)):
-            own, other = sets[text], _parts(seen)
-            alike = len(own & other) / len(own | other)
-            if alike >= near and (seen == text or alike > found.get(text, ("", 0.0))[1]):
-                found[text] = (seen, alike)
-    return found
+            one, other = sets[text], _shingles(candidate)
+            similarity = len(one & other) / len(one | other)
+            if similarity >= threshold and (candidate == text or similarity > best.get(text, ("", 0.0))[1]):
+                best[text] = (candidate, similarity)
+    return best
 
 
-def _parts(text: str) -> frozenset[str]:
-    """Words and pairs of neighbours: the same words in another order are another prompt."""
+def _shingles(text: str) -> frozenset[str]:
+    """The words and bigrams of a text: with words alone, a reordering would count as a duplicate."""
     words = normalized(text).split() or [text]
     return frozenset((*words, *(f"{one} {other}" for one, other in pairwise(words))))
 
 
-def _hashed(sets: Iterable[frozenset[str]]) -> Iterator[MinHash]:
-    return MinHash.generator(([part.encode() for part in parts] for parts in sets), num_perm=NUM_HASHES)
+def _min_hashes(sets: Iterable[frozenset[str]]) -> Iterator[MinHash]:
+    encoded = ([shingle.encode() for shingle in shingles] for shingles in sets)
+    return MinHash.generator(encoded, num_perm=NUM_HASHES)

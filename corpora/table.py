@@ -1,4 +1,4 @@
-"""Prompts in columns: a corpus of ten million takes some 80 bytes for each, and no Python object."""
+"""A corpus in columns: about 80 bytes per prompt and no Python objects, so ten million prompts fit."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import numpy as np
 import pyarrow as pa
 
 from amortized.types import Corpus, GroundTruth, Prompt
-from corpora.prompts import checked, key_limit, prompt_id, prompt_key, split_of
+from corpora.prompts import key_limit, prompt_id, prompt_key, split_of, validate_prompt
 
-SPLITS = ("train", "val", "test")  # bit i of a prompt's `splits` says that list i names it
+SPLITS = ("train", "val", "test")  # bit i of a prompt's `splits` is set if list i contains it
 
 
 class Entry(NamedTuple):
-    """A line of a list of prompts."""
+    """One entry of a list of prompts, before validation."""
 
     text: str
     split: str  # one of SPLITS
-    where: str  # the file and line, for errors
-    id: str | None = None  # the list's own name for it
+    location: str  # file and line, for error messages
+    id: str | None = None  # the list's own id for it
 
 
 @dataclass(frozen=True, eq=False)
 class PromptTable:
-    """Different prompts, in the order of their first appearance, and the lists that name each."""
+    """Distinct prompts in order of first appearance, and the lists that contain each."""
 
     name: str
-    texts: pa.LargeStringArray
-    splits: np.ndarray  # [N] uint8, a bit for each of SPLITS
-    repeats: np.ndarray  # [N] int32: how often the training list names it
+    texts: pa.LargeStringArray  # [N]
+    splits: np.ndarray  # [N] uint8, one bit for each of SPLITS
+    repeats: np.ndarray  # [N] int32: number of times that the training list contains it
     keys: np.ndarray  # [N] uint64, `prompt_key`
-    ids: pa.LargeStringArray | None = None  # where the list has its own
+    ids: pa.LargeStringArray | None = None  # [N], if the list has ids
     trained: Sequence[int] = ()  # indices of the prompts to train on, ascending
-    background: Corpus | None = None  # knows the truth of some sentences
+    truth_from: Corpus | None = None  # supplies ground truth and distractors, if it knows a prompt
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,85 +51,97 @@ class PromptTable:
         )
 
     def listed(self, split: str) -> np.ndarray:
-        """Indices of the prompts that a list of SPLITS names."""
+        """Indices [M] of the prompts that a list of SPLITS contains."""
         return np.flatnonzero(self.splits & (1 << SPLITS.index(split)))
 
-    def hold_out(self, share: float) -> PromptTable:
-        """The same prompts, of which a share, chosen by the hash of their words, is never trained on.
+    def hold_out(self, fraction: float) -> PromptTable:
+        """The same prompts, with a fraction held out from training by the hash of their words.
 
-        Whatever the lists say; prompts that differ in case or full stop fall to the same side.
+        Overrides the split of the lists. Prompts that differ only in case or a final period fall on the
+        same side. Raises ValueError for a fraction outside [0, 1).
         """
-        return replace(self, trained=_indices(self.keys >= np.uint64(key_limit(share))))
+        return replace(self, trained=_indices(self.keys >= np.uint64(key_limit(fraction))))
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
-        """What the background corpus knows of the sentence, if anything."""
-        return None if self.background is None else self.background.truth(prompt)
+        """Ground truth of the prompt from the corpus `truth_from`, or None."""
+        return None if self.truth_from is None else self.truth_from.truth(prompt)
 
     def distractors(self) -> Sequence[str]:
-        return [] if self.background is None else self.background.distractors()
+        """Extra gallery texts of the corpus `truth_from`."""
+        return [] if self.truth_from is None else self.truth_from.distractors()
 
 
-def listed_for_training(splits: np.ndarray) -> Sequence[int]:
-    """Indices of the prompts that the training list names."""
+def training_indices(splits: np.ndarray) -> Sequence[int]:
+    """Indices of the prompts that the training list contains, from the bits `splits` [N]."""
     return _indices(splits & 1 > 0)
 
 
-def _indices(chosen: np.ndarray) -> Sequence[int]:
-    if chosen.all():
-        return range(len(chosen))
-    return np.flatnonzero(chosen).astype(np.int32)  # type: ignore[return-value]
+def _indices(mask: np.ndarray) -> Sequence[int]:
+    """Indices of a mask [N] of bools; a range, which takes no memory, if all are set."""
+    if mask.all():
+        return range(len(mask))
+    return np.flatnonzero(mask).astype(np.int32)  # type: ignore[return-value]
 
 
-def tabulate(entries: Iterable[Entry], name: str, background: Corpus | None = None) -> PromptTable:
-    """A table of the entries' different prompts, split as they are listed.
+def tabulate(entries: Iterable[Entry], name: str, truth_from: Corpus | None = None) -> PromptTable:
+    """Build the table of the distinct prompts among the entries, split as they are listed.
 
-    Raises ValueError where there are none, one cannot be a prompt, or an id names two prompts.
+    Raises:
+        ValueError: there are no entries, one cannot be a prompt, an id names two prompts, or only some
+            prompts have an id.
     """
-    rows: dict[str, int] = {}
-    own_ids: dict[str, int] = {}
+    rows: dict[str, int] = {}  # text to row
+    row_of_id: dict[str, int] = {}
     splits, repeats = bytearray(), []
-    for text, split, where, given in entries:
-        text = checked(text, where)
+    for text, split, location, entry_id in entries:
+        text = validate_prompt(text, location)
         row = rows.setdefault(text, len(rows))
         if row == len(splits):
             splits.append(0)
             repeats.append(0)
         splits[row] |= 1 << SPLITS.index(split)
         repeats[row] += split == SPLITS[0]
-        if given is not None:
-            _check_id(given, own_ids.setdefault(given, row) == row, where)
-        elif own_ids:
-            raise ValueError(f"{where}: has no id, but others have; give every prompt one, or none")
+        if entry_id is not None:
+            _check_id(entry_id, row_of_id.setdefault(entry_id, row) == row, location)
+        elif row_of_id:
+            raise ValueError(
+                f"{location}: has no id, but earlier prompts have; give every prompt one, or none"
+            )
     if not rows:
-        raise ValueError(f"{name}: holds no prompt; write one a line")
+        raise ValueError(f"{name}: contains no prompts; write one per line")
     ids: dict[int, str] = {}
-    for given, row in own_ids.items():
-        ids.setdefault(row, given)
+    for entry_id, row in row_of_id.items():
+        ids.setdefault(row, entry_id)  # a repeated prompt keeps its first id
     if ids and len(ids) < len(rows):
         raise ValueError(f"{name}: some prompts have an id, others none; give every prompt one, or none")
-    lists = np.frombuffer(bytes(splits), np.uint8)
+    split_bits = np.frombuffer(bytes(splits), np.uint8)
     return PromptTable(
         name=name,
         texts=pa.array(rows, pa.large_string()),
-        splits=lists,
+        splits=split_bits,
         repeats=np.array(repeats, np.int32),
         keys=np.fromiter((prompt_key(text) for text in rows), np.uint64, len(rows)),
         ids=pa.array([ids[row] for row in range(len(rows))], pa.large_string()) if ids else None,
-        trained=listed_for_training(lists),
-        background=background,
+        trained=training_indices(split_bits),
+        truth_from=truth_from,
     )
 
 
-def _check_id(given: str, is_first: bool, where: str) -> None:
-    if not is_first:
-        raise ValueError(f"{where}: the id {given!r} names another prompt already")
-    if not (given.isascii() and given.replace("-", "").replace("_", "").isalnum() and len(given) <= 64):
+def _check_id(entry_id: str, is_unique: bool, location: str) -> None:
+    if not is_unique:
+        raise ValueError(f"{location}: the id {entry_id!r} already names another prompt")
+    is_safe = entry_id.isascii() and entry_id.replace("-", "").replace("_", "").isalnum()
+    if not (is_safe and len(entry_id) <= 64):
         raise ValueError(
-            f"{where}: the id {given[:80]!r} names files: use at most 64 letters, digits, '-' and '_'"
+            f"{location}: the id {entry_id[:80]!r} becomes a file name: "
+            "use at most 64 letters, digits, '-' and '_'"
         )
 
 
-def prompt_list(texts: Sequence[str], name: str, background: Corpus | None = None) -> PromptTable:
-    """A corpus of the given sentences, repetitions dropped; raises ValueError as `tabulate` does."""
-    entries = (Entry(text, "train", f"{name}, prompt {place}") for place, text in enumerate(texts, 1))
-    return tabulate(entries, name, background)
+def prompt_list(texts: Sequence[str], name: str, truth_from: Corpus | None = None) -> PromptTable:
+    """Build a corpus of the given texts without repeats, all for training; raises like `tabulate`.
+
+    Ground truth and distractors come from the corpus `truth_from`, if given.
+    """
+    entries = (Entry(text, "train", f"{name}, prompt {number}") for number, text in enumerate(texts, 1))
+    return tabulate(entries, name, truth_from)

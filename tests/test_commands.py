@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from amortized.training.export import main as export_main
+from generators.pretrained import from_pretrained
 
 import evaluate
 import train
@@ -21,11 +23,9 @@ from amortized.config import load_config
 from amortized.evaluation import PromptRow
 from amortized.guidance import METHODS, published
 from amortized.training import load_generator
-from amortized.training.export import main as export_main
 from amortized.types import TextCondition
 from corpora import prompt_list
 from corpora.__main__ import main as corpora_main
-from generators.pretrained import from_pretrained
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,8 +90,8 @@ def small(prior: str, output: Path, *more: str) -> list[str]:
         "trainer.steps=4",
         "trainer.prompts_per_process=2",
         "trainer.render_size=16",
-        "trainer.checkpoint_every=2",
-        "trainer.preview_prompts=1",
+        "checkpointing.every=2",
+        "monitoring.preview_prompts=1",
         *more,
     ]
 
@@ -172,7 +172,7 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     )
     assert judged.returncode == 0, judged.stderr
     results = json.loads((folder / "evaluation" / "results.json").read_text())
-    assert {"clip_similarity", "recall_at_1", "iou", "colour_error"} <= set(results["metrics"])
+    assert {"clip_similarity", "recall_at_1", "iou", "color_error"} <= set(results["metrics"])
     assert results["chance"]["gallery"] >= 128 and results["prompts"][0]["text"] == "a red cube"
     assert (folder / "evaluation" / "index.html").exists() and (
         folder / "evaluation" / "results.csv"
@@ -181,7 +181,7 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
 
 def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp_path):
     """A real process: saved, 75; and the same command goes on to the end."""
-    arguments = small(prior, tmp_path / "run", "trainer.steps=60", "trainer.checkpoint_every=1000")
+    arguments = small(prior, tmp_path / "run", "trainer.steps=60", "checkpointing.every=1000")
     going = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

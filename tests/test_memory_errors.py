@@ -76,7 +76,11 @@ def said_by(main: Callable[[list[str]], int], arguments: list[str], capsys) -> s
         ("diffusers.UNet2DConditionModel.forward", "the denoiser", "distributed.shard_prior=true"),
         ("amortized.encodings.hash_grid._Lookup.backward", "the backward pass", "bfloat16"),
         ("torch.optim.Adam.step", "the optimizer's step", "distributed.strategy=fsdp2"),
-        ("amortized.checkpointing.checkpoints.DefaultStager.stage", "the copy of a checkpoint", "fewer processes"),
+        (
+            "amortized.checkpointing.checkpoints.DefaultStager.stage",
+            "the copy of a checkpoint",
+            "fewer processes",
+        ),
     ],
 )
 def test_each_part_of_a_training_is_named(monkeypatch, capsys, prior, tmp_path, place, part, help):

@@ -52,7 +52,7 @@ def is_checkpoint_name(name: str) -> bool:
 def newest_clause(folder: Path) -> str:
     """A clause for messages that names the newest checkpoint."""
     checkpoints = list_checkpoints(folder)
-    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint had been written"
+    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was written"
 
 
 def step_of(checkpoint: Path) -> int:

@@ -68,9 +68,7 @@ def open_run(
     """
     lock: list[IO[str]] = []
     try:
-        messages = world.run_on_all(
-            lambda: _open(folder, config_yaml, resume, lock) if world.is_main else []
-        )
+        messages = world.run_on_all(lambda: _open(folder, config_yaml, resume, lock) if world.is_main else [])
         yield messages[0]
     finally:
         for file in lock:

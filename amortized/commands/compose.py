@@ -38,7 +38,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 def load_corpus(config: RunConfig) -> Corpus:
     """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it."""
     corpus = open_corpus(config.corpus, held_out=config.held_out)
-    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", background=corpus)
+    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", truth_from=corpus)
 
 
 def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:
@@ -65,13 +65,10 @@ def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.dev
     return bank, (encoder or prior.text_encoder).width
 
 
-def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, nn.Module]:
-    """The prior, the text embeddings and an untrained generator, on `device`."""
-    prior = load_prior(config.prior, device)
-    bank, text_dim = build_bank(config, prior, device)
+def build_untrained(config: RunConfig, text_dim: int, device: torch.device) -> nn.Module:
+    """The generator before training, on `device`. Its weights are a function of the seed."""
     torch.manual_seed(config.seed)
-    generator = build_generator(config.generator, config.environment, text_dim)
-    return prior, bank, generator.to(device)
+    return build_generator(config.generator, config.environment, text_dim).to(device)
 
 
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
@@ -102,6 +99,8 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
             f"prior.denoiser_device={config.prior.denoiser_device} is a single device, but there are "
             f"{world.size} processes: train in one process, or set it to null"
         )
-    prior, bank, generator = build_parts(config, world.device)
+    prior = load_prior(config.prior, world.device)
+    bank, text_dim = build_bank(config, prior, world.device)
+    generator = build_untrained(config, text_dim, world.device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)

@@ -34,11 +34,11 @@ class TextConfig:
     revision: str | None = None  # of that Hub id: a branch, tag or commit
     # Encoded sentences of each encoder that stay in memory, those used last: where a corpus with its view
     # words has more, most are encoded anew at each visit. One takes 0.3 MB for Stable Diffusion 2.1.
-    kept: int = 8192
+    cache_size: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kept < 1:
-            raise ValueError(f"text.kept must be at least 1, got {self.kept}")
+        if self.cache_size < 1:
+            raise ValueError(f"cache_size must be at least 1, got {self.cache_size}")
 
 
 class TextBank:

@@ -1,13 +1,16 @@
-"""Evaluation: render a corpus, judge it by CLIP and by ground truth, and show it on one page."""
+"""Evaluation: render a corpus, score it with CLIP and against ground truth, and report it on one page."""
 
 from amortized.evaluation.clip import ClipScorer, load_clip
-from amortized.evaluation.evaluator import EvaluationConfig, evaluate
+from amortized.evaluation.evaluator import EvaluatedModel, EvaluationConfig, evaluate
+from amortized.evaluation.gallery import Gallery
 from amortized.evaluation.report import write_results
 from amortized.evaluation.results import PromptRow, Results, merge_rows, summarize, summary
 
 __all__ = [
     "ClipScorer",
+    "EvaluatedModel",
     "EvaluationConfig",
+    "Gallery",
     "PromptRow",
     "Results",
     "evaluate",

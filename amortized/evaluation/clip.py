@@ -1,4 +1,4 @@
-"""CLIP as the judge: unit embeddings of rendered images and of sentences."""
+"""CLIP as a scorer: unit embeddings of rendered images and of prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 class ClipScorer:
-    """A frozen CLIP with its tokenizer and the preprocessing that its weights were trained with."""
+    """A frozen CLIP with its tokenizer and the preprocessing of its training."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class ClipScorer:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit embeddings [N, D], float32 on the CPU, of images [N, H, W, 3] in [0, 1].
+        """Embed images [N, H, W, 3] in [0, 1] as unit vectors [N, D], float32 on the CPU.
 
-        Not differentiable. Images that are not square lose what lies outside the middle square.
+        Not differentiable. Non-square images are cropped to the center square.
         """
         chunks = [
             self.model.encode_image(self.preprocess(chunk.to(self.device)))
@@ -51,7 +51,7 @@ class ClipScorer:
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings [M, D], float32 on the CPU, of M sentences."""
+        """Embed M texts as unit vectors [M, D], float32 on the CPU. Not differentiable."""
         chunks = [
             self.model.encode_text(self.tokenizer(list(texts[i : i + self.batch_size])).to(self.device))
             for i in range(0, len(texts), self.batch_size)
@@ -59,33 +59,36 @@ class ClipScorer:
         return F.normalize(torch.cat(chunks).float(), dim=-1).cpu()
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images [N, H, W, 3] in [0, 1] => the model's input [N, 3, h, w], normalized."""
-        pixels = images.movedim(-1, 1).float()  # antialiased resizing knows no half precision
+        """Crop, resize and normalize images [N, H, W, 3] in [0, 1] to the model's input [N, 3, h, w]."""
+        pixels = images.movedim(-1, 1).float()  # antialiased resizing does not support half precision
         side = min(pixels.shape[-2:])
         top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2
         pixels = pixels[..., top : top + side, left : left + side]
         if pixels.shape[-2:] != self.size:
             pixels = F.interpolate(
                 pixels, self.size, mode=self.interpolation, antialias=True, align_corners=False
-            ).clamp(0, 1)  # bicubic overshoots; the 8-bit images of training could not
+            ).clamp(0, 1)  # bicubic overshoots, which the 8-bit images of training cannot
         return (pixels - self.mean) / self.std
 
 
 def load_clip(
     path_or_name: str | Path, *, device: torch.device | str = "cpu", batch_size: int = 64
 ) -> ClipScorer:
-    """The CLIP of a folder in open_clip's format, or of a published pair such as "ViT-L-14/openai".
+    """Load a CLIP from a folder in open_clip's format, or a published pair such as "ViT-L-14/openai".
 
-    A folder (also written `local-dir:FOLDER`) holds `open_clip_config.json`,
-    `open_clip_model.safetensors` and, where the config names `hf_tokenizer_name`, its tokenizer; it
-    is read without a network. A pair ARCHITECTURE/TAG is downloaded. Weights that are not
-    safetensors are refused, since reading them can run code. Raises ValueError.
+    A folder (also written `local-dir:FOLDER`) holds `open_clip_config.json`, `open_clip_model.safetensors`
+    and, if the config names `hf_tokenizer_name`, a tokenizer; loading it needs no network. A pair
+    ARCHITECTURE/TAG is downloaded. Only safetensors are loaded, since other formats can run code.
+
+    Raises:
+        ValueError: no such folder or pair, a file is missing, the download fails, the weights are not
+            safetensors, or the preprocessing is unsupported.
     """
     name = str(path_or_name).removeprefix("local-dir:")
     folder = Path(name)
     if folder.is_dir():
         model, tokenizer = _from_folder(folder)
-    elif not str(path_or_name).startswith("local-dir:") and _is_published(name):
+    elif not str(path_or_name).startswith("local-dir:") and _is_pretrained(name):
         model, tokenizer = _from_hub(*name.split("/"))
     else:
         raise ValueError(
@@ -98,8 +101,8 @@ def load_clip(
     size = config["size"]
     if config.get("interpolation") not in ("bicubic", "bilinear"):
         raise ValueError(
-            f"evaluation.clip={name!r} asks for {config.get('interpolation')!r} resizing: "
-            "only bicubic and bilinear are known; set preprocess_cfg.interpolation"
+            f"evaluation.clip={name!r} needs {config.get('interpolation')!r} resizing, but only bicubic and "
+            "bilinear are supported: set preprocess_cfg.interpolation"
         )
     return ClipScorer(
         model,
@@ -125,14 +128,14 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
     text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     if text_config.get("hf_tokenizer_name") and not any(folder.glob("tokenizer*.json")):
         raise ValueError(
-            f"evaluation.clip={str(folder)!r} names a tokenizer but holds none: run `make weights`"
+            f"evaluation.clip={str(folder)!r} names a tokenizer but contains none: run `make weights`"
         )
     source = f"local-dir:{folder}"
     model = open_clip.create_model(source, require_pretrained=True)
     return model, open_clip.get_tokenizer(source)
 
 
-def _is_published(name: str) -> bool:
+def _is_pretrained(name: str) -> bool:
     import open_clip
 
     architecture, _, tag = name.partition("/")
@@ -142,25 +145,25 @@ def _is_published(name: str) -> bool:
 def _from_hub(architecture: str, tag: str) -> tuple[nn.Module, Any]:
     import open_clip
 
-    published = open_clip.get_pretrained_cfg(architecture, tag)
+    pretrained = open_clip.get_pretrained_cfg(architecture, tag)
     try:
-        weights = open_clip.download_pretrained(published)
-    except Exception as error:  # open_clip passes on whatever the network raises
+        weights = open_clip.download_pretrained(pretrained)
+    except Exception as error:  # open_clip lets any error of the network stack through
         raise ValueError(
             f"evaluation.clip={architecture}/{tag} could not be downloaded ({error}): "
             "check the network, or name a local folder"
         ) from error
     if not weights.endswith(".safetensors"):
         raise ValueError(
-            f"evaluation.clip={architecture}/{tag} came as {Path(weights).name}: only safetensors are read; "
-            "name a pair published in that format, or convert it into a local folder"
+            f"evaluation.clip={architecture}/{tag} is published as {Path(weights).name}, but only "
+            "safetensors are loaded: name a pair published in that format, or convert it into a local folder"
         )
-    # The plain architecture names of OpenAI's weights lack their quick GELU, which open_clip only
-    # warns of: similarities would be quietly wrong.
+    # OpenAI's weights need quick GELU, which the plain architecture names do not imply. open_clip only
+    # warns about it, and similarities would be silently wrong.
     model = open_clip.create_model(
         architecture,
         pretrained=tag,
         require_pretrained=True,
-        force_quick_gelu=bool(published.get("quick_gelu")),
+        force_quick_gelu=bool(pretrained.get("quick_gelu")),
     )
     return model, open_clip.get_tokenizer(architecture)

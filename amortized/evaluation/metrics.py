@@ -1,4 +1,4 @@
-"""Scores and their uncertainty: pure functions, each a few lines of arithmetic."""
+"""Metrics and their confidence intervals, as pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over n prompts with its confidence interval; NaN in, NaN out."""
+    """A mean over n prompts with its confidence interval. All NaN if any value is NaN."""
 
     mean: float
     low: float
@@ -21,28 +21,31 @@ class Interval:
     n: int
 
 
-def recall_at_1(similarity: Tensor, own: Tensor) -> Tensor:
-    """Whether each image's own text is strictly its best match: bool [N].
+def recall_at_1(similarity: Tensor, column: Tensor) -> Tensor:
+    """Whether each image matches its own text strictly best: bool [N].
 
-    similarity [N, G] of N images with a gallery of G texts; own [N] long, the own text's column.
-    A tie counts as wrong, and so does a NaN, so an image that says nothing never scores by chance.
+    Ties and NaN count as misses, so an uninformative image cannot score by chance.
+
+    Args:
+        similarity: [N, G], of N images with a gallery of G texts.
+        column: [N] int64, the column of each image's own text.
     """
-    own = own[:, None]
-    rivals = similarity.scatter(1, own, -math.inf)
-    return (similarity.gather(1, own) > rivals).all(dim=1)
+    column = column[:, None]
+    rivals = similarity.scatter(1, column, -math.inf)
+    return (similarity.gather(1, column) > rivals).all(dim=1)
 
 
 def chance_recall(num_gallery: int) -> float:
-    """Expected recall@1 of a random guess among `num_gallery` distinct texts."""
+    """Expected recall@1 of a random guess among `num_gallery` distinct texts. Raises ValueError below 1."""
     if num_gallery < 1:
         raise ValueError(f"chance_recall: the gallery must hold at least one text, got {num_gallery}")
     return 1.0 / num_gallery
 
 
 def iou(sdf_a: Tensor, sdf_b: Tensor) -> Tensor:
-    """Intersection over union [...] of the insides (sdf < 0) of two fields sampled at N points [..., N].
+    """Intersection over union [...] of the interiors (sdf < 0) of two fields sampled at N points [..., N].
 
-    Points must be of equal volume. Two empty fields give 0: nothing was asked for, nothing found.
+    Every point must stand for the same volume. Two empty fields give 0.
     """
     inside_a, inside_b = sdf_a < 0, sdf_b < 0
     both = (inside_a & inside_b).sum(-1)
@@ -51,41 +54,44 @@ def iou(sdf_a: Tensor, sdf_b: Tensor) -> Tensor:
 
 
 def best_sphere_iou(sdf: Tensor, points: Tensor) -> float:
-    """The best IoU that a plain ball reaches with the field sdf [N] at points [N, 3].
+    """Best IoU of any ball with the field sdf [N] sampled at points [N, 3].
 
-    Exact over all radii, for balls around the origin and around the field's centre of mass; the
-    larger counts. This is the score of having learnt size and place but no shape.
+    Exact over all radii, for balls around the origin and around the field's center of mass, whichever
+    is better. A generator that learned size and position but no shape scores this much.
     """
     inside = sdf < 0
     if not inside.any():
         return 0.0
-    centres = torch.stack([torch.zeros_like(points[0]), points[inside].mean(0)])
-    return max(_best_radius_iou(inside, (points - centre).norm(dim=-1)) for centre in centres)
+    centers = torch.stack([torch.zeros_like(points[0]), points[inside].mean(0)])
+    return max(_best_radius_iou(inside, (points - center).norm(dim=-1)) for center in centers)
 
 
 def _best_radius_iou(inside: Tensor, radius: Tensor) -> float:
-    """Best IoU over all balls {radius <= r}: sorted by radius, each prefix of points is one ball."""
+    """Best IoU over the balls {radius <= r} for all r: with points sorted by radius, a ball is a prefix."""
     radius, order = radius.sort()
     covered = inside[order].cumsum(0)
     size = torch.arange(1, len(radius) + 1, device=radius.device)
     ious = covered / (inside.sum() + size - covered)
-    whole_shell = torch.ones_like(inside)
-    whole_shell[:-1] = radius[1:] > radius[:-1]  # a ball takes all points of one radius, or none
-    return float(ious[whole_shell].max())
+    ends_shell = torch.ones_like(inside)
+    ends_shell[:-1] = radius[1:] > radius[:-1]  # points of equal radius enter a ball together
+    return float(ious[ends_shell].max())
 
 
-def colour_error(rgb: Tensor, rgb_true: Tensor) -> Tensor:
-    """Mean absolute difference [...] of colours [..., N, 3] in [0, 1], over points and channels."""
+def color_error(rgb: Tensor, rgb_true: Tensor) -> Tensor:
+    """Mean absolute difference [...] of colors [..., N, 3] in [0, 1] over points and channels."""
     return (rgb - rgb_true).abs().mean(dim=(-2, -1))
 
 
 def bootstrap_interval(
     values: Sequence[float], *, seed: int, level: float = 0.95, num_resamples: int = 2000
 ) -> Interval:
-    """Mean of `values` with a percentile bootstrap interval; the same seed gives the same interval.
+    """Mean of `values` with a percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
-    Resamples whole prompts, so the interval speaks of other prompts of the same kind, not of other
-    training runs. One value gives an interval of width zero; none is an error.
+    Prompts are resampled, so the interval covers the choice of prompts, not of the training run. The
+    same seed gives the same interval. A single value gives an interval of width zero.
+
+    Raises:
+        ValueError: there are no values, or `level` is outside (0, 1).
     """
     if not len(values):
         raise ValueError("bootstrap_interval needs at least one value, got none")
@@ -96,11 +102,11 @@ def bootstrap_interval(
     if not math.isfinite(mean):
         return Interval(mean=math.nan, low=math.nan, high=math.nan, n=len(sample))
     rng = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // len(sample))  # resamples drawn at once: bounds the memory
+    chunk = max(1, 4_000_000 // len(sample))  # resamples drawn at once: at most 32 MB of indices
     means = np.concatenate(
         [
-            sample[rng.integers(len(sample), size=(min(rows, num_resamples - done), len(sample)))].mean(1)
-            for done in range(0, num_resamples, rows)
+            sample[rng.integers(len(sample), size=(min(chunk, num_resamples - done), len(sample)))].mean(1)
+            for done in range(0, num_resamples, chunk)
         ]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -1,4 +1,4 @@
-"""Style and script of the report page: constants, into which no data is ever written."""
+"""Style and script of the report page. Both are constants: no data is ever formatted into them."""
 
 STYLE = """
 :root {
@@ -136,26 +136,26 @@ function update() {
   const words = get("filter").value.toLowerCase().split(/\\s+/).filter(Boolean);
   let shown = 0;
   for (const card of cards) {
-    const fits = words.every((word) => text.get(card).includes(word)) &&
+    const matches = words.every((word) => text.get(card).includes(word)) &&
       ["split", "kind"].every((name) => !get(name)?.value || get(name).value === card.dataset[name]);
-    card.hidden = !fits;
-    shown += fits;
+    card.hidden = !matches;
+    shown += matches;
   }
   get("count").textContent = shown + " of " + cards.length;
   get("empty").hidden = shown > 0;
 }
 
 function sort() {
-  // A score that a card lacks puts it last in both directions; equals keep the corpus' order.
+  // Cards without the score come last in both directions; ties keep the order of the corpus.
   const name = "data-" + get("sort").value.replaceAll("_", "-");
   const key = (card) => card.hasAttribute(name) ? Number(card.getAttribute(name)) : null;
   const sorted = [...cards].sort((a, b) => {
     const [x, y] = [key(a), key(b)];
     if (x === null || y === null) return (x === null) - (y === null);
-    return (lowFirst ? x - y : y - x) || a.dataset.place - b.dataset.place;
+    return (lowFirst ? x - y : y - x) || a.dataset.index - b.dataset.index;
   });
   gallery.append(...sorted);
-  visible.forEach(play);  // a video that moves in the document stops
+  visible.forEach(play);  // moving a video in the document stops it
   get("direction").textContent = lowFirst ? "Low first" : "High first";
 }
 

@@ -1,7 +1,8 @@
-"""The files of an evaluation: results.json, results.csv and a page that works from disk, offline.
+"""Write the results of an evaluation: results.json, results.csv and a page that opens from disk, offline.
 
-Prompts are untrusted text. They reach the page only through `html.escape`, as element text or as
-attribute values, never inside a script; the page's policy admits the one script by its digest.
+Prompts are untrusted text. On the page they pass through `html.escape` and appear as element text or
+attribute values only, never inside a script; the page's content security policy admits its one script by
+digest. In the table they cannot start a spreadsheet formula.
 """
 
 from __future__ import annotations
@@ -22,36 +23,37 @@ from amortized.evaluation.page import SCRIPT, STYLE
 from amortized.evaluation.results import METRICS, PromptRow, Results, row_values
 from amortized.files import atomic_write_text
 
-# A browser chokes on a page of a whole large corpus; the tables still count and list every prompt.
+# More cards make a page that browsers cannot handle; results.csv and the tables still cover every prompt.
 MAX_CARDS = 2000
 
 LABELS = {
     "clip_similarity": "CLIP similarity",
     "recall_at_1": "R@1",
-    "recall_of_truth": "R@1 of the truth",
+    "recall_of_truth": "R@1 of true object",
     "iou": "IoU",
     "iou_any_azimuth": "IoU, any azimuth",
     "iou_start": "IoU of the start",
     "iou_best_sphere": "IoU of best sphere",
-    "colour_error": "Colour error",
+    "color_error": "Color error",
     "front_shown": "Front mark",
     "janus": "Janus",
 }
-HEADLINES = ("recall_at_1", "iou", "colour_error", "clip_similarity", "front_shown", "janus")
+HEADLINES = ("recall_at_1", "iou", "color_error", "clip_similarity", "front_shown", "janus")
 SORTABLE = (
     "recall_at_1",
     "clip_similarity",
     "iou",
     "iou_any_azimuth",
-    "colour_error",
+    "color_error",
     "front_shown",
     "janus",
 )
 SIDES = ("front", "left", "back", "right")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_results(folder: str | Path, results: Results) -> None:
-    """Write results.json, results.csv and index.html, each atomically; the page last."""
+    """Write results.json, results.csv and, last, index.html, each atomically."""
     folder = Path(folder)
     text = json.dumps(results.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_text(folder / "results.json", text + "\n")
@@ -60,25 +62,35 @@ def write_results(folder: str | Path, results: Results) -> None:
 
 
 def csv_table(results: Results) -> str:
-    """One line a prompt; an empty cell is a score that does not apply; `mark_sides` as words."""
+    """The results as CSV, one line per prompt. An empty cell is a score that does not apply.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front, as OWASP advises for CSV
+    injection; results.json has the exact text.
+    """
     table = io.StringIO(newline="")
     rows = [row_values(row) for row in results.prompts]
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(row | {"mark_sides": " ".join(_sides(row["mark_sides"] or ()))})
+        row["mark_sides"] = " ".join(_sides(row["mark_sides"] or ()))
+        writer.writerow({name: _inert(value) for name, value in row.items()})
     return table.getvalue()
 
 
+def _inert(value: object) -> object:
+    """The value of a cell, with an apostrophe before text that starts like a formula; numbers stay."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+
 def page(results: Results) -> str:
-    """The whole page: one HTML document with its style and script inside."""
+    """The report as one HTML document, with style and script inline."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; "
         f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     title = escape(results.name or "Evaluation")
-    cards = "".join(_card(row, place) for place, row in enumerate(results.prompts[:MAX_CARDS]))
+    cards = "".join(_card(row, index) for index, row in enumerate(results.prompts[:MAX_CARDS]))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -121,8 +133,8 @@ def _lead(results: Results) -> str:
     parts = [f"{prompts:,} prompt{'s' * (prompts != 1)}"]
     parts += [f"{kinds} kind{'s' * (kinds != 1)}"] if kinds else []
     parts += [f"{escape(str(views))} views each"] if views else []
-    if (near := results.nearness)["asked"]:
-        parts.append(f"{near['near_train']:,} of {near['asked']:,} held out nearly trained on")
+    if (near := results.nearness)["held_out"]:
+        parts.append(f"{near['near_train']:,} of {near['held_out']:,} held-out prompts near a trained one")
     parts += [f"a gallery of {results.gallery:,} texts", "95&#8201;% bootstrap intervals over prompts"]
     return " · ".join(parts)
 
@@ -143,7 +155,7 @@ def _tiles(results: Results) -> str:
                 if "recall_of_truth" in metrics:
                     truth = metrics["recall_of_truth"].mean
                     marks.append(("truth", truth))
-                    note += f" · the true objects {_number(truth)}"
+                    note += f" · true objects {_number(truth)}"
             case "iou":
                 marks = [
                     (word, metrics[key].mean)
@@ -151,12 +163,12 @@ def _tiles(results: Results) -> str:
                     if key in metrics
                 ]
                 note = " · ".join(f"{word} {_number(value)}" for word, value in marks)
-            case "colour_error":
+            case "color_error":
                 note = "mean absolute difference; lower is better"
             case "clip_similarity":
-                note = "mean cosine of image and text"
+                note = "mean cosine between image and text"
             case "front_shown":
-                note = f"front shows the mark, of {metrics[name].n:,} marked prompts"
+                note = f"front shows the mark, over {metrics[name].n:,} marked prompts"
             case "janus":
                 note = "another side shows it too; lower is better"
         tiles.append(_tile(LABELS[name], metrics[name], marks, note))
@@ -167,13 +179,13 @@ def _tile(label: str, interval: Interval, marks: list[tuple[str, float]], note: 
     return (
         f'<article class="tile"><h3>{escape(label)}</h3>'
         f'<p class="value">{_number(interval.mean)}</p>'
-        f'<p class="range">{_range(interval)}</p>{_scale(interval, marks)}'
+        f'<p class="range">{_interval(interval)}</p>{_scale(interval, marks)}'
         f'<p class="note">{escape(note)}</p></article>'
     )
 
 
 def _scale(interval: Interval, marks: list[tuple[str, float]]) -> str:
-    """A line from 0 to 1 with the interval as a band, the mean as a dot and references as ticks."""
+    """A line from 0 to 1 with the interval as a band, the mean as a dot and reference values as ticks."""
     if not math.isfinite(interval.mean):
         return ""
     ticks = "".join(
@@ -190,7 +202,7 @@ def _scale(interval: Interval, marks: list[tuple[str, float]]) -> str:
 
 
 def _groups(results: Results) -> str:
-    """One table: all prompts, then the splits where there are several, then the kinds."""
+    """One table: all prompts, then the splits if there are several, then the kinds."""
     names = [name for name in METRICS if name in results.metrics]
     head = "".join(f'<th scope="col">{escape(LABELS[name])}</th>' for name in names)
     groups = [("All prompts", results.metrics, len(results.prompts), "all")]
@@ -202,7 +214,7 @@ def _groups(results: Results) -> str:
     body = ""
     for group, means, count, style in groups:
         cells = "".join(
-            f"<td>{_number(means[name].mean)}<small>{_range(means[name])}</small></td>"
+            f"<td>{_number(means[name].mean)}<small>{_interval(means[name])}</small></td>"
             if name in means
             else "<td>–</td>"
             for name in names
@@ -228,13 +240,13 @@ def _controls(results: Results) -> str:
     return (
         '<form class="controls" id="controls"><input id="filter" type="search" autocomplete="off" '
         f'placeholder="Filter prompts" aria-label="Filter prompts by text">{selects}'
-        f"{select('sort', 'Sort', {'place': 'Corpus order'} | sortable)}"
+        f"{select('sort', 'Sort', {'index': 'Corpus order'} | sortable)}"
         '<button id="direction" type="button" title="Reverse the order">Low first</button>'
         '<output id="count"></output></form>'
     )
 
 
-def _card(row: PromptRow, place: int) -> str:
+def _card(row: PromptRow, index: int) -> str:
     values = {name: getattr(row, name) for name in SORTABLE}
     data = "".join(
         f' data-{name.replace("_", "-")}="{value:.6g}"'
@@ -247,7 +259,7 @@ def _card(row: PromptRow, place: int) -> str:
             ("recall_at_1", ""),
             ("clip_similarity", ""),
             ("iou", _iou_scale(row)),
-            ("colour_error", ""),
+            ("color_error", ""),
         )
         if values[name] is not None
     )
@@ -260,9 +272,9 @@ def _card(row: PromptRow, place: int) -> str:
         scores += f'<div class="sides"><dt>Mark on</dt><dd>{chips}</dd></div>'
     tags = "".join(f"<span>{escape(tag)}</span>" for tag in (row.kind, row.split) if tag)
     if row.near_train is not None:
-        tags += f'<span title="{escape(row.near_train)}">nearly trained on</span>'
+        tags += f'<span title="{escape(row.near_train)}">near a trained prompt</span>'
     return (
-        f'<article class="card" data-place="{place}" data-id="{escape(row.id)}" '
+        f'<article class="card" data-index="{index}" data-id="{escape(row.id)}" '
         f'data-split="{escape(row.split)}" data-kind="{escape(row.kind or "")}"{data}>'
         f'{_media(row)}<div class="text"><h3>{escape(row.text)}</h3><p class="tags">{tags}</p>'
         f"<dl>{scores}</dl></div></article>"
@@ -300,7 +312,7 @@ def _gallery_notes(results: Results) -> str:
     if len(results.prompts) > MAX_CARDS:
         notes.append(
             f"The first {MAX_CARDS:,} of {len(results.prompts):,} prompts are shown here; "
-            "the table above and results.csv hold all."
+            "the table above and results.csv cover all of them."
         )
     return "".join(f'<p class="note">{note}</p>' for note in notes)
 
@@ -320,7 +332,7 @@ def _number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"
 
 
-def _range(interval: Interval) -> str:
+def _interval(interval: Interval) -> str:
     if not math.isfinite(interval.mean):
         return "undefined"
     return f"{_number(interval.low)} – {_number(interval.high)}"

@@ -1,4 +1,4 @@
-"""What an evaluation found: one row a prompt, and means with intervals over all, splits and kinds."""
+"""The results of an evaluation: one row per prompt, and means over prompts with intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS = (
     "iou_any_azimuth",
     "iou_start",
     "iou_best_sphere",
-    "colour_error",
+    "color_error",
     "front_shown",
     "janus",
 )
@@ -25,25 +25,25 @@ METRICS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow:
-    """Scores of one prompt. None: does not apply to this prompt. NaN: applies, but came out undefined."""
+    """Scores of one prompt. None: does not apply to this prompt. NaN: applies, but is undefined."""
 
     id: str
     text: str
     split: str
     kind: str | None = None  # group of the ground truth
-    clip_similarity: float  # mean cosine of its views with its text
-    recall_at_1: float  # share of its views whose best text is its own
-    recall_of_truth: float | None = None  # the same of the true object: what the judge lets one reach
+    clip_similarity: float  # mean cosine between its views and its text
+    recall_at_1: float  # fraction of its views that match its own text best
+    recall_of_truth: float | None = None  # recall@1 of the true object: the ceiling that CLIP allows
     iou: float | None = None
     iou_any_azimuth: float | None = None
     iou_start: float | None = None
     iou_best_sphere: float | None = None
-    colour_error: float | None = None
-    front_shown: float | None = None  # 1 where the front shows the mark, else 0
-    janus: float | None = None  # 1 where another side shows it, else 0
+    color_error: float | None = None
+    front_shown: float | None = None  # 1 if the front shows the mark, else 0
+    janus: float | None = None  # 1 if another side shows it, else 0
     mark_sides: tuple[bool, ...] | None = None  # front, left, back, right
-    near_train: str | None = None  # of a held-out prompt: the training prompt that it nearly equals
-    strip: str | None = None  # media, relative to the folder of the results
+    near_train: str | None = None  # the training prompt that a held-out prompt nearly duplicates
+    strip: str | None = None  # media paths, relative to the folder of the results
     turntable: str | None = None
 
 
@@ -55,18 +55,18 @@ class Results:
     metrics: Mapping[str, Interval]
     by_split: Mapping[str, Mapping[str, Interval]]
     by_kind: Mapping[str, Mapping[str, Interval]]
-    gallery: int  # texts that recall@1 tells apart
+    gallery: int  # number of texts that recall@1 chooses among
     prompts: tuple[PromptRow, ...]
     settings: Mapping[str, Any]
 
     @property
     def nearness(self) -> dict[str, int]:
-        """Prompts outside training that were asked, and how many of them training nearly has."""
-        held = [row for row in self.prompts if row.split != "train"]
-        return {"asked": len(held), "near_train": sum(row.near_train is not None for row in held)}
+        """Number of held-out prompts, and how many of them nearly duplicate a training prompt."""
+        held_out = [row for row in self.prompts if row.split != "train"]
+        return {"held_out": len(held_out), "near_train": sum(row.near_train is not None for row in held_out)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`; NaN and infinities become None."""
+        """Plain values for `json.dumps`; NaN and infinity become None."""
         data = asdict(self)
         gallery = data.pop("gallery")
         data["nearness"] = self.nearness
@@ -75,21 +75,33 @@ class Results:
 
 
 def summarize(
-    rows: Sequence[PromptRow], *, name: str, gallery: int, settings: Mapping[str, Any], seed: int = 0
+    rows: Sequence[PromptRow], *, name: str, gallery: int, settings: Mapping[str, Any], seed: int
 ) -> Results:
-    """Means with 95 % bootstrap intervals over prompts: of all rows, of each split and of each kind."""
+    """Compute means with 95 % bootstrap intervals over prompts: overall, per split and per kind.
+
+    A split that holds both near-duplicates of training prompts and other prompts gets a second entry
+    for the others alone.
+
+    Args:
+        gallery: number of distinct texts in the gallery, for the chance level of recall.
+        settings: recorded in the results as they are.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: there are no rows.
+    """
     if not rows:
         raise ValueError("there is no prompt to evaluate: the selection is empty, name at least one prompt")
     splits = {split: [r for r in rows if r.split == split] for split in dict.fromkeys(r.split for r in rows)}
-    for split, found in list(splits.items()):
-        novel = [row for row in found if row.near_train is None]
-        if novel and len(novel) < len(found):
+    for split, split_rows in list(splits.items()):
+        novel = [row for row in split_rows if row.near_train is None]
+        if novel and len(novel) < len(split_rows):
             splits[f"{split}, unlike any trained"] = novel
     kinds = sorted({row.kind for row in rows if row.kind is not None})
     return Results(
         name=name,
         metrics=_means(rows, seed),
-        by_split={split: _means(found, seed) for split, found in splits.items()},
+        by_split={split: _means(split_rows, seed) for split, split_rows in splits.items()},
         by_kind={kind: _means((r for r in rows if r.kind == kind), seed) for kind in kinds},
         gallery=gallery,
         prompts=tuple(rows),
@@ -108,27 +120,29 @@ def _means(rows: Iterable[PromptRow], seed: int) -> dict[str, Interval]:
 
 
 def merge_rows(shards: Iterable[Sequence[PromptRow]], order: Sequence[str]) -> list[PromptRow]:
-    """Rows of several processes in the order of the prompt ids `order`, each id as often as it stands there.
+    """Merge the rows of several processes into the order of the prompt ids `order`, repeats included.
 
-    Shards may hold a prompt more than once (padding of uneven shards); the first row counts. A
-    prompt that no shard holds is an error, since a mean over the rest would look complete.
+    Shards may overlap (padding of uneven shards); the first row of an id wins.
+
+    Raises:
+        ValueError: no shard holds a prompt of `order`; a mean over the rest would look complete.
     """
-    found: dict[str, PromptRow] = {}
+    by_id: dict[str, PromptRow] = {}
     for shard in shards:
         for row in shard:
-            found.setdefault(row.id, row)
-    if missing := [key for key in order if key not in found]:
+            by_id.setdefault(row.id, row)
+    if missing := [key for key in order if key not in by_id]:
         raise ValueError(f"{len(missing)} prompts were not evaluated, the first is {missing[0]!r}")
-    return [found[key] for key in order]
+    return [by_id[key] for key in order]
 
 
 def row_values(row: PromptRow) -> dict[str, Any]:
-    """A row as plain values in the order of its fields, for a table."""
+    """A row as plain values in field order, for a table."""
     return {field.name: plain(getattr(row, field.name)) for field in fields(row)}
 
 
 def plain(value: Any) -> Any:
-    """The value with every non-finite number replaced by None and tuples by lists, at any depth."""
+    """Copy of a nested value with non-finite numbers replaced by None and tuples by lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -148,6 +162,8 @@ def summary(results: Results) -> str:
         f"  {name:<18} {interval.mean:7.4f}   [{interval.low:.4f}, {interval.high:.4f}]"
         for name, interval in results.metrics.items()
     ]
-    if (near := results.nearness)["asked"]:
-        lines.append(f"  {near['near_train']} of {near['asked']} held-out prompts are nearly trained on")
+    if (near := results.nearness)["held_out"]:
+        lines.append(
+            f"  {near['near_train']} of {near['held_out']} held-out prompts nearly duplicate a trained one"
+        )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Scores against exact ground truth: overlap of volumes, error of colours, sides that show a mark.
+"""Scores against exact ground truth: volumetric IoU, color error, and which sides show a mark.
 
-Nothing here knows which world the truth comes from. Scenes are asked through `Scene`, all prompts
-of a batch at once, and only inside their bounding ball; outside it a scene is empty by contract.
+Independent of the corpus that the truth comes from. A scene is queried through `Scene`, for all prompts of
+a batch at once, and only inside its bounding ball: outside it a scene is empty by contract.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amortized.evaluation.metrics import best_sphere_iou, colour_error, iou
+from amortized.evaluation.metrics import best_sphere_iou, color_error, iou
 from amortized.types import GroundTruth, Scene
 
 NUM_AZIMUTHS = 8
-NUM_COLOUR_POINTS = 2048
+NUM_COLOR_POINTS = 2048
 NUM_RAY_SAMPLES = 256
-POINTS_PER_QUERY = 1 << 17  # all prompts of a batch together
+POINTS_PER_QUERY = 1 << 17  # over all prompts of a batch: bounds memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class TruthScores:
-    """One prompt's scene beside its ground truth; `mark_sides` is (front, left, back, right)."""
+    """Scores of one prompt's scene against its ground truth."""
 
     iou: float
-    iou_any_azimuth: float  # best over 8 turns of the truth about z: >= iou
-    iou_best_sphere: float  # what a ball of the best size reaches
-    iou_start: float | None  # what the untrained start reaches
-    colour_error: float  # mean absolute difference of albedo on the true surface; NaN without one
-    mark_sides: tuple[bool, ...] | None  # None where the truth has no mark
+    iou_any_azimuth: float  # best over 8 rotations of the truth about z: >= iou
+    iou_best_sphere: float  # of the best ball, see `best_sphere_iou`
+    iou_start: float | None  # of the untrained generator
+    color_error: float  # mean absolute albedo difference on the true surface; NaN without a surface
+    mark_sides: tuple[bool, ...] | None  # (front, left, back, right); None if the truth has no mark
 
 
 @dataclass(frozen=True, kw_only=True)
 class TruthScene:
-    """A ground truth as a `Scene` of one prompt, so that it is rendered as a generator's objects are."""
+    """A ground truth as a `Scene` of one prompt, to be rendered like a generated object."""
 
     truth: GroundTruth
     bounding_radius: float = 1.0
@@ -59,35 +59,38 @@ def score_truths(
     extent: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> list[TruthScores | None]:
-    """Scores of the P prompts of a scene, None where there is no truth.
+    """Score the P prompts of a scene; None for a prompt without ground truth.
 
-    The overlap is counted on the centres of resolution^3 cells that fill [-extent, extent]^3.
+    Args:
+        start_scene: the same prompts before training, for `iou_start`.
+        resolution: IoU is counted on the centers of resolution^3 cells that fill [-extent, extent]^3.
+        device: the scene's device.
     """
     points = grid_points(resolution, extent).to(device)
     sdf = sdf_on(scene, points, len(truths))
     start = sdf_on(start_scene, points, len(truths)) if start_scene is not None else None
     true_sdf = [truth.sdf(points) if truth is not None else None for truth in truths]
-    colour_errors = _colour_errors(scene, truths, true_sdf, points, spacing=2 * extent / resolution)
+    color_errors = _color_errors(scene, truths, true_sdf, points, spacing=2 * extent / resolution)
     sides = mark_sides(scene, truths, device=device)
 
     scores: list[TruthScores | None] = []
     for p, truth in enumerate(truths):
-        exact = true_sdf[p]
-        if truth is None or exact is None:
+        reference = true_sdf[p]
+        if truth is None or reference is None:
             scores.append(None)
             continue
-        straight = float(iou(sdf[p], exact))
-        turned = [
+        unrotated = float(iou(sdf[p], reference))
+        rotated = [
             float(iou(sdf[p], truth.sdf(rotate_z(points, 360.0 * k / NUM_AZIMUTHS))))
             for k in range(1, NUM_AZIMUTHS)
         ]
         scores.append(
             TruthScores(
-                iou=straight,
-                iou_any_azimuth=max(straight, *turned),
-                iou_best_sphere=best_sphere_iou(exact, points),
-                iou_start=float(iou(start[p], exact)) if start is not None else None,
-                colour_error=colour_errors[p],
+                iou=unrotated,
+                iou_any_azimuth=max(unrotated, *rotated),
+                iou_best_sphere=best_sphere_iou(reference, points),
+                iou_start=float(iou(start[p], reference)) if start is not None else None,
+                color_error=color_errors[p],
                 mark_sides=sides[p],
             )
         )
@@ -95,33 +98,33 @@ def score_truths(
 
 
 def grid_points(resolution: int, extent: float) -> Tensor:
-    """Centres [resolution^3, 3] of the cells that fill [-extent, extent]^3; x varies slowest."""
-    centres = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * extent
-    return torch.cartesian_prod(centres, centres, centres)
+    """Centers [resolution^3, 3] of the cells that fill [-extent, extent]^3; x varies slowest."""
+    centers = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * extent
+    return torch.cartesian_prod(centers, centers, centers)
 
 
 def rotate_z(points: Tensor, degrees: float) -> Tensor:
-    """Points [..., 3] turned about z, counter-clockwise seen from above."""
-    turn = torch.deg2rad(torch.tensor(degrees, dtype=points.dtype, device=points.device))
+    """Rotate points [..., 3] about z, counterclockwise as viewed from above."""
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=points.dtype, device=points.device))
     x, y, z = points.unbind(-1)
-    return torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y, z], dim=-1)
+    return torch.stack([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y, z], dim=-1)
 
 
 def sdf_on(scene: Scene, points: Tensor, num_prompts: int) -> Tensor:
-    """Signed distance [P, N] of all prompts at the same points [N, 3]; +1 outside the bounding ball."""
-    reached = (points.norm(dim=-1) <= scene.bounding_radius).nonzero().squeeze(1)
+    """Signed distances [P, N] of all prompts at the same points [N, 3]; +1 outside the bounding ball."""
+    in_ball = (points.norm(dim=-1) <= scene.bounding_radius).nonzero().squeeze(1)
     sdf = points.new_ones(num_prompts, len(points))
-    for chunk in reached.split(max(1, POINTS_PER_QUERY // num_prompts)):
+    for chunk in in_ball.split(max(1, POINTS_PER_QUERY // num_prompts)):
         sdf[:, chunk] = scene.sdf(points[chunk].expand(num_prompts, -1, -1)).to(sdf.dtype)
     return sdf
 
 
 def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: float, num: int) -> Tensor:
-    """About `num` points [M, 3] on the true surface: grid points near it, moved by Newton steps.
+    """At most `num` points [M, 3] on the true surface, projected from grid points by Newton steps.
 
-    Takes an even share of all points [N, 3] within one `spacing` of the zero set of sdf [N]; the
-    gradient comes from central differences, so the truth need not be differentiable. Points that
-    do not settle (on the far side of a crease, where the distance has no gradient) are dropped.
+    Starts from an even sample of the points [N, 3] within `spacing` of the zero set of sdf [N]. Gradients
+    are central differences, so the truth need not be differentiable. Points that do not converge (near a
+    crease, at which the distance has no gradient) are dropped.
     """
     near = points[sdf.abs() < spacing]
     if len(near) > num:
@@ -136,27 +139,27 @@ def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: flo
     return near[truth.sdf(near).abs() < 2e-3]
 
 
-def _colour_errors(
+def _color_errors(
     scene: Scene,
     truths: Sequence[GroundTruth | None],
     true_sdf: Sequence[Tensor | None],
     points: Tensor,
     spacing: float,
 ) -> list[float]:
-    """Colour error of each prompt, the scene's radiance read on the true surface (NaN without one)."""
+    """Color error per prompt: the scene's albedo queried on the true surface (NaN without a surface)."""
     surfaces = []
-    for truth, exact in zip(truths, true_sdf, strict=True):
+    for truth, reference in zip(truths, true_sdf, strict=True):
         surface = points[:0]
-        if truth is not None and exact is not None:
-            surface = surface_points(truth, points, exact, spacing, NUM_COLOUR_POINTS)
+        if truth is not None and reference is not None:
+            surface = surface_points(truth, points, reference, spacing, NUM_COLOR_POINTS)
         surfaces.append(surface[surface.norm(dim=-1) <= scene.bounding_radius])
-    # Scenes are asked for P prompts at once, so shorter rows are filled with the origin.
-    asked = torch.nn.utils.rnn.pad_sequence(surfaces, batch_first=True)  # [P, M, 3]
-    if not asked.shape[1]:
+    # A scene is queried for P prompts at once, so shorter rows are padded with the origin.
+    queries = torch.nn.utils.rnn.pad_sequence(surfaces, batch_first=True)  # [P, M, 3]
+    if not queries.shape[1]:
         return [float("nan")] * len(truths)
-    _, radiance = scene.sdf_and_radiance(asked)
+    _, albedo = scene.sdf_and_radiance(queries)
     return [
-        float(colour_error(radiance[p, : len(surface)].float(), truth.colour(surface)))
+        float(color_error(albedo[p, : len(surface)].float(), truth.colour(surface)))
         if truth is not None
         else float("nan")
         for p, (truth, surface) in enumerate(zip(truths, surfaces, strict=True))
@@ -167,45 +170,47 @@ def _colour_errors(
 def mark_sides(
     scene: Scene, truths: Sequence[GroundTruth | None], *, device: torch.device | str = "cpu"
 ) -> list[tuple[bool, ...] | None]:
-    """Which of the sides (front, left, back, right) show the mark that only the front should show.
+    """Which sides (front, left, back, right) show the mark that only the front should have, per prompt.
 
-    Judged on the scene itself, not on pictures: a ray enters opposite the front's view direction at
-    the mark's place (height and offset kept) and stops at the scene's first surface; the same ray
-    turned by 90, 180 and 270 deg about z probes the other sides. A side shows the mark when the
-    colour found is nearer to the truth's colour at the mark than to its colour at the same place on
-    the back. No surface, no mark. An object with several fronts (the Janus problem) shows it on a
-    side other than the front; one that never learnt the mark shows it nowhere.
+    Queries the scene itself, not renders. A ray along -x through the mark's y and z stops at the first
+    surface of the scene; the same ray rotated by 90, 180 and 270 degrees about z probes the other sides. A
+    side shows the mark if its color is closer to the truth's color at the mark than to the truth's color at
+    the same position on the back. A side without a surface shows no mark. An object with several fronts
+    (the Janus problem) shows the mark on another side as well; one that never learned it shows it nowhere.
+
+    Returns None for a prompt without a truth, or with a truth that has no mark.
     """
     marks = [truth.front_mark if truth is not None else None for truth in truths]
     if not any(marks):
         return [None] * len(marks)
     mark = torch.tensor([m or (0.0, 0.0, 0.0) for m in marks], device=device)  # [P, 3]
-    # Rays run from the bounding ball to the plane x = 0 behind which another side begins.
+    # Rays run from the bounding ball to the plane x = 0, beyond which the opposite side begins.
     entry = (scene.bounding_radius**2 - mark[:, 1:].square().sum(-1)).clamp(min=0).sqrt()
     x = entry[:, None] * torch.linspace(1, 0, NUM_RAY_SAMPLES, device=device)  # [P, S]
     ray = torch.stack([x, *(mark[:, i, None].expand_as(x) for i in (1, 2))], dim=-1)  # [P, S, 3]
-    ray = ray * (1 - 1e-6)  # rounding must not leave the ball
+    ray = ray * (1 - 1e-6)  # rounding must not push points out of the ball
     rays = torch.stack([rotate_z(ray, 90.0 * k) for k in range(4)], dim=1)  # [P, 4, S, 3]
 
     sdf = scene.sdf(rays.flatten(1, 2)).reshape(rays.shape[:3])
     inside = sdf < 0
     hit = inside.any(-1)  # [P, 4]
-    after = inside.long().argmax(-1, keepdim=True)  # the first sample inside
+    after = inside.long().argmax(-1, keepdim=True)  # first sample inside
     before = (after - 1).clamp(min=0)
     sdf_before, sdf_after = sdf.gather(2, before), sdf.gather(2, after)
-    share = (sdf_before / (sdf_before - sdf_after).clamp(min=1e-9)).clamp(0, 1)  # of the way to `after`
+    # Linear interpolation of the zero crossing between the two samples.
+    weight = (sdf_before / (sdf_before - sdf_after).clamp(min=1e-9)).clamp(0, 1)
 
     def at(index: Tensor) -> Tensor:
         return rays.gather(2, index[..., None].expand(-1, -1, -1, 3)).squeeze(2)  # [P, 4, 3]
 
-    _, colours = scene.sdf_and_radiance(torch.lerp(at(before), at(after), share))  # [P, 4, 3]
+    _, colors = scene.sdf_and_radiance(torch.lerp(at(before), at(after), weight))  # [P, 4, 3]
     sides: list[tuple[bool, ...] | None] = []
     for p, truth in enumerate(truths):
         if truth is None or marks[p] is None:
             sides.append(None)
             continue
-        shown, plain = truth.colour(torch.stack([mark[p], rotate_z(mark[p], 180.0)]))
-        found = colours[p].float()
-        nearer = (found - shown).norm(dim=-1) < (found - plain).norm(dim=-1)
+        with_mark, without_mark = truth.colour(torch.stack([mark[p], rotate_z(mark[p], 180.0)]))
+        color = colors[p].float()  # [4, 3]
+        nearer = (color - with_mark).norm(dim=-1) < (color - without_mark).norm(dim=-1)
         sides.append(tuple((nearer & hit[p]).tolist()))
     return sides

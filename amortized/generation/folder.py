@@ -210,12 +210,9 @@ def _load_encoder(config: TextEncoderConfig, device: torch.device, allow_network
         ) from error
 
 
-def _assemble(
-    generator: nn.Module, encoder: Any, config: ModelConfig, device: str, shards: Any
-) -> TextTo3D:
+def _assemble(generator: nn.Module, encoder: Any, config: ModelConfig, device: str, shards: Any) -> TextTo3D:
     chosen = local_device(device)
     stores = [ShardStore(url) for url in shards]
     texts = TextBank(encoder, device=chosen, stores=stores)
     generator = generator.to(chosen).eval().requires_grad_(False)
     return TextTo3D(generator, texts, config.scenes)
-

@@ -34,7 +34,7 @@ class SceneConfig:
 
     renderer: RendererConfig = field(default_factory=RendererConfig)
     sharpness: float = 30.0  # k of the density at the checkpoint's step, 1 / length
-    cameras: CameraConfig = field(default_factory=CameraConfig)  # of the training: the default orbit is its mean
+    cameras: CameraConfig = field(default_factory=CameraConfig)  # of the training
     seed: int = 0  # the run's, from which z follows
     seeds_per_prompt: int | None = None  # as in trainer.seeds_per_prompt
 
@@ -49,6 +49,11 @@ class TextTo3D:
         """`generator` maps (TextCondition, z) to a Scene; `texts` encodes what it takes."""
         self.generator, self.texts, self.config = generator, texts, config
         self.device = texts.device
+
+    @property
+    def text_dim(self) -> int:
+        """D, the width of the text embeddings."""
+        return self.texts.get([""]).pooled.shape[-1]
 
     @classmethod
     def from_run(cls, run: str | Path, *, checkpoint: str = "newest", device: str = "auto") -> TextTo3D:
@@ -80,7 +85,7 @@ class TextTo3D:
         Another `seed` gives another variant of each, if the generator takes a z; it is ignored otherwise.
         """
         chosen = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = [text if isinstance(text, Prompt) else Prompt(id=short_name(text), text=text) for text in chosen]
+        rows = [_as_prompt(prompt) for prompt in chosen]
         text = self.texts.get([prompt.text for prompt in rows])
         return self.generator.eval()(text, self.z_of(rows, seed).to(self.device))
 
@@ -94,7 +99,7 @@ class TextTo3D:
             raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
         ends = self.texts.get([prompt_a, prompt_b])
         text = _between(ends, torch.linspace(0, 1, steps, device=ends.pooled.device))
-        z = self.z_of([Prompt(id=short_name(prompt_a), text=prompt_a)], seed).expand(steps, -1)
+        z = self.z_of([_as_prompt(prompt_a)], seed).expand(steps, -1)
         return self.generator.eval()(text, z.to(self.device))
 
     @torch.no_grad()
@@ -129,16 +134,21 @@ class TextTo3D:
         )
 
     def orbit(
-        self, num_prompts: int = 1, num_views: int = 4, *, elevation_deg: float = 20.0, start_deg: float = 20.0
+        self,
+        num_prompts: int = 1,
+        num_views: int = 4,
+        *,
+        elevation_deg: float = 20.0,
+        start_azimuth_deg: float = 20.0,
     ) -> Cameras:
-        """Evenly spaced cameras around each of P prompts, at the mean distance and field of view of training."""
+        """Evenly spaced cameras around each of P prompts, at training's mean distance and field of view."""
         return orbit(
             num_prompts,
             num_views,
             elevation_deg=elevation_deg,
             distance=sum(self.config.cameras.distance) / 2,
             fovy_deg=sum(self.config.cameras.fovy_deg) / 2,
-            start_azimuth_deg=start_deg,
+            start_azimuth_deg=start_azimuth_deg,
         )
 
     def z_of(self, prompts: Sequence[Prompt], number: int = 0) -> Tensor:
@@ -150,6 +160,11 @@ class TextTo3D:
 def sharpness_at(schedule: Schedule, step: int, steps: int) -> float:
     """The sharpness of a generator trained for `step` of `steps` steps."""
     return geometric_at(schedule, step / steps)
+
+
+def _as_prompt(prompt: str | Prompt) -> Prompt:
+    """A text as the prompt that a corpus would make of it, so that both get the same z."""
+    return prompt if isinstance(prompt, Prompt) else Prompt(id=short_name(prompt), text=prompt)
 
 
 def _between(ends: TextCondition, weights: Tensor) -> TextCondition:

@@ -31,7 +31,7 @@ class LossSpikes:
         if loss - median <= SPIKE_DEVIATIONS * max(deviation, 1e-3 * abs(median)):
             return None
         self.warned_at = step
-        return f"step {step}: loss spike, {loss:.4g} after a median of {median:.4g} over {len(previous)} steps"
+        return f"step {step}: loss spike: {loss:.4g}, the median of the last {len(previous)} was {median:.4g}"
 
 
 class Stragglers:

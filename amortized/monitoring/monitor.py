@@ -98,8 +98,8 @@ class StepMonitor:
             )
         if self.steps_full >= self.config.patience:
             raise TrainingStopped(
-                f"step {step}: the scene fills the whole image (mean opacity {opacity:.3g}, above {high:g} for "
-                f"{self.steps_full} steps); {self.run.last_good()}; raise losses.sparsity or "
+                f"step {step}: the scene fills the whole image (mean opacity {opacity:.3g}, above {high:g} "
+                f"for {self.steps_full} steps); {self.run.last_good()}; raise losses.sparsity or "
                 "losses.opacity_cap, or move the cameras back"
             )
 

@@ -25,7 +25,9 @@ class _NoProfiler:
 
 
 @contextmanager
-def profile_steps(steps: tuple[int, int] | None, folder: Path, world: World, start: int) -> Iterator[Profiler]:
+def profile_steps(
+    steps: tuple[int, int] | None, folder: Path, world: World, start: int
+) -> Iterator[Profiler]:
     """Context: rank 0 traces the steps [from, to) into FOLDER/profile; None traces nothing.
 
     `start` is the first step of this process.

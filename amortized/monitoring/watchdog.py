@@ -49,8 +49,8 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         if claim_error_report():
             print(
-                f"train.py: error: no progress for {self.timeout_s:g} s ({self._activity}); the stacks of all "
-                f"processes are in {self.folder}: look for the one that the others wait for",
+                f"train.py: error: no progress for {self.timeout_s:g} s ({self._activity}); the stacks of "
+                f"all processes are in {self.folder}: look for the one that the others wait for",
                 file=sys.stderr,
                 flush=True,
             )

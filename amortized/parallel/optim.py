@@ -35,7 +35,8 @@ class OptimizerConfig:
         if len(self.betas) != num_betas:
             example = "[0.98, 0.92, 0.99]" if num_betas == 3 else "[0.9, 0.99]"
             raise ValueError(
-                f"betas must be {num_betas} numbers for name={self.name}, e.g. {example}, got {list(self.betas)}"
+                f"betas must be {num_betas} numbers for name={self.name}, e.g. {example}, "
+                f"got {list(self.betas)}"
             )
         check(self, "betas", at_least=0, below=1)
         check(self, "min_lr_ratio", at_least=0, at_most=1)

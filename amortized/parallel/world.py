@@ -130,7 +130,7 @@ def join_world(
     importlib.import_module("torch._dynamo")
 
     single = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-    bound = chosen if on_cuda else None  # NCCL then connects at once and does not guess the device from the rank
+    bound = chosen if on_cuda else None  # NCCL then connects at once and does not guess from the rank
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout, device_id=bound, **single)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)

@@ -39,7 +39,7 @@ class DeepSpeedStrategy:
                 "set distributed.strategy=zero2 or fsdp2"
             )
         os.environ.setdefault("DS_ACCELERATOR", world.device.type)
-        index = world.device.index  # DeepSpeed reads the GPU from LOCAL_RANK, which a single process may not have
+        index = world.device.index  # DeepSpeed reads it from LOCAL_RANK, which a single process lacks
         os.environ["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0") if index is None else str(index)
         import deepspeed
 
@@ -115,7 +115,8 @@ class DeepSpeedStrategy:
         learned = self.trained.learned
         if learned is not None and self.learned_optimizer is not None:
             average_gradients(learned.parameters(), self.world)
-            learned_norm = nn.utils.get_total_norm([p.grad for p in learned.parameters() if p.grad is not None])
+            gradients = [p.grad for p in learned.parameters() if p.grad is not None]
+            learned_norm = nn.utils.get_total_norm(gradients)
             self.learned_optimizer.found_inf = (~learned_norm.isfinite()).float()  # type: ignore[attr-defined]
             self.learned_optimizer.step()
         self.engine.step()

@@ -28,8 +28,8 @@ class TrainerConfig:
     prompts_per_process: int = 1  # prompts in one forward pass of one process
     views_per_prompt: int = 1
     gradient_accumulation_steps: int = 1  # forward passes per optimizer step
-    # Train each prompt as this many assets, each with its own z and trajectory (guidance.noise=seed), the same
-    # for all prompts. null: a new z at every visit, and one trajectory.
+    # Train each prompt as this many assets, each with its own z and trajectory (guidance.noise=seed), the
+    # same for all prompts. null: a new z at every visit, and one trajectory.
     seeds_per_prompt: int | None = None
     render_size: int = 64  # px
     sharpness: Schedule = 30.0  # k of the density, 1 / length; interpolated geometrically

@@ -8,8 +8,8 @@ from torch import nn
 
 from amortized.encodings import HashGrid
 from amortized.guidance import calls_per_image
+from amortized.parallel import DDPStrategy
 from amortized.training.metering import Meter
-from amortized.parallel.strategies import Replicated
 from amortized.training.trainer import Trainer, grid_engines
 
 
@@ -18,9 +18,8 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     config, generator, guidance = trainer.config.trainer, trainer.state.generator, trainer.guidance
     prior, num_prompts = guidance.prior, len(trainer.trained)
     images = config.prompts_per_process * config.views_per_prompt
-    calls = (
-        images * config.gradient_accumulation_steps * calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
-    )
+    parts = config.gradient_accumulation_steps
+    per_image = calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
     shares = trainer.world.size if trainer.config.distributed.strategy == "fsdp2" else 1
     weights = sum(p.numel() * p.element_size() for p in generator.parameters()) // shares
     learned = (
@@ -42,8 +41,8 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
         f"# corpus: {num_prompts:,} training prompts; {trainer.slots_per_step} per step, "
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
-        f"# denoiser: {calls:.4g} images per step and process, {calls / images / config.gradient_accumulation_steps:.3g} "
-        "per rendered image",
+        f"# denoiser: {images * parts * per_image:.4g} images per step and process, {per_image:.3g} per "
+        "rendered image",
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)

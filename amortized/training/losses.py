@@ -30,7 +30,9 @@ class LossConfig:
         for term in fields(self):
             check_schedule(term.name, getattr(self, term.name))
         if not 0 <= self.floor < self.cap <= 1:
-            raise ValueError(f"floor and cap must satisfy 0 <= floor < cap <= 1, got {self.floor} and {self.cap}")
+            raise ValueError(
+                f"floor and cap must satisfy 0 <= floor < cap <= 1, got {self.floor} and {self.cap}"
+            )
 
     def need_normals(self, progress: float) -> bool:
         """Whether a term needs the SDF's gradient, which the renderer computes only on request."""

@@ -30,7 +30,7 @@ class PromptOrderConfig:
 
     shuffle     epochs over all prompts, each in a new order
     weighted    epochs in which prompts occur in proportion to the weights `by`
-    curriculum  passes over the first prompts of the ranking `by`, over more at each pass, then epochs over all
+    curriculum  passes over the first prompts of the ranking `by`, more at each pass, then epochs over all
     """
 
     kind: Literal["shuffle", "weighted", "curriculum"] = "shuffle"

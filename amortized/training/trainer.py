@@ -113,8 +113,8 @@ class Trainer:
             )
         if (seeds or 1) > 1 and not z_dim:
             raise ValueError(
-                f"trainer.seeds_per_prompt={seeds} trains {seeds} assets per prompt, but this generator takes "
-                "no z to distinguish them: set generator.z_dim, or trainer.seeds_per_prompt=null"
+                f"trainer.seeds_per_prompt={seeds} trains {seeds} assets per prompt, but this generator "
+                "takes no z to distinguish them: set generator.z_dim, or trainer.seeds_per_prompt=null"
             )
         if self.guidance.config.noise == "seed" and z_dim and seeds is None:
             raise ValueError(
@@ -122,7 +122,7 @@ class Trainer:
                 "set trainer.seeds_per_prompt"
             )
         if not len(self.trained):
-            raise ValueError(f"corpus {self.corpus.name} has {len(self.corpus)} prompts, but none to train on")
+            raise ValueError(f"corpus {self.corpus.name} has {len(self.corpus)} prompts, none to train on")
 
     def prompt(self, index: int) -> Prompt:
         """The training prompt with this index in the prompt order."""

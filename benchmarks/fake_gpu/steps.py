@@ -25,13 +25,13 @@ from amortized import transfer
 from amortized.config import load_config
 from amortized.encodings import triton_grid
 from amortized.guidance import Guidance
+from amortized.parallel.strategies import Replicated
 from amortized.priors import DTYPES, StableDiffusionPrior, graphs, load_prior
 from amortized.priors.stable_diffusion import graphs_serve
 from amortized.rendering import lattice
 from amortized.training import Trainer, World, objective
-from amortized.training.prefetch import Prepared
 from amortized.training.metering import Cost
-from amortized.parallel.strategies import Replicated
+from amortized.training.prefetch import Prepared
 from benchmarks import sizes
 from benchmarks.fake_gpu.machine import CUDA, IN_USE, FakeGPU, on_gpu
 from benchmarks.fake_gpu.pretend import pretend

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from amortized.types import GroundTruth, Prompt
 from corpora.prompts import key_limit, prompt_id, prompt_key, split_of
 from corpora.shapes import grammar
-from corpora.shapes.grammar import COLOURS, NUM_PAIRS, SHAPES, SIZED_ITEMS, Description, Item
+from corpora.shapes.grammar import COLORS, NUM_PAIRS, SHAPES, SIZED_ITEMS, Description, Item
 from corpora.shapes.scene import truth_of
 
-NUM_SHAPES, NUM_COLOURS = len(SHAPES), len(COLOURS)
+NUM_SHAPES, NUM_COLORS = len(SHAPES), len(COLORS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ShapesCorpus:
     def hold_out(self, share: float) -> ShapesCorpus:
         """The same prompts, of which a share of the combinations is never trained on, chosen by their hash.
 
-        A combination is which colours and shapes come together, in whatever order, size and relation; so what
+        A combination is which colors and shapes come together, in whatever order, size and relation; so what
         is held out is not another wording of what is trained on. Every word stays in training, though, by
         the combination of it that would have been held out last.
         """
@@ -51,21 +51,21 @@ class ShapesCorpus:
         return replace(self, trained=array("i", (i for i, k in enumerate(keys) if k >= limit or k in kept)))
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
-        """Exact geometry and colour; None for sentences that leave a word open or are of another world."""
+        """Exact geometry and color; None for sentences that leave a word open or are of another world."""
         description = grammar.describe(prompt.text)
         if description is None or not description.determined:
             return None
         return truth_of(description)
 
     def distractors(self) -> list[str]:
-        """All 64 shape-colour sentences and 64 of two objects."""
+        """All 64 shape-color sentences and 64 of two objects."""
         pairs = [grammar.pair(i * (NUM_PAIRS // 64) + 7 * i) for i in range(64)]
         return [grammar.sentence(d) for d in [*grammar.singles(), *pairs]]
 
 
 def combination_key(description: Description) -> int:
-    """A 64-bit hash of which colours and shapes come together."""
-    items = {f"{item.colour or 'any'} {item.shape or 'thing'}" for item in description.items}
+    """A 64-bit hash of which colors and shapes come together."""
+    items = {f"{item.color or 'any'} {item.shape or 'thing'}" for item in description.items}
     return prompt_key(" and ".join(sorted(items)))
 
 
@@ -74,7 +74,7 @@ def _all_trained(name: str, size: int, description: Callable[[int], Description]
 
 
 def shapes16() -> ShapesCorpus:
-    """Every shape twice and every colour twice."""
+    """Every shape twice and every color twice."""
     return _all_trained("shapes16", 2 * NUM_SHAPES, _sixteen)
 
 
@@ -85,8 +85,8 @@ def shapes_fronts() -> ShapesCorpus:
 
 def _sixteen(index: int) -> Description:
     shape, second = divmod(index, 2)
-    colour = (shape + 3 * second) % NUM_COLOURS
-    return Description((Item(SHAPES[shape], tuple(COLOURS)[colour]),))
+    color = (shape + 3 * second) % NUM_COLORS
+    return Description((Item(SHAPES[shape], tuple(COLORS)[color]),))
 
 
 def shapes_open() -> ShapesCorpus:
@@ -98,29 +98,29 @@ def shapes_open() -> ShapesCorpus:
 def shapes_comp() -> ShapesCorpus:
     """512 compositions, a fifth held out.
 
-    The 64 shape-colour combinations plain, marked, small and large (256), and 256 pairs in which
+    The 64 shape-color combinations plain, marked, small and large (256), and 256 pairs in which
     every item is four times the first and four times the second. A combination is held out where
-    (shape + 2 * colour + 3 * kind) % 5 == 0, a pair where its index is 0 modulo 5: every word, and
+    (shape + 2 * color + 3 * kind) % 5 == 0, a pair where its index is 0 modulo 5: every word, and
     every pair of a word and a kind, is still seen in training.
     """
 
     def description(index: int) -> Description:
         kind, item = divmod(index, 64)
-        shape, colour = SHAPES[item // NUM_COLOURS], tuple(COLOURS)[item % NUM_COLOURS]
+        shape, color = SHAPES[item // NUM_COLORS], tuple(COLORS)[item % NUM_COLORS]
         if kind < 4:
             size = ("", "", "small", "large")[kind]
-            return Description((Item(shape, colour, size),), marked=kind == 1)
+            return Description((Item(shape, color, size),), marked=kind == 1)
         # i -> 13 i + c modulo 64 is one-to-one (13 is odd), and i never maps to itself: 12 i + c is odd.
         other = (13 * item + 20 * (kind - 3) + 5) % 64
-        second = Item(SHAPES[other // NUM_COLOURS], tuple(COLOURS)[other % NUM_COLOURS])
+        second = Item(SHAPES[other // NUM_COLORS], tuple(COLORS)[other % NUM_COLORS])
         relation = grammar.RELATIONS[(item + kind) % len(grammar.RELATIONS)]
-        return Description((Item(shape, colour), second), relation=relation)
+        return Description((Item(shape, color), second), relation=relation)
 
     def held_out(index: int) -> bool:
         kind, item = divmod(index, 64)
         if kind >= 4:
             return index % 5 == 0
-        return (item // NUM_COLOURS + 2 * (item % NUM_COLOURS) + 3 * kind) % 5 == 0
+        return (item // NUM_COLORS + 2 * (item % NUM_COLORS) + 3 * kind) % 5 == 0
 
     trained = array("i", (index for index in range(512) if not held_out(index)))
     return ShapesCorpus("shapes-comp", 512, description, trained)

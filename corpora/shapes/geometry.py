@@ -1,4 +1,4 @@
-"""Exact signed distances of the eight solids, in their own unit frame (z up, centred).
+"""Exact signed distances of the eight solids, in their own unit frame (z up, centerd).
 
 Every function takes points [..., 3] and returns exact Euclidean distances [...], negative inside.
 Each solid fits into the ball of radius 0.82; SPANS gives the extents that placing needs.
@@ -121,7 +121,7 @@ SPANS: dict[str, tuple[float, float]] = {
     "octahedron": (OCTAHEDRON_RADIUS, OCTAHEDRON_RADIUS),
 }
 
-# Where the ray from the front (+x, at height 0) first meets the solid: the centre of a front mark.
+# Where the ray from the front (+x, at height 0) first meets the solid: the center of a front mark.
 FRONT_X: dict[str, float] = {
     "cube": CUBE_HALF,
     "sphere": SPHERE_RADIUS,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from corpora.shapes.geometry import SOLIDS
 
 SHAPES: tuple[str, ...] = tuple(SOLIDS)
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.10, 0.10),
     "orange": (0.98, 0.52, 0.06),
     "yellow": (0.95, 0.90, 0.12),
@@ -36,13 +36,13 @@ class Item:
     """One solid. None stands for a word that the sentence leaves open."""
 
     shape: str | None
-    colour: str | None
+    color: str | None
     size: str = ""
 
     def phrase(self) -> str:
         if self.shape is None:
-            return f"something {self.colour}"
-        words = " ".join(word for word in (self.size, self.colour, self.shape) if word)
+            return f"something {self.color}"
+        words = " ".join(word for word in (self.size, self.color, self.shape) if word)
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -57,7 +57,7 @@ class Description:
     @property
     def determined(self) -> bool:
         """True where the sentence leaves nothing open, so that its geometry is known."""
-        return all(item.shape is not None and item.colour is not None for item in self.items)
+        return all(item.shape is not None and item.color is not None for item in self.items)
 
 
 def sentence(description: Description) -> str:
@@ -68,8 +68,8 @@ def sentence(description: Description) -> str:
 
 _ITEM = (
     rf"(?:(?:an?|the) (?:(?P<size{{0}}>{'|'.join(s for s in SIZES if s)}) )?"
-    rf"(?:(?P<colour{{0}}>{'|'.join(COLOURS)}) )?(?P<shape{{0}}>{'|'.join(SHAPES)})"
-    rf"|something (?P<only{{0}}>{'|'.join(COLOURS)}))"
+    rf"(?:(?P<color{{0}}>{'|'.join(COLORS)}) )?(?P<shape{{0}}>{'|'.join(SHAPES)})"
+    rf"|something (?P<only{{0}}>{'|'.join(COLORS)}))"
 )
 _SENTENCE = re.compile(
     rf"{_ITEM.format(0)}(?: (?P<relation>{'|'.join(RELATIONS)}) {_ITEM.format(1)}|(?P<mark> {MARK}))?"
@@ -86,8 +86,8 @@ def describe(text: str) -> Description | None:
         return None
 
     def item(i: int) -> Item:
-        colour = match[f"colour{i}"] or match[f"only{i}"]
-        return Item(shape=match[f"shape{i}"], colour=colour, size=match[f"size{i}"] or "")
+        color = match[f"color{i}"] or match[f"only{i}"]
+        return Item(shape=match[f"shape{i}"], color=color, size=match[f"size{i}"] or "")
 
     items = (item(0), item(1)) if match["relation"] else (item(0),)
     return Description(items=items, relation=match["relation"], marked=match["mark"] is not None)
@@ -95,14 +95,14 @@ def describe(text: str) -> Description | None:
 
 # Enumerations: the same index is the same sentence on every machine.
 
-PLAIN_ITEMS: tuple[Item, ...] = tuple(Item(shape, colour) for shape in SHAPES for colour in COLOURS)
+PLAIN_ITEMS: tuple[Item, ...] = tuple(Item(shape, color) for shape in SHAPES for color in COLORS)
 SIZED_ITEMS: tuple[Item, ...] = tuple(
-    Item(shape, colour, size) for size in SIZES for shape in SHAPES for colour in COLOURS
+    Item(shape, color, size) for size in SIZES for shape in SHAPES for color in COLORS
 )
 
 
 def singles() -> list[Description]:
-    """All 64 shape-colour sentences."""
+    """All 64 shape-color sentences."""
     return [Description((item,)) for item in PLAIN_ITEMS]
 
 
@@ -112,9 +112,9 @@ def marked() -> list[Description]:
 
 
 def under_specified() -> list[Description]:
-    """The eight sentences that leave the colour open and the eight that leave the shape open."""
-    free_colour = [Description((Item(shape, None),)) for shape in SHAPES]
-    return free_colour + [Description((Item(None, colour),)) for colour in COLOURS]
+    """The eight sentences that leave the color open and the eight that leave the shape open."""
+    free_color = [Description((Item(shape, None),)) for shape in SHAPES]
+    return free_color + [Description((Item(None, color),)) for color in COLORS]
 
 
 def pair(index: int) -> Description:
@@ -130,13 +130,13 @@ def pair(index: int) -> Description:
 NUM_PAIRS = len(SIZED_ITEMS) * (len(SIZED_ITEMS) - 1) * len(RELATIONS)  # 110,016
 
 
-def fill(description: Description, shape_index: int, colour_index: int) -> Description:
+def fill(description: Description, shape_index: int, color_index: int) -> Description:
     """The description with every open word closed by the given indices (modulo the choices)."""
-    colours = tuple(COLOURS)
+    colors = tuple(COLORS)
     items = tuple(
         Item(
             item.shape or SHAPES[shape_index % len(SHAPES)],
-            item.colour or colours[colour_index % len(colours)],
+            item.color or colors[color_index % len(colors)],
             item.size,
         )
         for item in description.items

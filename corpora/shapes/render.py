@@ -62,9 +62,9 @@ def render_truth(
 
     distance, coverage, chosen = _trace(truth, origins, directions, pixel, tolerance)
     points = origins[chosen] + distance[:, None] * directions[chosen]
-    colour = truth.colour(points) * (light or Light()).shade(_normals(truth, points))[:, None]
+    color = truth.colour(points) * (light or Light()).shade(_normals(truth, points))[:, None]
     image = background[:, None, :].expand(num_views, fine * fine, 3).reshape(-1, 3).clone()
-    image[chosen] = torch.lerp(image[chosen], colour.clamp(0, 1), coverage[:, None])
+    image[chosen] = torch.lerp(image[chosen], color.clamp(0, 1), coverage[:, None])
     image = image.view(num_views, size, supersample, size, supersample, 3)
     return image.mean(dim=(2, 4))
 

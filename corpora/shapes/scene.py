@@ -1,4 +1,4 @@
-"""From a description to exact geometry and colour: the ground truth of a sentence."""
+"""From a description to exact geometry and color: the ground truth of a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from corpora.shapes.geometry import FRONT_X, SOLIDS, SPANS
-from corpora.shapes.grammar import COLOURS, SIZES, WHITE, Description, Item
+from corpora.shapes.grammar import COLORS, SIZES, WHITE, Description, Item
 
 PAIR_SCALE = 0.5  # two items share the space of one
 GAP = 0.02
@@ -22,11 +22,11 @@ class Placed:
     shape: str
     albedo: tuple[float, float, float]
     scale: float
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
 
     def sdf(self, points: Tensor) -> Tensor:
-        centre = torch.tensor(self.centre, dtype=points.dtype, device=points.device)
-        return SOLIDS[self.shape]((points - centre) / self.scale) * self.scale
+        center = torch.tensor(self.center, dtype=points.dtype, device=points.device)
+        return SOLIDS[self.shape]((points - center) / self.scale) * self.scale
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class ShapesTruth:
         albedo = palette[distances.argmin(0)]
         if self.front_mark is None:
             return albedo
-        centre = torch.tensor(self.front_mark, dtype=points.dtype, device=points.device)
-        in_mark = (points - centre).norm(dim=-1, keepdim=True) < MARK_RADIUS
+        center = torch.tensor(self.front_mark, dtype=points.dtype, device=points.device)
+        in_mark = (points - center).norm(dim=-1, keepdim=True) < MARK_RADIUS
         return torch.where(in_mark, torch.tensor(WHITE, dtype=points.dtype, device=points.device), albedo)
 
 
@@ -67,7 +67,7 @@ def _place(description: Description) -> tuple[Placed, ...]:
     words = [_closed(item) for item in description.items]
     share = PAIR_SCALE if len(words) == 2 else 1.0
     scales = [SIZES[item.size] * share for item in description.items]
-    centres = [(0.0, 0.0, 0.0)] * len(words)
+    centers = [(0.0, 0.0, 0.0)] * len(words)
     if len(words) == 2:
         (wide_a, high_a), (wide_b, high_b) = (
             tuple(scale * span for span in SPANS[shape])
@@ -85,18 +85,18 @@ def _place(description: Description) -> tuple[Placed, ...]:
         sink = max(rise_a, rise_b) / 2
         match description.relation:
             case "on top of":
-                centres = [(0.0, 0.0, a), (0.0, 0.0, b)]
+                centers = [(0.0, 0.0, a), (0.0, 0.0, b)]
             case "next to":  # the first on the left, seen from the front
-                centres = [(0.0, -a, rise_a - sink), (0.0, -b, rise_b - sink)]
+                centers = [(0.0, -a, rise_a - sink), (0.0, -b, rise_b - sink)]
             case "in front of":
-                centres = [(a, 0.0, rise_a - sink), (b, 0.0, rise_b - sink)]
+                centers = [(a, 0.0, rise_a - sink), (b, 0.0, rise_b - sink)]
     return tuple(
-        Placed(shape=shape, albedo=COLOURS[colour], scale=scale, centre=centre)
-        for (shape, colour), scale, centre in zip(words, scales, centres, strict=True)
+        Placed(shape=shape, albedo=COLORS[color], scale=scale, center=center)
+        for (shape, color), scale, center in zip(words, scales, centers, strict=True)
     )
 
 
 def _closed(item: Item) -> tuple[str, str]:
-    """Shape and colour of an item that leaves neither open."""
-    assert item.shape is not None and item.colour is not None, "truth_of lets no open word through"
-    return item.shape, item.colour
+    """Shape and color of an item that leaves neither open."""
+    assert item.shape is not None and item.color is not None, "truth_of lets no open word through"
+    return item.shape, item.color

@@ -24,9 +24,9 @@ from amortized.checkpointing.checkpoint import (
     load_generator,
     tensors_in,
 )
-from amortized.parallel.world import World
 from amortized.checkpointing.checkpoints import Checkpoints
 from amortized.parallel.state import TrainingState
+from amortized.parallel.world import World
 
 ABOUT = About(step=5, prompts_seen=20, prior="a prior", text_dim=4)
 

@@ -44,8 +44,8 @@ def test_thirty_kills_change_nothing(tmp_path):
     prior = make_tiny_sd(tmp_path / "prior", prediction_type="v_prediction")
     train = [
         "train.py", "configs/quickstart.yaml", f"prior={prior}", f"trainer.steps={STEPS}",
-        "trainer.prompts_per_process=2", "trainer.render_size=16", "trainer.checkpoint_every=4",
-        "trainer.preview_every=50", "trainer.preview_prompts=1",
+        "trainer.prompts_per_process=2", "trainer.render_size=16", "checkpointing.every=4",
+        "monitoring.preview_every=50", "monitoring.preview_prompts=1",
     ]  # fmt: skip
     run, chance, struck = tmp_path / "run", random.Random(0), {"step": 0, "checkpoint": 0, "evaluation": 0}
     judge = ["evaluate.py", str(run), "--limit", "4", "evaluation.views=2", "evaluation.grid=16"]

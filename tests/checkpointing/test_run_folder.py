@@ -36,7 +36,7 @@ def test_what_a_run_is_may_not_change_unasked(tmp_path):
     (told,) = opened(folder, other, resume="changed")
     assert told == (
         "the run goes on with other settings: seed was 0, now 1; trainer.steps was 5, now 6; "
-        "trainer.log_every was 1, now 2"
+        "monitoring.log_every was 1, now 2"
     )
     assert (folder / "config.yaml").read_text() == other
 
@@ -45,7 +45,7 @@ def test_how_a_run_computes_may_change(tmp_path):
     opened(tmp_path)
     other = CONFIG.replace("log_every: 1", "log_every: 7") + "distributed:\n  strategy: fsdp2\n"
     (told,) = opened(tmp_path, other)
-    assert "trainer.log_every was 1, now 7" in told and "distributed.strategy was unset, now fsdp2" in told
+    assert "monitoring.log_every was 1, now 7" in told and "distributed.strategy was unset, now fsdp2" in told
     assert (tmp_path / "config.yaml").read_text() == other
 
 

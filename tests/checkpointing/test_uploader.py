@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from amortized.checkpointing.checkpoint import CheckpointError, list_checkpoints, load_generator, tensors_in
-from amortized.parallel.world import World
 from amortized.checkpointing.checkpoints import Checkpoints
+from amortized.parallel.world import World
 from tests.training.toy import make_trainer
 
 
@@ -27,7 +27,7 @@ def test_a_bare_machine_goes_on_from_copies(tmp_path):
     shutil.rmtree(tmp_path / "lost")
     second = make_trainer(tmp_path / "lost", upload=url)
     second.train(quiet=True)
-    assert "step_000020 was brought back from trainer.upload" in (tmp_path / "lost/events.jsonl").read_text()
+    assert "step_000020 was brought back from checkpointing.upload" in (tmp_path / "lost/events.jsonl").read_text()
     for part in ("generator", "ema", "optimizer"):
         mine, expected = (
             tensors_in(tmp_path / run / "checkpoints/step_000030", part) for run in ("lost", "whole")
@@ -72,7 +72,7 @@ def test_storage_that_fails_stops_nothing(tmp_path, monkeypatch):
 
 
 def test_an_unknown_kind_of_url_is_one_sentence(tmp_path: Path):
-    with pytest.raises(ValueError, match="trainer.upload=nowhere://x cannot be opened"):
+    with pytest.raises(ValueError, match="checkpointing.upload=nowhere://x cannot be opened"):
         make_trainer(tmp_path, upload="nowhere://x")
 
 
@@ -90,5 +90,5 @@ def test_the_best_one_stays(tmp_path):
     assert load_generator(tmp_path, trainer.state.generator, "step_000030").name == "step_000030"
     with pytest.raises(CheckpointError, match="has no checkpoint step_7: it has step_000010, step_000030"):
         load_generator(tmp_path, trainer.state.generator, "step_7")
-    with pytest.raises(ValueError, match="trainer.best_by=colour is none of loss, guidance"):
+    with pytest.raises(ValueError, match="checkpointing.best_by=colour is none of loss, guidance"):
         make_trainer(tmp_path / "other", best_by="colour").train(quiet=True)

@@ -151,5 +151,5 @@ def test_what_shards_lack_is_told(tmp_path: Path):
 
 
 def test_settings():
-    with pytest.raises(ValueError, match="text.kept must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="text.cache_size must be at least 1, got 0"):
         TextConfig(kept=0)

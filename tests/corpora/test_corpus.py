@@ -11,7 +11,7 @@ import torch
 from amortized.types import Prompt
 from corpora import CORPORA, open_corpus
 from corpora.shapes.corpus import shapes16, shapes100k, shapes_comp, shapes_open
-from corpora.shapes.grammar import COLOURS, NUM_PAIRS, RELATIONS, SHAPES, SIZES, describe, sentence, singles
+from corpora.shapes.grammar import COLORS, NUM_PAIRS, RELATIONS, SHAPES, SIZES, describe, sentence, singles
 
 SHAPED = [name for name in CORPORA if name.startswith("shapes")]
 
@@ -53,10 +53,10 @@ def test_same_index_same_prompt_on_every_machine(name: str, first: str, spread: 
     assert digest(ids[:: max(1, len(ids) // 100)]) == spread
 
 
-def test_shapes16_holds_every_shape_and_every_colour_twice():
+def test_shapes16_holds_every_shape_and_every_color_twice():
     items = [describe(prompt.text).items[0] for prompt in prompts("shapes16")]  # type: ignore[union-attr]
     assert Counter(item.shape for item in items) == dict.fromkeys(SHAPES, 2)
-    assert Counter(item.colour for item in items) == dict.fromkeys(COLOURS, 2)
+    assert Counter(item.color for item in items) == dict.fromkeys(COLORS, 2)
 
 
 def test_fronts_are_the_sixteen_with_a_dot():
@@ -85,10 +85,10 @@ def test_comp_trains_every_word_of_every_kind():
         trained |= words if prompt.split == "train" else set()
     assert trained == everywhere
     used = {word for _, word in everywhere}
-    assert used >= {*SHAPES, *COLOURS, *filter(None, SIZES), *" ".join(RELATIONS).split()}
+    assert used >= {*SHAPES, *COLORS, *filter(None, SIZES), *" ".join(RELATIONS).split()}
 
 
-def test_comp_trains_every_shape_and_colour_in_both_places_of_a_pair():
+def test_comp_trains_every_shape_and_color_in_both_places_of_a_pair():
     for place in (0, 1):
         items = [
             describe(prompt.text).items[place]  # type: ignore[union-attr]
@@ -96,7 +96,7 @@ def test_comp_trains_every_shape_and_colour_in_both_places_of_a_pair():
             if prompt.split == "train"
         ]
         assert {item.shape for item in items} == set(SHAPES)
-        assert {item.colour for item in items} == set(COLOURS)
+        assert {item.color for item in items} == set(COLORS)
 
 
 def test_comp_trains_nothing_that_is_held_out():
@@ -130,12 +130,12 @@ def test_100k_holds_every_determined_sentence():
 
 @pytest.mark.parametrize("start", [0, 777, 54_321])
 def test_100k_runs_are_fair_samples(start: int):
-    """Any 1000 consecutive prompts hold every shape, colour, size and relation about equally often."""
+    """Any 1000 consecutive prompts hold every shape, color, size and relation about equally often."""
     run = [shapes100k().description(index) for index in range(start, start + 1000)]
     run = [description for description in run if description.relation]
     assert len(run) > 990
     for place in (0, 1):
-        for word, choices in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
+        for word, choices in (("shape", SHAPES), ("color", COLORS), ("size", SIZES)):
             counts = Counter(getattr(description.items[place], word) for description in run)
             assert set(counts) == set(choices)
             assert max(counts.values()) < 1.25 * min(counts.values())
@@ -175,7 +175,7 @@ def test_truth_is_that_of_the_sentence():
     truth = shapes16().truth(Prompt(id="x", text="A large purple sphere."))
     assert truth is not None and truth.kind == "sphere"
     assert truth.sdf(torch.zeros(1, 3)).item() == pytest.approx(-0.56 * 1.15)
-    assert truth.colour(torch.zeros(1, 3))[0].tolist() == pytest.approx(COLOURS["purple"])
+    assert truth.colour(torch.zeros(1, 3))[0].tolist() == pytest.approx(COLORS["purple"])
 
 
 @pytest.mark.parametrize("name", SHAPED)

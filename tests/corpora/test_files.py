@@ -1,4 +1,4 @@
-"""Lists of prompts as files: the same prompts from every format, and one sentence for what is wrong."""
+"""Lists of prompts as files: the same prompts from every format, and one-sentence errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from corpora import open_corpus
 from corpora.files import MAX_LINE_BYTES, READERS
-from corpora.published import store, stored
+from corpora.published import load_table, save_table
 from corpora.table import Entry, tabulate
 
 ROWS = [
@@ -38,7 +38,7 @@ def as_parquet(rows: list[dict]) -> bytes:
     return sink.getvalue()
 
 
-def written(folder: Path, suffix: str, data: bytes) -> Path:
+def write(folder: Path, suffix: str, data: bytes) -> Path:
     path = folder / f"prompts{suffix}"
     path.write_bytes(data)
     return path
@@ -57,11 +57,11 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_tells_the_same(tmp_path: Path, name: str):
-    corpus = open_corpus(str(written(tmp_path, *FORMATS[name])))
-    found = [(prompt.text, prompt.split, prompt.id) for prompt in (corpus[i] for i in range(len(corpus)))]
+def test_every_format_gives_the_same_prompts(tmp_path: Path, name: str):
+    corpus = open_corpus(str(write(tmp_path, *FORMATS[name])))
+    prompts = [(prompt.text, prompt.split, prompt.id) for prompt in (corpus[i] for i in range(len(corpus)))]
     splits = {"train": "train", "val": "heldout"}
-    assert found == [(row["prompt"], splits[row["split"]], row["id"]) for row in ROWS]
+    assert prompts == [(row["prompt"], splits[row["split"]], row["id"]) for row in ROWS]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,10 @@ def test_every_format_tells_the_same(tmp_path: Path, name: str):
         (".txt", b"a red cube\na caf\xc3\xa9\n"),
         (".txt", b"a red cube\r\na caf\xc3\xa9\r\n"),
         (".txt", b"\n  a red cube \n\n\t\na caf\xc3\xa9"),
-        (".txt", b"\xef\xbb\xbfa red cube\na caf\xc3\xa9\n"),  # a byte order mark, as some editors write
+        (
+            ".txt",
+            b"\xef\xbb\xbfa red cube\na caf\xc3\xa9\n",
+        ),  # with a byte order mark, as some editors write it
         (".json", b'["a red cube", "a caf\xc3\xa9"]'),
         (".json", b'\xef\xbb\xbf{"train": ["a red cube"], "test": ["a caf\\u00e9"]}'),
         (".jsonl", b'"a red cube"\n\n{"text": "a caf\xc3\xa9", "likes": 7}\n'),
@@ -78,42 +81,42 @@ def test_every_format_tells_the_same(tmp_path: Path, name: str):
     ],
 )
 def test_plain_sentences(tmp_path: Path, suffix: str, data: bytes):
-    corpus = open_corpus(str(written(tmp_path, suffix, data)))
+    corpus = open_corpus(str(write(tmp_path, suffix, data)))
     assert [corpus[index].text for index in range(len(corpus))] == ["a red cube", "a café"]
 
 
 BAD = [
     (".txt", b"a cube\n\na caf\xe9\n", "line 3: not valid UTF-8"),
     (".txt", "a cube\n".encode("utf-16"), "line 1: not valid UTF-8"),
-    (".txt", b"a cube\na \0 sphere\n", "line 2: holds a NUL byte"),
-    (".txt", b"a cube\ra cone\r", r"line 1: holds a control character \(code 13\)"),
-    (".txt", b"a cube\na \x1b[31mred cone\n", r"line 2: holds a control character \(code 27\)"),
-    (".txt", b"", "holds no prompt"),
-    (".txt", b" \n\n\t\n", "holds no prompt"),
+    (".txt", b"a cube\na \0 sphere\n", "line 2: contains a NUL byte"),
+    (".txt", b"a cube\ra cone\r", r"line 1: contains a control character \(code 13\)"),
+    (".txt", b"a cube\na \x1b[31mred cone\n", r"line 2: contains a control character \(code 27\)"),
+    (".txt", b"", "contains no prompts"),
+    (".txt", b" \n\n\t\n", "contains no prompts"),
     (".txt", b"a cube\n" + b"a" * 1_000_000 + b"\n", f"line 2: longer than {MAX_LINE_BYTES:,} bytes"),
     (".txt", b"a cube\n" + b"a" * 5000, "line 2: 5,000 characters; a prompt has at most 4,096"),
     (".json", b"", "not valid JSON"),
     (".json", b'["a cube"', "not valid JSON"),
     (".json", b'{"train": ["a cube"],\n"test": ["\xff"]}', "line 2: not valid UTF-8"),
-    (".json", b"[]", "holds no prompt"),
+    (".json", b"[]", "contains no prompts"),
     (".json", b'{"prompts": ["a cube"]}', "neither a list of prompts nor lists named train, val, test"),
     (
         ".json",
         b'{"train": ["a cube"], "validation": ["a cone"]}',
-        "holds 'validation' besides lists named train",
+        "contains 'validation' besides lists named train",
     ),
-    (".json", b'{"train": ["a cube"], "train": ["a cone"]}', r"not valid JSON \('train' is there twice\)"),
+    (".json", b'{"train": ["a cube"], "train": ["a cone"]}', r"not valid JSON \('train' appears twice\)"),
     (
         ".jsonl",
         b'{"prompt": "a cube", "prompt": "a cone"}',
-        "line 1: not valid JSON .'prompt' is there twice",
+        "line 1: not valid JSON .'prompt' appears twice",
     ),
     (".json", b"7", "neither a list of prompts"),
     (".json", b'{"train": "a cube"}', "train: must be a list of prompts, got str"),
     (".json", b'{"train": ["a cube", 7]}', r"train\[1\]: a prompt must be a string, got int"),
     (".json", b'{"train": ["a cube"], "val": [" "]}', r"val\[0\]: the prompt is empty"),
-    (".json", b'["\\ud800"]', r"train\[0\]: holds half of a surrogate pair"),
-    (".json", b"[" * 100_000, "nested beyond reason"),
+    (".json", b'["\\ud800"]', r"train\[0\]: contains an unpaired surrogate"),
+    (".json", b"[" * 100_000, "nested too deeply"),
     (".json", b"[" + b"9" * 10_000 + b"]", "not valid JSON"),
     (".jsonl", b'"a cube"\n{"prompt": 7}\n', "line 2: a prompt must be a string, got int"),
     (
@@ -125,116 +128,116 @@ BAD = [
     (
         ".jsonl",
         b'{"prompt": "a cube", "id": "x"}\n{"prompt": "a cone", "id": "x"}',
-        "line 2: the id 'x' names an",
+        "line 2: the id 'x' already names an",
     ),
-    (".jsonl", b'{"prompt": "a cube", "id": "../x"}', "line 1: the id '../x' names files"),
-    (".jsonl", b'{"prompt": "a cube", "id": "x"}\n"a cone"', "line 2: has no id, but others have"),
+    (".jsonl", b'{"prompt": "a cube", "id": "../x"}', "line 1: the id '../x' becomes a file name"),
+    (".jsonl", b'{"prompt": "a cube", "id": "x"}\n"a cone"', "line 2: has no id, but earlier prompts have"),
     (".jsonl", b'"a cone"\n{"prompt": "a cube", "id": "x"}', "some prompts have an id, others none"),
     (".csv", b"caption\na cube\n", "line 1: has no column named prompt or text, but caption"),
     (".csv", b"prompt\na cube, red\n", "line 2: has more columns than the header"),
     (".csv", b'prompt\n"a cube\n', "not valid CSV"),
     (".csv", b"prompt,split\na cube,\n,train\n", "line 3: the prompt is empty"),
-    (".parquet", b"PAR1 no PAR1", "not a whole Parquet file"),
-    (".parquet", as_parquet(ROWS)[:-20], "not a whole Parquet file"),
+    (".parquet", b"PAR1 no PAR1", "not an intact Parquet file"),
+    (".parquet", as_parquet(ROWS)[:-20], "not an intact Parquet file"),
     (".parquet", as_parquet([{"caption": "a cube"}]), "has no column named prompt or text, but caption"),
     (".parquet", as_parquet([{"prompt": None}]), "row 1: a prompt must be a string, got NoneType"),
 ]
 
 
 @pytest.mark.parametrize(("suffix", "data", "problem"), BAD, ids=range(len(BAD)))
-def test_errors_name_file_and_place(tmp_path: Path, suffix: str, data: bytes, problem: str):
-    path = written(tmp_path, suffix, data)
+def test_errors_name_the_file_and_the_line(tmp_path: Path, suffix: str, data: bytes, problem: str):
+    path = write(tmp_path, suffix, data)
     with pytest.raises(ValueError, match=problem) as error:
         open_corpus(str(path))
     assert str(path) in str(error.value)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path):
+def test_an_unreadable_file_raises(tmp_path: Path):
     (tmp_path / "folder.txt").mkdir()
     for path in (tmp_path / "missing.txt", tmp_path / "missing.parquet", tmp_path / "folder.txt"):
-        with pytest.raises(ValueError, match="cannot be read|not a whole") as error:
+        with pytest.raises(ValueError, match="cannot be read|not an intact") as error:
             open_corpus(str(path))
         assert str(path) in str(error.value)
 
 
-def test_a_line_of_any_length_costs_bounded_memory(tmp_path: Path):
+def test_memory_is_bounded_for_any_line_length(tmp_path: Path):
     path = tmp_path / "prompts.txt"
     with path.open("wb") as file:
-        file.truncate(1 << 33)  # 8 GiB of NUL bytes, on disk none
+        file.truncate(1 << 33)  # 8 GiB of NUL bytes, sparse: none on disk
     with pytest.raises(ValueError, match="line 1: longer than"):
         open_corpus(str(path))
 
 
-# ---- kept tables ------------------------------------------------------------------------------
+# ---- saved tables -----------------------------------------------------------------------------
 
 
-def test_a_kept_table_comes_back(tmp_path: Path):
+def test_a_saved_table_loads_unchanged(tmp_path: Path):
     table = tabulate([Entry(row["prompt"], row["split"], "here", row["id"]) for row in ROWS * 2], "mine")
-    store(table, tmp_path / "kept.parquet")
-    back = stored(tmp_path / "kept.parquet")
-    assert back is not None and back.name == "mine" and len(back) == 3
-    assert [back[i] for i in range(3)] == [table[i] for i in range(3)]
-    assert back.repeats.tolist() == [2, 0, 2] and list(back.trained) == [0, 2]
-    assert [back.hold_out(0.5)[i] for i in range(3)] == [table.hold_out(0.5)[i] for i in range(3)]
-    assert stored(written(tmp_path, ".parquet", as_parquet(ROWS))) is None
+    save_table(table, tmp_path / "saved.parquet")
+    loaded = load_table(tmp_path / "saved.parquet")
+    assert loaded is not None and loaded.name == "mine" and len(loaded) == 3
+    assert [loaded[i] for i in range(3)] == [table[i] for i in range(3)]
+    assert loaded.repeats.tolist() == [2, 0, 2] and list(loaded.trained) == [0, 2]
+    assert [loaded.hold_out(0.5)[i] for i in range(3)] == [table.hold_out(0.5)[i] for i in range(3)]
+    assert load_table(write(tmp_path, ".parquet", as_parquet(ROWS))) is None
 
 
-def test_a_damaged_table_is_told(tmp_path: Path):
+def test_a_damaged_table_raises(tmp_path: Path):
     table = tabulate([Entry(f"prompt number {i}", "train", "here") for i in range(3000)], "mine")
-    path = tmp_path / "kept.parquet"
-    store(table, path)
-    whole, random = path.read_bytes(), Random(0)
+    path = tmp_path / "saved.parquet"
+    save_table(table, path)
+    intact, random = path.read_bytes(), Random(0)
     texts = table.texts.to_pylist()
     for _ in range(100):
-        path.write_bytes(damaged(whole, random))
+        path.write_bytes(damage(intact, random))
         try:
-            back = stored(path)
+            loaded = load_table(path)
         except ValueError as error:
             assert str(path) in str(error) and "it again" in str(error)
-        else:  # what does not matter was hit
-            assert back is None or back.texts.to_pylist() == texts
+        else:  # the damage hit bytes that do not matter
+            assert loaded is None or loaded.texts.to_pylist() == texts
 
 
-# ---- anything at all --------------------------------------------------------------------------
+# ---- fuzzed files -----------------------------------------------------------------------------
 
 
-def damaged(data: bytes, random: Random) -> bytes:
-    """The bytes with one to three things wrong."""
-    found = bytearray(data)
+def damage(data: bytes, random: Random) -> bytes:
+    """Return the bytes with one to three random edits."""
+    damaged = bytearray(data)
     for _ in range(random.randint(1, 3)):
-        place = random.randrange(len(found) + 1)
+        start = random.randrange(len(damaged) + 1)
         kind = random.randrange(6)
         if kind == 0:
-            del found[place:]
-        elif kind == 1 and place < len(found):
-            found[place] ^= 1 << random.randrange(8)
+            del damaged[start:]
+        elif kind == 1 and start < len(damaged):
+            damaged[start] ^= 1 << random.randrange(8)
         elif kind == 2:
-            found[place:place] = random.randbytes(random.randint(1, 8))
+            damaged[start:start] = random.randbytes(random.randint(1, 8))
         elif kind == 3:
-            found[place:place] = random.choice([b"\0", b"\n", b'"', b"\xff", b"{", b"]", b",", b"\\u0000"])
+            damaged[start:start] = random.choice([b"\0", b"\n", b'"', b"\xff", b"{", b"]", b",", b"\\u0000"])
         elif kind == 4:
-            other = random.randrange(len(found) + 1)
-            found[place:place] = found[min(place, other) : max(place, other)]
+            other = random.randrange(len(damaged) + 1)
+            damaged[start:start] = damaged[min(start, other) : max(start, other)]
         else:
-            found[place : place + random.randint(1, 40)] = b""
-    return bytes(found)
+            damaged[start : start + random.randint(1, 40)] = b""
+    return bytes(damaged)
 
 
-def test_a_thousand_fuzzed_files_are_a_corpus_or_one_sentence(tmp_path: Path):
+def test_a_thousand_fuzzed_files_open_or_raise_one_sentence(tmp_path: Path):
     random = Random(7)
     good = [*FORMATS.values(), (".txt", b"a red cube\na cone\na caf\xc3\xa9\n" * 3)]
     good += [(".json", json.dumps({"train": ["a cube", "a cone"], "val": [], "test": ["a ball"]}).encode())]
-    told = 0
+    num_errors = 0
     for number in range(1000):
         suffix, data = good[number % len(good)]
         if number % 10 == 9:
-            suffix = random.choice(list(READERS))  # of another format than its name says
+            suffix = random.choice(list(READERS))  # contents of another format than the suffix
         path = tmp_path / f"{number}{suffix}"
-        path.write_bytes(damaged(data, random))
+        path.write_bytes(damage(data, random))
         try:
             corpus = open_corpus(str(path))
         except ValueError as error:
-            told += 1
+            num_errors += 1
             assert str(path) in str(error) and len(str(error)) < 600, error
         else:
             assert len(corpus) > 0
@@ -242,4 +245,4 @@ def test_a_thousand_fuzzed_files_are_a_corpus_or_one_sentence(tmp_path: Path):
                 prompt = corpus[index]
                 assert prompt.text.strip() == prompt.text != "" and "\0" not in prompt.text
                 assert prompt.id.replace("-", "").replace("_", "").isalnum()
-    assert 200 < told < 900
+    assert 200 < num_errors < 900

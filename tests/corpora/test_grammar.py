@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from corpora.shapes.geometry import FRONT_X, SOLIDS, SPANS
 from corpora.shapes.grammar import (
-    COLOURS,
+    COLORS,
     NUM_PAIRS,
     PLAIN_ITEMS,
     RELATIONS,
@@ -30,10 +30,10 @@ ONE_ITEM = [*singles(), *marked(), *under_specified(), *(Description((item,)) fo
 pairs = st.integers(0, NUM_PAIRS - 1)
 
 
-def test_every_word_has_its_geometry_and_colour():
+def test_every_word_has_its_geometry_and_color():
     assert SHAPES == tuple(SOLIDS) == tuple(SPANS) == tuple(FRONT_X)
-    assert len(set(COLOURS.values())) == len(COLOURS) == 8
-    assert all(0 <= value <= 1 for colour in COLOURS.values() for value in colour)
+    assert len(set(COLORS.values())) == len(COLORS) == 8
+    assert all(0 <= value <= 1 for color in COLORS.values() for value in color)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_what_a_sentence_determines():
 
 
 @given(st.sampled_from(ONE_ITEM), st.integers(0, 99), st.integers(0, 99))
-def test_fill_closes_open_words_only(description: Description, shape: int, colour: int):
-    filled = fill(description, shape, colour)
+def test_fill_closes_open_words_only(description: Description, shape: int, color: int):
+    filled = fill(description, shape, color)
     (item,), (closed,) = description.items, filled.items
     assert filled.determined and filled.marked == description.marked
     assert closed.shape == (item.shape or SHAPES[shape % 8])
-    assert closed.colour == (item.colour or tuple(COLOURS)[colour % 8])
+    assert closed.color == (item.color or tuple(COLORS)[color % 8])
     assert closed.size == item.size
 
 

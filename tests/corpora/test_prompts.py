@@ -1,4 +1,4 @@
-"""What a prompt may be, its names, lists of them, and which are held out."""
+"""Validation of prompts, their ids, lists of them, and held-out splits."""
 
 import string
 from collections import Counter
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from corpora import CORPORA, PUBLISHED, indices_of, open_corpus, prompt_list
 from corpora.files import READERS
-from corpora.prompts import MAX_CHARACTERS, checked, normalized, prompt_id, prompt_key, split_of
+from corpora.prompts import MAX_CHARACTERS, normalized, prompt_id, prompt_key, split_of, validate_prompt
 from corpora.shapes.corpus import shapes16
 from corpora.shapes.grammar import describe
 
@@ -21,26 +21,26 @@ from corpora.shapes.grammar import describe
     [
         ("", "the prompt is empty"),
         (" \t\u3000 ", "the prompt is empty"),
-        ("a \0 cube", "holds a NUL byte"),
-        ("a \ud83d cube", "half of a surrogate pair"),
+        ("a \0 cube", "contains a NUL byte"),
+        ("a \ud83d cube", "an unpaired surrogate"),
         ("a" * (MAX_CHARACTERS + 1), "4,097 characters; a prompt has at most 4,096"),
     ],
 )
-def test_what_is_no_prompt(text: str, problem: str):
+def test_invalid_prompts_raise(text: str, problem: str):
     with pytest.raises(ValueError, match=f"^here: .*{problem}"):
-        checked(text, "here")
+        validate_prompt(text, "here")
 
 
-def test_what_is_a_prompt():
+def test_valid_prompts_are_stripped():
     for text in ("a cube", "a caf\u00e9 \U0001f600", "a" * MAX_CHARACTERS):
-        assert checked(f"  {text}\n", "here") == text
+        assert validate_prompt(f"  {text}\n", "here") == text
 
 
 # ---- names ------------------------------------------------------------------------------------
 
 
 def test_ids_never_change():
-    """They name files and embedding rows of earlier runs."""
+    """Files and embedding rows of earlier runs are named after them."""
     assert prompt_id("a red cube") == "d9909b205c5978c8"
     assert prompt_id("a café") == "0e9caa7a26b47c9f"
 
@@ -49,7 +49,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @given(WORDS, WORDS)
-def test_ids_are_names_of_the_sentence(one: str, other: str):
+def test_ids_are_a_hash_of_the_text(one: str, other: str):
     assert len(prompt_id(one)) == 16 and set(prompt_id(one)) <= set(string.hexdigits.lower())
     assert (prompt_id(one) == prompt_id(other)) == (one == other)
 
@@ -57,7 +57,7 @@ def test_ids_are_names_of_the_sentence(one: str, other: str):
 # ---- lists ------------------------------------------------------------------------------------
 
 
-def test_a_list_keeps_order_and_drops_repetitions():
+def test_a_list_keeps_its_order_and_drops_repeats():
     corpus = prompt_list(["b", "a", "b", "c", "a"], "mine")
     assert [corpus[index].text for index in range(len(corpus))] == ["b", "a", "c"]
     assert [corpus[index].id for index in range(3)] == [prompt_id(text) for text in "bac"]
@@ -67,14 +67,14 @@ def test_a_list_keeps_order_and_drops_repetitions():
         corpus[3]
 
 
-def test_a_list_without_background_knows_nothing():
+def test_a_list_alone_has_no_truth():
     corpus = prompt_list(["a red cube"], "mine")
     assert corpus.truth(corpus[0]) is None
     assert list(corpus.distractors()) == []
 
 
-def test_a_list_knows_what_its_background_knows():
-    corpus = prompt_list(["a red cube", "a corgi"], "mine", background=shapes16())
+def test_a_list_takes_truth_from_another_corpus():
+    corpus = prompt_list(["a red cube", "a corgi"], "mine", truth_from=shapes16())
     truth = corpus.truth(corpus[0])
     assert truth is not None and truth.kind == "cube"
     assert corpus.truth(corpus[1]) is None
@@ -84,12 +84,12 @@ def test_a_list_knows_what_its_background_knows():
 @pytest.mark.parametrize(
     ("texts", "problem"),
     [
-        ([], "mine: holds no prompt"),
+        ([], "mine: contains no prompts"),
         (["a cube", " "], "mine, prompt 2: the prompt is empty"),
         ([""], "mine, prompt 1: the prompt is empty"),
     ],
 )
-def test_nothing_to_say(texts: list[str], problem: str):
+def test_empty_lists_and_prompts_raise(texts: list[str], problem: str):
     with pytest.raises(ValueError, match=problem):
         prompt_list(texts, "mine")
 
@@ -112,92 +112,94 @@ def test_unknown_names(name: str):
         open_corpus(name)
 
 
-def test_a_published_corpus_that_is_not_here_says_how_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match="not here yet: .* python -m corpora import df415 dreamfusion_415"):
+def test_a_corpus_that_is_not_imported_says_how_to_import_it(tmp_path):
+    with pytest.raises(
+        ValueError, match="not imported yet: .* python -m corpora import df415 dreamfusion_415"
+    ):
         open_corpus("df415", folder=tmp_path)
 
 
 # ---- held out ---------------------------------------------------------------------------------
 
 
-def test_case_and_full_stop_are_no_difference():
+def test_case_and_final_period_do_not_matter():
     assert normalized("  A  Red\tCUBE. ") == "a red cube" == normalized("a red cube")
     assert prompt_key("A red cube.") == prompt_key("a red cube") != prompt_key("a red cone")
-    assert normalized("\uff21 cube") == "a cube"  # a full-width letter is the letter
+    assert normalized("\uff21 cube") == "a cube"  # a full-width letter equals the letter
 
 
-@pytest.mark.parametrize("share", [0.05, 0.2])
-def test_a_share_is_held_out_whatever_the_order(share: float):
+@pytest.mark.parametrize("fraction", [0.05, 0.2])
+def test_a_fraction_is_held_out_independently_of_order(fraction: float):
     texts = [f"prompt number {number}" for number in range(4000)]
-    forward = prompt_list(texts, "mine").hold_out(share)
-    backward = prompt_list(texts[::-1], "mine").hold_out(share)
+    forward = prompt_list(texts, "mine").hold_out(fraction)
+    backward = prompt_list(texts[::-1], "mine").hold_out(fraction)
     held = {forward[int(index)].text for index in indices_of(forward, "heldout")}
     assert held == {backward[int(index)].text for index in indices_of(backward, "heldout")}
     # Binomial: four standard deviations.
-    assert abs(len(held) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
-    more = prompt_list(texts + ["one more", "PROMPT number 7."], "mine").hold_out(share)
+    assert abs(len(held) / 4000 - fraction) < 4 * (fraction * (1 - fraction) / 4000) ** 0.5
+    more = prompt_list(texts + ["one more", "PROMPT number 7."], "mine").hold_out(fraction)
     assert held == {more[int(i)].text for i in indices_of(more, "heldout")} & {*texts}
     assert ("PROMPT number 7." in {more[int(i)].text for i in more.trained}) == (texts[7] not in held)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2])
+@pytest.mark.parametrize("fraction", [0.1, 0.2])
 @pytest.mark.parametrize("name", ["at2520", "shapes-comp", "shapes100k"])
-def test_a_share_of_a_grammar_is_held_out_and_every_word_is_seen(name: str, share: float):
-    corpus = open_corpus(name, held_out=share)
-    seen: Counter[str] = Counter()
+def test_a_fraction_of_a_grammar_is_held_out_and_every_word_is_trained(name: str, fraction: float):
+    corpus = open_corpus(name, held_out=fraction)
+    trained_words: Counter[str] = Counter()
     for index in corpus.trained:
-        seen.update(corpus[int(index)].text.split())
+        trained_words.update(corpus[int(index)].text.split())
     held = [corpus[int(index)] for index in indices_of(corpus, "heldout")]
     grammar = [prompt for prompt in held if not prompt.text.startswith("a pig") or "wearing" in prompt.text]
-    # Of shapes, whole combinations are: some 2,000 of very different sizes, hence the width.
-    assert 0.7 * share < len(held) / len(corpus) < 1.3 * share
+    # Shapes are held out by combination: some 2,000 of very different sizes, so the bounds are wide.
+    assert 0.7 * fraction < len(held) / len(corpus) < 1.3 * fraction
     assert {prompt.split for prompt in held} == {"heldout"}
-    assert all(seen[word] > 1 for prompt in grammar for word in prompt.text.split())
+    assert all(trained_words[word] > 1 for prompt in grammar for word in prompt.text.split())
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("name", ["shapes16", "shapes-fronts", "shapes-open", "shapes-comp"])
-def test_what_is_held_out_of_shapes_is_a_combination_and_no_word(name: str, share: float):
-    corpus = open_corpus(name, held_out=share)
+def test_shapes_are_held_out_by_combination_and_never_by_word(name: str, fraction: float):
+    corpus = open_corpus(name, held_out=fraction)
 
     def combination(text: str) -> frozenset[tuple]:
-        return frozenset((item.colour, item.shape) for item in describe(text).items)
+        return frozenset((item.color, item.shape) for item in describe(text).items)
 
     texts = [corpus[index].text for index in range(len(corpus))]
     trained = [corpus[int(index)].text for index in corpus.trained]
     held = {*texts} - {*trained}
     assert {combination(text) for text in held}.isdisjoint(combination(text) for text in trained)
     assert {word for text in texts for word in text.split()} == {w for text in trained for w in text.split()}
-    # Of shapes-open, every sentence has a word of its own.
-    assert bool(held) == (name != "shapes-open") or share < 0.1
+    # In shapes-open every sentence has a word that no other has, so none can be held out.
+    assert bool(held) == (name != "shapes-open") or fraction < 0.1
 
 
-def test_held_out_pairs_are_not_trained_the_other_way_round():
-    """Nor in other sizes or relations: "a red cube next to a blue ball" says as much as its mirror."""
+def test_held_out_pairs_are_not_trained_in_reverse_order():
+    """Nor in other sizes or relations: "a red cube next to a blue ball" means the same reversed."""
     corpus = open_corpus("shapes100k", held_out=0.05)
-    sides: dict[frozenset, set[str]] = {}
+    splits_of: dict[frozenset, set[str]] = {}
     for index in range(0, len(corpus), 7):
         prompt = corpus[index]
-        items = frozenset((item.colour, item.shape) for item in describe(prompt.text).items)
-        sides.setdefault(items, set()).add(prompt.split)
-    assert all(len(splits) == 1 for splits in sides.values())
-    assert {"train"} in sides.values() and {"heldout"} in sides.values()
+        items = frozenset((item.color, item.shape) for item in describe(prompt.text).items)
+        splits_of.setdefault(items, set()).add(prompt.split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    assert {"train"} in splits_of.values() and {"heldout"} in splits_of.values()
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, 7.0])
-def test_a_share_is_a_share(share: float):
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 7.0])
+def test_a_fraction_out_of_range_raises(fraction: float):
     with pytest.raises(ValueError, match=r"held_out must lie in \[0, 1\)"):
-        open_corpus("shapes16", held_out=share)
+        open_corpus("shapes16", held_out=fraction)
 
 
 @given(st.sets(st.integers(0, 50)))
-def test_membership_by_bisection(chosen: set[int]):
+def test_split_of_is_membership(chosen: set[int]):
     trained = sorted(chosen)
     for index in range(51):
         assert split_of(index, trained) == ("train" if index in chosen else "heldout")
 
 
-def test_parts_of_a_corpus():
+def test_splits_of_a_corpus():
     corpus = open_corpus("at2520")
     assert len(corpus) == 2576 and len(corpus.trained) == 2520 == len(indices_of(corpus, "test"))
     assert list(indices_of(corpus, "heldout")) == list(indices_of(corpus, "val")) == list(range(2520, 2576))

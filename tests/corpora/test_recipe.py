@@ -16,7 +16,7 @@ from amortized.conditioning import ViewTextConfig
 from amortized.random import generator_for
 from corpora import open_corpus
 from corpora.shapes.grammar import (
-    COLOURS,
+    COLORS,
     MARK,
     NUM_PAIRS,
     RELATIONS,
@@ -57,7 +57,7 @@ def tokens(tokenizer, text: str) -> list[str]:
 
 
 def test_words_are_those_of_the_grammar():
-    phrases = [*SHAPES, *COLOURS, *SIZES, *RELATIONS, MARK, *VIEW_NAMES, "a an the something view"]
+    phrases = [*SHAPES, *COLORS, *SIZES, *RELATIONS, MARK, *VIEW_NAMES, "a an the something view"]
     assert set(words()) >= set(" ".join(phrases).split())
     assert len(words()) == len(set(words()))
 
@@ -211,15 +211,15 @@ def test_scenes_do_not_depend_on_each_other(few):
 
 
 def test_views_and_backgrounds(few):
-    """The teacher's are grey and bright, the judge's of any colour; every view is drawn."""
+    """The teacher's are gray and bright, the judge's of any color; every view is drawn."""
     teacher = draw(
         dataclasses.replace(
             TEACHER, views_single=0, views_cornered=0, views_marked=0, views_sized=0, num_pairs=2
         )
     )
-    grey, coloured = (data.images[:, 0, 0].float() / 255 for data in (teacher, few))
-    assert torch.equal(grey, grey[:, :1].expand(-1, 3)) and 0.29 < grey.min() < grey.max() < 0.96
-    assert (coloured[:, 0] != coloured[:, 1]).float().mean() > 0.9 and coloured.min() < 0.1
+    gray, colored = (data.images[:, 0, 0].float() / 255 for data in (teacher, few))
+    assert torch.equal(gray, gray[:, :1].expand(-1, 3)) and 0.29 < gray.min() < gray.max() < 0.96
+    assert (colored[:, 0] != colored[:, 1]).float().mean() > 0.9 and colored.min() < 0.1
     quarters = ((few.azimuth_deg + 180) / 90).int().tolist()
     assert set(quarters) == {0, 1, 2, 3} and few.elevation_deg.min() < -20 and few.elevation_deg.max() > 58
 

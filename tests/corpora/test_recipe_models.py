@@ -55,7 +55,7 @@ def test_an_obedient_prior_scores_full_marks():
     painter = Painter(without_view)
     assert scoring.score_prior(painter, painter.judge, prior.VIEWS) == {
         "shape": 1,
-        "colour": 1,
+        "color": 1,
         "both": 1,
         "view": 1,
     }
@@ -68,7 +68,7 @@ def test_a_prior_that_mixes_up_words_or_views_does_not():
 
     painter = Painter(in_purple)
     found = scoring.score_prior(painter, painter.judge, prior.VIEWS)
-    assert (found["shape"], found["colour"], found["both"]) == (1, 1 / 8, 1 / 8)
+    assert (found["shape"], found["color"], found["both"]) == (1, 1 / 8, 1 / 8)
 
     painter = Painter(lambda text: text.split(", ")[0])  # the mark on every side
     assert scoring.score_prior(painter, painter.judge, prior.VIEWS)["view"] == 0
@@ -181,7 +181,7 @@ def test_accuracy_of_the_judge(tokenizer, shift: int, expected: tuple[float, flo
         images=images, scene=scene, azimuth_deg=angle, elevation_deg=angle, descriptions=singles()
     )
     found = clip.accuracy(Reader(tokenizer, shift), tokenizer, data)
-    assert (found["shape"], found["colour"], found["both"]) == expected
+    assert (found["shape"], found["color"], found["both"]) == expected
 
 
 def test_the_encoder_is_half_whitened_pca_of_patches(noise):

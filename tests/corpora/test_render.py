@@ -15,7 +15,7 @@ from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import ShapesTruth, truth_of
 
 SIZE, DISTANCE, FOVY_DEG = 24, 2.6, 38.0
-GREY = torch.tensor([0.4, 0.5, 0.6])
+GRAY = torch.tensor([0.4, 0.5, 0.6])
 SCENES = {  # sentence: azimuth, elevation
     "a red cube": (35.0, 25.0),
     "a green cone with a white dot on the front": (-20.0, 10.0),
@@ -56,7 +56,7 @@ def cameras(*directions_deg: tuple[float, float]) -> Cameras:
 
 
 def rendered(text: str, **settings) -> Tensor:
-    return render_truth(truth_from(text), cameras(SCENES[text]), SIZE, background=GREY[None], **settings)[0]
+    return render_truth(truth_from(text), cameras(SCENES[text]), SIZE, background=GRAY[None], **settings)[0]
 
 
 @cache
@@ -98,7 +98,7 @@ def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
     (gradient,) = torch.autograd.grad(truth.sdf(points).sum(), points)
     towards = torch.tensor([0.45, -0.15, 0.88]).double()
     cosine = (gradient / gradient.norm(dim=-1, keepdim=True)) @ (towards / towards.norm())
-    image = GREY.double().repeat(len(rays), 1)
+    image = GRAY.double().repeat(len(rays), 1)
     image[hits] = truth.colour(points.detach()) * (0.2 + 0.8 * (0.5 + 0.5 * cosine))[:, None]
     return image.view(SIZE, grid, SIZE, grid, 3).mean((1, 3)).float()
 
@@ -107,7 +107,7 @@ def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
 def test_equals_the_slow_marcher(text: str):
     off = (rendered(text) - marched(text)).abs()
     assert off.mean() < 0.012
-    # One ray sees one colour of its pixel: only where colours or faces meet may it be far off.
+    # One ray sees one color of its pixel: only where colors or faces meet may it be far off.
     assert (off.amax(-1) > 0.1).float().mean() < 0.06
 
 
@@ -164,9 +164,9 @@ def test_background_is_untouched_where_nothing_is():
     images = render_truth(truth_from("a small red sphere"), views, SIZE, background=background)
     border = torch.ones(SIZE, SIZE, dtype=torch.bool)
     border[4:-4, 4:-4] = False
-    for image, colour in zip(images, background, strict=True):
-        assert torch.equal(image[border], colour.expand(int(border.sum()), 3))
-        assert not torch.equal(image[SIZE // 2, SIZE // 2], colour)
+    for image, color in zip(images, background, strict=True):
+        assert torch.equal(image[border], color.expand(int(border.sum()), 3))
+        assert not torch.equal(image[SIZE // 2, SIZE // 2], color)
 
 
 @pytest.mark.parametrize("supersample", [1, 2])
@@ -176,9 +176,9 @@ def test_a_batch_of_views_equals_one_by_one(supersample: int):
     background = torch.linspace(0, 1, 12).view(4, 3)
     together = render_truth(truth, cameras(*directions), SIZE, background=background, supersample=supersample)
     assert together.shape == (4, SIZE, SIZE, 3)
-    for image, direction, colour in zip(together, directions, background, strict=True):
+    for image, direction, color in zip(together, directions, background, strict=True):
         (alone,) = render_truth(
-            truth, cameras(direction), SIZE, background=colour[None], supersample=supersample
+            truth, cameras(direction), SIZE, background=color[None], supersample=supersample
         )
         torch.testing.assert_close(image, alone, atol=1e-5, rtol=0)
 

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from amortized.cameras import cameras_at
-from corpora.shapes.grammar import COLOURS, RELATIONS, SHAPES, SIZES, WHITE, Description, Item
+from corpora.shapes.grammar import COLORS, RELATIONS, SHAPES, SIZES, WHITE, Description, Item
 from corpora.shapes.render import Light, render_truth
 from corpora.shapes.scene import GAP, MARK_RADIUS, ShapesTruth, truth_of
 from tests.corpora.solids import inside, surface
@@ -23,17 +23,17 @@ def pair(first: Item, relation: str, second: Item) -> ShapesTruth:
     return truth_of(Description((first, second), relation=relation))
 
 
-def marked(shape: str, colour: str = "blue", size: str = "") -> ShapesTruth:
-    return truth_of(Description((Item(shape, colour, size),), marked=True))
+def marked(shape: str, color: str = "blue", size: str = "") -> ShapesTruth:
+    return truth_of(Description((Item(shape, color, size),), marked=True))
 
 
 def world(truth: ShapesTruth, spacing: float = 0.06) -> list[np.ndarray]:
     """Surface points of each solid, in the world."""
-    return [np.array(solid.centre) + solid.scale * surface(solid.shape, spacing) for solid in truth.solids]
+    return [np.array(solid.center) + solid.scale * surface(solid.shape, spacing) for solid in truth.solids]
 
 
 def look(truth: ShapesTruth, *azimuths_deg: float, size: int = 64) -> torch.Tensor:
-    """Images [V, size, size, 3] of the bare colours over black, from the height of the origin."""
+    """Images [V, size, size, 3] of the bare colors over black, from the height of the origin."""
     azimuth = torch.tensor([azimuths_deg])
     cameras = cameras_at(
         azimuth_deg=azimuth,
@@ -63,7 +63,7 @@ def test_pairs_are_disjoint_and_touch(all_pairs):
     np.testing.assert_allclose(gap, 0.0 if relation == "on top of" else 2 * GAP, atol=1e-9)
 
 
-def test_pairs_are_centred_along_their_relation(all_pairs):
+def test_pairs_are_centerd_along_their_relation(all_pairs):
     relation, boxes, _ = all_pairs
     low, high = boxes[:, :, 0].min(1), boxes[:, :, 1].max(1)
     np.testing.assert_allclose((low + high)[:, AXIS[relation]], 0, atol=1e-9)
@@ -108,12 +108,12 @@ def test_relations_as_cameras_see_them(shape: str):
         (Item("octahedron", "pink"), Item("pyramid", "cyan", "small")),
     ],
 )
-def test_distance_and_colour_of_pairs(first: Item, relation: str, second: Item):
+def test_distance_and_color_of_pairs(first: Item, relation: str, second: Item):
     truth, spacing = pair(first, relation, second), 0.02
     points = np.random.default_rng(0).uniform(-1, 1, (3000, 3))
     solids = [cKDTree(samples) for samples in world(truth, spacing)]
     nearest = np.stack([solid.query(points)[0] for solid in solids])
-    local = [inside(s.shape, (points - np.array(s.centre)) / s.scale) for s in truth.solids]
+    local = [inside(s.shape, (points - np.array(s.center)) / s.scale) for s in truth.solids]
     within = local[0] | local[1]
     assert not (local[0] & local[1]).any()
 
@@ -122,22 +122,22 @@ def test_distance_and_colour_of_pairs(first: Item, relation: str, second: Item):
     excess = nearest.min(0) - abs(distance)
     assert excess.min() > -1e-9 and excess.max() < spacing
 
-    colour = truth.colour(torch.from_numpy(points)).numpy()
+    color = truth.colour(torch.from_numpy(points)).numpy()
     clear = within | (abs(nearest[0] - nearest[1]) > spacing)
     owner = np.where(within, local[1], nearest.argmin(0))
-    albedo = np.array([COLOURS[first.colour], COLOURS[second.colour]])[owner]
-    np.testing.assert_allclose(colour[clear], albedo[clear], rtol=1e-12)
+    albedo = np.array([COLORS[first.color], COLORS[second.color]])[owner]
+    np.testing.assert_allclose(color[clear], albedo[clear], rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mark_lies_on_the_surface_and_is_white(shape: str, size: str):
     truth = marked(shape, size=size)
-    centre = torch.tensor([truth.front_mark], dtype=torch.float64)
-    assert truth.sdf(centre).abs().item() < 1e-6
+    center = torch.tensor([truth.front_mark], dtype=torch.float64)
+    assert truth.sdf(center).abs().item() < 1e-6
     (points,) = world(truth)
-    near = np.linalg.norm(points - centre.numpy(), axis=-1) < MARK_RADIUS
-    expected = np.where(near[:, None], WHITE, COLOURS["blue"])
+    near = np.linalg.norm(points - center.numpy(), axis=-1) < MARK_RADIUS
+    expected = np.where(near[:, None], WHITE, COLORS["blue"])
     assert near.any()
     np.testing.assert_allclose(truth.colour(torch.from_numpy(points)).numpy(), expected, rtol=1e-12)
 

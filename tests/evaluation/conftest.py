@@ -1,4 +1,4 @@
-"""A toy world for the evaluation tests: coloured balls, known in closed form."""
+"""A toy world for the evaluation tests: colored balls with closed-form ground truth."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from amortized.cameras import camera_rays
 from amortized.evaluation.truth import TruthScene
 from amortized.types import Cameras, Prompt, Render, Scene
 
-COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 0.9)}
-GREY = 0.5
+COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 0.9)}
+GRAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Ball:
     """Ground truth: one ball, with a white mark of radius 0.15 on the given sides."""
 
     radius: float = 0.5
-    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    albedo: tuple[float, float, float] = COLOURS["red"]
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    albedo: tuple[float, float, float] = COLORS["red"]
     marked: tuple[int, ...] = ()  # quarter turns: 0 front, 1 left, 2 back, 3 right
     kind: str = "ball"
 
@@ -31,7 +31,7 @@ class Ball:
         return (self.radius, 0.0, 0.0) if self.marked else None
 
     def sdf(self, points: Tensor) -> Tensor:
-        return (points - points.new_tensor(self.centre)).norm(dim=-1) - self.radius
+        return (points - points.new_tensor(self.center)).norm(dim=-1) - self.radius
 
     def colour(self, points: Tensor) -> Tensor:
         albedo = points.new_tensor(self.albedo).expand(points.shape).clone()
@@ -44,14 +44,14 @@ class Ball:
 
 @dataclass(frozen=True)
 class BallScene:
-    """Scene of P balls: row p of the points is asked of ball p."""
+    """A scene of P balls: row p of the points queries ball p."""
 
     balls: tuple[Ball, ...]
     bounding_radius: float = 0.9
 
     def sdf(self, points: Tensor) -> Tensor:
         assert points.shape[0] == len(self.balls)
-        assert points.norm(dim=-1).max() <= self.bounding_radius + 1e-5, "asked outside the bounding ball"
+        assert points.norm(dim=-1).max() <= self.bounding_radius + 1e-5, "queried outside the bounding ball"
         return torch.stack([ball.sdf(row) for ball, row in zip(self.balls, points, strict=True)])
 
     def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ class BallScene:
 
 
 def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
-    """Unshaded pictures by exact intersection of rays with centred balls."""
+    """Unshaded pictures by exact intersection of rays with centerd balls."""
     balls = (scene.truth,) if isinstance(scene, TruthScene) else scene.balls
     rays = camera_rays(cameras, height, width)
     images, hits = [], []
@@ -69,43 +69,43 @@ def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Ren
         root = ball.radius**2 - origins.square().sum(-1) + along**2
         hit = root > 0
         surface = origins + (along - root.clamp(min=0).sqrt())[:, None] * directions
-        images.append(torch.where(hit[:, None], ball.colour(surface), torch.tensor(GREY)))
+        images.append(torch.where(hit[:, None], ball.colour(surface), torch.tensor(GRAY)))
         hits.append(hit)
     shape = (len(balls), *rays.shape)
     opacity = torch.stack(hits).float().reshape(shape)
     return Render(rgb=torch.stack(images).reshape(*shape, 3), opacity=opacity, depth=opacity)
 
 
-class MeanColourScorer:
-    """A stand-in for CLIP: an image is its middle's colour, a sentence the colour it names."""
+class MeanColorScorer:
+    """A stand-in for CLIP: embeds an image as its center's color, and a text as the color it names."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         side = images.shape[1]
-        middle = images[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean(dim=(1, 2))
-        return torch.nn.functional.normalize(middle, dim=-1)
+        center = images[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean(dim=(1, 2))
+        return torch.nn.functional.normalize(center, dim=-1)
 
     def encode_texts(self, texts: list[str]) -> Tensor:
-        named = [next((c for word, c in COLOURS.items() if word in t.lower()), (1, 1, 1)) for t in texts]
+        named = [next((c for word, c in COLORS.items() if word in t.lower()), (1, 1, 1)) for t in texts]
         return torch.nn.functional.normalize(torch.tensor(named, dtype=torch.float32), dim=-1)
 
 
 class Toys:
-    """What tests use of this file, handed over by the fixture of the same name."""
+    """The namespace that the fixture `toys` hands to tests."""
 
-    Ball, BallScene, MeanColourScorer = Ball, BallScene, MeanColourScorer
-    COLOURS, GREY = COLOURS, GREY
+    Ball, BallScene, MeanColorScorer = Ball, BallScene, MeanColorScorer
+    COLORS, GRAY = COLORS, GRAY
     render = staticmethod(render_balls)
 
     @staticmethod
     def truth(prompt: Prompt) -> Ball | None:
-        """The ball that a sentence names; None where it names no colour."""
-        colour = next((word for word in COLOURS if word in prompt.text), None)
-        if colour is None:
+        """The ball that a prompt describes; None if it names no color."""
+        color = next((word for word in COLORS if word in prompt.text), None)
+        if color is None:
             return None
         big = "big" in prompt.text
         return Ball(
             radius=0.6 if big else 0.4,
-            albedo=COLOURS[colour],
+            albedo=COLORS[color],
             kind="big" if big else "small",
             marked=(0,) if "dot" in prompt.text else (),
         )

@@ -25,7 +25,7 @@ CONFIG = {
 
 
 def make_folder(folder):
-    """A tiny CLIP with random weights and its own word tokenizer, as `load_clip` reads it."""
+    """Write a tiny CLIP with random weights and a word tokenizer, in the layout that `load_clip` reads."""
     import open_clip
     from safetensors.torch import save_file
     from transformers import CLIPTokenizer
@@ -38,7 +38,7 @@ def make_folder(folder):
             merges.append((parts[0], parts[1]))
             parts[:2] = [parts[0] + parts[1]]
             vocab.setdefault(parts[0], len(vocab))
-    for token in ("<|startoftext|>", "<|endoftext|>"):  # the end last: open_clip pools at the largest id
+    for token in ("<|startoftext|>", "<|endoftext|>"):  # EOS last: open_clip pools at the largest id
         vocab[token] = len(vocab)
     CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=8).save_pretrained(folder)
     config = json.loads(json.dumps(CONFIG))
@@ -64,65 +64,67 @@ def scorer(folder_and_model):
 
 
 @pytest.mark.parametrize("size", [32, 64, 20])
-def test_images_go_the_way_of_open_clips_own_preprocessing(folder_and_model, scorer, size):
+def test_preprocessing_matches_open_clip(folder_and_model, scorer, size):
     import open_clip
 
-    # Middle levels: PIL clips bicubic's overshoot after each pass, we after both.
+    # Mid-range levels: PIL clips bicubic overshoot after each of its two passes, we after both.
     pixels = torch.randint(80, 176, (6, size, size, 3), generator=torch.Generator().manual_seed(size))
-    found = scorer.preprocess(pixels / 255)
+    inputs = scorer.preprocess(pixels / 255)
     transform = open_clip.image_transform(
         32, is_train=False, mean=CONFIG["preprocess_cfg"]["mean"], std=CONFIG["preprocess_cfg"]["std"]
     )
     expected = torch.stack([transform(Image.fromarray(image.byte().numpy())) for image in pixels])
-    assert found.shape == (6, 3, 32, 32)
+    assert inputs.shape == (6, 3, 32, 32)
     # PIL rounds to 8 bits after each of two passes: 1/255 in pixels, 5/255 after the smallest std.
-    assert (found - expected).abs().max() < 2.5 / 255 / 0.2
+    assert (inputs - expected).abs().max() < 2.5 / 255 / 0.2
     model = folder_and_model[1]
     with torch.no_grad():
-        embeddings = torch.nn.functional.normalize(model.encode_image(found), dim=-1)
-    assert torch.allclose(scorer.encode_images(pixels / 255), embeddings, atol=1e-5)  # 6 images, batches of 4
+        embeddings = torch.nn.functional.normalize(model.encode_image(inputs), dim=-1)
+    assert torch.allclose(
+        scorer.encode_images(pixels / 255), embeddings, atol=1e-5
+    )  # 6 images in batches of 4
 
 
-def test_an_oblong_image_is_judged_by_its_middle(scorer):
+def test_a_non_square_image_is_cropped_to_its_center(scorer):
     image = torch.rand(1, 40, 64, 3, generator=torch.Generator().manual_seed(0))
-    middle = image[:, :, 12:52]
-    assert torch.equal(scorer.encode_images(image), scorer.encode_images(middle))
+    center = image[:, :, 12:52]
+    assert torch.equal(scorer.encode_images(image), scorer.encode_images(center))
 
 
-def test_half_precision_images_are_taken(scorer):
+def test_half_precision_images_are_accepted(scorer):
     image = torch.rand(2, 48, 48, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(scorer.encode_images(image), scorer.encode_images(image.float()))
 
 
-def test_texts_are_told_apart_by_the_folders_own_tokenizer(folder_and_model, scorer):
+def test_texts_use_the_tokenizer_of_the_folder(folder_and_model, scorer):
     texts = ["a red cube", "a blue cube", "a red ball", "A  RED cube", "a ball", "red"]
-    found = scorer.encode_texts(texts)
-    assert found.shape == (6, 16) and found.dtype == torch.float32
-    assert torch.allclose(found.norm(dim=-1), torch.ones(6), atol=1e-5)
-    assert torch.allclose(found[0], found[3], atol=1e-6)
-    distinct = found[[0, 1, 2, 4, 5]]
+    embeddings = scorer.encode_texts(texts)
+    assert embeddings.shape == (6, 16) and embeddings.dtype == torch.float32
+    assert torch.allclose(embeddings.norm(dim=-1), torch.ones(6), atol=1e-5)
+    assert torch.allclose(embeddings[0], embeddings[3], atol=1e-6)
+    distinct = embeddings[[0, 1, 2, 4, 5]]
     assert torch.pdist(distinct).min() > 1e-3
-    # One token a word, between begin and end, padded.
+    # One token per word, between BOS and EOS, padded.
     tokens = scorer.tokenizer(["a red cube"])
     assert tokens.shape == (1, 8)
     with torch.no_grad():
-        own = torch.nn.functional.normalize(folder_and_model[1].encode_text(tokens), dim=-1)
-    assert torch.allclose(found[:1], own, atol=1e-5)
+        expected = torch.nn.functional.normalize(folder_and_model[1].encode_text(tokens), dim=-1)
+    assert torch.allclose(embeddings[:1], expected, atol=1e-5)
 
 
-def test_local_dir_prefix_is_the_same_folder(folder_and_model, scorer):
+def test_the_local_dir_prefix_names_the_same_folder(folder_and_model, scorer):
     other = load_clip(f"local-dir:{folder_and_model[0]}", device="cpu")
     assert torch.equal(other.encode_texts(["a red cube"]), scorer.encode_texts(["a red cube"]))
 
 
 @pytest.mark.parametrize("name", ["checkpoints/no-such-clip", "local-dir:nowhere", "ViT-L-14", "a/b/c"])
-def test_a_missing_folder_is_one_sentence_with_the_remedy(name):
+def test_a_missing_folder_raises_one_sentence_with_the_remedy(name):
     with pytest.raises(ValueError, match="make weights") as caught:
         load_clip(name, device="cpu")
     assert repr(name) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_only_safetensors_are_read(folder_and_model, tmp_path):
+def test_only_safetensors_are_loaded(folder_and_model, tmp_path):
     import shutil
 
     shutil.copytree(folder_and_model[0], tmp_path / "clip")
@@ -139,7 +141,7 @@ def test_a_missing_tokenizer_is_named(folder_and_model, tmp_path):
         load_clip(tmp_path / "clip", device="cpu")
 
 
-def test_published_weights_in_another_format_are_refused(monkeypatch):
+def test_published_weights_in_another_format_raise(monkeypatch):
     import open_clip
 
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config: "/cache/ViT-L-14.pt")
@@ -157,10 +159,10 @@ def test_published_weights_in_another_format_are_refused(monkeypatch):
 def test_openai_weights_get_their_quick_gelu(monkeypatch):
     import open_clip
 
-    asked = {}
+    arguments = {}
 
     def create_model(name, **settings):
-        asked.update(settings, name=name)
+        arguments.update(settings, name=name)
         raise InterruptedError
 
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config: "/cache/x.safetensors")
@@ -168,5 +170,5 @@ def test_openai_weights_get_their_quick_gelu(monkeypatch):
     for pair, quick in (("ViT-L-14/openai", True), ("ViT-B-32/laion2b_s34b_b79k", False)):
         with pytest.raises(InterruptedError):
             load_clip(pair, device="cpu")
-        assert asked["force_quick_gelu"] is quick and asked["require_pretrained"] is True
-        assert f"{asked['name']}/{asked['pretrained']}" == pair
+        assert arguments["force_quick_gelu"] is quick and arguments["require_pretrained"] is True
+        assert f"{arguments['name']}/{arguments['pretrained']}" == pair

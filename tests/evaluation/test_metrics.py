@@ -8,42 +8,42 @@ from amortized.evaluation.metrics import (
     best_sphere_iou,
     bootstrap_interval,
     chance_recall,
-    colour_error,
+    color_error,
     iou,
     recall_at_1,
 )
 
 
-def test_recall_by_hand_ties_and_nan_are_wrong():
+def test_recall_by_hand_with_ties_and_nan():
     similarity = torch.tensor(
         [
-            [0.9, 0.1, 0.2],  # own is best
-            [0.1, 0.2, 0.9],  # another is best
-            [0.5, 0.5, 0.1],  # a tie with own
-            [0.1, 0.5, 0.5],  # a tie among others does not matter, own is worse
-            [0.3, 0.1, 0.8],  # own is last in the row
+            [0.9, 0.1, 0.2],  # its own text is best
+            [0.1, 0.2, 0.9],  # another text is best
+            [0.5, 0.5, 0.1],  # a tie with its own text
+            [0.1, 0.5, 0.5],  # a tie among others, both better than its own
+            [0.3, 0.1, 0.8],  # its own text is the last column
             [math.nan] * 3,
-            [0.9, math.nan, 0.1],  # a rival that cannot be compared is not beaten
+            [0.9, math.nan, 0.1],  # NaN cannot be beaten
             [-0.1, -0.2, -0.3],
         ]
     )
-    own = torch.tensor([0, 1, 0, 0, 2, 0, 0, 0])
-    assert recall_at_1(similarity, own).tolist() == [True, False, False, False, True, False, False, True]
+    column = torch.tensor([0, 1, 0, 0, 2, 0, 0, 0])
+    assert recall_at_1(similarity, column).tolist() == [True, False, False, False, True, False, False, True]
 
 
 def test_recall_against_a_loop():
     generator = torch.Generator().manual_seed(0)
     similarity = torch.randint(0, 6, (200, 7), generator=generator).float()  # many ties
-    own = torch.randint(0, 7, (200,), generator=generator)
+    column = torch.randint(0, 7, (200,), generator=generator)
     expected = [
-        all(row[own[i]] > value for j, value in enumerate(row) if j != own[i])
+        all(row[column[i]] > value for j, value in enumerate(row) if j != column[i])
         for i, row in enumerate(similarity)
     ]
-    assert recall_at_1(similarity, own).tolist() == expected
+    assert recall_at_1(similarity, column).tolist() == expected
     assert 0 < sum(expected) < 200
 
 
-def test_chance_is_what_random_similarities_reach():
+def test_chance_is_the_recall_of_random_similarities():
     similarity = torch.rand(20_000, 5, generator=torch.Generator().manual_seed(1))
     reached = recall_at_1(similarity, torch.zeros(20_000, dtype=torch.long)).float().mean()
     assert abs(reached - chance_recall(5)) < 0.01
@@ -60,8 +60,8 @@ def test_iou_by_hand():
 
 
 def grid(resolution: int) -> torch.Tensor:
-    centres = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
-    return torch.cartesian_prod(centres, centres, centres)
+    centers = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    return torch.cartesian_prod(centers, centers, centers)
 
 
 def test_iou_of_two_balls_matches_the_volume_of_their_lens():
@@ -73,7 +73,7 @@ def test_iou_of_two_balls_matches_the_volume_of_their_lens():
     assert float(iou(a, b)) == pytest.approx(lens / (2 * ball - lens), abs=0.01)
 
 
-def test_best_sphere_of_a_ball_is_the_ball_also_off_centre():
+def test_best_sphere_of_a_ball_is_that_ball_even_off_center():
     points = grid(40)
     assert best_sphere_iou(points.norm(dim=-1) - 0.5, points) == 1.0
     moved = (points - torch.tensor([0.3, -0.2, 0.1])).norm(dim=-1) - 0.4
@@ -84,19 +84,19 @@ def test_best_sphere_against_a_search_over_radii():
     points = grid(24)
     box = (points.abs() - torch.tensor([0.5, 0.3, 0.6])).amax(-1)
     radius = points.norm(dim=-1)
-    # A ball changes only where it takes in another grid point: these radii are all there are.
+    # A ball changes only when it reaches another grid point, so these radii cover all balls.
     search = max(float(iou(radius - r, box)) for r in radius.double().unique().float() + 1e-6)
     assert best_sphere_iou(box, points) == pytest.approx(search, abs=1e-6)
     assert best_sphere_iou(torch.ones(len(points)), points) == 0.0
 
 
-def test_colour_error_by_hand():
+def test_color_error_by_hand():
     rgb = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [[0.2, 0.2, 0.2], [0.2, 0.2, 0.2]]])
     true = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-    assert colour_error(rgb, true).tolist() == pytest.approx([0.5, (0.8 + 0.2 + 0.2 + 0.8 * 3) / 6])
+    assert color_error(rgb, true).tolist() == pytest.approx([0.5, (0.8 + 0.2 + 0.2 + 0.8 * 3) / 6])
 
 
-def test_bootstrap_is_deterministic_and_orders_its_ends():
+def test_bootstrap_is_deterministic_and_brackets_the_mean():
     values = [0.1, 0.9, 0.4, 0.5, 0.7]
     first = bootstrap_interval(values, seed=3)
     assert first == bootstrap_interval(values, seed=3)
@@ -125,9 +125,9 @@ def test_bootstrap_agrees_with_normal_theory():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
-def test_bootstrap_covers_the_truth_as_often_as_it_says():
+def test_bootstrap_has_its_nominal_coverage():
     rng = np.random.default_rng(1)
     samples = rng.normal(0.0, 1.0, (300, 50))
     intervals = [bootstrap_interval(s, seed=i, num_resamples=500) for i, s in enumerate(samples)]
     covered = np.mean([i.low <= 0 <= i.high for i in intervals])
-    assert 0.89 < covered < 0.985  # 0.95 less the small-sample loss, 3 standard errors either way
+    assert 0.89 < covered < 0.985  # 0.95 minus the small-sample loss, 3 standard errors either way

@@ -31,7 +31,7 @@ def make_rows(count: int = 12) -> list[PromptRow]:
                 iou=None if i == 5 else 0.3 + 0.6 * ((i * 7) % count) / count,
                 iou_start=0.5,
                 iou_best_sphere=0.58,
-                colour_error=0.02 * i,
+                color_error=0.02 * i,
                 mark_sides=(True, False, i == 9, False) if i % 3 == 0 else None,
                 front_shown=1.0 if i % 3 == 0 else None,
                 janus=float(i == 9) if i % 3 == 0 else None,
@@ -53,7 +53,9 @@ def report(tmp_path_factory):
         save_strip(folder / row.strip, frames[:4])
         save_turntable(folder / row.turntable, frames, 6)
     name = "<b>run</b> & co"
-    write_results(folder, summarize(rows, name=name, gallery=164, settings={"views": 4, "clip": "</script>"}))
+    write_results(
+        folder, summarize(rows, name=name, gallery=164, settings={"views": 4, "clip": "</script>"}, seed=0)
+    )
     return folder
 
 
@@ -72,46 +74,46 @@ def browser():
 
 @pytest.fixture
 def opened(browser, report):
-    """The page, opened from disk, with everything that went wrong: the test's last line looks."""
+    """The page opened from disk; fails the test on any dialog, console message, error or remote request."""
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    trouble: list[str] = []
+    problems: list[str] = []
 
     def dismiss(dialog):
-        trouble.append(f"dialog {dialog.message}")
+        problems.append(f"dialog {dialog.message}")
         dialog.dismiss()
 
     tab.on("dialog", dismiss)
-    tab.on("console", lambda m: trouble.append(f"console {m.type} {m.text}"))
-    tab.on("pageerror", lambda error: trouble.append(f"error {error}"))
-    tab.on("requestfailed", lambda r: None if "mp4" in r.url else trouble.append(f"failed {r.url}"))
+    tab.on("console", lambda m: problems.append(f"console {m.type} {m.text}"))
+    tab.on("pageerror", lambda error: problems.append(f"error {error}"))
+    tab.on("requestfailed", lambda r: None if "mp4" in r.url else problems.append(f"failed {r.url}"))
     tab.on(
         "request",
-        lambda r: None if r.url.startswith(("file://", "data:")) else trouble.append(f"request {r.url}"),
+        lambda r: None if r.url.startswith(("file://", "data:")) else problems.append(f"request {r.url}"),
     )
     tab.goto((report / "index.html").as_uri())
     tab.wait_for_load_state("load")
     yield tab
     tab.wait_for_timeout(50)
     tab.close()
-    assert not trouble
+    assert not problems
 
 
 def shown(tab) -> list[str]:
     return tab.eval_on_selector_all(".card", "cards => cards.filter(c => !c.hidden).map(c => c.dataset.id)")
 
 
-def test_an_evil_prompt_shows_as_text(opened):
+def test_a_malicious_prompt_shows_as_text(opened):
     assert opened.locator('.card[data-id="p3"] h3').inner_text() == EVIL
     assert opened.locator('.card[data-id="p3"] .tags span').first.inner_text() == EVIL_KIND
     assert opened.locator("h1").inner_text() == "<b>run</b> & co"
     assert opened.locator("script").count() == 1
     assert opened.locator("h1 b").count() == 0 and opened.locator("img[src=x]").count() == 0
-    opened.wait_for_timeout(200)  # time for a dialog to fire
+    opened.wait_for_timeout(200)  # time for a dialog to open
 
 
 def test_media_load_and_play_from_disk(opened):
     opened.locator(".card video").first.scroll_into_view_if_needed()
-    # Not `wait_for_function`: it builds its test by eval, which the page's policy forbids.
+    # `wait_for_function` uses eval, which the page's policy forbids.
     for _ in range(100):
         if opened.evaluate("() => document.querySelector('.card video').currentTime > 0"):
             break
@@ -144,7 +146,7 @@ def test_filter_by_text_split_and_kind(opened):
     assert shown(opened) == ["p3"] and not opened.locator("#empty").is_visible()
 
 
-@pytest.mark.parametrize("metric", ["recall_at_1", "clip_similarity", "iou", "colour_error", "janus"])
+@pytest.mark.parametrize("metric", ["recall_at_1", "clip_similarity", "iou", "color_error", "janus"])
 def test_sort_by_any_score(opened, metric):
     rows = [(getattr(row, metric), i) for i, row in enumerate(make_rows())]
     last = [f"p{i}" for value, i in rows if value is None]
@@ -154,14 +156,14 @@ def test_sort_by_any_score(opened, metric):
     opened.click("#direction")
     assert shown(opened) == [f"p{i}" for _, i in sorted(scored, key=lambda s: (-s[0], s[1]))] + last
     opened.click("#direction")
-    opened.select_option("#sort", "place")
+    opened.select_option("#sort", "index")
     assert shown(opened) == [f"p{i}" for i in range(12)]
 
 
-def test_the_policy_stops_what_escaping_might_miss(browser, report):
-    """Belt and braces: even markup that reaches the document cannot run."""
+def test_the_policy_blocks_markup_that_escaping_might_miss(browser, report):
+    """Defense in depth: even markup that reaches the document cannot run."""
     markup = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
-    broken = page(summarize(make_rows(), name="n", gallery=2, settings={}))
+    broken = page(summarize(make_rows(), name="n", gallery=2, settings={}, seed=0))
     broken = broken.replace("</main>", f"{markup}</main>")
     assert markup in broken
     (report / "broken.html").write_text(broken, encoding="utf-8")
@@ -186,24 +188,24 @@ def test_narrow_and_dark_pages_fit_the_window(browser, report):
         tab.close()
 
 
-def test_the_page_is_one_file_and_cites_no_address(report):
+def test_the_page_is_one_file_without_links(report):
     text = (report / "index.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "@import" not in text
     assert EVIL not in text and html.escape(EVIL) in text
     assert text.count("<script>") == 1
 
 
-def test_a_huge_corpus_is_cut_and_says_so():
+def test_a_huge_corpus_is_truncated_with_a_note():
     rows = [
         PromptRow(id=str(i), text="t", split="train", clip_similarity=0.1, recall_at_1=0.0)
         for i in range(MAX_CARDS + 5)
     ]
-    text = page(summarize(rows, name="n", gallery=2, settings={}))
+    text = page(summarize(rows, name="n", gallery=2, settings={}, seed=0))
     assert text.count('<article class="card"') == MAX_CARDS
     assert f"The first {MAX_CARDS:,} of {MAX_CARDS + 5:,} prompts" in text
 
 
-def test_held_out_prompts_that_training_nearly_has_are_marked_and_scored_apart():
+def test_near_duplicates_of_training_prompts_are_marked_and_scored_separately():
     near = '<b>"a cube"</b>'
     rows = [
         PromptRow(id="0", text="seen", split="train", clip_similarity=0.5, recall_at_1=1.0),
@@ -212,11 +214,11 @@ def test_held_out_prompts_that_training_nearly_has_are_marked_and_scored_apart()
         ),
         PromptRow(id="2", text="new", split="heldout", clip_similarity=0.2, recall_at_1=0.0),
     ]
-    results = summarize(rows, name="n", gallery=3, settings={})
+    results = summarize(rows, name="n", gallery=3, settings={}, seed=0)
     means = {split: scores["recall_at_1"].mean for split, scores in results.by_split.items()}
     assert means == {"train": 1.0, "heldout": 0.5, "heldout, unlike any trained": 0.0}
     text = page(results)
-    assert near not in text and f'title="{html.escape(near)}">nearly trained on<' in text
-    assert "1 of 2 held out nearly trained on" in text
-    assert text.count("nearly trained on<") == 1 and "heldout, unlike any trained" in text
-    assert '<option value="heldout, unlike any trained">' not in text  # a row's split is heldout
+    assert near not in text and f'title="{html.escape(near)}">near a trained prompt<' in text
+    assert "1 of 2 held-out prompts near a trained one" in text
+    assert text.count("near a trained prompt<") == 1 and "heldout, unlike any trained" in text
+    assert '<option value="heldout, unlike any trained">' not in text  # the row's own split is heldout

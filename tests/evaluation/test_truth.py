@@ -6,46 +6,46 @@ import torch
 from amortized.evaluation.truth import grid_points, mark_sides, rotate_z, score_truths, surface_points
 
 
-def test_grid_is_made_of_cell_centres():
+def test_grid_is_made_of_cell_centers():
     points = grid_points(4, 1.0)
     assert points.shape == (64, 3)
     assert points[:, 0].unique().tolist() == pytest.approx([-0.75, -0.25, 0.25, 0.75])
     assert points.mean(0).abs().max() < 1e-6
 
 
-def test_rotation_is_counter_clockwise_from_above():
+def test_rotation_is_counterclockwise_from_above():
     turned = rotate_z(torch.tensor([[1.0, 0.0, 0.3]]), 90.0)
     assert turned[0].tolist() == pytest.approx([0.0, 1.0, 0.3], abs=1e-6)
 
 
-def test_an_exact_scene_scores_full_marks(toys):
+def test_an_exact_scene_scores_perfectly(toys):
     ball = toys.Ball(radius=0.55, marked=(0,))
     (scores,) = score_truths(toys.BallScene((ball,)), [ball])
     assert scores.iou == 1.0 and scores.iou_any_azimuth == 1.0 and scores.iou_best_sphere == 1.0
-    assert scores.colour_error < 1e-4
+    assert scores.color_error < 1e-4
     assert scores.mark_sides == (True, False, False, False)
     assert scores.iou_start is None
 
 
-def test_concentric_balls_and_colours_in_closed_form(toys):
+def test_concentric_balls_and_colors_in_closed_form(toys):
     truth = toys.Ball(radius=0.7, albedo=(0.9, 0.1, 0.1))
     made = toys.Ball(radius=0.5, albedo=(0.5, 0.1, 0.4))
     start = toys.BallScene((toys.Ball(radius=0.3),))
     (scores,) = score_truths(toys.BallScene((made,)), [truth], start_scene=start)
     assert scores.iou == pytest.approx((0.5 / 0.7) ** 3, abs=0.01)
     assert scores.iou_start == pytest.approx((0.3 / 0.7) ** 3, abs=0.01)
-    assert scores.colour_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=1e-5)
+    assert scores.color_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=1e-5)
 
 
-def test_any_azimuth_finds_the_turned_object(toys):
-    truth = toys.Ball(radius=0.25, centre=(0.5, 0.0, 0.1))
-    for turn in (90.0, 135.0, 270.0):
-        x, y, z = rotate_z(torch.tensor(truth.centre), turn).tolist()
-        scene = toys.BallScene((toys.Ball(radius=0.25, centre=(x, y, z)),))
+def test_any_azimuth_matches_a_rotated_object(toys):
+    truth = toys.Ball(radius=0.25, center=(0.5, 0.0, 0.1))
+    for angle in (90.0, 135.0, 270.0):
+        x, y, z = rotate_z(torch.tensor(truth.center), angle).tolist()
+        scene = toys.BallScene((toys.Ball(radius=0.25, center=(x, y, z)),))
         (scores,) = score_truths(scene, [truth], resolution=48)
         assert scores.iou < 0.05
-        # 45-degree turns do not map the grid onto itself: the cells of the surface differ.
-        assert scores.iou_any_azimuth > (0.9 if turn == 135.0 else 0.999)
+        # Rotations by 45 degrees do not map the grid onto itself, so cells at the surface differ.
+        assert scores.iou_any_azimuth > (0.9 if angle == 135.0 else 0.999)
 
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
@@ -53,7 +53,7 @@ def test_a_batch_equals_its_items(toys, num_prompts):
     truths = [
         toys.Ball(radius=0.5, marked=(0,)),
         None,
-        toys.Ball(radius=0.4, centre=(0.2, 0.1, 0.0), albedo=(0.1, 0.2, 0.9)),
+        toys.Ball(radius=0.4, center=(0.2, 0.1, 0.0), albedo=(0.1, 0.2, 0.9)),
     ][:num_prompts]
     made = (
         toys.Ball(radius=0.45, marked=(0, 2)),
@@ -61,25 +61,25 @@ def test_a_batch_equals_its_items(toys, num_prompts):
         toys.Ball(radius=0.5, albedo=(0.5, 0.5, 0.5)),
     )[:num_prompts]
     start = (toys.Ball(radius=0.2), toys.Ball(radius=0.6), toys.Ball(radius=0.7))[:num_prompts]
-    together = score_truths(toys.BallScene(made), truths, start_scene=toys.BallScene(start), resolution=32)
+    batch = score_truths(toys.BallScene(made), truths, start_scene=toys.BallScene(start), resolution=32)
     one_by_one = [
         score_truths(toys.BallScene((m,)), [t], start_scene=toys.BallScene((s,)), resolution=32)[0]
         for m, t, s in zip(made, truths, start, strict=True)
     ]
-    assert together == one_by_one
-    assert [s is None for s in together] == [t is None for t in truths]
+    assert batch == one_by_one
+    assert [s is None for s in batch] == [t is None for t in truths]
 
 
 def test_truth_outside_the_scene_counts_as_missed(toys):
     truth = toys.Ball(radius=0.8)
-    scene = toys.BallScene((toys.Ball(radius=2.0),), bounding_radius=0.5)  # full, but only there
+    scene = toys.BallScene((toys.Ball(radius=2.0),), bounding_radius=0.5)  # solid, but only inside this ball
     (scores,) = score_truths(scene, [truth])
     assert scores.iou == pytest.approx((0.5 / 0.8) ** 3, abs=0.01)
-    assert math.isnan(scores.colour_error)  # no part of the true surface was ever reachable
+    assert math.isnan(scores.color_error)  # no part of the true surface lies inside the bounding ball
 
 
 class Box:
-    """A cube of half side 0.4: edges and corners, and a gradient that jumps."""
+    """A cube of half side 0.4: its gradient jumps at edges and corners."""
 
     def sdf(self, points):
         q = points.abs() - 0.4
@@ -98,9 +98,9 @@ def test_surface_points_lie_on_the_surface_and_cover_it():
 @pytest.mark.parametrize("sides", [(), (0,), (2,), (0, 1, 2, 3), (1, 3)])
 def test_sides_that_show_the_mark(toys, sides):
     truth = toys.Ball(radius=0.5, marked=(0,))
-    made = toys.Ball(radius=0.47, marked=sides)  # a surface a little off the true one
-    (found,) = mark_sides(toys.BallScene((made,)), [truth])
-    assert found == tuple(k in sides for k in range(4))
+    made = toys.Ball(radius=0.47, marked=sides)  # a surface slightly inside the true one
+    (shown,) = mark_sides(toys.BallScene((made,)), [truth])
+    assert shown == tuple(k in sides for k in range(4))
 
 
 def test_no_surface_shows_no_mark_and_no_mark_gives_none(toys):

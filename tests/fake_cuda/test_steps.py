@@ -62,7 +62,7 @@ def option_cases() -> list[dict]:
         "no perp-neg": ("views.perp_neg=false",),
         "numbered directions": ("views.perp_neg=false", "views.direction_step_deg=10"),
         "negatives": ("views.negatives=[ugly]", "views.negative_weights=[-1]"),
-        "accumulation": ("trainer.accumulation=2",),
+        "accumulation": ("trainer.gradient_accumulation_steps=2",),
         "average and clipping": ("trainer.ema_decay=0.99", "optimizer.clip_norm=1", "optimizer.name=adamw"),
         "adan": ("optimizer.name=adan", "optimizer.betas=[0.98, 0.92, 0.99]"),
         "shading": ("renderer.shading.kind=lambert",),
@@ -74,8 +74,8 @@ def option_cases() -> list[dict]:
         "one pass": ("renderer.num_fine=0",),
         "torch's lookup": ("generator.grid.engine=torch",),
         "tokens and z": ("generator.text=tokens", "generator.z_dim=4", "trainer.seeds_per_prompt=2"),
-        "hash surroundings": ("surroundings.name=hash",),
-        "shared surroundings": ("surroundings.name=sh",),
+        "hash surroundings": ("environment.name=hash",),
+        "shared surroundings": ("environment.name=sh",),
         "two views a prompt": ("trainer.views_per_prompt=2", "trainer.prompts_per_process=2"),
     }  # fmt: skip
     return [case(name, *overrides) for name, overrides in options.items()]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from amortized.config import load_config
-from tests.training.toy import COLOURS, TEXTS, make_trainer
+from tests.training.toy import COLORS, TEXTS, make_trainer
 from train import RunConfig
 
 given = ["output=o", "corpus=shapes16", "prior=p", "generator.name=film", "generator.width=16"]
@@ -28,7 +28,7 @@ together = generator(text).sdf(points)
 apart = [generator(trainer.bank.get([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
 torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
 albedo = generator(text).sdf_and_radiance(points)[1].mean(dim=1)  # [P, 3]
-colours = torch.tensor([COLOURS[name] for name in TEXTS])
+colours = torch.tensor([COLORS[name] for name in TEXTS])
 assert torch.cdist(albedo, colours).argmin(dim=1).tolist() == [0, 1, 2], albedo
 """
 

@@ -86,5 +86,5 @@ def test_a_run_tells_of_itself(tmp_path, monkeypatch):
 
 def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="trainer.tracker=wandb is not installed: pip install wandb"):
+    with pytest.raises(ValueError, match="monitoring.tracker=wandb is not installed: pip install wandb"):
         make_trainer(tmp_path, steps=1, tracker="wandb").train(quiet=True)

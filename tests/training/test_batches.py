@@ -7,8 +7,8 @@ import torch
 
 from amortized.cameras import CameraConfig
 from amortized.rendering import BackgroundConfig
-from amortized.training.prompt_order import Shuffle
 from amortized.training.batches import Sampler, asset_seed, asset_z, batch_digest, slots_of, z_of
+from amortized.training.prompt_order import Shuffle
 from amortized.types import Prompt
 
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from tests.training.test_sampler import make_sampler
 
-from amortized.training.prompt_order import Curriculum, OrderConfig, Shuffle, Weighted, order_of, shuffled
 from amortized.training.batches import slots_of
+from amortized.training.prompt_order import Curriculum, OrderConfig, Shuffle, Weighted, order_of, shuffled
 from corpora import prompt_list
 from corpora.table import Entry, tabulate
-from tests.training.test_sampler import make_sampler
 
 # ---- the shuffle ------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from amortized.cameras import CameraConfig
-from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
 from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
+from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
 from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_trainer, target_images, weights_of
 
 

@@ -23,6 +23,7 @@ from amortized.cli import one_sentence_errors
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
 from amortized.guidance import Guidance, build_learned, published
+from amortized.monitoring.monitor import Record
 from amortized.priors import GaussianMixturePrior, load_stable_diffusion
 from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training import (
@@ -35,7 +36,6 @@ from amortized.training import (
     World,
     join_world,
 )
-from amortized.monitoring.monitor import Record
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
@@ -43,8 +43,8 @@ from generators.hyper_ingp import HyperINGPConfig
 from generators.surroundings import HashSurroundingsConfig, Surrounded
 from generators.triplane_transformer import TriplaneTransformerConfig
 
-COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
-TEXTS = tuple(COLOURS)
+COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
+TEXTS = tuple(COLORS)
 SIZE = 8
 
 
@@ -90,7 +90,7 @@ def target_images() -> torch.Tensor:
     """[K, 3, SIZE, SIZE]: a disc of the colour on grey."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     disc = (axis[:, None] ** 2 + axis[None] ** 2 < 0.45).float()
-    colours = torch.tensor([COLOURS[text] for text in TEXTS])[:, :, None, None]
+    colours = torch.tensor([COLORS[text] for text in TEXTS])[:, :, None, None]
     return disc * colours + (1 - disc) * 0.5
 
 

@@ -42,13 +42,13 @@ class DrawConfig:
     distance: tuple[float, float] = (2.54, 2.66)
     fovy_deg: tuple[float, float] = (38.0, 38.0)
     background: tuple[float, float] = (0.3, 0.95)
-    ring: int = 1  # so many neighbouring images show one scene at one elevation, evenly around it
-    coloured_background: bool = False
+    ring: int = 1  # so many neighboring images show one scene at one elevation, evenly around it
+    colored_background: bool = False
     random_light: bool = False
 
 
 # Half of the teacher's images are of what has corners: with as many views of each shape, what the azimuth
-# does to a corner was too small a part of the loss to be learnt.
+# does to a corner was too small a part of the loss to be learned.
 TEACHER = DrawConfig(
     seed=1,
     image_size=32,
@@ -69,7 +69,7 @@ JUDGE = DrawConfig(
     distance=(2.3, 3.0),
     fovy_deg=(34.0, 42.0),
     background=(0.0, 1.0),
-    coloured_background=True,
+    colored_background=True,
     random_light=True,
 )
 
@@ -156,7 +156,7 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
         fovy_deg=between(*config.fovy_deg),
     )
     low, high = config.background
-    channels = 3 if config.coloured_background else 1
+    channels = 3 if config.colored_background else 1
     background = (low + (high - low) * torch.rand(num_views, channels, generator=random)).expand(num_views, 3)
     light = Light()
     if config.random_light:
@@ -181,5 +181,5 @@ def caption(description: Description, seen: str = "", u: float = 1.0) -> str:
         if u < 0.06:
             description = Description((Item(item.shape, None),))
         elif u < 0.12:
-            description = Description((Item(None, item.colour),))
+            description = Description((Item(None, item.color),))
     return sentence(description) + seen

@@ -2,7 +2,7 @@
 
 Learning an encoder from scratch takes far longer than a small codec is worth; PCA is exact, and in
 closed form. Channels are scaled by the inverse square root of their deviation. Fully whitened, the
-weakest channel (a pattern within a patch) would weigh as much as the strongest (its colour), and
+weakest channel (a pattern within a patch) would weigh as much as the strongest (its color), and
 count 280 times as much per pixel in guidance's gradient; not whitened at all, it would drown in
 noise at nearly every time. The format's own layers can compute it:
 
@@ -26,7 +26,7 @@ LOG_VARIANCE = -8.0  # of the posterior: nearly deterministic
 
 def patches(images: Tensor) -> Tensor:
     """NCHW => rows [N * H/4 * W/4, 48] of 4 x 4 patches, in the order in which the encoder meets them:
-    (row and column of the 2 x 2 block, row and column within it, colour)."""
+    (row and column of the 2 x 2 block, row and column within it, color)."""
     n, c, height, width = images.shape
     blocks = images.view(n, c, height // 4, 2, 2, width // 4, 2, 2)  # n c Y by y X bx x
     return blocks.permute(0, 2, 5, 3, 6, 4, 7, 1).reshape(-1, 48)
@@ -65,11 +65,11 @@ def make_linear(vae, mean: Tensor, projection: Tensor) -> None:
         nn.init.zeros_(convolution.weight)
         nn.init.zeros_(convolution.bias)
     gather_in, gather_1, widen_2, gather_2, widen_3, out, quant = convolutions
-    for colour in range(3):
-        gather_in.weight[colour, colour, 1, 1] = 1
+    for color in range(3):
+        gather_in.weight[color, color, 1, 1] = 1
         for y in range(2):
             for x in range(2):
-                gather_1.weight[(y * 2 + x) * 3 + colour, colour, y, x] = 1
+                gather_1.weight[(y * 2 + x) * 3 + color, color, y, x] = 1
     for channel in range(12):
         widen_2.weight[channel, channel, 0, 0] = 1
     blocks = projection.view(count, 2, 2, 12)  # by, bx, channel

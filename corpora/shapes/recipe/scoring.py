@@ -1,4 +1,4 @@
-"""How well a prior obeys its text, judged by the CLIP: shape, colour and view, each on samples."""
+"""How well a prior obeys its text, judged by the CLIP: shape, color and view, each on samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from amortized.cameras import cameras_at
 from amortized.conditioning import ViewTextConfig, view_words
-from corpora.shapes.grammar import COLOURS, PLAIN_ITEMS, Description, sentence, singles
+from corpora.shapes.grammar import COLORS, PLAIN_ITEMS, Description, sentence, singles
 from corpora.shapes.recipe.clip import build_model, model_config, normalize
 from corpora.shapes.recipe.tokenizer import build_tokenizer
 
@@ -65,13 +65,13 @@ def seen_from(
 def score_prior(
     pipe, judge: Callable[[Tensor, list[str]], Tensor], views: ViewTextConfig, marked_every: int = 2
 ) -> dict[str, float]:
-    """Shape, colour and both of one sample a plain sentence, from any side; `view`: how often a sample
+    """Shape, color and both of one sample a plain sentence, from any side; `view`: how often a sample
     asked for from the front shows the mark more than one asked for from the back (0.5 is chance)."""
     texts = [sentence(description) for description in singles()]
     azimuth, elevation = torch.rand(2, len(texts), generator=torch.Generator().manual_seed(0))
     images = sample(pipe, seen_from(texts, 360 * azimuth - 180, 70 * elevation - 15, views))
     guess = judge(images, texts).argmax(-1)
-    own, num = torch.arange(len(texts)), len(COLOURS)
+    own, num = torch.arange(len(texts)), len(COLORS)
     some = PLAIN_ITEMS[::marked_every]
     marked = [sentence(Description((item,), marked=True)) for item in some]
     plain = [sentence(Description((item,))) for item in some]
@@ -82,7 +82,7 @@ def score_prior(
         gaps.append((judge(pictures, marked) - judge(pictures, plain)).diagonal())
     return {
         "shape": (guess // num == own // num).float().mean().item(),
-        "colour": (guess % num == own % num).float().mean().item(),
+        "color": (guess % num == own % num).float().mean().item(),
         "both": (guess == own).float().mean().item(),
         "view": (gaps[0][:, None] > gaps[1][None, :]).float().mean().item(),
     }

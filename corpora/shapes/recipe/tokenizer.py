@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amortized.cameras import VIEW_NAMES
-from corpora.shapes.grammar import COLOURS, MARK, RELATIONS, SHAPES, SIZES
+from corpora.shapes.grammar import COLORS, MARK, RELATIONS, SHAPES, SIZES
 
 CONTEXT_LENGTH = 24
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -14,7 +14,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 def words() -> list[str]:
     """Every word of the grammar, in a fixed order."""
     text = " ".join(
-        ["a an the something", *SIZES, *COLOURS, *SHAPES, *RELATIONS, MARK, *VIEW_NAMES, "view object below"]
+        ["a an the something", *SIZES, *COLORS, *SHAPES, *RELATIONS, MARK, *VIEW_NAMES, "view object below"]
     )
     return list(dict.fromkeys(text.split()))
 
