@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from amortized.cli import one_sentence_errors
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.files import atomic_write_text
-from amortized.training import join_world
+from amortized.parallel import join_world
 from benchmarks import full_size, hash_grids, rendering, steps, timing
-from train import RunConfig
 
 DEFAULT = ("rendering", "hash-grid", "step")
 Rows = list[dict[str, str | float]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from amortized.training import join_world
+from amortized.parallel import join_world
 from benchmarks.timing import Findings, machine, seconds
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices

@@ -19,17 +19,19 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import orbit
+from amortized.checkpointing import load_generator
+from amortized.commands.compose import RunConfig, guidance_of, load_corpus
 from amortized.conditioning.views import ViewText
 from amortized.config import geometric_at, load_config, value_at
 from amortized.files import atomic_write_text
+from amortized.generation import z_of
 from amortized.guidance import METHODS, Guidance, GuidanceConfig, published
 from amortized.guidance.playground import draws_of
 from amortized.rendering import render
-from amortized.training import load_generator, z_of
 from amortized.types import Cameras, GroundTruth, Prompt, Scene
 from benchmarks.rendering import TrueScene
 from benchmarks.timing import markdown
-from train import RunConfig, compose, corpus_of, guidance_of
+from train import compose
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 VIEWS, REPEATS = 4, 2
@@ -73,7 +75,7 @@ def at_time(config: GuidanceConfig, scale: float, t: float) -> GuidanceConfig:
 
 def measure(config: RunConfig, methods: list[str], scales: list[float], run: Path | None) -> list[dict]:
     """A row for each state, method and scale: the mean cosine at each time."""
-    corpus, device = corpus_of(config), torch.device("cpu")
+    corpus, device = load_corpus(config), torch.device("cpu")
     prompts = [corpus[i] for i in range(min(len(corpus), 16))]
     truths = [truth for prompt in prompts if (truth := corpus.truth(prompt)) is not None]
     if len(truths) < len(prompts):

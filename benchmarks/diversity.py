@@ -17,18 +17,20 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import orbit
+from amortized.checkpointing import load_generator
+from amortized.commands.compose import RunConfig, guidance_of, load_corpus
 from amortized.config import geometric_at, load_config
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
+from amortized.generation import z_of
 from amortized.guidance.playground import optimize
 from amortized.priors import ddim
 from amortized.random import normal
 from amortized.rendering import render
-from amortized.training import load_generator, z_of
 from amortized.types import Cameras
 from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
-from train import RunConfig, compose, corpus_of, guidance_of
+from train import compose
 
 ASSETS = 16
 
@@ -63,7 +65,7 @@ def measure(
 def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """Images [assets, H, W, 3] of each prompt of a run, asset i from azimuth 360 i / assets."""
     config = load_config(RunConfig, run / "config.yaml")
-    corpus = corpus_of(config)
+    corpus = load_corpus(config)
     _, bank, generator = compose(config, torch.device("cpu"))
     load_generator(run, generator.eval())
     look, cameras = config.evaluation, one_each(config, num_assets)
@@ -83,7 +85,7 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
 
 def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
     """As many images [assets, H, W, 3], each of latents of its own, by a run's guidance in half its steps."""
-    corpus, found = corpus_of(config), {}
+    corpus, found = load_corpus(config), {}
     for index in range(len(corpus)):
         prior, bank, _ = compose(config, torch.device("cpu"))  # anew: what is learned is each prompt's own
         guidance = guidance_of(config, prior, bank, len(corpus.trained))
@@ -108,7 +110,7 @@ def one_each(config: RunConfig, num_assets: int) -> Cameras:
 def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """As many samples [assets, H, W, 3] of the run's prior, told the same sides."""
     config = load_config(RunConfig, run / "config.yaml")
-    corpus = corpus_of(config)
+    corpus = load_corpus(config)
     prior, bank, _ = compose(config, torch.device("cpu"))
     found, sides = {}, one_each(config, num_assets)
     for index in range(len(corpus)):

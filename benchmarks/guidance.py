@@ -26,13 +26,13 @@ from pathlib import Path
 
 import torch
 
+from amortized.checkpointing import list_checkpoints
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.guidance import METHODS
-from amortized.training import list_checkpoints
 from benchmarks import directions, diversity, mixture, plots, timing
 from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
-from train import RunConfig
 
 EXACT = ("recall_at_1", "iou", "color_error", "clip_similarity")
 # ASD's, which the others are compared with, is the quickstart's own; the others have what suits each, at as

@@ -22,11 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.files import atomic_write_text
 from amortized.training.metering import Cost
 from benchmarks.timing import markdown
-from train import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"sd21": "hyper-ingp-sd21.yaml", "mvdream": "hyper-ingp-mvdream.yaml"}

@@ -25,11 +25,13 @@ from typing import Any
 
 import torch
 
+from amortized.commands.compose import RunConfig, guidance_of, load_corpus
 from amortized.conditioning import load_text_encoder
 from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
 from amortized.config import load_config
 from amortized.files import atomic_write_text
-from amortized.training import Trainer, World
+from amortized.parallel import World
+from amortized.training import Trainer
 from amortized.training.prompt_order import Shuffle
 from benchmarks import timing
 from benchmarks.studies import ROOT
@@ -37,7 +39,7 @@ from corpora import prompt_list
 from corpora.published import save_table
 from corpora.shapes.grammar import NUM_PAIRS, pair, sentence, singles
 from corpora.table import Entry, tabulate
-from train import RunConfig, compose, corpus_of, guidance_of
+from train import compose
 
 PRIOR = "checkpoints/shapes-prior"
 STEPS = 30
@@ -74,7 +76,7 @@ def configured(corpus: Path, shards: Path) -> RunConfig:
 
 
 def trainer_of(config: RunConfig) -> Trainer:
-    corpus, device = corpus_of(config), torch.device("cpu")
+    corpus, device = load_corpus(config), torch.device("cpu")
     prior, bank, generator = compose(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     world = World(device=device)
@@ -85,7 +87,7 @@ def process(corpus: Path, shards: Path) -> dict[str, float]:
     """In a process of its own: start-up, memory, and the steps with text from shards and from memory."""
     start = time.perf_counter()
     trainer = trainer_of(configured(corpus, shards))
-    trainer._step(0, interrupted=False)
+    trainer.step(0, interrupted=False)
     found = {"start-up, s": time.perf_counter() - start}
     # The same steps, turn by turn, so that a busy machine slows both alike.
     known = trainer_of(configured(corpus, shards))
@@ -95,7 +97,7 @@ def process(corpus: Path, shards: Path) -> dict[str, float]:
     for step in range(1, STEPS):
         for name, each in (("shards", trainer), ("memory", known)):
             begin = time.perf_counter()
-            record = each._step(step, interrupted=False)
+            record = each.step(step, interrupted=False)
             times[name].append(time.perf_counter() - begin)
             if name == "shards":
                 waits.append(record.stopwatch.seconds()["batch"])
@@ -115,7 +117,7 @@ def remember(trainer: Trainer) -> None:
     """Let the text of all steps be in memory, and the shards forgotten."""
     source = trainer.bank.told
     for step in range(STEPS + 1):
-        batch = trainer.sampler.batch(step, trainer.slots[0], trainer.prompts_seen(step))
+        batch = trainer.sampler.draw(step, trainer.slots[0], trainer.prompts_seen(step))
         for text in {trainer.prompt(index).text for index in batch.prompt_indices}:
             source._memory[text, ""] = source.rows([(text, "")])
     source.stores.clear()
@@ -127,8 +129,8 @@ def memory(corpus: Path, shards: Path) -> dict[str, float]:
 
     trainer = trainer_of(configured(corpus, shards))
     for step in range(STEPS):
-        trainer._step(step, interrupted=False)
-    trainer.ahead.close()
+        trainer.step(step, interrupted=False)
+    trainer.prefetcher.close()
     return {"peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 

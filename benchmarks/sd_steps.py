@@ -20,18 +20,19 @@ from typing import Any
 import torch
 
 from amortized.cameras import orbit
+from amortized.commands.compose import RunConfig
 from amortized.conditioning import TextBank
 from amortized.config import load_config
 from amortized.guidance import Guidance
+from amortized.parallel import World, join_world
 from amortized.priors import StableDiffusionPrior
-from amortized.training import Trainer, World, join_world
+from amortized.training import Trainer
 from benchmarks import ceilings, roofline, sizes
 from benchmarks.full_size import max_resident_gib
 from benchmarks.public_way import PER_PIXEL, PublicWay
 from benchmarks.steps import Pieces, split_of
 from benchmarks.timing import Findings, now, waits
 from corpora import prompt_list
-from train import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"Stable Diffusion 2.1": "hyper-ingp-sd21", "MVDream": "hyper-ingp-mvdream"}
@@ -113,7 +114,7 @@ def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:
     device, number = trainer.world.device, iter(range(10**6))
 
     def step() -> Any:
-        return trainer._step(next(number), False)
+        return trainer.step(next(number), False)
 
     for _ in range(2):
         step()

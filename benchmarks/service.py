@@ -21,10 +21,12 @@ from pathlib import Path
 
 import torch
 
+from amortized.commands.compose import RunConfig, guidance_of, load_corpus
 from amortized.config import load_config
-from amortized.training import Trainer, World
+from amortized.parallel import World
+from amortized.training import Trainer
 from benchmarks import timing
-from train import RunConfig, compose, corpus_of, guidance_of
+from train import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("outputs/service")
@@ -42,7 +44,7 @@ STEPS, SKIPPED, TURNS = 50, 15, 3  # of weak scaling
 def trainer_of() -> Trainer:
     config = load_config(RunConfig, ROOT / "configs/quickstart.yaml", LARGE)
     config = replace(config, trainer=replace(config.trainer, steps=10_000, ema_decay=0.98))
-    corpus, device = corpus_of(config), torch.device("cpu")
+    corpus, device = load_corpus(config), torch.device("cpu")
     prior, bank, generator = compose(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     world = World(device=device)
@@ -60,17 +62,17 @@ def stall() -> list[dict[str, str | float]]:
         for name, found in times.items():
             start = time.perf_counter()
             if name != "none":
-                trainer._save(step, None)
+                trainer.save(step, None)
             if name == "waited for":
                 trainer.checkpoints.wait()
             for _ in range(BLOCK):
-                trainer._step(step, interrupted=False)
+                trainer.step(step, interrupted=False)
                 step += 1
             took = (time.perf_counter() - start) / BLOCK
             trainer.checkpoints.wait()
             if turn:  # the first warms up
                 found.append(took)
-    trainer.ahead.close()
+    trainer.prefetcher.close()
     trainer.checkpoints.close()
     newest = max((FOLDER / "stall/checkpoints").iterdir(), key=lambda path: path.name.startswith("step"))
     size = sum(file.stat().st_size for file in newest.iterdir()) / 2**20

@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from amortized.commands.compose import RunConfig, guidance_of, load_corpus
 from amortized.conditioning.views import ViewText
 from amortized.config import geometric_at
 from amortized.guidance import GuidanceOutput, branches_per_image
-from amortized.monitoring.stopwatch import Stopwatch
+from amortized.monitoring import Stopwatch
+from amortized.parallel import World
 from amortized.rendering import render
-from amortized.training import Trainer, World
+from amortized.training import Trainer
 from amortized.training.batches import Batch
 from amortized.training.losses import regularization
 from amortized.transfer import to_device
 from amortized.types import Cameras, Render, Scene, TextCondition
 from benchmarks.timing import seconds
-from train import RunConfig, compose, corpus_of, guidance_of
+from train import compose
 
 PROGRESS = 0.5  # of the run, for the schedules
 Mark = Callable[[str], object]
@@ -47,7 +49,7 @@ class Pieces:
 
     def __post_init__(self) -> None:
         trainer, device = self.trainer, self.trainer.world.device
-        self.batch = trainer.sampler.batch(0, trainer.slots[0], 0)
+        self.batch = trainer.sampler.draw(0, trainer.slots[0], 0)
         self.texts = [trainer.prompt(index).text for index in self.batch.prompt_indices]
         self.read = trainer.bank.get(self.texts)
         self.told = trainer.bank.views(self.texts, self.batch.cameras)
@@ -107,7 +109,7 @@ def split_of(step: Callable[[Mark], object], device: torch.device, repeats: int 
 
 def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step, ratios, and megabytes."""
-    corpus = corpus_of(config)
+    corpus = load_corpus(config)
     prior, bank, generator = compose(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     trainer = Trainer(
@@ -122,7 +124,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
             times = torch.full((len(noise),), 500, device=device)
             guidance.prior.predict_noise(noise, times, pieces.told.positive)
 
-    sampling = seconds(lambda: trainer.sampler.batch(1, trainer.slots[0], 1))
+    sampling = seconds(lambda: trainer.sampler.draw(1, trainer.slots[0], 1))
     split = split_of(pieces.step, device)
     whole = seconds(lambda: pieces.step(lambda _: None))
     with torch.no_grad():

@@ -13,10 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import mean
 
+from amortized.checkpointing import list_checkpoints
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.evaluation.metrics import Interval, bootstrap_interval
-from amortized.training import list_checkpoints
-from train import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # exit status of a training that could not go on

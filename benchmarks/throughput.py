@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from amortized.cameras import orbit
+from amortized.parallel import join_world
 from amortized.rendering import RendererConfig, render
-from amortized.training import join_world
 from amortized.transfer import to_device
 from amortized.types import Render, TextCondition
 from benchmarks import ceilings, hash_grids

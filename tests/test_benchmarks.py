@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from amortized.commands.compose import RunConfig
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
 from amortized.config import config_to_yaml, load_config
@@ -31,7 +32,6 @@ from benchmarks import (
 from corpora import open_corpus
 from corpora.shapes.grammar import sentence, singles
 from generators.hyper_ingp import HyperINGPConfig
-from train import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,11 +18,12 @@ from generators.pretrained import from_pretrained
 
 import evaluate
 import train
+from amortized.checkpointing import load_generator
 from amortized.cli import preset_paths
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.evaluation import PromptRow
 from amortized.guidance import METHODS, published
-from amortized.training import load_generator
 from amortized.types import TextCondition
 from corpora import prompt_list
 from corpora.__main__ import main as corpora_main
@@ -200,7 +201,7 @@ def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp
 
 def check_exported(folder: Path, exported: Path) -> None:
     """What comes out of the folder is the run's generator, its averaged weights."""
-    config = load_config(train.RunConfig, folder / "config.yaml")
+    config = load_config(RunConfig, folder / "config.yaml")
     found = from_pretrained(exported)
     told = json.loads((exported / "config.json").read_text())
     expected = config.generator.build(told["text_dim"])
@@ -218,7 +219,7 @@ def check_exported(folder: Path, exported: Path) -> None:
 
 @pytest.mark.parametrize("preset", preset_paths(), ids=lambda path: path.stem)
 def test_presets_are_valid_and_write_where_their_name_says(preset):
-    config = load_config(train.RunConfig, preset, ["corpus=shapes16", "prior=p"])
+    config = load_config(RunConfig, preset, ["corpus=shapes16", "prior=p"])
     assert config.output == f"outputs/{preset.stem}"
 
 
@@ -226,7 +227,7 @@ def test_presets_are_valid_and_write_where_their_name_says(preset):
 @pytest.mark.parametrize("method", METHODS)
 def test_presets_of_published_priors_have_each_methods_published_schedule(preset, method):
     told = ["corpus=shapes16", f"guidance.method={method}"]
-    config = load_config(train.RunConfig, ROOT / f"configs/{preset}.yaml", told)
+    config = load_config(RunConfig, ROOT / f"configs/{preset}.yaml", told)
     assert config.guidance == published(method)
 
 

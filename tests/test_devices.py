@@ -15,8 +15,8 @@ import evaluate
 import train
 from amortized import devices
 from amortized.devices import ALLOCATOR
+from amortized.parallel import join_world
 from amortized.priors import PriorConfig, load_prior
-from amortized.training import join_world
 from benchmarks.__main__ import main as bench_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +123,7 @@ def test_memory_grows_in_segments_unless_the_environment_says_how(gpus, monkeypa
 
 ONLY_CUDA = """
 import os, torch
-from amortized.training import join_world
+from amortized.parallel import join_world
 torch.cuda.set_device = lambda device: None
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
 with join_world("cpu"):

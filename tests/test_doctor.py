@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import train
 from amortized import cli, doctor
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.doctor import GIB, Named, Row
 from amortized.encodings import engines
@@ -317,7 +317,7 @@ def test_room_is_looked_for_where_the_run_goes(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(doctor, "NEEDED_GIB", 1)
     monkeypatch.setattr(doctor.shutil, "disk_usage", usage)
     monkeypatch.setattr(doctor.os.path, "exists", lambda path: str(path) in (str(tmp_path), "/dev/shm"))
-    rows = list(doctor.room(str(tmp_path / "not" / "yet")))
+    rows = list(doctor.load_targets(str(tmp_path / "not" / "yet")))
     assert asked == [str(tmp_path), "/dev/shm"]
     disk, shared = named_row(rows, "disk"), named_row(rows, "/dev/shm")
     assert disk.state == "wrong" and disk.found == f"0.5 GiB free in {tmp_path}" and "output=" in disk.mend
@@ -326,7 +326,7 @@ def test_room_is_looked_for_where_the_run_goes(tmp_path: Path, monkeypatch) -> N
 
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: mode != os.W_OK)
-    disk = named_row(doctor.room(str(tmp_path)), "disk")
+    disk = named_row(doctor.load_targets(str(tmp_path)), "disk")
     assert disk.state == "wrong" and "may not be written to" in disk.found
 
 
@@ -342,7 +342,7 @@ def test_memory(text: str, found: str, monkeypatch) -> None:
     monkeypatch.setattr(doctor.os, "sysconf", sizes.__getitem__)
     monkeypatch.setattr(doctor.Path, "read_text", lambda path: text)
     monkeypatch.setattr(doctor, "NEEDED_GIB", 2)
-    memory = named_row(doctor.room("outputs"), "memory")
+    memory = named_row(doctor.load_targets("outputs"), "memory")
     assert (memory.found, memory.state) == (found, "wrong" if "free" in found else "ok")
 
 
@@ -456,7 +456,7 @@ def test_shards(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("preset", cli.preset_paths(), ids=lambda path: path.stem)
 def test_settings_are_read_as_training_reads_them(preset: Path) -> None:
     words = ["corpus=x", "text.shards=[a, 'b c']", "prior.revision=null"]
-    run = load_config(train.RunConfig, preset, words)
+    run = load_config(RunConfig, preset, words)
     named = doctor.named_by([str(preset), *words])
     assert (named.output, named.prior, named.revision) == (run.output, run.prior.path, None)
     assert named.allow_network == run.prior.allow_network and named.shards == run.text.shards

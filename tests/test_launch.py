@@ -17,10 +17,10 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-import train
 from amortized.cli import preset_paths
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
-from amortized.training.config import DistributedConfig
+from amortized.parallel import DistributedConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "configs" / "launch"
@@ -105,7 +105,7 @@ def test_the_head_says_what_to_type_and_every_setting_is_one(name: str) -> None:
     commands = re.findall(r"(configs/[\w-]+\.yaml)((?: [a-z_.]+=\S+)+)", flat)
     assert commands
     for preset, overrides in commands:
-        config = load_config(train.RunConfig, ROOT / preset, overrides.split())
+        config = load_config(RunConfig, ROOT / preset, overrides.split())
         assert f"output={config.output}" in overrides.split()
 
 

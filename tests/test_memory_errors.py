@@ -169,7 +169,7 @@ def settings_of(owner: type, prefix: str = "") -> set[str]:
 def test_what_helps_are_settings():
     from amortized.priors import PriorConfig
 
-    known = settings_of(train.RunConfig) | settings_of(PriorConfig, "prior.")
+    known = settings_of(RunConfig) | settings_of(PriorConfig, "prior.")
     known |= {
         f"generator.{name}"
         for config in map(generators.config_class, generators.GENERATORS)

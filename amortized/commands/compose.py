@@ -71,6 +71,13 @@ def build_untrained(config: RunConfig, text_dim: int, device: torch.device) -> n
     return build_generator(config.generator, config.environment, text_dim).to(device)
 
 
+def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, nn.Module]:
+    """The prior, the text embeddings and an untrained generator, on `device`."""
+    prior = load_prior(config.prior, device)
+    bank, text_dim = build_bank(config, prior, device)
+    return prior, bank, build_untrained(config, text_dim, device)
+
+
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
     """Build the score-distillation guidance, with its learned reference model if the method has one."""
     if config.guidance.trajectory.cache and (config.views.direction_step_deg or config.views.perp_neg):
@@ -99,8 +106,6 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
             f"prior.denoiser_device={config.prior.denoiser_device} is a single device, but there are "
             f"{world.size} processes: train in one process, or set it to null"
         )
-    prior = load_prior(config.prior, world.device)
-    bank, text_dim = build_bank(config, prior, world.device)
-    generator = build_untrained(config, text_dim, world.device)
+    prior, bank, generator = build_parts(config, world.device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)

@@ -22,21 +22,21 @@ from torch import Tensor
 
 import train
 from amortized import transfer
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.encodings import triton_grid
 from amortized.guidance import Guidance
-from amortized.parallel.strategies import Replicated
+from amortized.parallel import DDPStrategy, World
 from amortized.priors import DTYPES, StableDiffusionPrior, graphs, load_prior
 from amortized.priors.stable_diffusion import graphs_serve
 from amortized.rendering import lattice
-from amortized.training import Trainer, World, objective
+from amortized.training import Trainer, objective
 from amortized.training.metering import Cost
 from amortized.training.prefetch import Prepared
 from benchmarks import sizes
 from benchmarks.fake_gpu.machine import CUDA, IN_USE, FakeGPU, on_gpu
 from benchmarks.fake_gpu.pretend import pretend
 from generators.surroundings import Surrounded
-from train import RunConfig
 
 PRIORS = {
     "sd21": sizes.SD21,
@@ -52,7 +52,7 @@ SECTIONS: tuple[tuple[Any, str, str], ...] = (
     (StableDiffusionPrior, "predict_noise", "denoiser"),
     (Guidance, "__call__", "guidance"),
     (Tensor, "backward", "backward"),
-    (Replicated, "update", "update"),
+    (DDPStrategy, "update", "update"),
 )
 
 
@@ -83,22 +83,22 @@ def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS
             """The batch, made here: on a GPU another thread makes it, and waits there."""
             before = gpu.waits.copy()
             with gpu.outside():
-                prepared = trainer._prepare(step, part)
+                prepared = trainer.prepare(step, part)
             made.update(gpu.waits - before)
             gpu.waits = before
             return prepared
 
         generator = trainer.state.generator
         generator.forward = _within("generator", generator.forward)
-        with mock.patch.object(trainer.ahead, "get", get):
-            trainer._step(number - 1, False)  # makes moments, sends constants
+        with mock.patch.object(trainer.prefetcher, "get", get):
+            trainer.step(number - 1, False)  # makes moments, sends constants
             resident = gpu.live
             gpu.costs.clear()
             gpu.waits.clear()
             made.clear()
             gpu.copied = 0
             with gpu.section("step"):
-                trainer._step(number, False)
+                trainer.step(number, False)
     return Step(costs=gpu.costs, waits=gpu.waits, waits_ahead=made, resident=resident, copied=gpu.copied)
 
 
@@ -114,7 +114,7 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
     if config.surroundings is not None:
         generator = Surrounded(generator, config.surroundings.build(width))
     corpus = train.corpus_of(config)
-    guidance = train.guidance_of(config, prior, bank, len(corpus.trained))
+    guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(
         config, world=World(device=CUDA), corpus=corpus, guidance=guidance, bank=bank,
         generator=generator.to(CUDA),

@@ -15,20 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from amortized.checkpointing import checkpoints as module
-from amortized.checkpointing.checkpoint import (
-    About,
+from amortized.checkpointing import (
     CheckpointError,
-    check,
+    CheckpointMeta,
+    Checkpoints,
     list_checkpoints,
     load_generator,
-    tensors_in,
+    read_part,
 )
-from amortized.checkpointing.checkpoints import Checkpoints
-from amortized.parallel.state import TrainingState
-from amortized.parallel.world import World
+from amortized.checkpointing import checkpoints as module
+from amortized.checkpointing.checkpoint import check
+from amortized.parallel import TrainingState, World
 
-ABOUT = About(step=5, prompts_seen=20, prior="a prior", text_dim=4)
+ABOUT = CheckpointMeta(step=5, prompts_seen=20, prior="a prior", text_dim=4)
 
 
 def state_of(seed: int, width: int = 3) -> TrainingState:
@@ -193,7 +192,7 @@ def test_averaged_weights_are_evaluated_where_there_are_some(tmp_path):
     expected, found = state_of(5).ema, nn.Linear(4, 2)
     assert load_generator(tmp_path / "run", found).name == "step_000005"
     assert expected is not None and torch.equal(found.weight, expected.weight)
-    assert tensors_in(tmp_path / "run/checkpoints/step_000005", "ema").keys() == {"weight", "bias"}
+    assert read_part(tmp_path / "run/checkpoints/step_000005", "ema").keys() == {"weight", "bias"}
     (tmp_path / "run/checkpoints/step_000005/state.json").unlink()
     with pytest.raises(CheckpointError, match="is damaged .No such file.*remove it, to take the one before"):
         load_generator(tmp_path / "run", found)

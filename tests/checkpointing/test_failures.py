@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
+from amortized.checkpointing import list_checkpoints, read_part
 from tests.training.toy import log_lines, make_trainer
 
 
@@ -93,4 +93,4 @@ def test_a_damaged_newest_checkpoint_is_told_by_a_run_of_two(tmp_path):
     notes = [json.loads(line)["note"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     (told,) = [note for note in notes if "damaged" in note]
     assert "step_000020 is damaged" in told and "going on from the one before" in told
-    assert torch.isfinite(tensors_in(tmp_path / "checkpoints/step_000030", "generator")["grid.table"]).all()
+    assert torch.isfinite(read_part(tmp_path / "checkpoints/step_000030", "generator")["grid.table"]).all()

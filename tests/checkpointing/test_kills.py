@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
+from amortized.checkpointing import list_checkpoints, read_part
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_thirty_kills_change_nothing(tmp_path):
     newest = [list_checkpoints(folder / "checkpoints")[-1] for folder in (run, tmp_path / "whole")]
     assert [path.name for path in newest] == [f"step_{STEPS:06d}"] * 2
     for part in ("generator", "ema", "optimizer"):
-        mine, whole = (tensors_in(path, part) for path in newest)
+        mine, whole = (read_part(path, part) for path in newest)
         assert mine.keys() == whole.keys() and len(mine) > 0
         assert all(torch.equal(value, whole[name]) for name, value in mine.items()), part
     print(struck)

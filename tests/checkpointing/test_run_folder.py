@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from amortized.checkpointing import open_run
+from amortized.commands.compose import RunConfig
 from amortized.config import config_to_yaml, load_config
-from amortized.training import World, open_run, runs
-from train import RunConfig
+from amortized.parallel import World
+from amortized.training import runs
 
 CONFIG = "seed: 0\ntrainer:\n  steps: 5\n  log_every: 1\n"
 
@@ -69,7 +71,8 @@ def test_what_stopped_for_a_reason_is_not_begun_again(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from amortized.training import World, open_run
+from amortized.checkpointing import open_run
+from amortized.parallel import World
 with open_run(Path(sys.argv[1]), "seed: 0", World()):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.checkpointing.checkpoint import CheckpointError, list_checkpoints, load_generator, tensors_in
-from amortized.checkpointing.checkpoints import Checkpoints
-from amortized.parallel.world import World
+from amortized.checkpointing import CheckpointError, Checkpoints, list_checkpoints, load_generator, read_part
+from amortized.parallel import World
 from tests.training.toy import make_trainer
 
 
@@ -27,10 +26,13 @@ def test_a_bare_machine_goes_on_from_copies(tmp_path):
     shutil.rmtree(tmp_path / "lost")
     second = make_trainer(tmp_path / "lost", upload=url)
     second.train(quiet=True)
-    assert "step_000020 was brought back from checkpointing.upload" in (tmp_path / "lost/events.jsonl").read_text()
+    assert (
+        "step_000020 was brought back from checkpointing.upload"
+        in (tmp_path / "lost/events.jsonl").read_text()
+    )
     for part in ("generator", "ema", "optimizer"):
         mine, expected = (
-            tensors_in(tmp_path / run / "checkpoints/step_000030", part) for run in ("lost", "whole")
+            read_part(tmp_path / run / "checkpoints/step_000030", part) for run in ("lost", "whole")
         )
         assert all(torch.equal(value, expected[name]) for name, value in mine.items()) and len(mine) > 0
 

@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from benchmarks.fake_gpu.pretend import pretend
 from benchmarks.fake_gpu.steps import take_step
-from train import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -135,7 +135,7 @@ def test_parts_compile_whole(name: str):
 
 
 def test_names_choose_settings():
-    from train import RunConfig
+    from amortized.commands.compose import RunConfig
 
     assert {name.split(" ")[0] for name in TINY} == {config_class(line)().name for line in GENERATORS}
     given = ["output=o", "corpus=shapes16", "prior=p"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from amortized.config import load_config
 from tests.training.toy import COLORS, TEXTS, make_trainer
-from train import RunConfig
+from amortized.commands.compose import RunConfig
 
 given = ["output=o", "corpus=shapes16", "prior=p", "generator.name=film", "generator.width=16"]
 config = load_config(RunConfig, None, given).generator

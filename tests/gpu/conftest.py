@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from amortized.training import World
+from amortized.parallel import World
 
 
 @pytest.fixture

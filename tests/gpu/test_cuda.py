@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amortized.training import World
+from amortized.parallel import World
 from benchmarks.timing import waits
 from tests.training.toy import TINY, interrupted_at, log_lines, make_trainer, weights_of
 
@@ -61,8 +61,8 @@ def test_a_step_waits_for_the_device_at_most_once(world: World, tmp_path):
         pytest.skip("only a CUDA device is waited for")
     trainer = make_trainer(tmp_path, world, steps=4)
     for step in range(2):
-        trainer._step(step, False)
-    found = waits(lambda: trainer._step(2, False))
+        trainer.step(step, False)
+    found = waits(lambda: trainer.step(2, False))
     assert len(found) <= 1, found
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from amortized.training import World
+from amortized.parallel import World
 from tests.tiny_sd import make_tiny_sd
 from tests.training.toy import log_lines
 

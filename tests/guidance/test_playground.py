@@ -88,7 +88,7 @@ def test_every_method_fills_a_sheet(folder, tmp_path, method, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_embedded_prior_gets_what_is_recommended_for_it(method):
-    from train import RunConfig
+    from amortized.commands.compose import RunConfig
 
     preset = CONFIGS / ("quickstart.yaml" if method == "asd" else f"methods/{method}.yaml")
     config = load_config(PlaygroundConfig, None, recommended(method))

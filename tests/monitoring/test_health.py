@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from amortized.monitoring.health import Spikes, Stragglers
-from amortized.monitoring.stopwatch import Stopwatch
+from amortized.monitoring import Stopwatch
+from amortized.monitoring.health import LossSpikes, Stragglers
 from tests.training.toy import make_trainer
 
 
 def test_a_spike_is_told_once_and_noise_is_not():
-    chance, spikes, told = random.Random(0), Spikes(), {}
+    chance, spikes, told = random.Random(0), LossSpikes(), {}
     for step in range(1, 1001):
         loss = chance.lognormvariate(0.0, 0.3) if step not in (500, 510, 700) else 20.0
         told[step] = spikes(step, loss)
@@ -27,7 +27,7 @@ def test_a_spike_is_told_once_and_noise_is_not():
 
 
 def test_constant_losses_have_no_spikes():
-    spikes = Spikes()
+    spikes = LossSpikes()
     assert not any(spikes(step, 1.0 + 1e-4 * (step % 2)) for step in range(300))
     assert spikes(301, 1.1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from amortized.checkpointing.checkpoint import list_checkpoints
+from amortized.checkpointing import list_checkpoints
 from tests.training.toy import log_lines, make_trainer
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from amortized.parallel.optim import Ema, OptimizerConfig, build_optimizer, set_learning_rate
+from amortized.parallel import Ema, OptimizerConfig, build_optimizer, set_learning_rate
 
 
 def test_the_average_is_its_recursion():

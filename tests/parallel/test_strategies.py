@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.checkpointing.checkpoint import tensors_in
+from amortized.checkpointing import read_part
 from tests.tiny_sd import make_tiny_sd
 from tests.training.toy import learning, log_lines, make_trainer
 
@@ -72,7 +72,7 @@ def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, ge
         assert a["prompts_seen"] == b["prompts_seen"] and a["denoiser_calls"] == b["denoiser_calls"]
     for part in ("generator", "learned") if guidance else ("generator",):
         expected = getattr(one.state, part).state_dict()
-        for name, value in tensors_in(tmp_path / "many/checkpoints/step_000006", part).items():
+        for name, value in read_part(tmp_path / "many/checkpoints/step_000006", part).items():
             # Adam moves a weight whose gradient is rounding by its rate; a step of it is 1e-2 here.
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5 if ddp else 5e-4)
 
@@ -107,7 +107,7 @@ def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(tmp_path):
             c["loss"], rel=5e-2
         )
     assert sharded[0]["loss"] != whole[0]["loss"]
-    kept = tensors_in(tmp_path / "fsdp2/checkpoints/step_000004", "generator")
+    kept = read_part(tmp_path / "fsdp2/checkpoints/step_000004", "generator")
     assert {value.dtype for value in kept.values()} == {torch.float32}
 
 
@@ -142,8 +142,8 @@ def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path, ways)
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
         assert a.get("learned", 0.0) == pytest.approx(b.get("learned", 0.0), rel=2e-4)
     for part in ("generator", "ema", "learned", "optimizer"):
-        whole = tensors_in(tmp_path / "one/checkpoints/step_000008", part)
-        mine = tensors_in(tmp_path / "many/checkpoints/step_000008", part)
+        whole = read_part(tmp_path / "one/checkpoints/step_000008", part)
+        mine = read_part(tmp_path / "many/checkpoints/step_000008", part)
         assert mine.keys() == whole.keys()
         for name, value in mine.items():
             torch.testing.assert_close(value, whole[name], rtol=1e-2, atol=1e-3, msg=name)

@@ -78,7 +78,7 @@ def test_a_compiled_denoiser_says_the_same(folder):
 
 def test_one_device_cannot_be_every_process(tmp_path, capsys, monkeypatch):
     import train
-    from amortized.training import World
+    from amortized.parallel import World
 
     class Two:
         def __enter__(self):

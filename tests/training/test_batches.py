@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from amortized.cameras import CameraConfig
+from amortized.generation import asset_seed, asset_z, z_of
+from amortized.monitoring.monitor import batch_digest
 from amortized.rendering import BackgroundConfig
-from amortized.training.batches import Sampler, asset_seed, asset_z, batch_digest, slots_of, z_of
+from amortized.training.batches import Sampler, assign_slots
 from amortized.training.prompt_order import Shuffle
 from amortized.types import Prompt
 
@@ -34,7 +36,7 @@ def test_slots_are_dealt_exactly_once(world_size, accumulation):
     dealt = [
         slot
         for rank in range(world_size)
-        for part in slots_of(rank, world_size, accumulation, 2)
+        for part in assign_slots(rank, world_size, accumulation, 2)
         for slot in part
     ]
     assert sorted(dealt) == list(range(world_size * accumulation * 2))
@@ -42,10 +44,10 @@ def test_slots_are_dealt_exactly_once(world_size, accumulation):
 
 def test_a_batch_is_its_slots_one_by_one():
     sampler = make_sampler()
-    whole = sampler.batch(4, range(6), 24)
+    whole = sampler.draw(4, range(6), 24)
     assert whole.cameras.c2w.shape == (6, 2, 4, 4) and whole.stratification.shape == (6, 2 * 16, 3)
     for slot in range(6):
-        one = sampler.batch(4, [slot], 24)
+        one = sampler.draw(4, [slot], 24)
         assert one.prompt_indices == [whole.prompt_indices[slot]]
         assert torch.equal(one.cameras.c2w[0], whole.cameras.c2w[slot])
         assert torch.equal(one.background[0], whole.background[slot])
@@ -76,12 +78,12 @@ def test_draws_are_what_they_claim():
 
 def test_the_digest_sees_every_draw_and_no_order():
     sampler = make_sampler()
-    batch = sampler.batch(2, range(4), 8)
+    batch = sampler.draw(2, range(4), 8)
     assert batch_digest(batch.digests) == batch_digest(batch.digests.flip(0))
     for other in (
-        sampler.batch(3, range(4), 12),
+        sampler.draw(3, range(4), 12),
         make_sampler(seed=9).batch(2, range(4), 8),
-        sampler.batch(2, range(1, 5), 8),
+        sampler.draw(2, range(1, 5), 8),
         make_sampler(order=Shuffle(6, 3)).batch(2, range(4), 8),
         make_sampler(z_dim=2).batch(2, range(4), 8),
     ):
@@ -101,10 +103,10 @@ def test_every_visit_has_a_z_of_its_own_or_that_of_one_of_a_few_assets():
 
 def test_images_have_keys_and_prompts_of_their_own():
     sampler = make_sampler()
-    draws = sampler.batch(1, range(6), 6).draws
+    draws = sampler.draw(1, range(6), 6).draws
     assert len(set(draws.keys.tolist())) == 12
-    assert torch.equal(sampler.batch(1, [4], 6).draws.keys, draws.keys[8:10])
-    assert draws.prompts.tolist() == [i for i in sampler.batch(1, range(6), 6).prompt_indices for _ in "ab"]
+    assert torch.equal(sampler.draw(1, [4], 6).draws.keys, draws.keys[8:10])
+    assert draws.prompts.tolist() == [i for i in sampler.draw(1, range(6), 6).prompt_indices for _ in "ab"]
     assert (
         0 <= draws.u_learned.min() and draws.u_learned.max() < 1 and len(set(draws.u_learned.tolist())) == 12
     )

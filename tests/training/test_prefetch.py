@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from amortized.training.prefetch import Ahead
+from amortized.training.prefetch import Prefetcher
 
 
 def test_batches_come_in_order_and_one_ahead():
@@ -17,7 +17,7 @@ def test_batches_come_in_order_and_one_ahead():
         made.append((step, part))
         return f"{step}.{part} in {threading.current_thread().name}"
 
-    ahead = Ahead(make, num_parts=2)
+    ahead = Prefetcher(make, num_parts=2)
     found = [ahead.get(step, part) for step in (4, 5) for part in (0, 1)]
     assert [text.split()[0] for text in found] == ["4.0", "4.1", "5.0", "5.1"]
     assert all("next-batch" in text for text in found)
@@ -32,7 +32,7 @@ def test_making_overlaps_the_step():
         time.sleep(0.05)
         return step
 
-    ahead, waited = Ahead(make, num_parts=1), []
+    ahead, waited = Prefetcher(make, num_parts=1), []
     for step in range(6):
         start = time.perf_counter()
         assert ahead.get(step, 0) == step
@@ -48,7 +48,7 @@ def test_what_goes_wrong_is_raised_where_it_is_asked_for():
             raise ValueError("the shard is damaged")
         return step
 
-    ahead = Ahead(make, num_parts=1)
+    ahead = Prefetcher(make, num_parts=1)
     assert ahead.get(0, 0) == 0
     with pytest.raises(ValueError, match="the shard is damaged"):
         ahead.get(1, 0)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tests.training.test_sampler import make_sampler
 
-from amortized.training.batches import slots_of
-from amortized.training.prompt_order import Curriculum, OrderConfig, Shuffle, Weighted, order_of, shuffled
+from amortized.training import PromptOrderConfig
+from amortized.training.batches import assign_slots
+from amortized.training.prompt_order import Curriculum, Shuffle, Weighted, build_prompt_order, shuffled
 from corpora import prompt_list
 from corpora.table import Entry, tabulate
 
@@ -99,8 +100,8 @@ def seen_by(
     for step in steps:
         by_slot = {}
         for rank in range(world_size):
-            for part in slots_of(rank, world_size, accumulation, prompts):
-                batch = sampler.batch(step, part, start + (step - steps.start) * per_step)
+            for part in assign_slots(rank, world_size, accumulation, prompts):
+                batch = sampler.draw(step, part, start + (step - steps.start) * per_step)
                 by_slot |= dict(zip(part, batch.prompt_indices, strict=True))
         found.append([by_slot[slot] for slot in range(per_step)])
     return found
@@ -183,17 +184,19 @@ def results(folder: Path, scores: dict[str, object]) -> Path:
 def test_orders_of_a_corpus(tmp_path: Path):
     corpus = prompt_list(TEXTS, "mine")
     ids = [corpus[index].id for index in range(4)]
-    assert order_of(OrderConfig(), corpus, 3) == Shuffle(4, 3)
-    short = order_of(OrderConfig(kind="curriculum", start=0.25, passes=4), corpus, 3)
+    assert build_prompt_order(PromptOrderConfig(), corpus, 3) == Shuffle(4, 3)
+    short = build_prompt_order(PromptOrderConfig(kind="curriculum", start=0.25, passes=4), corpus, 3)
     assert [short.at(0), sorted(short.at(p) for p in (1, 2))] == [3, [1, 3]]
     path = str(results(tmp_path, dict(zip(ids, [0.1, 0.2, 0.9, 0.3], strict=True))))
-    best = order_of(OrderConfig(kind="curriculum", by=path, start=0.25, passes=4), corpus, 3)
+    best = build_prompt_order(PromptOrderConfig(kind="curriculum", by=path, start=0.25, passes=4), corpus, 3)
     assert [best.at(0), sorted(best.at(p) for p in (1, 2))] == [2, [2, 3]]
     partly = str(results(tmp_path, {ids[2]: 0.1, ids[3]: 0.9}))  # an evaluation of some: the others come last
-    some = order_of(OrderConfig(kind="curriculum", by=partly, start=0.25, passes=4), corpus, 3)
+    some = build_prompt_order(
+        PromptOrderConfig(kind="curriculum", by=partly, start=0.25, passes=4), corpus, 3
+    )
     assert [some.at(0), sorted(some.at(p) for p in (1, 2))] == [3, [2, 3]]
     path = str(results(tmp_path, dict(zip(ids, [0.1, 0.2, 0.9, 0.3], strict=True))))
-    weighted = order_of(OrderConfig(kind="weighted", by=path), corpus, 3)
+    weighted = build_prompt_order(PromptOrderConfig(kind="weighted", by=path), corpus, 3)
     found = Counter(weighted.at(position) for position in range(4000))
     assert [found[i] / 4000 for i in range(4)] == pytest.approx(
         [0.1 / 1.5, 0.2 / 1.5, 0.9 / 1.5, 0.3 / 1.5], abs=0.01
@@ -203,7 +206,7 @@ def test_orders_of_a_corpus(tmp_path: Path):
 def test_repeated_prompts_weigh_more():
     lists = [Entry(text, split, "here") for text, split in
              [("a", "train"), ("b", "val"), ("c", "train"), ("a", "train"), ("a", "train")]]  # fmt: skip
-    order = order_of(OrderConfig(kind="weighted"), tabulate(lists, "mine"), 0)
+    order = build_prompt_order(PromptOrderConfig(kind="weighted"), tabulate(lists, "mine"), 0)
     found = Counter(order.at(position) for position in range(400))
     assert (
         set(found) == {0, 1} and abs(found[0] - 300) < 20
@@ -212,25 +215,25 @@ def test_repeated_prompts_weigh_more():
 
 def test_order_settings_that_cannot_be(tmp_path: Path):
     with pytest.raises(ValueError, match="order.by must be null or"):
-        OrderConfig(by="length")
+        PromptOrderConfig(by="length")
     with pytest.raises(ValueError, match=r"order.start must lie in \(0, 1\], got 0"):
-        OrderConfig(kind="curriculum", start=0)
+        PromptOrderConfig(kind="curriculum", start=0)
     with pytest.raises(ValueError, match="order.passes must be at least 1"):
-        OrderConfig(kind="curriculum", passes=0)
+        PromptOrderConfig(kind="curriculum", passes=0)
     corpus = prompt_list(TEXTS, "mine")
     path = results(tmp_path, {corpus[0].id: 1.0, corpus[1].id: None})
     with pytest.raises(
         ValueError, match=f"{path} has no recall_at_1 for 3 of 4 training prompts, the first is"
     ):
-        order_of(OrderConfig(kind="weighted", by=str(path)), corpus, 0)
+        build_prompt_order(PromptOrderConfig(kind="weighted", by=str(path)), corpus, 0)
     path = results(tmp_path, {"another": 1.0})
     with pytest.raises(ValueError, match="has no recall_at_1 for 4 of 4 training prompts"):
-        order_of(OrderConfig(kind="curriculum", by=str(path)), corpus, 0)
+        build_prompt_order(PromptOrderConfig(kind="curriculum", by=str(path)), corpus, 0)
     for text in ("", "{}", '{"prompts": 7}', '{"prompts": [7]}', '{"prompts": [{"id": "x"}]}'):
         path.write_text(text)
         with pytest.raises(
             ValueError, match=f"order.by: {path} is no results.json with a column recall_at_1"
         ):
-            order_of(OrderConfig(kind="curriculum", by=str(path)), corpus, 0)
+            build_prompt_order(PromptOrderConfig(kind="curriculum", by=str(path)), corpus, 0)
     with pytest.raises(ValueError, match="is no results.json"):
-        order_of(OrderConfig(kind="curriculum", by="missing.json"), corpus, 0)
+        build_prompt_order(PromptOrderConfig(kind="curriculum", by="missing.json"), corpus, 0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
+from amortized.checkpointing import list_checkpoints, read_part
 from tests.tiny_sd import make_tiny_sd
 from tests.training.test_trainer import stop_after
 from tests.training.toy import log_lines, make_trainer, weights_of
@@ -72,7 +72,7 @@ def test_two_processes_are_one_with_twice_the_batch(folder, tmp_path, run):
         assert (a["denoiser_calls"], a["gradient_calls"]) == (b["denoiser_calls"], b["gradient_calls"])
     (saved,) = list_checkpoints(tmp_path / "two" / "checkpoints")
     if one.state.learned is not None:
-        for name, value in tensors_in(saved, "learned").items():
+        for name, value in read_part(saved, "learned").items():
             torch.testing.assert_close(value, one.state.learned.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 

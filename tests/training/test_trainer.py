@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from amortized.cameras import CameraConfig
-from amortized.checkpointing.checkpoint import list_checkpoints, tensors_in
-from amortized.training import LossConfig, OptimizerConfig, TrainingStopped
+from amortized.checkpointing import list_checkpoints, read_part
+from amortized.monitoring import TrainingStopped
+from amortized.parallel import OptimizerConfig
+from amortized.training import LossConfig
 from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_trainer, target_images, weights_of
 
 
 def distance_to_targets(trainer) -> float:
     """Mean squared distance of what the trainer renders now from the components' means."""
-    batch = trainer.sampler.batch(10**6, list(range(6)), 6 * 10**6)
+    batch = trainer.sampler.draw(10**6, list(range(6)), 6 * 10**6)
     scene = trainer.state.generator(trainer.bank.get([TEXTS[i] for i in batch.prompt_indices]))
     from amortized.rendering import render
 
@@ -96,7 +98,7 @@ def test_adan_resumes_bit_for_bit_and_stays_finite(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(second).items())
     predict = whole.guidance.prior.predict_noise
     whole.guidance.prior.predict_noise = lambda *given, **named: predict(*given, **named) * math.nan
-    record = whole._step(30, False)
+    record = whole.step(30, False)
     assert not all(map(math.isfinite, record.values.tolist()))
     assert all(value.isfinite().all() for value in weights_of(whole).values())
 
@@ -106,7 +108,7 @@ def test_another_number_of_slots_goes_on_in_the_order_of_prompts(tmp_path):
     seen = []
     for steps, slots in ((2, 4), (3, 12), (5, 8)):
         trainer = make_trainer(tmp_path, steps=steps, prompts_per_process=slots, checkpoint_every=1)
-        draw = trainer.sampler.batch
+        draw = trainer.sampler.draw
 
         def watched(step, slots, start, draw=draw):
             batch = draw(step, slots, start)
@@ -154,7 +156,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     resumed = make_trainer(tmp_path / "killed", steps=60, checkpoint_every=5)
     resumed.train(quiet=True)
     for part in ("generator", "ema", "optimizer"):
-        mine, whole = (tensors_in(tmp_path / run / LAST, part) for run in ("killed", "whole"))
+        mine, whole = (read_part(tmp_path / run / LAST, part) for run in ("killed", "whole"))
         assert mine.keys() == whole.keys() and len(mine) > 0
         assert all(torch.equal(value, whole[name]) for name, value in mine.items())
 
@@ -225,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
     trainer = make_trainer(tmp_path)
-    step = trainer._step
+    step = trainer.step
 
     def poisoned(number, interrupted):
         record = step(number, interrupted)
@@ -233,7 +235,7 @@ def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
             record.values.host.fill_(math.nan)
         return record
 
-    trainer._step = poisoned
+    trainer.step = poisoned
     with pytest.raises(TrainingStopped, match="no checkpoint had been written"):
         trainer.train(quiet=True)
     assert list_checkpoints(tmp_path / "checkpoints") == []

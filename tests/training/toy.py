@@ -12,30 +12,22 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from amortized.cameras import CameraConfig
+from amortized.checkpointing import CheckpointConfig
 from amortized.cli import one_sentence_errors
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
 from amortized.guidance import Guidance, build_learned, published
-from amortized.monitoring.monitor import Record
-from amortized.priors import GaussianMixturePrior, load_stable_diffusion
+from amortized.monitoring import MonitorConfig, StepRecord
+from amortized.parallel import DistributedConfig, OptimizerConfig, World, join_world
+from amortized.priors import GaussianMixturePrior, PriorConfig, load_stable_diffusion
 from amortized.rendering import BackgroundConfig, RendererConfig
-from amortized.training import (
-    DistributedConfig,
-    LossConfig,
-    OptimizerConfig,
-    OrderConfig,
-    Trainer,
-    TrainerConfig,
-    World,
-    join_world,
-)
+from amortized.training import BaseRunConfig, LossConfig, Trainer, TrainerConfig
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
@@ -95,11 +87,12 @@ def target_images() -> torch.Tensor:
 
 
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
-    """A trainer over the three colours; `changes` are fields of TrainerConfig, or whole parts.
+    """A trainer over the three colors; `changes` are fields of its configs, or whole parts.
 
-    generator: a module, or one of TINY, or "surrounded"; a small Hyper-iNGP where none is given, with z_dim.
-    guidance: settings over ASD's, its method among them. views_per_group: of the prior.
-    prior: a folder in diffusers format, in place of the mixture.
+    generator: a module, a key of TINY, or "surrounded"; by default a small Hyper-iNGP with z_dim
+    guidance: settings over those of ASD, e.g. another method
+    views_per_group: of the prior
+    prior: a folder in diffusers format, instead of the mixture
     """
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
@@ -113,17 +106,13 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
     method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
     guidance = published(**{**method, **changes.pop("guidance", {})})
-    config = replace(
-        TrainerConfig(
-            steps=30,
-            prompts_per_process=4,
-            render_size=SIZE,
-            ema_decay=0.9,
-            checkpoint_every=10,
-            preview_every=10_000,
-        ),
-        **changes,
+    defaults = {"steps": 30, "prompts_per_process": 4, "render_size": SIZE, "ema_decay": 0.9}
+    trainer = TrainerConfig(**{**defaults, **_take(changes, TrainerConfig)})
+    checkpointing = CheckpointConfig(
+        **{"every": 10, **_take(changes, CheckpointConfig, every="checkpoint_every")}
     )
+    monitoring = MonitorConfig(**{"preview_every": 10_000, **_take(changes, MonitorConfig)})
+    assert not changes, f"unknown changes: {changes}"
     device = world.device if world else "cpu"
     if prior_path is None:
         encoder, width = ColourEncoder(), len(TEXTS)
@@ -156,26 +145,35 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
             guidance.learned, prior, null=null, text=text, num_prompts=num_prompts, seed=7
         )
     folder.mkdir(parents=True, exist_ok=True)
-    settings = SimpleNamespace(
+    config = BaseRunConfig(
         output=str(folder),
+        corpus="toy",
+        prior=PriorConfig(path="toy"),
         seed=7,
         cameras=cameras,
         background=BackgroundConfig(colour=(0.5, 0.5, 0.5)),
         renderer=renderer,
         losses=losses,
         optimizer=optimizer,
-        order=OrderConfig(),
-        trainer=config,
+        trainer=trainer,
+        checkpointing=checkpointing,
+        monitoring=monitoring,
         distributed=distributed,
     )
     return Trainer(
-        settings,
+        config,
         world=world,
         corpus=prompt_list(TEXTS, "toy"),
         guidance=Guidance(prior, guidance, learned),
         bank=bank,
         generator=generator.to(world.device),
     )
+
+
+def _take(changes: dict, config: type, **aliases: str) -> dict:
+    """Remove from `changes` the fields of a config class; `aliases` maps fields to their names in `changes`."""
+    names = {aliases.get(field.name, field.name): field.name for field in fields(config)}
+    return {field: changes.pop(name) for name, field in names.items() if name in changes}
 
 
 def log_lines(folder: Path) -> list[dict]:
@@ -196,8 +194,8 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 def interrupted_at(trainer: Trainer, stop: int | None) -> Trainer:
     """As if a signal came during this step."""
     if stop is not None:
-        step = trainer._step
-        trainer._step = lambda number, interrupted: step(number, interrupted or number + 1 >= stop)
+        step = trainer.step
+        trainer.step = lambda number, interrupted: step(number, interrupted=interrupted or number + 1 >= stop)
     return trainer
 
 
@@ -214,17 +212,17 @@ def troubled(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
                 raise ZeroDivisionError("a defect")
 
     predict = trainer.guidance.prior.predict_noise
-    inner, met = trainer._step, []
+    inner, met = trainer.step, []
 
-    def stepped(number: int, interrupted: bool) -> Record:
+    def stepped(number: int, interrupted: bool) -> StepRecord:
         if trainer.world.rank == rank and number == step:
             met.append(number)
             trouble()
         else:
             met.clear()
-        return inner(number, interrupted)
+        return inner(number, interrupted=interrupted)
 
-    trainer._step = stepped
+    trainer.step = stepped
     if kind == "nan":
         trainer.guidance.prior.predict_noise = lambda *given, **named: (
             predict(*given, **named) * (float("nan") if met else 1.0)
@@ -242,9 +240,9 @@ if __name__ == "__main__":
     if given.get("strategy") == "zero3":
         from amortized.parallel import zero
 
-        zero.SMALL = 0  # so that the weights of small generators are taken apart too
+        zero.PERSISTENCE_THRESHOLD = 0  # so that the weights of small generators are taken apart too
     with one_sentence_errors("toy"):
-        with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", alone=alone) as joined:
+        with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", always_group=alone) as joined:
             trainer = interrupted_at(make_trainer(Path(sys.argv[1]), joined, **given), stop)
             where = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
             print(json.dumps({**where, "slots": trainer.slots}), flush=True)

@@ -74,8 +74,9 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     import time
     from pathlib import Path
 
+    from amortized.commands.compose import RunConfig, guidance_of, load_corpus
     from amortized.config import load_config
-    from train import RunConfig, compose, corpus_of, guidance_of
+    from train import compose
 
     root = Path(__file__).resolve().parents[2]
     prompts = tmp_path / "prompts.txt"
@@ -92,16 +93,17 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
             "device=cpu",
         ],
     )
-    from amortized.training import Trainer, World
+    from amortized.parallel import World
+    from amortized.training import Trainer
 
     started = time.perf_counter()
     prior, bank, generator = compose(config, World().device)
     guidance = guidance_of(config, prior, bank, num_prompts=1)
     trainer = Trainer(
-        config, world=World(), corpus=corpus_of(config), guidance=guidance, bank=bank, generator=generator
+        config, world=World(), corpus=load_corpus(config), guidance=guidance, bank=bank, generator=generator
     )
     loaded = time.perf_counter()
-    record = trainer._step(0, interrupted=False)
+    record = trainer.step(0, interrupted=False)
     done = time.perf_counter()
     generator = trainer.state.generator
     for name in ("grid.table", "hypernet.0.weight", "hypernet.3.weight"):
