@@ -238,9 +238,9 @@ def test_progress_is_reported_and_no_graph_is_built(toys, tmp_path):
 
 
 def test_a_corpus_without_truth_has_only_clip_scores(toys, tmp_path):
-    made = summarized(score(toys, tmp_path, truth_for=lambda prompt: None))
-    assert set(made.metrics) == {"clip_similarity", "recall_at_1"}
-    assert made.by_kind == {}
+    results = summarized(score(toys, tmp_path, truth_for=lambda prompt: None))
+    assert set(results.metrics) == {"clip_similarity", "recall_at_1"}
+    assert results.by_kind == {}
 
 
 def test_shards_merge_into_the_rows_of_one_process(toys, tmp_path, results):
