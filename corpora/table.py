@@ -87,7 +87,7 @@ def tabulate(entries: Iterable[Entry], name: str, truth_from: Corpus | None = No
     """Build the table of the distinct prompts among the entries, split as they are listed.
 
     Raises:
-        ValueError: there are no entries, one cannot be a prompt, an id names two prompts, or only some
+        ValueError: the list is empty, an entry cannot be a prompt, an id names two prompts, or only some
             prompts have an id.
     """
     rows: dict[str, int] = {}  # text to row

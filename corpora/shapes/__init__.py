@@ -1,1 +1,1 @@
-"""The Shapes world: a procedural corpus whose every sentence has an exact ground truth."""
+"""The Shapes world: a procedural corpus with exact ground truth for every fully specified prompt."""

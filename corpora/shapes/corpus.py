@@ -17,13 +17,13 @@ NUM_SHAPES, NUM_COLORS = len(SHAPES), len(COLORS)
 
 @dataclass(frozen=True)
 class ShapesCorpus:
-    """Sentences by index: nothing is stored, so a corpus of any size costs nothing."""
+    """Prompts computed from their index: nothing is stored, so the size costs no memory."""
 
     name: str
     size: int
     description: Callable[[int], Description]
     trained: Sequence[int]  # indices of the prompts to train on, ascending
-    repeats: None = None  # each is listed once
+    repeats: None = None  # each prompt is listed once
 
     def __len__(self) -> int:
         return self.size
@@ -34,37 +34,39 @@ class ShapesCorpus:
         text = grammar.sentence(self.description(index))
         return Prompt(id=prompt_id(text), text=text, split=split_of(index, self.trained))
 
-    def hold_out(self, share: float) -> ShapesCorpus:
-        """The same prompts, of which a share of the combinations is never trained on, chosen by their hash.
+    def hold_out(self, fraction: float) -> ShapesCorpus:
+        """The same prompts, with a fraction of the combinations held out from training by their hash.
 
-        A combination is which colors and shapes come together, in whatever order, size and relation; so what
-        is held out is not another wording of what is trained on. Every word stays in training, though, by
-        the combination of it that would have been held out last.
+        A combination is the set of color-shape pairs of a prompt, in any order, size and relation, so no
+        held-out prompt is a rewording of a trained one. Every word stays in training: if all combinations
+        of a word would be held out, the one with the largest key is trained. Raises ValueError for a
+        fraction outside [0, 1).
         """
-        limit = key_limit(share)
+        limit = key_limit(fraction)
         keys = array("Q", (combination_key(self.description(index)) for index in range(self.size)))
-        last: dict[str, int] = {}  # for each word, the largest key of its combinations
+        largest: dict[str, int] = {}  # word to the largest key of its combinations
         for index, key in enumerate(keys):
             for word in grammar.sentence(self.description(index)).split():
-                last[word] = max(last.get(word, 0), key)
-        kept = {key for key in last.values() if key < limit}
-        return replace(self, trained=array("i", (i for i, k in enumerate(keys) if k >= limit or k in kept)))
+                largest[word] = max(largest.get(word, 0), key)
+        rescued = {key for key in largest.values() if key < limit}
+        trained = (index for index, key in enumerate(keys) if key >= limit or key in rescued)
+        return replace(self, trained=array("i", trained))
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
-        """Exact geometry and color; None for sentences that leave a word open or are of another world."""
+        """Exact geometry and color; None if the text is underspecified or not a sentence of this grammar."""
         description = grammar.describe(prompt.text)
         if description is None or not description.determined:
             return None
         return truth_of(description)
 
     def distractors(self) -> list[str]:
-        """All 64 shape-color sentences and 64 of two objects."""
+        """All 64 shape-color sentences and 64 pair sentences."""
         pairs = [grammar.pair(i * (NUM_PAIRS // 64) + 7 * i) for i in range(64)]
         return [grammar.sentence(d) for d in [*grammar.singles(), *pairs]]
 
 
 def combination_key(description: Description) -> int:
-    """A 64-bit hash of which colors and shapes come together."""
+    """A 64-bit hash of the set of color-shape pairs."""
     items = {f"{item.color or 'any'} {item.shape or 'thing'}" for item in description.items}
     return prompt_key(" and ".join(sorted(items)))
 
@@ -74,12 +76,12 @@ def _all_trained(name: str, size: int, description: Callable[[int], Description]
 
 
 def shapes16() -> ShapesCorpus:
-    """Every shape twice and every color twice."""
+    """16 prompts: every shape twice and every color twice."""
     return _all_trained("shapes16", 2 * NUM_SHAPES, _sixteen)
 
 
 def shapes_fronts() -> ShapesCorpus:
-    """The same sixteen with a dot on the front, which a Janus face has on other sides too."""
+    """The prompts of shapes16 with a dot on the front, which a Janus failure repeats on other sides."""
     return _all_trained("shapes-fronts", 2 * NUM_SHAPES, lambda index: replace(_sixteen(index), marked=True))
 
 
@@ -90,18 +92,18 @@ def _sixteen(index: int) -> Description:
 
 
 def shapes_open() -> ShapesCorpus:
-    """What leaves a word open, "a cube" or "something red": a prompt has many right answers, and no truth."""
+    """16 underspecified prompts such as "a cube" or "something red": many right answers, no ground truth."""
     descriptions = grammar.under_specified()
     return _all_trained("shapes-open", len(descriptions), descriptions.__getitem__)
 
 
 def shapes_comp() -> ShapesCorpus:
-    """512 compositions, a fifth held out.
+    """512 compositions, a fifth of them held out.
 
-    The 64 shape-color combinations plain, marked, small and large (256), and 256 pairs in which
-    every item is four times the first and four times the second. A combination is held out where
-    (shape + 2 * color + 3 * kind) % 5 == 0, a pair where its index is 0 modulo 5: every word, and
-    every pair of a word and a kind, is still seen in training.
+    The 64 shape-color items plain, marked, small and large (256 prompts), and 256 pairs in which every item
+    comes first four times and second four times. An item is held out if (shape + 2 * color + 3 * kind) % 5
+    == 0, a pair if its index is a multiple of 5. Every word, and every combination of a word and a kind,
+    still occurs in training.
     """
 
     def description(index: int) -> Description:
@@ -110,7 +112,7 @@ def shapes_comp() -> ShapesCorpus:
         if kind < 4:
             size = ("", "", "small", "large")[kind]
             return Description((Item(shape, color, size),), marked=kind == 1)
-        # i -> 13 i + c modulo 64 is one-to-one (13 is odd), and i never maps to itself: 12 i + c is odd.
+        # i -> 13 i + c modulo 64 is a bijection, as 13 is odd, without fixed points, as 12 i + c is odd.
         other = (13 * item + 20 * (kind - 3) + 5) % 64
         second = Item(SHAPES[other // NUM_COLORS], tuple(COLORS)[other % NUM_COLORS])
         relation = grammar.RELATIONS[(item + kind) % len(grammar.RELATIONS)]
@@ -127,13 +129,16 @@ def shapes_comp() -> ShapesCorpus:
 
 
 def shapes100k() -> ShapesCorpus:
-    """All 110,272 determined sentences, dealt by a fixed affine permutation so that any run of
-    consecutive prompts is a fair sample."""
+    """All 110,272 fully specified prompts, in a fixed affine permutation.
+
+    Any range of consecutive prompts is therefore a fair sample of shapes, colors, sizes and relations.
+    """
     singles = [Description((item,)) for item in SIZED_ITEMS] + grammar.marked()
     size = NUM_PAIRS + len(singles)
 
     def description(index: int) -> Description:
-        place = (index * 48_611 + 7) % size  # 48,611 is prime and does not divide the size
-        return singles[place] if place < len(singles) else grammar.pair(place - len(singles))
+        # A permutation: 48,611 is prime and does not divide the size. Both numbers are choices.
+        number = (index * 48_611 + 7) % size
+        return singles[number] if number < len(singles) else grammar.pair(number - len(singles))
 
     return _all_trained("shapes100k", size, description)

@@ -1,7 +1,7 @@
-"""Exact signed distances of the eight solids, in their own unit frame (z up, centerd).
+"""Exact signed distances of the eight solids, in local coordinates (z up, centered at the origin).
 
-Every function takes points [..., 3] and returns exact Euclidean distances [...], negative inside.
-Each solid fits into the ball of radius 0.82; SPANS gives the extents that placing needs.
+Every function takes points [..., 3] and returns exact Euclidean distances [...], negative inside. Each solid
+fits into the ball of radius 0.82.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def cylinder(p: Tensor) -> Tensor:
 
 
 def cone(p: Tensor) -> Tensor:
-    """Apex up. A solid of revolution: the problem is a right triangle in the (radius, z) half-plane."""
+    """Apex up. By symmetry, the distance to a right triangle in the (radius, z) half-plane."""
     r, z = _radius(p), p[..., 2]
     height = 2 * CONE_HALF
     # Slanted edge from the rim (CONE_RADIUS, -CONE_HALF) to the apex (0, CONE_HALF).
@@ -56,7 +56,7 @@ def torus(p: Tensor) -> Tensor:
 
 
 def pyramid(p: Tensor) -> Tensor:
-    """Square base, apex up. Symmetry folds space onto the wedge of the face that looks along +x."""
+    """Square base, apex up. By symmetry, points are folded into the wedge of the face toward +x."""
     x, y, z = p[..., 0].abs(), p[..., 1].abs(), p[..., 2]
     x, y = torch.maximum(x, y), torch.minimum(x, y)
     half, top = PYRAMID_HALF, PYRAMID_HALF_HEIGHT
@@ -80,22 +80,23 @@ def octahedron(p: Tensor) -> Tensor:
 
 
 def _radius(p: Tensor) -> Tensor:
+    """Distance [...] from the z axis."""
     return torch.hypot(p[..., 0], p[..., 1])
 
 
 def _triangle_distance(p: Tensor, *corners: tuple[float, float, float]) -> Tensor:
-    """Unsigned distance from points [..., 3] to one triangle: its plane within, its edges beyond."""
+    """Unsigned distance [...] from points [..., 3] to a triangle: to its plane or to its nearest edge."""
     a, b, c = (torch.tensor(corner, dtype=p.dtype, device=p.device) for corner in corners)
     normal = torch.linalg.cross(b - a, c - a)
     normal = normal / normal.norm()
-    beyond = torch.zeros(p.shape[:-1], dtype=torch.bool, device=p.device)
+    outside = torch.zeros(p.shape[:-1], dtype=torch.bool, device=p.device)
     nearest_edge = torch.full(p.shape[:-1], torch.inf, dtype=p.dtype, device=p.device)
     for start, end in ((a, b), (b, c), (c, a)):
         edge, offset = end - start, p - start
-        beyond |= (offset * torch.linalg.cross(edge, normal)).sum(-1) > 0
+        outside |= (offset * torch.linalg.cross(edge, normal)).sum(-1) > 0
         t = ((offset @ edge) / edge.dot(edge)).clamp(0, 1)
         nearest_edge = torch.minimum(nearest_edge, (offset - t[..., None] * edge).norm(dim=-1))
-    return torch.where(beyond, nearest_edge, ((p - a) @ normal).abs())
+    return torch.where(outside, nearest_edge, ((p - a) @ normal).abs())
 
 
 SOLIDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -109,7 +110,7 @@ SOLIDS: dict[str, Callable[[Tensor], Tensor]] = {
     "octahedron": octahedron,
 }
 
-# Half extents (along x and y, along z): what stacking and placing side by side need.
+# Half extents (along x and y, along z), for placing two solids next to each other.
 SPANS: dict[str, tuple[float, float]] = {
     "cube": (CUBE_HALF, CUBE_HALF),
     "sphere": (SPHERE_RADIUS, SPHERE_RADIUS),
@@ -121,7 +122,7 @@ SPANS: dict[str, tuple[float, float]] = {
     "octahedron": (OCTAHEDRON_RADIUS, OCTAHEDRON_RADIUS),
 }
 
-# Where the ray from the front (+x, at height 0) first meets the solid: the center of a front mark.
+# The x at which a ray from the front (+x, height 0) enters the solid: the center of a front mark.
 FRONT_X: dict[str, float] = {
     "cube": CUBE_HALF,
     "sphere": SPHERE_RADIUS,

@@ -1,10 +1,10 @@
-"""Sentences of the Shapes world and what each of them says.
+"""The grammar of the Shapes world: sentences and their parsed descriptions.
 
     a red cube | a small blue sphere | a green cone with a white dot on the front
     a red cube on top of a large blue sphere | ... next to ... | ... in front of ...
-    a cube | something red                     (under-specified: any answer that fits is right)
+    a cube | something red                     (underspecified: any matching object is right)
 
-A sentence and its `Description` determine each other; `describe` parses, `sentence` writes.
+Sentences and `Description`s map one to one: `describe` parses, `sentence` formats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MARK = "with a white dot on the front"
 
 @dataclass(frozen=True)
 class Item:
-    """One solid. None stands for a word that the sentence leaves open."""
+    """One solid. None is a word that the sentence leaves open."""
 
     shape: str | None
     color: str | None
@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Description:
-    """One item, possibly marked, or two items in a relation (the first is on top of the second)."""
+    """One item, possibly marked, or two items in a relation ("first on top of second")."""
 
     items: tuple[Item, ...]
     relation: str | None = None
@@ -56,12 +56,12 @@ class Description:
 
     @property
     def determined(self) -> bool:
-        """True where the sentence leaves nothing open, so that its geometry is known."""
+        """True if the sentence leaves no word open, so that its geometry is known."""
         return all(item.shape is not None and item.color is not None for item in self.items)
 
 
 def sentence(description: Description) -> str:
-    """The sentence of a description."""
+    """Format a description as a sentence."""
     text = f" {description.relation} ".join(item.phrase() for item in description.items)
     return f"{text} {MARK}" if description.marked else text
 
@@ -77,9 +77,9 @@ _SENTENCE = re.compile(
 
 
 def describe(text: str) -> Description | None:
-    """What a sentence says, or None where it is not a sentence of this world.
+    """Parse a sentence; None if it is not in the grammar.
 
-    Case, a final full stop and the choice among a, an and the do not matter.
+    Case, a final period and the choice of article (a, an, the) do not matter.
     """
     match = _SENTENCE.fullmatch(text.strip().lower().rstrip("."))
     if match is None:
@@ -93,7 +93,7 @@ def describe(text: str) -> Description | None:
     return Description(items=items, relation=match["relation"], marked=match["mark"] is not None)
 
 
-# Enumerations: the same index is the same sentence on every machine.
+# Enumerations. Their order is part of the corpora: index i is the same sentence on every machine.
 
 PLAIN_ITEMS: tuple[Item, ...] = tuple(Item(shape, color) for shape in SHAPES for color in COLORS)
 SIZED_ITEMS: tuple[Item, ...] = tuple(
@@ -112,18 +112,21 @@ def marked() -> list[Description]:
 
 
 def under_specified() -> list[Description]:
-    """The eight sentences that leave the color open and the eight that leave the shape open."""
-    free_color = [Description((Item(shape, None),)) for shape in SHAPES]
-    return free_color + [Description((Item(None, color),)) for color in COLORS]
+    """The eight sentences without a color, then the eight without a shape."""
+    without_color = [Description((Item(shape, None),)) for shape in SHAPES]
+    return without_color + [Description((Item(None, color),)) for color in COLORS]
 
 
 def pair(index: int) -> Description:
-    """Pair sentence `index` of NUM_PAIRS: a mixed-radix number (first, other second, relation)."""
+    """Pair sentence number `index` of NUM_PAIRS, decoded as mixed radix (first, second, relation).
+
+    Raises IndexError outside [0, NUM_PAIRS).
+    """
     if not 0 <= index < NUM_PAIRS:
         raise IndexError(f"pairs are numbered 0 to {NUM_PAIRS - 1}, not {index}")
     index, relation = divmod(index, len(RELATIONS))
     first, second = divmod(index, len(SIZED_ITEMS) - 1)
-    second += second >= first  # never the same item twice
+    second += second >= first  # skips the first item: no pair repeats an item
     return Description((SIZED_ITEMS[first], SIZED_ITEMS[second]), relation=RELATIONS[relation])
 
 
@@ -131,7 +134,7 @@ NUM_PAIRS = len(SIZED_ITEMS) * (len(SIZED_ITEMS) - 1) * len(RELATIONS)  # 110,01
 
 
 def fill(description: Description, shape_index: int, color_index: int) -> Description:
-    """The description with every open word closed by the given indices (modulo the choices)."""
+    """Fill every open word of a description with the word at the given index (modulo the vocabulary)."""
     colors = tuple(COLORS)
     items = tuple(
         Item(

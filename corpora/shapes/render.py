@@ -1,9 +1,12 @@
-"""An exact, antialiased renderer of ground truth: sphere tracing, many views of one scene at once.
+"""Render ground truth exactly, antialiased, by sphere tracing, for many views of one scene at once.
 
-Antialiasing is by closest approach: rays are traced to the surface eroded by half a pixel, and a
-ray that misses it by d covers 1 - d / pixel of its pixel. A ray that grazes the true silhouette is
-thus half covered, as it should be, at the cost of one ray a pixel. Only silhouettes against the
-background are smoothed: before another surface the nearer one ends half a pixel early.
+Antialiasing uses the closest approach: rays are traced to the surface eroded by half a pixel, and a ray that
+misses it by d covers 1 - d / pixel of its pixel. So a ray that grazes the true silhouette covers half of its
+pixel, at the cost of one ray per pixel. Only silhouettes against the background are smoothed: in front of
+another surface the nearer one ends half a pixel early.
+
+Deliberately independent of `amortized.rendering`, normals included: this renderer makes the training images
+of the embedded models, and as a second implementation it reveals errors that shared code would hide.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ MAX_STEPS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Half-Lambert: albedo * (ambient + diffuse * (0.5 + 0.5 n.l)), n.l at every normal different.
+    """Half-Lambert shading: albedo * (ambient + diffuse * (0.5 + 0.5 n.l)).
 
-    Its default is fixed in the world, from the front, above and slightly to the left: the six faces
-    of a cube then have six shades, which is what tells directions apart.
+    The default is fixed in the world, from the front, above and slightly from the left (-y): the six faces
+    of a cube get six different shades, so that shading reveals the viewing direction.
     """
 
     direction: tuple[float, float, float] = (0.45, -0.15, 0.88)
@@ -33,6 +36,7 @@ class Light:
     diffuse: float = 0.8
 
     def shade(self, normals: Tensor) -> Tensor:
+        """Shades [N] of unit normals [N, 3]."""
         direction = torch.tensor(self.direction, dtype=normals.dtype)
         return self.ambient + self.diffuse * (0.5 + 0.5 * normals @ (direction / direction.norm()))
 
@@ -47,11 +51,15 @@ def render_truth(
     supersample: int = 1,
     tolerance: float = 1e-5,
 ) -> Tensor:
-    """Images [V, size, size, 3] of one scene from cameras [1, V] over backgrounds [V, 3].
+    """Render one scene as images [V, size, size, 3] in [0, 1]; not differentiable.
 
-    Rays stop within `tolerance` of the eroded surface, so that up to tolerance / pixel width of the
-    background shines through. Reference images take a `supersample`, which renders that many times
-    finer and averages.
+    Args:
+        cameras: [1, V].
+        light: None is the default `Light`.
+        background: [V, 3] in [0, 1].
+        supersample: renders this many times finer along each axis and averages.
+        tolerance: rays stop this close to the eroded surface, so up to tolerance / pixel width of the
+            background shows through.
     """
     fine = size * supersample
     rays = camera_rays(cameras, fine, fine)
@@ -60,11 +68,11 @@ def render_truth(
     per_view = 2 * torch.tan(torch.deg2rad(cameras.fovy_deg[0]) / 2) / fine  # pixel width at distance 1
     pixel = per_view[:, None].expand(num_views, fine * fine).reshape(-1)
 
-    distance, coverage, chosen = _trace(truth, origins, directions, pixel, tolerance)
-    points = origins[chosen] + distance[:, None] * directions[chosen]
+    distance, coverage, hit = _trace(truth, origins, directions, pixel, tolerance)
+    points = origins[hit] + distance[:, None] * directions[hit]
     color = truth.colour(points) * (light or Light()).shade(_normals(truth, points))[:, None]
     image = background[:, None, :].expand(num_views, fine * fine, 3).reshape(-1, 3).clone()
-    image[chosen] = torch.lerp(image[chosen], color.clamp(0, 1), coverage[:, None])
+    image[hit] = torch.lerp(image[hit], color.clamp(0, 1), coverage[:, None])
     image = image.view(num_views, size, supersample, size, supersample, 3)
     return image.mean(dim=(2, 4))
 
@@ -72,7 +80,10 @@ def render_truth(
 def _trace(
     truth: GroundTruth, origins: Tensor, directions: Tensor, pixel: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance and coverage of the rays that cover anything, and their indices."""
+    """Distance [M], coverage [M] in (0, 1] and index [M] of the rays that cover any surface.
+
+    origins and directions are [R, 3]; pixel [R] is the width of a pixel at distance 1.
+    """
     along = -(origins * directions).sum(-1)
     closest = (origins + along[:, None] * directions).norm(dim=-1)
     active = torch.nonzero(closest < SCENE_RADIUS).squeeze(-1)
@@ -90,17 +101,17 @@ def _trace(
         best_miss[active] = torch.where(closer, miss, best_miss[active])
         best_t[active] = torch.where(closer, t, best_t[active])
         t = t + eroded.clamp_min(1e-4)
-        going = (eroded > tolerance) & (t < far)
-        active, t, far = active[going], t[going], far[going]
+        unfinished = (eroded > tolerance) & (t < far)
+        active, t, far = active[unfinished], t[unfinished], far[unfinished]
         if active.numel() == 0:
             break
     coverage = (1 - best_miss).clamp(0, 1)
-    chosen = torch.nonzero(coverage > 0).squeeze(-1)
-    return best_t[chosen], coverage[chosen], chosen
+    hit = torch.nonzero(coverage > 0).squeeze(-1)
+    return best_t[hit], coverage[hit], hit
 
 
 def _normals(truth: GroundTruth, points: Tensor, epsilon: float = 5e-3) -> Tensor:
-    """Unit outward normals [N, 3] by the four-point tetrahedron stencil."""
+    """Unit outward normals [N, 3] from four samples at the corners of a tetrahedron."""
     signs = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=points.dtype)
     values = torch.stack([truth.sdf(points + epsilon * sign) for sign in signs])  # [4, N]
     return torch.nn.functional.normalize(values.T @ signs, dim=-1)

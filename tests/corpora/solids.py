@@ -1,6 +1,6 @@
-"""The eight solids once more, as plain NumPy point sets and inside tests: what the tests measure with.
+"""A second implementation of the eight solids, as NumPy surface samples and inside tests.
 
-Written from the published constants alone, without a distance formula.
+Written from the constants alone, without any distance formula, to test the signed distances against.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Points = NDArray[np.float64]  # [N, 3]
 
 @cache
 def surface(shape: str, spacing: float) -> Points:
-    """Points exactly on the surface; every point of the surface is within `spacing` of one of them."""
+    """Sample points [N, 3] on the surface; every surface point is within `spacing` of one of them."""
     match shape:
         case "cube":
             s = g.CUBE_HALF
@@ -51,7 +51,7 @@ def surface(shape: str, spacing: float) -> Points:
 
 
 def inside(shape: str, points: Points) -> NDArray[np.bool_]:
-    """Whether points [N, 3] lie inside the solid: half-spaces, and circles about the axis."""
+    """Whether points [N, 3] lie inside the solid, from half-spaces and circles about the axis: bool [N]."""
     x, y, z = points.T
     around = x**2 + y**2
     match shape:
@@ -80,7 +80,7 @@ def inside(shape: str, points: Points) -> NDArray[np.bool_]:
 
 
 def _polyline(corners: list[tuple[float, float]], spacing: float) -> Points:
-    """Points [N, 2] (radius, z) along the line, ends and corners included."""
+    """Sample points [N, 2] (radius, z) along a polyline, including its corners."""
     pieces = []
     for start, end in zip(np.array(corners), np.array(corners)[1:], strict=False):
         t = np.linspace(0, 1, 2 + int(np.linalg.norm(end - start) / spacing))
@@ -89,14 +89,14 @@ def _polyline(corners: list[tuple[float, float]], spacing: float) -> Points:
 
 
 def _arc(r: float, z: float, radius: float, start_deg: float, end_deg: float, spacing: float) -> Points:
-    """Points [N, 2] (radius, z) along a circle about (r, z), quarters of the arc included."""
+    """Sample points [N, 2] (radius, z) along an arc about (r, z), including its quarter points."""
     length = radius * np.radians(end_deg - start_deg)
     angle = np.radians(np.linspace(start_deg, end_deg, 5 + 4 * int(length / spacing / 4)))
     return np.stack([r + radius * np.cos(angle), z + radius * np.sin(angle)], axis=-1)
 
 
 def _revolve(profile: Points, spacing: float) -> Points:
-    """The profile (radius, z) turned about the z axis."""
+    """Revolve a profile [N, 2] (radius, z) about the z axis: points [M, 3]."""
     quarter = 1 + int(np.pi / 2 * profile[:, 0].max() / spacing)
     angle = np.pi / 2 * np.arange(4 * quarter) / quarter
     r, z = profile[:, :1], profile[:, 1:]
@@ -110,7 +110,7 @@ def _faces(
     *,
     parallelogram: bool = False,
 ) -> Points:
-    """Grids over triangles, or over the parallelograms that the triangles are halves of."""
+    """Sample triangles, or the parallelograms that they are halves of: points [N, 3]."""
     pieces = []
     for face in faces:
         a, b, c = np.array(corners, dtype=np.float64)[list(face)]

@@ -1,4 +1,4 @@
-"""Sentences and their descriptions determine each other."""
+"""Sentences and descriptions map one to one."""
 
 import re
 
@@ -30,7 +30,7 @@ ONE_ITEM = [*singles(), *marked(), *under_specified(), *(Description((item,)) fo
 pairs = st.integers(0, NUM_PAIRS - 1)
 
 
-def test_every_word_has_its_geometry_and_color():
+def test_every_word_has_a_geometry_or_a_color():
     assert SHAPES == tuple(SOLIDS) == tuple(SPANS) == tuple(FRONT_X)
     assert len(set(COLORS.values())) == len(COLORS) == 8
     assert all(0 <= value <= 1 for color in COLORS.values() for value in color)
@@ -58,14 +58,14 @@ def test_every_word_has_its_geometry_and_color():
         ),
     ],
 )
-def test_sentences_word_by_word(description: Description, text: str):
+def test_sentences_verbatim(description: Description, text: str):
     assert sentence(description) == text
     assert describe(text) == description
 
 
 def test_one_item_sentences_round_trip_and_differ():
     assert [describe(sentence(description)) for description in ONE_ITEM] == ONE_ITEM
-    # The unsized items are among the singles as well.
+    # The unsized items are also among the singles.
     assert len({sentence(description) for description in ONE_ITEM}) == 64 + 64 + 16 + 192 - 64
 
 
@@ -75,7 +75,7 @@ def test_pair_sentences_round_trip(index: int):
 
 
 @given(pairs, st.booleans(), st.sampled_from(["", ".", "  "]))
-def test_case_full_stop_and_article_do_not_matter(index: int, upper: bool, end: str):
+def test_case_final_period_and_article_do_not_matter(index: int, upper: bool, end: str):
     text = sentence(pair(index))
     changed = re.sub(r"\ban?\b", "the", text) + end
     assert describe(changed.upper() if upper else changed) == pair(index)
@@ -97,7 +97,7 @@ def test_all_pairs_differ():
 
 
 @pytest.mark.parametrize("index", [-1, NUM_PAIRS])
-def test_no_pair_beyond_the_last(index: int):
+def test_a_pair_index_out_of_range_raises(index: int):
     with pytest.raises(IndexError, match="pairs are numbered 0 to 110015"):
         pair(index)
 
@@ -134,11 +134,11 @@ def test_no_pair_beyond_the_last(index: int):
         "a red cube\na red cube",
     ],
 )
-def test_what_is_not_a_sentence(text: str):
+def test_texts_outside_the_grammar_are_not_parsed(text: str):
     assert describe(text) is None
 
 
-def test_what_a_sentence_determines():
+def test_determined_sentences():
     assert all(d.determined for d in [*singles(), *marked(), pair(0)])
     assert not any(d.determined for d in under_specified())
     assert len(under_specified()) == 16
@@ -146,17 +146,17 @@ def test_what_a_sentence_determines():
 
 
 @given(st.sampled_from(ONE_ITEM), st.integers(0, 99), st.integers(0, 99))
-def test_fill_closes_open_words_only(description: Description, shape: int, color: int):
+def test_fill_changes_open_words_only(description: Description, shape: int, color: int):
     filled = fill(description, shape, color)
-    (item,), (closed,) = description.items, filled.items
+    (item,), (filled_item,) = description.items, filled.items
     assert filled.determined and filled.marked == description.marked
-    assert closed.shape == (item.shape or SHAPES[shape % 8])
-    assert closed.color == (item.color or tuple(COLORS)[color % 8])
-    assert closed.size == item.size
+    assert filled_item.shape == (item.shape or SHAPES[shape % 8])
+    assert filled_item.color == (item.color or tuple(COLORS)[color % 8])
+    assert filled_item.size == item.size
 
 
 @given(pairs)
-def test_fill_leaves_closed_sentences_alone(index: int):
+def test_fill_keeps_determined_sentences(index: int):
     assert fill(pair(index), 3, 5) == pair(index)
 
 

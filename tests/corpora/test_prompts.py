@@ -133,13 +133,13 @@ def test_a_fraction_is_held_out_independently_of_order(fraction: float):
     texts = [f"prompt number {number}" for number in range(4000)]
     forward = prompt_list(texts, "mine").hold_out(fraction)
     backward = prompt_list(texts[::-1], "mine").hold_out(fraction)
-    held = {forward[int(index)].text for index in indices_of(forward, "heldout")}
-    assert held == {backward[int(index)].text for index in indices_of(backward, "heldout")}
+    held_out = {forward[int(index)].text for index in indices_of(forward, "heldout")}
+    assert held_out == {backward[int(index)].text for index in indices_of(backward, "heldout")}
     # Binomial: four standard deviations.
-    assert abs(len(held) / 4000 - fraction) < 4 * (fraction * (1 - fraction) / 4000) ** 0.5
+    assert abs(len(held_out) / 4000 - fraction) < 4 * (fraction * (1 - fraction) / 4000) ** 0.5
     more = prompt_list(texts + ["one more", "PROMPT number 7."], "mine").hold_out(fraction)
-    assert held == {more[int(i)].text for i in indices_of(more, "heldout")} & {*texts}
-    assert ("PROMPT number 7." in {more[int(i)].text for i in more.trained}) == (texts[7] not in held)
+    assert held_out == {more[int(i)].text for i in indices_of(more, "heldout")} & {*texts}
+    assert ("PROMPT number 7." in {more[int(i)].text for i in more.trained}) == (texts[7] not in held_out)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2])
@@ -149,11 +149,13 @@ def test_a_fraction_of_a_grammar_is_held_out_and_every_word_is_trained(name: str
     trained_words: Counter[str] = Counter()
     for index in corpus.trained:
         trained_words.update(corpus[int(index)].text.split())
-    held = [corpus[int(index)] for index in indices_of(corpus, "heldout")]
-    grammar = [prompt for prompt in held if not prompt.text.startswith("a pig") or "wearing" in prompt.text]
+    held_out = [corpus[int(index)] for index in indices_of(corpus, "heldout")]
+    grammar = [
+        prompt for prompt in held_out if not prompt.text.startswith("a pig") or "wearing" in prompt.text
+    ]
     # Shapes are held out by combination: some 2,000 of very different sizes, so the bounds are wide.
-    assert 0.7 * fraction < len(held) / len(corpus) < 1.3 * fraction
-    assert {prompt.split for prompt in held} == {"heldout"}
+    assert 0.7 * fraction < len(held_out) / len(corpus) < 1.3 * fraction
+    assert {prompt.split for prompt in held_out} == {"heldout"}
     assert all(trained_words[word] > 1 for prompt in grammar for word in prompt.text.split())
 
 
@@ -167,11 +169,11 @@ def test_shapes_are_held_out_by_combination_and_never_by_word(name: str, fractio
 
     texts = [corpus[index].text for index in range(len(corpus))]
     trained = [corpus[int(index)].text for index in corpus.trained]
-    held = {*texts} - {*trained}
-    assert {combination(text) for text in held}.isdisjoint(combination(text) for text in trained)
+    held_out = {*texts} - {*trained}
+    assert {combination(text) for text in held_out}.isdisjoint(combination(text) for text in trained)
     assert {word for text in texts for word in text.split()} == {w for text in trained for w in text.split()}
     # In shapes-open every sentence has a word that no other has, so none can be held out.
-    assert bool(held) == (name != "shapes-open") or fraction < 0.1
+    assert bool(held_out) == (name != "shapes-open") or fraction < 0.1
 
 
 def test_held_out_pairs_are_not_trained_in_reverse_order():

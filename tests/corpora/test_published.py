@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from random import Random
 import pytest
 
 from corpora import IMPORT_FOLDER, PUBLISHED, indices_of, open_corpus
-from corpora.__main__ import main
+from corpora.__main__ import add_arguments, main, run
 from corpora.at2520 import at2520
 from corpora.nearness import near_duplicates
 from corpora.published import import_corpus
@@ -145,6 +146,14 @@ def test_commands(tmp_path: Path, capsys):
         assert main(["keep", str(path), "--output", str(output)]) == 0
         corpus = open_corpus(str(output))
         assert list(corpus.trained) == [0] and list(corpus.repeats) == [2, 0]
+
+
+def test_the_commands_mount_under_another_parser(tmp_path: Path, capsys):
+    parser = argparse.ArgumentParser(prog="tool")
+    add_arguments(parser.add_subparsers().add_parser("corpora"))
+    args = parser.parse_args(["corpora", "--folder", str(tmp_path), "show", "shapes16", "--number", "2"])
+    assert run(args) == 0
+    assert capsys.readouterr().out.startswith("shapes16: 16 prompts, 16 to train on\n")
 
 
 # ---- near-duplicates --------------------------------------------------------------------------

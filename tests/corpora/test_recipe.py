@@ -1,7 +1,6 @@
-"""How the embedded models are made: tokenizer, images and resumable stages."""
+"""The recipe of the embedded models: training images and resumable stages."""
 
 import dataclasses
-import itertools
 import json
 import math
 from pathlib import Path
@@ -9,172 +8,57 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPTokenizer
 
-from amortized.cameras import VIEW_NAMES
-from amortized.conditioning import ViewTextConfig
 from amortized.random import generator_for
-from corpora import open_corpus
 from corpora.shapes.grammar import (
-    COLORS,
     MARK,
-    NUM_PAIRS,
-    RELATIONS,
     SHAPES,
-    SIZES,
     describe,
     marked,
-    pair,
     sentence,
     singles,
-    under_specified,
 )
 from corpora.shapes.recipe import images, prior
 from corpora.shapes.recipe.images import CORNERED, JUDGE, TEACHER, ImageSet, caption, draw, plan
 from corpora.shapes.recipe.progress import Ema, backward_in_halves, batch_indices, run_stage
-from corpora.shapes.recipe.tokenizer import BOS, CONTEXT_LENGTH, EOS, build_tokenizer, words
+from corpora.shapes.recipe.tokenizer import CONTEXT_LENGTH
 from corpora.shapes.scene import truth_of
 
-SUFFIXES = ViewTextConfig().suffixes
-# More views than one chunk of the drawing, few scenes, everything random that can be.
+# Few scenes, more views than one chunk, and everything randomized.
 FEW = dataclasses.replace(
     JUDGE, seed=5, views_single=0, views_marked=0, views_sized=0, num_pairs=2, views_pair=35
 )
 
 
-# ---- tokenizer --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
-
-
-def tokens(tokenizer, text: str) -> list[str]:
-    first, *inner, last = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
-    assert (first, last) == (BOS, EOS)
-    return inner
-
-
-def test_words_are_those_of_the_grammar():
-    phrases = [*SHAPES, *COLORS, *SIZES, *RELATIONS, MARK, *VIEW_NAMES, "a an the something view"]
-    assert set(words()) >= set(" ".join(phrases).split())
-    assert len(words()) == len(set(words()))
-
-
-def test_every_word_is_one_token(tokenizer):
-    assert [tokens(tokenizer, word) for word in words()] == [[f"{word}</w>"] for word in words()]
-    assert tokens(tokenizer, " ".join(words()[:20])) == [f"{word}</w>" for word in words()[:20]]
-
-
-def test_directions_are_one_token_each(tmp_path):
-    words = ["az330", "az30", "el-10", "el10"]
-    build_tokenizer(words).save_pretrained(tmp_path)
-    for tokenizer in (build_tokenizer(words), CLIPTokenizer.from_pretrained(tmp_path)):
-        said = tokens(tokenizer, "a cube, front view az30 el-10")
-        assert said == [*(f"{word}</w>" for word in ["a", "cube", ",", "front", "view"]), "az30", "el-10"]
-        assert tokenizer.eos_token_id == len(tokenizer) - 1  # still the largest
-        assert "az330" not in tokens(tokenizer, "baz330")
-
-
-def test_directions_begin_on_a_circle():
-    tokenizer = prior.build_prior_tokenizer()
-    text_encoder = prior.build_text_encoder(tokenizer)
-    prior.start_directions_on_a_circle(text_encoder, tokenizer)
-    ids = tokenizer.convert_tokens_to_ids([f"az{azimuth}" for azimuth in range(0, 360, 10)])
-    rows = text_encoder.get_input_embeddings().weight[ids].detach().double()
-    # Linear in cos and sin of 0 to 8 azimuths, so whatever has no higher harmonics can be read off by a
-    # linear map: rank 17, and one turn of the rows by 10 degrees is a linear map too.
-    assert torch.linalg.matrix_rank(rows, rtol=1e-4) == 17
-    turn = torch.linalg.lstsq(rows, rows.roll(-1, 0), driver="gelsd").solution
-    torch.testing.assert_close(rows @ turn, rows.roll(-1, 0), rtol=1e-4, atol=1e-5)
-    # The other words keep their random rows.
-    assert text_encoder.get_input_embeddings().weight[: min(ids)].std().item() == pytest.approx(
-        0.02, rel=0.05
-    )
-
-
-def test_sentences_are_words_and_commas(tokenizer):
-    every = [*singles(), *marked(), *under_specified(), *map(pair, range(0, NUM_PAIRS, 1999))]
-    for description, suffix in zip(every, itertools.cycle(SUFFIXES), strict=False):
-        text = sentence(description) + suffix
-        assert tokens(tokenizer, text) == [f"{word}</w>" for word in text.replace(",", " ,").split()]
-
-
-def test_unknown_words_fall_apart_into_known_pieces(tokenizer):
-    assert tokens(tokenizer, "zzz") == ["z", "z", "z</w>"]
-    for text in ("a corgi, 35 mm", "don't!", "~ `x` {y}"):
-        pieces = tokens(tokenizer, text)
-        assert "".join(pieces).replace("</w>", "") == text.replace(" ", "")
-        assert EOS not in pieces
-
-
-def test_end_of_text_is_the_last_id_and_pads(tokenizer):
-    assert tokenizer.eos_token_id == tokenizer.pad_token_id == max(tokenizer.get_vocab().values())
-    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
-    settings = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    batch = tokenizer(["a red cube", ""], **settings).input_ids
-    assert batch.shape == (2, CONTEXT_LENGTH)
-    assert (batch[0, 4:] == tokenizer.eos_token_id).all() and (batch[1, 1:] == tokenizer.eos_token_id).all()
-    # Pooling where the id is largest and pooling at the first end-of-text are the same place.
-    assert batch.argmax(-1).tolist() == [4, 1]
-
-
-def test_no_sentence_is_cut_off(tokenizer):
-    longest = max((sentence(pair(i)) for i in range(NUM_PAIRS)), key=lambda text: len(text.split()))
-    for text in (longest, max((sentence(d) for d in marked()), key=lambda text: len(text.split()))):
-        for suffix in SUFFIXES:
-            assert len(tokenizer(text + suffix).input_ids) <= CONTEXT_LENGTH
-
-
-def test_saved_and_loaded_it_says_the_same(tokenizer, tmp_path):
-    from transformers import CLIPTokenizer
-
-    tokenizer.save_pretrained(tmp_path)
-    loaded = CLIPTokenizer.from_pretrained(tmp_path)
-    texts = ["a small red cube next to an orange torus, back view", "something pink", "", "zebra's 1,5"]
-    settings = {"padding": "max_length", "truncation": True}
-    assert loaded(texts, **settings).input_ids == tokenizer(texts, **settings).input_ids
-    assert loaded.model_max_length == CONTEXT_LENGTH
-
-
-def test_the_recipe_knows_every_prompt_of_the_corpora(tokenizer):
-    known = {f"{word}</w>" for word in words()}
-    for name in ("shapes16", "shapes-comp"):
-        corpus = open_corpus(name)
-        texts = [corpus[index].text for index in range(len(corpus))]
-        assert {piece for text in texts for piece in tokens(tokenizer, text)} <= known
-
-
 # ---- images -----------------------------------------------------------------------------------
 
 
-def test_plan_of_the_two_sets():
+def test_plans_of_teacher_and_judge():
     for config in (TEACHER, JUDGE):
         scenes = plan(config)
         descriptions = [description for description, _ in scenes]
         assert descriptions[:64] == singles() and descriptions[64:128] == marked()
         views = {description.items[0].shape: views for description, views in scenes[:64]}
-        more = config.views_cornered or config.views_single
+        views_cornered = config.views_cornered or config.views_single
         assert [views[shape] for shape in ("sphere", "cone", "torus")] == [config.views_single] * 3
-        assert [views[shape] for shape in ("cube", "pyramid", "octahedron")] == [more] * 3
+        assert [views[shape] for shape in ("cube", "pyramid", "octahedron")] == [views_cornered] * 3
         assert len(set(descriptions)) == len(scenes) == 64 + 64 + 128 + config.num_pairs
         assert all(description.determined for description in descriptions)
     judge, teacher = ({description for description, _ in plan(config)[256:]} for config in (JUDGE, TEACHER))
-    assert len(judge & teacher) < 0.05 * len(teacher)  # independent draws of 110,016 share about 1 %
+    assert len(judge & teacher) < 0.05 * len(teacher)  # independent draws from 110,016 share about 1 %
     cornered = sum(
         views for description, views in plan(TEACHER)[:64] if description.items[0].shape in CORNERED
     )
     assert 0.4 < cornered / sum(views for _, views in plan(TEACHER)) < 0.6
 
 
-def test_what_has_no_corners_looks_the_same_from_every_side():
+def test_shapes_without_corners_are_solids_of_revolution():
     points = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     c, s = math.cos(0.7), math.sin(0.7)
-    turned = points @ torch.tensor([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+    rotated = points @ torch.tensor([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
     for shape in SHAPES:
         sdf = truth_of(describe(f"a red {shape}")).sdf
-        change = (sdf(points) - sdf(turned)).abs().max().item()
+        change = (sdf(points) - sdf(rotated)).abs().max().item()
         assert (change > 0.05) if shape in CORNERED else (change < 1e-5), shape
 
 
@@ -183,10 +67,10 @@ def few() -> ImageSet:
     return draw(FEW)
 
 
-def test_images_are_a_function_of_the_settings(few, tmp_path):
+def test_images_are_a_function_of_the_config(few, tmp_path):
     cache = tmp_path / "deep" / "images.safetensors"
     assert few.images.shape == (70, 64, 64, 3) and few.images.dtype == torch.uint8
-    for other in (draw(FEW, cache), draw(FEW, cache)):  # drawn anew, then loaded
+    for other in (draw(FEW, cache), draw(FEW, cache)):  # drawn, then loaded
         assert torch.equal(other.images, few.images)
         assert torch.equal(other.scene, few.scene) and torch.equal(other.azimuth_deg, few.azimuth_deg)
         assert other.descriptions == few.descriptions
@@ -194,24 +78,24 @@ def test_images_are_a_function_of_the_settings(few, tmp_path):
     assert not torch.equal(draw(dataclasses.replace(FEW, seed=6)).images, few.images)
 
 
-def test_a_cache_is_read_and_not_drawn_again(few, tmp_path, monkeypatch):
+def test_a_cache_is_loaded_and_not_redrawn(few, tmp_path, monkeypatch):
     cache = tmp_path / "images.safetensors"
     draw(FEW, cache)
     monkeypatch.setattr(images, "render_truth", lambda *_, **__: pytest.fail("drawn again"))
     assert torch.equal(draw(FEW, cache).images, few.images)
 
 
-def test_scenes_do_not_depend_on_each_other(few):
+def test_scenes_are_drawn_independently(few):
     more = draw(dataclasses.replace(FEW, num_pairs=3))
     assert more.scene.tolist() == [256] * 35 + [257] * 35 + [258] * 35
     assert torch.equal(more.images[:70], few.images) and torch.equal(
         more.elevation_deg[:70], few.elevation_deg
     )
-    assert not torch.equal(few.azimuth_deg[:35], few.azimuth_deg[35:])  # nor are they seen alike
+    assert not torch.equal(few.azimuth_deg[:35], few.azimuth_deg[35:])  # nor do they share views
 
 
 def test_views_and_backgrounds(few):
-    """The teacher's are gray and bright, the judge's of any color; every view is drawn."""
+    """The teacher's backgrounds are gray and bright, the judge's colored; views cover all directions."""
     teacher = draw(
         dataclasses.replace(
             TEACHER, views_single=0, views_cornered=0, views_marked=0, views_sized=0, num_pairs=2
@@ -225,7 +109,7 @@ def test_views_and_backgrounds(few):
 
 
 @pytest.mark.parametrize(
-    ("text", "seen", "u", "said"),
+    ("text", "view", "u", "expected"),
     [
         ("a red cube", "", 1.0, "a red cube"),
         ("a red cube", ", front view", 0.12, "a red cube, front view"),
@@ -238,8 +122,8 @@ def test_views_and_backgrounds(few):
         ("a red cube next to a blue cone", ", front view", 0.0, "a red cube next to a blue cone, front view"),
     ],
 )
-def test_captions(text: str, seen: str, u: float, said: str):
-    assert caption(describe(text), seen, u) == said  # type: ignore[arg-type]
+def test_captions(text: str, view: str, u: float, expected: str):
+    assert caption(describe(text), view, u) == expected  # type: ignore[arg-type]
 
 
 def test_the_longest_caption_fits_the_text_encoder():
@@ -254,11 +138,11 @@ def test_the_longest_caption_fits_the_text_encoder():
 
 
 def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_every: int = 100):
-    """(model, steps made, scores) of twelve steps of fitting a line, saved every five.
+    """Fit a line in twelve steps, saved every five; returns (model, executed steps, scores).
 
     Raises KeyboardInterrupt before step `stop_at`; `score` is called with the model.
     """
-    model, seen = nn.Linear(3, 2), []
+    model, executed = nn.Linear(3, 2), []
     with torch.no_grad():
         model.weight.fill_(0.1)
         model.bias.zero_()
@@ -266,7 +150,7 @@ def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_
     def step_fn(step: int):
         if step == stop_at:
             raise KeyboardInterrupt
-        seen.append(step)
+        executed.append(step)
         x = torch.randn(8, 3, generator=generator_for("line", step))
         loss = (model(x) - 2 * x[:, :2]).square().mean()
         loss.backward()
@@ -284,11 +168,11 @@ def linear_stage(folder: Path, *, stop_at: int | None = None, score=None, score_
         score=score and (lambda: score(model)),
         score_every=score_every,
     )
-    return model, seen, scores
+    return model, executed, scores
 
 
 @pytest.mark.parametrize("batch", [2, 6])
-def test_two_halves_leave_the_gradients_of_the_whole(batch: int):
+def test_two_halves_give_the_gradients_of_the_batch(batch: int):
     torch.manual_seed(0)
     model, x = torch.nn.Linear(3, 2).double(), torch.randn(batch, 3).double()
 
@@ -306,29 +190,29 @@ def test_two_halves_leave_the_gradients_of_the_whole(batch: int):
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 11])
-def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, stop_at: int):
-    whole, _, _ = linear_stage(tmp_path / "whole")
+def test_an_interrupted_stage_resumes_bit_for_bit(tmp_path, stop_at: int):
+    reference, _, _ = linear_stage(tmp_path / "reference")
     with pytest.raises(KeyboardInterrupt):
-        linear_stage(tmp_path / "cut", stop_at=stop_at)
-    resumed, seen, _ = linear_stage(tmp_path / "cut")
-    assert seen == list(range(stop_at // 5 * 5, 12))  # from the last saved state
-    for name, value in whole.state_dict().items():
+        linear_stage(tmp_path / "interrupted", stop_at=stop_at)
+    resumed, executed, _ = linear_stage(tmp_path / "interrupted")
+    assert executed == list(range(stop_at // 5 * 5, 12))  # from the last saved state
+    for name, value in reference.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
-    logs = [(tmp_path / folder / "line.jsonl").read_text() for folder in ("whole", "cut")]
+    logs = [(tmp_path / folder / "line.jsonl").read_text() for folder in ("reference", "interrupted")]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [5, 10, 12]
 
 
 def test_a_finished_stage_is_loaded(tmp_path):
     first, _, scores = linear_stage(tmp_path, score=lambda model: {"fit": 0.5})
-    again, seen, kept = linear_stage(tmp_path, score=lambda model: pytest.fail("scored again"))
-    assert seen == [] and kept == scores == {"fit": 0.5}
+    again, executed, loaded = linear_stage(tmp_path, score=lambda model: pytest.fail("scored again"))
+    assert executed == [] and loaded == scores == {"fit": 0.5}
     assert torch.equal(again.weight, first.weight)
     assert not again.training and not again.weight.requires_grad
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line.jsonl", "line.pt"]
 
 
-def test_scores_are_of_averaged_weights_and_disturb_nothing(tmp_path):
+def test_scores_use_averaged_weights_and_do_not_affect_training(tmp_path):
     scored = []
 
     def score(model: nn.Linear) -> dict[str, float]:
@@ -338,7 +222,7 @@ def test_scores_are_of_averaged_weights_and_disturb_nothing(tmp_path):
     plain, _, _ = linear_stage(tmp_path / "plain")
     model, _, scores = linear_stage(tmp_path / "scored", score=score, score_every=4)
     assert torch.equal(model.weight, plain.weight)
-    # The last score saw the averaged weights that the stage leaves behind.
+    # The last score used the averaged weights that the stage ends with.
     assert len(scored) == 3 and scored[-1] == model.weight.flatten().tolist()
     assert scores == {"first": scored[-1][0]}
 

@@ -1,8 +1,6 @@
-"""The embedded models: how they are scored, and that what is written is read as it was trained."""
+"""The embedded models: saved models load as they were trained."""
 
 import dataclasses
-import json
-import re
 import sys
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import pytest
 import torch
 
 from amortized.random import generator_for
-from corpora.shapes.grammar import MARK, Description, Item, describe, sentence, singles
+from corpora.shapes.grammar import MARK, sentence, singles
 from corpora.shapes.recipe import __main__ as command
-from corpora.shapes.recipe import card, clip, multi_view, prior, scoring
+from corpora.shapes.recipe import clip, multi_view, prior, scoring
 from corpora.shapes.recipe.images import JUDGE, ImageSet, draw, plan
 from corpora.shapes.recipe.linear_encoder import make_linear, principal_directions
 from corpora.shapes.recipe.tokenizer import build_tokenizer
@@ -24,76 +22,12 @@ def tokenizer():
     return build_tokenizer()
 
 
-# ---- scores -----------------------------------------------------------------------------------
-
-
-class Painter:
-    """A pipeline that paints what it is told: its images are indices into what it was told."""
-
-    def __init__(self, understand=lambda text: text) -> None:
-        self.understand, self.told = understand, []
-
-    def set_progress_bar_config(self, **_) -> None:
-        pass
-
-    def __call__(self, prompts, **_):
-        self.told = [self.understand(prompt) for prompt in prompts]
-        return type("Output", (), {"images": torch.arange(len(prompts))})
-
-    def judge(self, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
-        """1 where the sentence is what was painted."""
-        return torch.tensor([[float(self.told[int(i)] == text) for text in texts] for i in images])
-
-
-def without_view(text: str) -> str:
-    """What an obedient model shows: the sentence, the mark only from the front."""
-    text, view = text.split(", ")
-    return text if view.startswith("front view") else text.replace(f" {MARK}", "")
-
-
-def test_an_obedient_prior_scores_full_marks():
-    painter = Painter(without_view)
-    assert scoring.score_prior(painter, painter.judge, prior.VIEWS) == {
-        "shape": 1,
-        "color": 1,
-        "both": 1,
-        "view": 1,
-    }
-
-
-def test_a_prior_that_mixes_up_words_or_views_does_not():
-    def in_purple(text: str) -> str:
-        (item,) = describe(without_view(text)).items  # type: ignore[union-attr]
-        return sentence(Description((Item(item.shape, "purple"),)))
-
-    painter = Painter(in_purple)
-    found = scoring.score_prior(painter, painter.judge, prior.VIEWS)
-    assert (found["shape"], found["color"], found["both"]) == (1, 1 / 8, 1 / 8)
-
-    painter = Painter(lambda text: text.split(", ")[0])  # the mark on every side
-    assert scoring.score_prior(painter, painter.judge, prior.VIEWS)["view"] == 0
-
-    turned = {"front view": "back view", "back view": "front view"}
-    painter = Painter(
-        lambda text: without_view(re.sub("(front|back) view", lambda match: turned[match[0]], text))
-    )
-    assert scoring.score_prior(painter, painter.judge, prior.VIEWS)["view"] == 0
-
-
-def test_card(tmp_path):
-    card.write_card(tmp_path, "A model", "\nWhat it is.\n", {"shape": 0.98765})
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("---\nlicense: apache-2.0\n---\n\n# A model\n\nWhat it is.\n")
-    assert "| shape | 0.988 |" in text
-    assert json.loads((tmp_path / "figures.json").read_text()) == {"shape": 0.98765}
-
-
 # ---- formats ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def noise() -> ImageSet:
-    """One image of pure noise for each of 340 scenes: quick to make, and enough to train nothing on."""
+    """One image of pure noise for each of 340 scenes."""
     descriptions = [description for description, _ in plan(dataclasses.replace(JUDGE, num_pairs=84))]
     random = torch.Generator().manual_seed(0)
     return ImageSet(
@@ -107,7 +41,7 @@ def noise() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def clip_folder(noise, tmp_path_factory) -> Path:
-    """The folder that two steps of training leave."""
+    """The folder of a CLIP after two training steps."""
     folder = tmp_path_factory.mktemp("clip")
     plain = ImageSet(
         images=noise.images[:64],
@@ -125,8 +59,8 @@ def clip_folder(noise, tmp_path_factory) -> Path:
     return folder / "output"
 
 
-def test_the_judge_is_read_as_it_was_trained(clip_folder, noise, tokenizer):
-    """By evaluation, from the folder alone, and by the recipe: the same embeddings."""
+def test_the_clip_loads_as_it_was_trained(clip_folder, noise, tokenizer):
+    """Evaluation, from the folder alone, and the recipe give the same similarities."""
     from amortized.evaluation.clip import load_clip
 
     scorer, similarity = load_clip(clip_folder), scoring.load_judge(clip_folder)
@@ -139,22 +73,22 @@ def test_the_judge_is_read_as_it_was_trained(clip_folder, noise, tokenizer):
     assert (clip_folder / "README.md").exists() and expected.std() > 0
 
 
-def test_a_batch_of_the_judge_is_dealt_once_each():
+def test_a_clip_batch_has_distinct_scenes():
     weight = torch.rand(340, generator=torch.Generator().manual_seed(1)) + 0.1
     starts = set()
     for step in range(40):
-        scenes = clip.deal(weight, 80, generator_for("deal", step))
+        scenes = clip.sample_scenes(weight, 80, generator_for("scenes", step))
         assert len(scenes) == len(set(scenes.tolist())) == 80 and scenes.max() < 340
         starts.add(min(int(scenes[0]) // 64, 4))
-    assert starts == set(range(5))  # plain, marked, small, large and pairs all come first at times
+    assert starts == set(range(5))  # plain, marked, small, large and pairs each come first in some batch
 
 
-class Reader:
-    """A CLIP that sees the first pixel of an image and the place of a sentence, or is off by `shift`."""
+class PixelClip:
+    """A fake CLIP: an image is the scene in its first pixel plus `shift`, a sentence its index."""
 
     def __init__(self, tokenizer, shift: int = 0) -> None:
         texts = [sentence(description) for description in singles()]
-        self.place = {tuple(tokenizer(text).input_ids): i for i, text in enumerate(texts)}
+        self.index = {tuple(tokenizer(text).input_ids): i for i, text in enumerate(texts)}
         self.eos, self.shift = tokenizer.eos_token_id, shift
 
     def eval(self) -> None: ...
@@ -163,7 +97,7 @@ class Reader:
 
     def encode_text(self, ids, normalize: bool) -> torch.Tensor:
         rows = [tuple(row[: row.index(self.eos) + 1]) for row in ids.tolist()]
-        return torch.eye(64)[[self.place[row] for row in rows]]
+        return torch.eye(64)[[self.index[row] for row in rows]]
 
     def encode_image(self, pixels, normalize: bool) -> torch.Tensor:
         scene = ((pixels[:, 0, 0, 0] * clip.STD[0] + clip.MEAN[0]) * 255).round().long()
@@ -180,33 +114,33 @@ def test_accuracy_of_the_judge(tokenizer, shift: int, expected: tuple[float, flo
     data = ImageSet(
         images=images, scene=scene, azimuth_deg=angle, elevation_deg=angle, descriptions=singles()
     )
-    found = clip.accuracy(Reader(tokenizer, shift), tokenizer, data)
-    assert (found["shape"], found["color"], found["both"]) == expected
+    scores = clip.accuracy(PixelClip(tokenizer, shift), tokenizer, data)
+    assert (scores["shape"], scores["color"], scores["both"]) == expected
 
 
 def test_the_encoder_is_half_whitened_pca_of_patches(noise):
-    """Against NumPy's eigenvectors of the same patches, cut out pixel by pixel."""
-    # Brighter from row to row by chance: unlike noise, it has principal directions.
+    """Compared with NumPy's eigenvectors of the same patches."""
+    # A cumulative sum over rows: unlike noise, it has distinct principal directions.
     images = (noise.images[:40].float().cumsum(1) / 64).byte()
     pixels = prior.as_pixels(images)
-    mean, projection, share = principal_directions(pixels, prior.LATENT_CHANNELS)
+    mean, projection, retained = principal_directions(pixels, prior.LATENT_CHANNELS)
     vae = prior.build_vae()
     make_linear(vae, mean, projection)
     latents = prior.encode_all(vae, images)
 
-    cut = pixels.unfold(2, 4, 4).unfold(3, 4, 4)  # [N, 3, 16, 16, 4, 4]
-    rows = cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).double().numpy()
+    patches = pixels.unfold(2, 4, 4).unfold(3, 4, 4)  # [N, 3, 16, 16, 4, 4]
+    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).double().numpy()
     values, vectors = np.linalg.eigh(np.cov(rows.T))
     values, vectors = values[::-1][:8], vectors[:, ::-1][:, :8]
     expected = (rows - rows.mean(0)) @ vectors / np.sqrt(np.sqrt(values))
-    got = latents.movedim(1, -1).reshape(-1, 8).double().numpy()
-    signs = np.sign((got * expected).sum(0))
-    np.testing.assert_allclose(got, signs * expected, atol=0.02)
-    assert share == pytest.approx(values.sum() / np.trace(np.cov(rows.T)), rel=1e-6)
+    actual = latents.movedim(1, -1).reshape(-1, 8).double().numpy()
+    signs = np.sign((actual * expected).sum(0))
+    np.testing.assert_allclose(actual, signs * expected, atol=0.02)
+    assert retained == pytest.approx(values.sum() / np.trace(np.cov(rows.T)), rel=1e-6)
 
 
-def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monkeypatch):
-    """Two steps of every stage leave a folder that diffusers and guidance load."""
+def test_the_prior_loads_as_it_was_trained(clip_folder, noise, tmp_path, monkeypatch):
+    """Two steps of every stage give a folder that diffusers and guidance load."""
     from diffusers import StableDiffusionPipeline
 
     from amortized.priors import load_stable_diffusion
@@ -226,11 +160,11 @@ def test_the_prior_is_read_as_it_was_trained(clip_folder, noise, tmp_path, monke
     assert images.shape == (2, 3, 32, 32) and images.std() > 0
     loaded = load_stable_diffusion(tmp_path / "prior")
     assert (loaded.image_size, loaded.latent_size, loaded.latent_channels) == (32, 8, 8)
-    # The latents that the denoiser was trained on have unit variance.
+    # The denoiser is trained on latents of unit variance.
     assert loaded.encode(small.images[::8].float() / 255).std().item() == pytest.approx(1.0, abs=0.01)
 
 
-def test_rings_show_one_object_evenly_around(tmp_path):
+def test_rings_are_evenly_spaced_views_of_one_object(tmp_path):
     few = dataclasses.replace(
         multi_view.RINGS, views_single=4, views_cornered=8, views_marked=4, views_sized=4, num_pairs=2
     )
@@ -238,28 +172,34 @@ def test_rings_show_one_object_evenly_around(tmp_path):
     assert len(data.images) % 4 == 0 and data.images.shape[1:] == (32, 32, 3)
     rings = [values.view(-1, 4) for values in (data.scene, data.azimuth_deg, data.elevation_deg)]
     assert (rings[0] == rings[0][:, :1]).all() and torch.equal(rings[2], rings[2][:, :1].expand(-1, 4))
-    turned = torch.remainder(rings[1] - rings[1][:, :1] + 1, 360) - 1
-    torch.testing.assert_close(turned, torch.tensor([0.0, 90, 180, 270]).expand_as(turned), atol=0.01, rtol=0)
+    relative = torch.remainder(rings[1] - rings[1][:, :1] + 1, 360) - 1
+    torch.testing.assert_close(
+        relative, torch.tensor([0.0, 90, 180, 270]).expand_as(relative), atol=0.01, rtol=0
+    )
     assert len(set(rings[1][:, 0].tolist())) == len(rings[1])
 
 
-def test_the_multi_view_prior_starts_from_the_single_one_and_is_read_as_it_was_trained(
+def test_the_multi_view_prior_starts_from_the_single_view_prior_and_loads(
     clip_folder, noise, tmp_path, monkeypatch
 ):
     from amortized.priors import load_stable_diffusion
 
     single = Path(__file__).resolve().parents[2] / "checkpoints" / "shapes-prior"
     rings = ImageSet(
-        images=noise.images[:32, ::2, ::2], scene=noise.scene[:8].repeat_interleave(4),
-        azimuth_deg=torch.arange(32) * 90.0 - 180, elevation_deg=torch.zeros(32),
+        images=noise.images[:32, ::2, ::2],
+        scene=noise.scene[:8].repeat_interleave(4),
+        azimuth_deg=torch.arange(32) * 90.0 - 180,
+        elevation_deg=torch.zeros(32),
         descriptions=noise.descriptions,
-    )  # fmt: skip
+    )
     monkeypatch.setattr(multi_view, "draw", lambda config, cache: rings)
     monkeypatch.setattr(multi_view, "STEPS", 2)
     monkeypatch.setattr(multi_view, "BATCH", 16)
     monkeypatch.setattr(multi_view, "NUM_STEPS", 2)
-    fitted = multi_view.fit_cameras
-    monkeypatch.setattr(multi_view, "fit_cameras", lambda unet, prior: fitted(unet, prior, steps=3, batch=8))
+    fit_cameras = multi_view.fit_cameras
+    monkeypatch.setattr(
+        multi_view, "fit_cameras", lambda unet, prior: fit_cameras(unet, prior, steps=3, batch=8)
+    )
     monkeypatch.setattr(multi_view, "score", lambda prior, judge: {"views": 0.25})
     multi_view.make_multi_view(tmp_path / "work", tmp_path / "prior", single, clip_folder)
     assert "| views | 0.250 |" in (tmp_path / "prior" / "README.md").read_text()
@@ -268,14 +208,16 @@ def test_the_multi_view_prior_starts_from_the_single_one_and_is_read_as_it_was_t
     assert prior.views_per_group == 4 and prior.latent_shape == before.latent_shape
     images = multi_view.sample(prior, ["a red cube"], start_deg=0.0)
     assert images.shape == (4, 3, 32, 32) and images.std() > 0
-    own, theirs = prior.unet.state_dict(), before.unet.state_dict()
-    assert {name for name in own if name not in theirs} == {
+    weights, single_weights = prior.unet.state_dict(), before.unet.state_dict()
+    assert {name for name in weights if name not in single_weights} == {
         f"class_embedding.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
     }
-    assert all((own[name] - theirs[name]).abs().max() < 0.01 for name in theirs)  # two steps away
+    assert all(
+        (weights[name] - single_weights[name]).abs().max() < 0.01 for name in single_weights
+    )  # two steps away
 
 
-def test_cameras_are_fitted_to_what_words_add():
+def test_the_camera_embedding_is_fitted_to_the_direction_words():
     from amortized.priors import load_stable_diffusion
 
     single = Path(__file__).resolve().parents[2] / "checkpoints" / "shapes-prior"
@@ -286,7 +228,7 @@ def test_cameras_are_fitted_to_what_words_add():
 
 
 def test_a_ring_is_scored_by_its_views():
-    """A prior whose images say what they show; the judge reads it."""
+    """A fake prior whose images are indices into their contents, which the fake judge compares."""
     shown: list[tuple[str, float]] = []
 
     def sample(prior, texts, *, start_deg):
@@ -298,10 +240,10 @@ def test_a_ring_is_scored_by_its_views():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multi_view, "sample", sample)
-        plain = f" {MARK}"
-        good = multi_view.score(lambda text, az: text if az < 45 else text.replace(plain, ""), judge)
+        mark = f" {MARK}"
+        good = multi_view.score(lambda text, az: text if az < 45 else text.replace(mark, ""), judge)
         assert good == {"views": 1, "rings": 1, "front": 1}
-        behind = multi_view.score(lambda text, az: text if az == 180 else text.replace(plain, ""), judge)
+        behind = multi_view.score(lambda text, az: text if az == 180 else text.replace(mark, ""), judge)
         assert behind["front"] == 0
         wrong = multi_view.score(lambda text, az: "a red cube" if az == 20 else text, judge)
         assert wrong["views"] == pytest.approx(1 - 63 / 256) and wrong["rings"] == pytest.approx(1 / 64)
@@ -311,17 +253,21 @@ def test_a_ring_is_scored_by_its_views():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "made"),
+    ("arguments", "stages"),
     [
-        ([], ["clip", "prior", "multi-view"]), (["prior"], ["prior"]), (["clip"], ["clip"]),
+        ([], ["clip", "prior", "multi-view"]),
+        (["prior"], ["prior"]),
+        (["clip"], ["clip"]),
         (["multi-view"], ["multi-view"]),
     ],
-)  # fmt: skip
-def test_command(arguments: list[str], made: list[str], tmp_path, monkeypatch):
-    done = []
-    monkeypatch.setattr(multi_view, "make_multi_view", lambda *folders: done.append(("multi-view", *folders)))
-    monkeypatch.setattr(clip, "make_clip", lambda *folders: done.append(("clip", *folders)))
-    monkeypatch.setattr(prior, "make_prior", lambda *folders: done.append(("prior", *folders)))
+)
+def test_command(arguments: list[str], stages: list[str], tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        multi_view, "make_multi_view", lambda *folders: calls.append(("multi-view", *folders))
+    )
+    monkeypatch.setattr(clip, "make_clip", lambda *folders: calls.append(("clip", *folders)))
+    monkeypatch.setattr(prior, "make_prior", lambda *folders: calls.append(("prior", *folders)))
     monkeypatch.setattr(sys, "argv", ["recipe", *arguments, "--work", "w", "--output", str(tmp_path)])
     judge = tmp_path / "shapes-clip"
     judge.mkdir()
@@ -333,11 +279,11 @@ def test_command(arguments: list[str], made: list[str], tmp_path, monkeypatch):
         "prior": (Path("w"), single, judge),
         "multi-view": (Path("w"), rings, single, judge),
     }
-    assert done == [(stage, *folders[stage]) for stage in made]
+    assert calls == [(stage, *folders[stage]) for stage in stages]
 
 
-def test_without_a_judge_no_prior_is_begun(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prior, "make_prior", lambda *folders: pytest.fail("begun"))
+def test_the_prior_needs_a_clip(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prior, "make_prior", lambda *folders: pytest.fail("started"))
     monkeypatch.setattr(sys, "argv", ["recipe", "prior", "--output", str(tmp_path)])
     with pytest.raises(SystemExit):
         command.main()

@@ -1,4 +1,4 @@
-"""The renderer of ground truth against a slow ray marcher of its own, and against closed forms."""
+"""The ground-truth renderer against a slow ray marcher and closed forms."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from corpora.shapes.scene import ShapesTruth, truth_of
 
 SIZE, DISTANCE, FOVY_DEG = 24, 2.6, 38.0
 GRAY = torch.tensor([0.4, 0.5, 0.6])
-SCENES = {  # sentence: azimuth, elevation
+SCENES = {  # sentence: (azimuth, elevation) in degrees
     "a red cube": (35.0, 25.0),
     "a green cone with a white dot on the front": (-20.0, 10.0),
     "a yellow torus": (70.0, 50.0),
@@ -39,7 +39,7 @@ class Ball:
         return torch.ones_like(points)
 
 
-def truth_from(text: str) -> ShapesTruth:
+def truth_for(text: str) -> ShapesTruth:
     description = describe(text)
     assert description is not None
     return truth_of(description)
@@ -56,13 +56,13 @@ def cameras(*directions_deg: tuple[float, float]) -> Cameras:
 
 
 def rendered(text: str, **settings) -> Tensor:
-    return render_truth(truth_from(text), cameras(SCENES[text]), SIZE, background=GRAY[None], **settings)[0]
+    return render_truth(truth_for(text), cameras(SCENES[text]), SIZE, background=GRAY[None], **settings)[0]
 
 
 @cache
 def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
-    """The same image by small steps and bisection in float64, 8 x 8 rays a pixel, no distances used."""
-    truth, (azimuth, elevation) = truth_from(text), map(math.radians, SCENES[text])
+    """The same image by small steps and bisection in float64, 8 x 8 rays per pixel, no distances used."""
+    truth, (azimuth, elevation) = truth_for(text), map(math.radians, SCENES[text])
     outward = torch.tensor(
         [
             math.cos(elevation) * math.cos(azimuth),
@@ -91,13 +91,13 @@ def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
     low, high = near[hits] - step, near[hits]
     for _ in range(30):
         middle = (low + high) / 2
-        within = inside(hits, middle)
-        low, high = torch.where(within, low, middle), torch.where(within, middle, high)
+        is_inside = inside(hits, middle)
+        low, high = torch.where(is_inside, low, middle), torch.where(is_inside, middle, high)
 
     points = (DISTANCE * outward + high[:, None] * rays[hits]).requires_grad_()
     (gradient,) = torch.autograd.grad(truth.sdf(points).sum(), points)
-    towards = torch.tensor([0.45, -0.15, 0.88]).double()
-    cosine = (gradient / gradient.norm(dim=-1, keepdim=True)) @ (towards / towards.norm())
+    to_light = torch.tensor([0.45, -0.15, 0.88]).double()
+    cosine = (gradient / gradient.norm(dim=-1, keepdim=True)) @ (to_light / to_light.norm())
     image = GRAY.double().repeat(len(rays), 1)
     image[hits] = truth.colour(points.detach()) * (0.2 + 0.8 * (0.5 + 0.5 * cosine))[:, None]
     return image.view(SIZE, grid, SIZE, grid, 3).mean((1, 3)).float()
@@ -105,21 +105,21 @@ def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
 
 @pytest.mark.parametrize("text", SCENES)
 def test_equals_the_slow_marcher(text: str):
-    off = (rendered(text) - marched(text)).abs()
-    assert off.mean() < 0.012
-    # One ray sees one color of its pixel: only where colors or faces meet may it be far off.
-    assert (off.amax(-1) > 0.1).float().mean() < 0.06
+    error = (rendered(text) - marched(text)).abs()
+    assert error.mean() < 0.012
+    # One ray samples one color of its pixel, so errors are large only where colors or faces meet.
+    assert (error.amax(-1) > 0.1).float().mean() < 0.06
 
 
 @pytest.mark.parametrize("text", SCENES)
-def test_finer_rays_come_nearer_to_the_slow_marcher(text: str):
+def test_supersampling_converges_to_the_slow_marcher(text: str):
     images = [rendered(text, supersample=n) for n in (1, 2, 6)]
     coarse, fine, finest = ((image - marched(text)).abs().mean().item() for image in images)
     assert coarse > 1.5 * fine and fine > 1.8 * finest and finest < 0.0025
 
 
-def covered(radius: float, size: int, tolerance: float = 1e-5) -> Tensor:
-    """The share [size, size] of each pixel that a ball of that radius covers."""
+def coverage(radius: float, size: int, tolerance: float = 1e-5) -> Tensor:
+    """The fraction [size, size] of each pixel that a ball of that radius covers."""
     images = render_truth(
         Ball(radius),
         cameras((30.0, 40.0)),
@@ -132,7 +132,7 @@ def covered(radius: float, size: int, tolerance: float = 1e-5) -> Tensor:
 
 
 def disc_px(radius: float, size: int) -> float:
-    """Radius in pixels of the disc as which a ball is seen: its angular radius is asin(r / d)."""
+    """Radius in pixels of the image of a ball, whose angular radius is asin(r / d)."""
     return math.tan(math.asin(radius / DISTANCE)) / math.tan(math.radians(FOVY_DEG / 2)) * size / 2
 
 
@@ -140,28 +140,28 @@ def disc_px(radius: float, size: int) -> float:
 @pytest.mark.parametrize("radius", [0.3, 0.56, 0.8])
 def test_a_ball_covers_the_area_of_its_disc(radius: float, size: int):
     disc = disc_px(radius, size)
-    shares = covered(radius, size)
-    # A rim that fades from full to empty over one pixel adds 1 / 12 to the square of the radius.
-    assert shares.sum().item() == pytest.approx(math.pi * (disc**2 + 1 / 12), rel=0.01)
+    pixels = coverage(radius, size)
+    # A rim that fades out over one pixel adds 1 / 12 to the squared radius.
+    assert pixels.sum().item() == pytest.approx(math.pi * (disc**2 + 1 / 12), rel=0.01)
     row, column = torch.meshgrid(*[torch.arange(size) + 0.5 - size / 2] * 2, indexing="ij")
-    away = torch.hypot(row, column)
-    expected = (0.5 + disc - away).clamp(0, 1)
-    torch.testing.assert_close(shares, expected, atol=0.06, rtol=0)
-    assert (shares[away < disc - 0.7] > 0.999).all() and (shares[away > disc + 0.7] == 0).all()
+    distance = torch.hypot(row, column)
+    expected = (0.5 + disc - distance).clamp(0, 1)
+    torch.testing.assert_close(pixels, expected, atol=0.06, rtol=0)
+    assert (pixels[distance < disc - 0.7] > 0.999).all() and (pixels[distance > disc + 0.7] == 0).all()
 
 
-def test_background_shines_through_by_the_tolerance():
-    """Less than tolerance / pixel width in every full pixel: the reason for so small a default."""
-    shares = covered(0.56, 64, 1e-3)
-    loss = 1 - shares[shares > 0.9]
+def test_background_shows_through_by_the_tolerance():
+    """At most tolerance / pixel width in every covered pixel, which is why the default is so small."""
+    pixels = coverage(0.56, 64, 1e-3)
+    loss = 1 - pixels[pixels > 0.9]
     nearest_px = 2 * math.tan(math.radians(FOVY_DEG / 2)) / 64 * (DISTANCE - 0.56)
     assert 0.01 < loss.mean() < 0.03 and 0.03 < loss.max() < 1e-3 / nearest_px
 
 
-def test_background_is_untouched_where_nothing_is():
+def test_background_is_exact_outside_the_object():
     background = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
     views = cameras((0.0, 0.0), (120.0, 30.0), (0.0, 85.0))
-    images = render_truth(truth_from("a small red sphere"), views, SIZE, background=background)
+    images = render_truth(truth_for("a small red sphere"), views, SIZE, background=background)
     border = torch.ones(SIZE, SIZE, dtype=torch.bool)
     border[4:-4, 4:-4] = False
     for image, color in zip(images, background, strict=True):
@@ -171,12 +171,12 @@ def test_background_is_untouched_where_nothing_is():
 
 @pytest.mark.parametrize("supersample", [1, 2])
 def test_a_batch_of_views_equals_one_by_one(supersample: int):
-    truth = truth_from("a purple capsule in front of a cyan octahedron")
+    truth = truth_for("a purple capsule in front of a cyan octahedron")
     directions = [(0.0, 0.0), (90.0, -40.0), (-150.0, 20.0), (10.0, 85.0)]
     background = torch.linspace(0, 1, 12).view(4, 3)
-    together = render_truth(truth, cameras(*directions), SIZE, background=background, supersample=supersample)
-    assert together.shape == (4, SIZE, SIZE, 3)
-    for image, direction, color in zip(together, directions, background, strict=True):
+    batch = render_truth(truth, cameras(*directions), SIZE, background=background, supersample=supersample)
+    assert batch.shape == (4, SIZE, SIZE, 3)
+    for image, direction, color in zip(batch, directions, background, strict=True):
         (alone,) = render_truth(
             truth, cameras(direction), SIZE, background=color[None], supersample=supersample
         )
@@ -184,7 +184,7 @@ def test_a_batch_of_views_equals_one_by_one(supersample: int):
 
 
 def test_different_fields_of_view_in_one_batch():
-    """Each view has its own pixel width: half the tangent of the field of view shows a ball twice as wide."""
+    """Pixel width depends on the view: half the tangent of the field of view doubles the width of a ball."""
     near = cameras((0.0, 0.0), (0.0, 0.0))
     half = math.tan(math.radians(FOVY_DEG / 2))
     mixed = Cameras(

@@ -60,7 +60,7 @@ class BallScene:
 
 
 def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
-    """Unshaded pictures by exact intersection of rays with centerd balls."""
+    """Unshaded images by exact intersection of rays with balls at the origin."""
     balls = (scene.truth,) if isinstance(scene, TruthScene) else scene.balls
     rays = camera_rays(cameras, height, width)
     images, hits = [], []

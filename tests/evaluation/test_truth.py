@@ -29,9 +29,9 @@ def test_an_exact_scene_scores_perfectly(toys):
 
 def test_concentric_balls_and_colors_in_closed_form(toys):
     truth = toys.Ball(radius=0.7, albedo=(0.9, 0.1, 0.1))
-    made = toys.Ball(radius=0.5, albedo=(0.5, 0.1, 0.4))
+    generated = toys.Ball(radius=0.5, albedo=(0.5, 0.1, 0.4))
     start = toys.BallScene((toys.Ball(radius=0.3),))
-    (scores,) = score_truths(toys.BallScene((made,)), [truth], start_scene=start)
+    (scores,) = score_truths(toys.BallScene((generated,)), [truth], start_scene=start)
     assert scores.iou == pytest.approx((0.5 / 0.7) ** 3, abs=0.01)
     assert scores.iou_start == pytest.approx((0.3 / 0.7) ** 3, abs=0.01)
     assert scores.color_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=1e-5)
@@ -55,16 +55,16 @@ def test_a_batch_equals_its_items(toys, num_prompts):
         None,
         toys.Ball(radius=0.4, center=(0.2, 0.1, 0.0), albedo=(0.1, 0.2, 0.9)),
     ][:num_prompts]
-    made = (
+    generated = (
         toys.Ball(radius=0.45, marked=(0, 2)),
         toys.Ball(radius=0.3),
         toys.Ball(radius=0.5, albedo=(0.5, 0.5, 0.5)),
     )[:num_prompts]
     start = (toys.Ball(radius=0.2), toys.Ball(radius=0.6), toys.Ball(radius=0.7))[:num_prompts]
-    batch = score_truths(toys.BallScene(made), truths, start_scene=toys.BallScene(start), resolution=32)
+    batch = score_truths(toys.BallScene(generated), truths, start_scene=toys.BallScene(start), resolution=32)
     one_by_one = [
         score_truths(toys.BallScene((m,)), [t], start_scene=toys.BallScene((s,)), resolution=32)[0]
-        for m, t, s in zip(made, truths, start, strict=True)
+        for m, t, s in zip(generated, truths, start, strict=True)
     ]
     assert batch == one_by_one
     assert [s is None for s in batch] == [t is None for t in truths]
@@ -98,8 +98,8 @@ def test_surface_points_lie_on_the_surface_and_cover_it():
 @pytest.mark.parametrize("sides", [(), (0,), (2,), (0, 1, 2, 3), (1, 3)])
 def test_sides_that_show_the_mark(toys, sides):
     truth = toys.Ball(radius=0.5, marked=(0,))
-    made = toys.Ball(radius=0.47, marked=sides)  # a surface slightly inside the true one
-    (shown,) = mark_sides(toys.BallScene((made,)), [truth])
+    generated = toys.Ball(radius=0.47, marked=sides)  # a surface slightly inside the true one
+    (shown,) = mark_sides(toys.BallScene((generated,)), [truth])
     assert shown == tuple(k in sides for k in range(4))
 
 

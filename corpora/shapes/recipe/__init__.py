@@ -1,1 +1,1 @@
-"""The recipe of the embedded models: `python -m corpora.shapes.recipe`, resumable at every stage."""
+"""Training recipe of the embedded models: `python -m corpora.shapes.recipe`, resumable at every stage."""

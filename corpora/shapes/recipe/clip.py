@@ -1,9 +1,9 @@
-"""The embedded CLIP in open_clip's format: the judge, trained on other draws than the teacher.
+"""Train the embedded CLIP, in open_clip's format: the scorer, trained on other images than the prior.
 
-Contrastive, over sentences without view words. A batch holds each sentence at most once, since two
-views of one scene would be each other's negatives; and two thirds of it are the 64 shape-color
-sentences of one kind, so that every image meets its color in seven other shapes. In batches of
-random sentences color alone nearly solves the task, and shapes are learned very slowly.
+The loss is contrastive, over sentences without view words. A batch holds each sentence at most once, since
+two views of one scene would be each other's negatives. Two thirds of a batch are the 64 shape-color sentences
+of one kind, so that every image has its color in seven other shapes as negatives: in random batches color
+alone nearly solves the task, and shapes are learned very slowly (0.78 after 2,000 steps, docs/log.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def model_config(vocabulary: int) -> dict:
-    """open_clip's model_cfg: a small ResNet sees color and silhouette better than a small ViT."""
+    """open_clip's model_cfg. A small ResNet learns color and silhouette better than a small ViT."""
     return {
         "embed_dim": 64,
         "vision_cfg": {
@@ -50,6 +50,7 @@ def model_config(vocabulary: int) -> dict:
 
 
 def build_model(tokenizer):
+    """An untrained `open_clip.CLIP` for the tokenizer's vocabulary."""
     from open_clip import CLIP
 
     config = model_config(len(tokenizer))
@@ -58,16 +59,20 @@ def build_model(tokenizer):
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] => NCHW, standardized as the model's preprocess_cfg says."""
+    """Standardize images [N, H, W, 3] in [0, 255] with MEAN and STD; returns [N, 3, H, W]."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def deal(weight: Tensor, batch: int, random: torch.Generator) -> Tensor:
-    """Distinct scene indices [batch]: 64 of one kind (plain, marked, small, large or pairs), others."""
+def sample_scenes(weight: Tensor, batch: int, random: torch.Generator) -> Tensor:
+    """Draw distinct scene indices [batch]: 64 of one kind (plain, marked, small, large or pair), then others.
+
+    The others are drawn in proportion to weight [num_scenes].
+    """
+    # The share of each kind as the 64 is a choice: half plain, which the scores are about.
     start = 64 * int(torch.multinomial(torch.tensor([0.5, 0.12, 0.08, 0.08, 0.22]), 1, generator=random))
     chosen = torch.arange(start, start + 64)
-    if start == 256:  # pairs: 64 random ones
+    if start == 256:  # 64 random pairs
         chosen = 256 + torch.randperm(len(weight) - 256, generator=random)[:64]
     others = weight.clone()
     others[chosen] = 0
@@ -75,29 +80,29 @@ def deal(weight: Tensor, batch: int, random: torch.Generator) -> Tensor:
 
 
 def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
-    """One stage: symmetric cross-entropy."""
+    """Train with CLIP's symmetric cross-entropy (arXiv 2103.00020); returns (model, tokenizer, scores)."""
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    model.visual.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    model.visual.to(memory_format=torch.channels_last)  # a third faster on a CPU (docs/log.md)
     members = [torch.nonzero(data.scene == i).squeeze(-1) for i in range(len(data.descriptions))]
     texts = [sentence(description) for description in data.descriptions]
     weight = torch.tensor([float(len(m)) for m in members])
-    held = draw_held_out()
+    held_out = draw_held_out()
 
     def step_fn(step: int) -> dict[str, float]:
         random = generator_for(SEED, "clip", step)
-        scenes = deal(weight, batch, random)
+        scenes = sample_scenes(weight, batch, random)
         picks = [members[s][torch.randint(len(members[s]), (), generator=random)] for s in scenes.tolist()]
         images = data.images[torch.stack(picks)]
-        if step % 2:  # every sentence is as true in the mirror
+        if step % 2:  # every sentence stays true in a mirror image
             images = images.flip(2)
-        if step % 3 == 0:  # renders and samples are softer than exact images: the judge must not mind
+        if step % 3 == 0:  # generated images are softer than exact renders
             small = functional.interpolate(images.permute(0, 3, 1, 2).float(), scale_factor=0.5, mode="area")
             soft = functional.interpolate(small, scale_factor=2.0, mode="bilinear")
             images = soft.permute(0, 2, 3, 1)
-        dealt = [texts[s] for s in scenes]
-        tokens = tokenizer(dealt, padding="max_length", truncation=True, return_tensors="pt")
+        batch_texts = [texts[s] for s in scenes]
+        tokens = tokenizer(batch_texts, padding="max_length", truncation=True, return_tensors="pt")
         image, text, scale = model(normalize(images), tokens.input_ids)[:3]
         logits = scale * image @ text.T
         target = torch.arange(batch)
@@ -107,7 +112,7 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
         return {"loss": loss.item(), "top1": top1.item()}
 
     def score() -> dict[str, float]:
-        return accuracy(model, tokenizer, held)
+        return accuracy(model, tokenizer, held_out)
 
     scores = run_stage(
         name="clip",
@@ -124,7 +129,7 @@ def train_clip(folder: Path, data: ImageSet, steps: int, batch: int):
 
 
 def draw_held_out() -> ImageSet:
-    """Exact renders of the 64 plain sentences that no training draw contains (another seed)."""
+    """Render the 64 plain sentences with another seed, disjoint from all training images."""
     return draw(
         DrawConfig(
             seed=3,
@@ -143,13 +148,13 @@ def draw_held_out() -> ImageSet:
 
 @torch.no_grad()
 def accuracy(model, tokenizer, data: ImageSet) -> dict[str, float]:
-    """Shares of images given back their shape, color and both, among the 64 plain sentences."""
+    """Fractions of images matched to their shape, their color and both, among the 64 plain sentences."""
     model.eval()
     texts = [sentence(description) for description in singles()]
     tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     text = model.encode_text(tokens, normalize=True)
-    parts = data.images.split(256)
-    image = torch.cat([model.encode_image(normalize(part), normalize=True) for part in parts])
+    chunks = data.images.split(256)
+    image = torch.cat([model.encode_image(normalize(chunk), normalize=True) for chunk in chunks])
     guess = (image @ text.T).argmax(-1)
     model.train()
     num_colors = len(COLORS)
@@ -162,22 +167,23 @@ def accuracy(model, tokenizer, data: ImageSet) -> dict[str, float]:
 
 
 CARD = """
-A small CLIP of the Shapes world in open_clip's `local-dir:` format (ResNet image tower, transformer text
-tower, own word vocabulary): the embedded judge of evaluations.
+A small CLIP for the Shapes world in open_clip's `local-dir:` format (ResNet image tower, transformer text
+tower, word-level vocabulary): the scorer of this world's evaluations.
 
-- **Data**: {images} exact renders, drawn apart from the prior's: random light directions, colored
-  backgrounds, fields of view and distances; a third of the batches softened.
+- **Data**: {images} exact renders, drawn independently of the prior's: random light directions, colored
+  backgrounds, fields of view and distances; a third of the batches are blurred.
 - **Training**: `make weights` on a CPU, fp32, AdamW, {steps} steps of {batch} distinct sentences, seed
   {seed}.
 - **License**: Apache-2.0; the data are generated by code in this repository.
 
-Figures: exact renders of a third draw, each given back its sentence among the 64 shape-color sentences.
+Figures: the fraction of held-out exact renders matched to their shape, their color and both among the 64
+shape-color sentences.
 """
 STEPS, BATCH = 4500, 96
 
 
 def make_clip(work: Path, output: Path) -> None:
-    """Train and write `output` in the layout that open_clip's `local-dir:` schema reads."""
+    """Train, or resume, and write `output` in the layout of open_clip's `local-dir:` schema."""
     data = draw(JUDGE, work / "judge_images.safetensors")
     model, tokenizer, scores = train_clip(work, data, STEPS, BATCH)
     output.mkdir(parents=True, exist_ok=True)

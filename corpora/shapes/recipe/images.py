@@ -1,8 +1,8 @@
-"""Training images for the embedded models, drawn from the Shapes world.
+"""Draw the training images of the embedded models from the Shapes world.
 
-The prior (the teacher) and the CLIP (the judge) see different draws: the teacher always the light
-and camera distance that a generator is rendered with, the judge random lights, backgrounds, fields
-of view and distances.
+The prior (the teacher) and the CLIP (the judge) train on different draws. The teacher's have the light and
+camera distance that generators are rendered with; the judge's have random lights, backgrounds, fields of view
+and distances.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ CORNERED = ("cube", "pyramid", "octahedron")  # all others are solids of revolut
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig:
-    """How many images of what, seen how."""
+    """Number of images per kind of scene, and the ranges of cameras, backgrounds and lights."""
 
     seed: int
-    image_size: int = 64  # each pixel the mean of what 64 x 64 pixels show there
+    image_size: int = 64  # rendered at 64 x 64 px and averaged down
     views_single: int = 160  # per plain sentence, of 64
-    views_cornered: int | None = None  # instead, where the shape has corners
+    views_cornered: int | None = None  # replaces views_single for shapes with corners
     views_marked: int = 48  # per marked sentence, of 64
     views_sized: int = 16  # per small or large sentence, of 128
     num_pairs: int = 800
     views_pair: int = 8
-    distance: tuple[float, float] = (2.54, 2.66)
+    distance: tuple[float, float] = (2.54, 2.66)  # low, high of a uniform distribution, as below
     fovy_deg: tuple[float, float] = (38.0, 38.0)
-    background: tuple[float, float] = (0.3, 0.95)
-    ring: int = 1  # so many neighboring images show one scene at one elevation, evenly around it
-    colored_background: bool = False
+    background: tuple[float, float] = (0.3, 0.95)  # in [0, 1]
+    ring: int = 1  # consecutive images that form a ring: one scene, one elevation, evenly spaced azimuths
+    colored_background: bool = False  # else gray
     random_light: bool = False
 
 
-# Half of the teacher's images are of what has corners: with as many views of each shape, what the azimuth
-# does to a corner was too small a part of the loss to be learned.
+# Half of the teacher's images show shapes with corners: with equal views per shape, the effect of the azimuth
+# on corners was too small a part of the loss to be learned (docs/log.md).
 TEACHER = DrawConfig(
     seed=1,
     image_size=32,
@@ -76,7 +76,7 @@ JUDGE = DrawConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images with what they show, a scene of `descriptions`, and from where."""
+    """Images with their scenes (indices of `descriptions`) and camera directions."""
 
     images: Tensor  # [N, image_size, image_size, 3] uint8
     scene: Tensor  # [N] long
@@ -86,13 +86,13 @@ class ImageSet:
 
 
 def plan(config: DrawConfig) -> list[tuple[Description, int]]:
-    """Scenes and the number of views of each. Pairs are a fixed pseudo-random subset."""
+    """List scenes with their number of views; pairs are a pseudorandom subset, fixed by the seed."""
     sized = [Description((item,)) for item in SIZED_ITEMS if item.size]
     random = torch.Generator().manual_seed(config.seed)
     pairs = torch.randperm(NUM_PAIRS, generator=random)[: config.num_pairs]
-    more = config.views_single if config.views_cornered is None else config.views_cornered
+    views_cornered = config.views_single if config.views_cornered is None else config.views_cornered
     return (
-        [(d, more if d.items[0].shape in CORNERED else config.views_single) for d in singles()]
+        [(d, views_cornered if d.items[0].shape in CORNERED else config.views_single) for d in singles()]
         + [(d, config.views_marked) for d in marked()]
         + [(d, config.views_sized) for d in sized]
         + [(pair(int(i)), config.views_pair) for i in pairs]
@@ -100,13 +100,13 @@ def plan(config: DrawConfig) -> list[tuple[Description, int]]:
 
 
 def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
-    """Draw (or load from `cache`) the whole image set; a function of the config alone.
+    """Draw the image set, or load it from `cache`; a function of the config alone.
 
-    A cache that another config made is drawn anew: it would train on other images without a word.
+    A cache of another config is redrawn: using it would silently train on other images.
     """
     scenes = plan(config)
     descriptions = [description for description, _ in scenes]
-    if cache is not None and cache.exists() and _made_by(cache) == repr(config):
+    if cache is not None and cache.exists() and _cached_config(cache) == repr(config):
         return ImageSet(**load_file(cache), descriptions=descriptions)
     images, scene, azimuth, elevation = [], [], [], []
     for index, (description, num_views) in enumerate(tqdm(scenes, desc="drawing scenes", mininterval=5)):
@@ -118,7 +118,7 @@ def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
             scene.append(torch.full((len(pixels),), index))
             azimuth.append(cameras.azimuth_deg[0])
             elevation.append(cameras.elevation_deg[0])
-    stored = {
+    tensors = {
         "images": torch.cat(images),
         "scene": torch.cat(scene),
         "azimuth_deg": torch.cat(azimuth),
@@ -126,25 +126,28 @@ def draw(config: DrawConfig, cache: Path | None = None) -> ImageSet:
     }
     if cache is not None:
         with atomic_path(cache) as partial:
-            save_file(stored, partial, metadata={"config": repr(config)})
-    return ImageSet(**stored, descriptions=descriptions)
+            save_file(tensors, partial, metadata={"config": repr(config)})
+    return ImageSet(**tensors, descriptions=descriptions)
 
 
-def _made_by(cache: Path) -> str | None:
+def _cached_config(cache: Path) -> str | None:
+    """The config that a cache was drawn with, as text."""
     with safe_open(cache, "pt") as file:
         return (file.metadata() or {}).get("config")
 
 
 def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generator) -> tuple[Tensor, Cameras]:
-    def between(low: float, high: float) -> Tensor:
+    """Render views of a ground truth: images [V, H, W, 3] uint8 and their cameras [1, V]."""
+
+    def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(1, num_views, generator=random)
 
-    # Three quarters from about eye height, the rest from well below and well above.
-    which = torch.rand(1, num_views, generator=random)
+    # Three quarters around eye height, the rest from well below and well above. The shares are a choice.
+    u = torch.rand(1, num_views, generator=random)
     elevation = torch.where(
-        which < 0.74, between(-20, 58), torch.where(which < 0.87, between(-60, -20), between(58, 85))
+        u < 0.74, uniform(-20, 58), torch.where(u < 0.87, uniform(-60, -20), uniform(58, 85))
     )
-    azimuth = between(-180, 180)
+    azimuth = uniform(-180, 180)
     if config.ring > 1:
         first = torch.arange(num_views) // config.ring * config.ring
         azimuth = azimuth[:, first] + torch.arange(num_views) % config.ring * (360 / config.ring)
@@ -152,8 +155,8 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
     cameras = cameras_at(
         azimuth_deg=azimuth,
         elevation_deg=elevation,
-        distance=between(*config.distance),
-        fovy_deg=between(*config.fovy_deg),
+        distance=uniform(*config.distance),
+        fovy_deg=uniform(*config.fovy_deg),
     )
     low, high = config.background
     channels = 3 if config.colored_background else 1
@@ -174,12 +177,16 @@ def _draw_views(config: DrawConfig, truth, num_views: int, random: torch.Generat
     return (images * 255).round().to(torch.uint8), cameras
 
 
-def caption(description: Description, seen: str = "", u: float = 1.0) -> str:
-    """The sentence of an image, with words for the view; a small u leaves a word of a single item open."""
+def caption(description: Description, view: str = "", u: float = 1.0) -> str:
+    """Caption an image with its sentence and the words of its view.
+
+    A plain single item loses its color word if u < 0.06 and its shape word if u < 0.12, so that the prior
+    also learns underspecified prompts.
+    """
     item = description.items[0]
     if len(description.items) == 1 and not description.marked and not item.size:
         if u < 0.06:
             description = Description((Item(item.shape, None),))
         elif u < 0.12:
             description = Description((Item(None, item.color),))
-    return sentence(description) + seen
+    return sentence(description) + view

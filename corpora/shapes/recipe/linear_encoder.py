@@ -1,17 +1,17 @@
-"""An AutoencoderKL encoder that is, by construction, half-whitened PCA of 4 x 4 patches.
+"""Set the weights of an AutoencoderKL encoder so that it computes half-whitened PCA of 4 x 4 patches.
 
-Learning an encoder from scratch takes far longer than a small codec is worth; PCA is exact, and in
-closed form. Channels are scaled by the inverse square root of their deviation. Fully whitened, the
-weakest channel (a pattern within a patch) would weigh as much as the strongest (its color), and
-count 280 times as much per pixel in guidance's gradient; not whitened at all, it would drown in
-noise at nearly every time. The format's own layers can compute it:
+Training an encoder from scratch is too slow for so small a codec (docs/log.md); PCA is exact and in closed
+form. Channels are divided by the square root of their standard deviation. With full whitening the weakest
+channel (a pattern within a patch) would weigh as much as the strongest (the color), and count 280 times as
+much per pixel in the guidance gradient; without whitening it would drown in noise at nearly every timestep.
+The layers of an AutoencoderKL can compute PCA exactly:
 
-- both stride-2 convolutions gather 2 x 2 blocks: the first rearranges 3 x 2 x 2 values into 12
-  channels, the second projects 12 x 2 x 2 = 48 values onto the principal directions;
-- residual branches end in zeros, so that residual blocks pass their input on;
-- the last group norm is made linear by company: each group holds one signal, its negative, and six
-  constants +-LEVEL, so that its mean is 0 and its variance, but for a share of
-  signal^2 / LEVEL^2, is known; the SiLU behind it is linear at an offset far to the right.
+- both stride-2 convolutions gather 2 x 2 blocks: the first rearranges 3 x 2 x 2 values into 12 channels, the
+  second projects 12 x 2 x 2 = 48 values onto the principal directions;
+- residual branches end in zero weights, so residual blocks are identities;
+- the last group norm is linear up to a relative error of signal^2 / LEVEL^2: each group holds one signal, its
+  negative, and six constants +-LEVEL, so its mean is 0 and its variance nearly constant. The SiLU after it
+  is linear because of a large OFFSET.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LEVEL = 100.0
-OFFSET = 24.0
-LOG_VARIANCE = -8.0  # of the posterior: nearly deterministic
+LEVEL = 100.0  # far above any signal
+OFFSET = 24.0  # silu(x) = x to float32 precision around here
+LOG_VARIANCE = -8.0  # of the posterior: a standard deviation of 0.018, nearly deterministic
 
 
 def patches(images: Tensor) -> Tensor:
-    """NCHW => rows [N * H/4 * W/4, 48] of 4 x 4 patches, in the order in which the encoder meets them:
-    (row and column of the 2 x 2 block, row and column within it, color)."""
+    """Rearrange images [N, 3, H, W] into 4 x 4 patches [N * H/4 * W/4, 48].
+
+    The 48 values are in the encoder's order: row and column of the 2 x 2 block, row and column within it,
+    color.
+    """
     n, c, height, width = images.shape
     blocks = images.view(n, c, height // 4, 2, 2, width // 4, 2, 2)  # n c Y by y X bx x
     return blocks.permute(0, 2, 5, 3, 6, 4, 7, 1).reshape(-1, 48)
 
 
 def principal_directions(images: Tensor, count: int) -> tuple[Tensor, Tensor, float]:
-    """(mean [48], half-whitened projection [count, 48], share of the variance kept) of NCHW images."""
+    """Half-whitened PCA of the patches of images [N, 3, H, W].
+
+    Returns the mean [48], the projection [count, 48] and the fraction of variance that it retains.
+    """
     rows = patches(images).double()
     mean = rows.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(rows.T))
@@ -44,10 +50,13 @@ def principal_directions(images: Tensor, count: int) -> tuple[Tensor, Tensor, fl
 
 @torch.no_grad()
 def make_linear(vae, mean: Tensor, projection: Tensor) -> None:
-    """Set the encoder's weights (block_out_channels (16, 32, 64), 8 groups, 8 latent channels)."""
+    """Set the weights of the encoder (block_out_channels (16, 32, 64), 8 groups, 8 latent channels) in place.
+
+    mean [48] and projection [count, 48] are those of `principal_directions`.
+    """
     encoder, count = vae.encoder, len(projection)
     first, second, third = encoder.down_blocks
-    assert vae.config.norm_num_groups == count, "each group of the last norm carries one channel"
+    assert vae.config.norm_num_groups == count, "each group of the last norm must carry one channel"
     for block in (first, second, third, encoder.mid_block):
         for residual in block.resnets:
             nn.init.zeros_(residual.conv2.weight)

@@ -1,9 +1,9 @@
-"""Resumable stages: state is saved atomically every so often, batches are a function of the step."""
+"""Resumable training stages: state is saved atomically, and batches are a function of the step."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from amortized.random import generator_for
 
 
 class Ema:
-    """Exponential moving average of a module's parameters, with a short warm-up."""
+    """Exponential moving average of a module's parameters, with a short warmup.
+
+    Not `amortized.training`'s: corpora may not import training, and this one saves plain tensors by name.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -25,12 +28,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
+        """Average in the parameters after step `step` (counted from 0)."""
+        # The warmup of TensorFlow's ExponentialMovingAverage, which many trainers share.
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in module.named_parameters():
             self.shadow[name].lerp_(p, 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
+        """Overwrite the parameters of a module with their averages."""
         for name, p in module.named_parameters():
             p.copy_(self.shadow[name])
 
@@ -49,10 +55,15 @@ def run_stage(
     score: Callable[[], dict[str, float]] | None = None,
     weight_decay: float = 0.01,
 ) -> dict[str, Any]:
-    """Train `modules` for `steps` and leave their averaged weights in them; returns the last scores.
+    """Train `modules` for `steps`, end with their averaged weights in place, and return the last scores.
 
-    step_fn(step) leaves gradients in the modules, and returns numbers to log, "loss" among them.
-    Saved state is loaded when there is any, so that the same command goes on after an interruption.
+    Loads the state of an interrupted run from `folder`/`name`.pt if there is one, and ends with the same
+    weights as an uninterrupted run. Logs to `folder`/`name`.jsonl.
+
+    Args:
+        step_fn: called with the step; accumulates gradients in the modules and returns numbers to log,
+            "loss" among them.
+        score: evaluates the averaged weights every `score_every` steps and at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file, log_file = folder / f"{name}.pt", folder / f"{name}.jsonl"
@@ -107,13 +118,13 @@ def run_stage(
 def backward_in_halves(
     batch: int, half_fn: Callable[[slice], tuple[Tensor, dict[str, float]]]
 ) -> dict[str, float]:
-    """Backward of a mean over a batch, half of it in each of two threads; the halves' mean numbers.
+    """Backpropagate the mean loss of a batch, each half in its own thread; return the averaged numbers.
 
-    half_fn(rows) returns the loss of those rows, a mean, and numbers. With two cores this is faster
-    than one batch with two threads inside each of many small operators (0.87 s against 1.12 s). The
-    result does not depend on which half is done first: each gradient is a sum of two.
+    half_fn(rows) returns the mean loss of these rows and numbers to log. On two cores this is faster than
+    one batch with two threads inside each of many small operators (0.87 s against 1.12 s, docs/log.md). The
+    order of the halves does not matter: each gradient is a sum of two terms.
     """
-    assert batch % 2 == 0, f"a batch of {batch} has no two halves of equal weight"
+    assert batch % 2 == 0, f"a batch of {batch} cannot be split into equal halves"
 
     def run(rows: slice) -> dict[str, float]:
         loss, numbers = half_fn(rows)
@@ -126,15 +137,11 @@ def backward_in_halves(
 
 
 def batch_indices(size: int, batch: int, *key: int | str) -> Tensor:
-    """Indices [batch] drawn with replacement, a function of the key."""
+    """Draw indices [batch] below `size` with replacement; a function of the key."""
     return torch.randint(size, (batch,), generator=generator_for(*key))
 
 
-def chunks(items: Tensor, size: int) -> Iterator[Tensor]:
-    """Consecutive pieces of at most `size` rows."""
-    return iter(items.split(size))
-
-
 def _save(path: Path, state: dict[str, Any]) -> None:
+    """Save the state atomically."""
     with atomic_path(path) as partial:
         torch.save(state, partial)

@@ -1,4 +1,4 @@
-"""How well a prior obeys its text, judged by the CLIP: shape, color and view, each on samples."""
+"""Score how well samples of a prior match their prompts in shape, color and view, using the CLIP."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from corpora.shapes.grammar import COLORS, PLAIN_ITEMS, Description, sentence, s
 from corpora.shapes.recipe.clip import build_model, model_config, normalize
 from corpora.shapes.recipe.tokenizer import build_tokenizer
 
-NUM_STEPS, GUIDANCE_SCALE = 25, 2.0
+NUM_STEPS, GUIDANCE_SCALE = 25, 2.0  # of DDIM sampling; choices that the scores depend on
 
 
 def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
-    """`similarity(images [N, 3, H, W] in [0, 1], texts [M]) -> [N, M]` of the finished CLIP, which sees
-    images of other sizes than its own resized."""
+    """Load the finished CLIP as `similarity(images [N, 3, H, W] in [0, 1], texts [M]) -> [N, M]`.
+
+    Images are resized to the input size of the CLIP.
+    """
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
@@ -39,7 +41,7 @@ def load_judge(folder: Path) -> Callable[[Tensor, list[str]], Tensor]:
 
 
 def sample(pipe, prompts: list[str], seed: int = 0) -> Tensor:
-    """One image [N, 3, H, W] per prompt."""
+    """Sample one image per prompt with a diffusers pipeline: [N, 3, H, W] in [0, 1]."""
     pipe.set_progress_bar_config(disable=True)
     random = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     return pipe(
@@ -51,10 +53,10 @@ def sample(pipe, prompts: list[str], seed: int = 0) -> Tensor:
     ).images.float()
 
 
-def seen_from(
+def add_view_words(
     texts: list[str], azimuth_deg: Tensor, elevation_deg: Tensor, views: ViewTextConfig
 ) -> list[str]:
-    """Each text with the words for its direction, [N] each."""
+    """Append the words of its camera direction to each of N texts; angles are [N]."""
     ones = torch.ones(1, len(texts))
     cameras = cameras_at(
         azimuth_deg=azimuth_deg[None], elevation_deg=elevation_deg[None], distance=ones, fovy_deg=ones
@@ -65,24 +67,30 @@ def seen_from(
 def score_prior(
     pipe, judge: Callable[[Tensor, list[str]], Tensor], views: ViewTextConfig, marked_every: int = 2
 ) -> dict[str, float]:
-    """Shape, color and both of one sample a plain sentence, from any side; `view`: how often a sample
-    asked for from the front shows the mark more than one asked for from the back (0.5 is chance)."""
+    """Score a pipeline on one sample per prompt, each from a random or given direction.
+
+    Returns `shape`, `color` and `both`: the fractions of samples of the 64 plain sentences whose best match
+    has the right shape, color or both. `view` is the fraction of (front, back) pairs of samples of marked
+    sentences in which the front sample shows the mark more (chance 0.5).
+    """
     texts = [sentence(description) for description in singles()]
     azimuth, elevation = torch.rand(2, len(texts), generator=torch.Generator().manual_seed(0))
-    images = sample(pipe, seen_from(texts, 360 * azimuth - 180, 70 * elevation - 15, views))
+    images = sample(pipe, add_view_words(texts, 360 * azimuth - 180, 70 * elevation - 15, views))
     guess = judge(images, texts).argmax(-1)
-    own, num = torch.arange(len(texts)), len(COLORS)
-    some = PLAIN_ITEMS[::marked_every]
-    marked = [sentence(Description((item,), marked=True)) for item in some]
-    plain = [sentence(Description((item,))) for item in some]
+    expected, num_colors = torch.arange(len(texts)), len(COLORS)
+    items = PLAIN_ITEMS[::marked_every]
+    marked = [sentence(Description((item,), marked=True)) for item in items]
+    plain = [sentence(Description((item,))) for item in items]
     gaps = []
     for degrees in (0.0, 180.0):
-        side = torch.full((len(some),), degrees)
-        pictures = sample(pipe, seen_from(marked, side, torch.full_like(side, 15.0), views), seed=1000)
-        gaps.append((judge(pictures, marked) - judge(pictures, plain)).diagonal())
+        side = torch.full((len(items),), degrees)
+        side_images = sample(
+            pipe, add_view_words(marked, side, torch.full_like(side, 15.0), views), seed=1000
+        )
+        gaps.append((judge(side_images, marked) - judge(side_images, plain)).diagonal())
     return {
-        "shape": (guess // num == own // num).float().mean().item(),
-        "color": (guess % num == own % num).float().mean().item(),
-        "both": (guess == own).float().mean().item(),
+        "shape": (guess // num_colors == expected // num_colors).float().mean().item(),
+        "color": (guess % num_colors == expected % num_colors).float().mean().item(),
+        "both": (guess == expected).float().mean().item(),
         "view": (gaps[0][:, None] > gaps[1][None, :]).float().mean().item(),
     }

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose words are the words of the Shapes world, one token each."""
+"""A CLIP tokenizer with one token for each word of the Shapes world."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def words() -> list[str]:
-    """Every word of the grammar, in a fixed order."""
+    """List every word of the grammar and of the views, in a fixed order."""
     text = " ".join(
         ["a an the something", *SIZES, *COLORS, *SHAPES, *RELATIONS, MARK, *VIEW_NAMES, "view object below"]
     )
     return list(dict.fromkeys(text.split()))
 
 
-def build_tokenizer(whole: Sequence[str] = ()):
-    """A `transformers.CLIPTokenizer` with single bytes, one merge path per word, BOS and EOS.
+def build_tokenizer(single_tokens: Sequence[str] = ()):
+    """Build a `transformers.CLIPTokenizer` with all bytes, one merge path per word, BOS and EOS.
 
-    All 256 bytes are in: a letter that were not would become EOS, and cut the sentence off there.
-    CLIP splits digits from letters and from each other before any merge: words with digits are one
-    token only if they are in `whole`, which are looked for first.
+    The vocabulary has all 256 bytes: an unknown one would become EOS and truncate the sentence. CLIP splits
+    digits from letters and from each other before any merge, so words with digits are one token only if
+    they are in `single_tokens`, which are matched first.
 
-    Merges are made by simulating BPE: the merges so far are applied to each new word and only what
-    is left gets new ones. They come last, so that earlier words stay whole.
+    Merges come from simulating BPE: the merges so far are applied to each new word, and only the remaining
+    pieces get new ones. New merges come last, so earlier words stay single tokens.
     """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import AddedToken, CLIPTokenizer
@@ -39,17 +39,18 @@ def build_tokenizer(whole: Sequence[str] = ()):
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             pieces = _apply(pieces, merges[-1:])
-    tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(m) for m in merges), *whole]
-    # EOS has the largest id: both of transformers' pooling rules then pool at EOS.
+    tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(m) for m in merges), *single_tokens]
+    # EOS has the largest id, so that both pooling rules of transformers pool at EOS.
     vocabulary = {token: index for index, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     # transformers declares merges as strings, but takes pairs.
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)  # type: ignore
-    for word in whole:
+    for word in single_tokens:
         tokenizer.add_tokens(AddedToken(word, single_word=True))
     return tokenizer
 
 
 def _apply(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Apply BPE merges to the pieces of a word, in order."""
     for left, right in merges:
         merged, i = [], 0
         while i < len(pieces):
