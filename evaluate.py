@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
             def scenes_of(generator: torch.nn.Module):
                 def scene_for(prompts: list[Prompt]) -> Scene:
                     z = z_of(prompts, generator, config.seed, config.trainer.seeds_per_prompt)
-                    return generator(bank.get([prompt.text for prompt in prompts]), z.to(world.device))
+                    text = bank.generator_text([prompt.text for prompt in prompts])
+                    return generator(text, z.to(world.device))
 
                 return scene_for
 

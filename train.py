@@ -81,9 +81,9 @@ def bank_of(config: RunConfig, prior: StableDiffusionPrior, device: torch.device
         prior.text_encoder,
         config.views,
         device=device,
-        reader=reader,
+        generator_encoder=reader,
         stores=[ShardStore(url) for url in config.text.shards],
-        kept=config.text.kept,
+        cache_size=config.text.kept,
     )
     return bank, (reader or prior.text_encoder).width
 
@@ -103,8 +103,8 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
             "guidance.learned needs the denoiser for its gradient, when prior.offload has taken it away: "
             "set prior.offload=false"
         )
-    text = None if learned.text is None else bank.sentences([learned.text])
-    null = bank.sentences([config.views.negative_prompt])
+    text = None if learned.text is None else bank.encode_for_prior([learned.text])
+    null = bank.encode_for_prior([config.views.negative_prompt])
     model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
     return Guidance(prior, config.guidance, model)
 

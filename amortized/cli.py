@@ -46,12 +46,12 @@ def one_sentence_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from amortized.memory_errors import out_of_memory  # torch: a second
+        from amortized.memory_errors import out_of_memory_message  # torch: a second
         from amortized.training import PeerLost, SaidElsewhere, TrainingStopped  # seconds
 
         if isinstance(error, SaidElsewhere):
             sys.exit(error.status)
-        if sentence := out_of_memory(error):
+        if sentence := out_of_memory_message(error):
             _fail(name, sentence, 1)
         if not isinstance(error, (ValueError, TrainingStopped, PeerLost)):
             raise

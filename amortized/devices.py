@@ -20,7 +20,7 @@ def local_device(name: str) -> torch.device:
     asked = name
     if name == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
-    device = device_of("device", asked, others="auto, ")
+    device = parse_device("device", asked, others="auto, ")
     if device.type != "cuda":
         return device
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -38,7 +38,7 @@ def local_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def use_cuda(device: torch.device) -> None:
+def configure_cuda(device: torch.device) -> None:
     """Make a GPU this process', and set what is the same for all that it computes there.
 
     Its memory is held in segments that grow, unless the environment says how: sizes that differ from step
@@ -51,7 +51,7 @@ def use_cuda(device: torch.device) -> None:
     torch.cuda.set_device(device)
 
 
-def device_of(setting: str, name: str, *, others: str = "") -> torch.device:
+def parse_device(setting: str, name: str, *, others: str = "") -> torch.device:
     """The device that a setting names: cpu, cuda, or one of the machine's by its index.
 
     Raises ValueError where there is no such device; `others` are further names that the setting takes.

@@ -1,19 +1,12 @@
-"""Files that are whole or absent: written under a temporary name, synced to disk, then renamed; and
-short names for texts, which never name files themselves."""
+"""Atomic file writes: a temporary file is written, flushed to disk and renamed into place."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-
-def short_name(text: str) -> str:
-    """16 hexadecimal digits that depend on the text alone: safe in any file name, and a 64-bit key."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

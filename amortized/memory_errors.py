@@ -89,7 +89,7 @@ ELSEWHERE = Part("the run", (), f"{SMALLER} or trainer.render_size, or set prior
 SAID = re.compile(r"DefaultCPUAllocator|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
 
 
-def out_of_memory(error: BaseException) -> str | None:
+def out_of_memory_message(error: BaseException) -> str | None:
     """The sentence for an error that is, or comes of, running out of memory; None for any other."""
     found: BaseException | None = error
     while found is not None and not _is_one(found):

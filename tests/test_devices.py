@@ -175,4 +175,4 @@ def test_no_driver_is_one_sentence_of_every_command(gpus, monkeypatch, capsys, t
 def test_what_this_machine_says_of_its_driver():
     known = nullcontext() if torch.cuda.is_available() else pytest.raises(ValueError, match=r"finds no CUDA")
     with known:
-        devices.device_of("device", "cuda")
+        devices.parse_device("device", "cuda")

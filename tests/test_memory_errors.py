@@ -15,7 +15,7 @@ import generators
 import train
 from amortized import memory_errors
 from amortized.cli import one_sentence_errors
-from amortized.memory_errors import ELSEWHERE, PARTS, out_of_memory
+from amortized.memory_errors import ELSEWHERE, PARTS, out_of_memory_message
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def test_what_this_machine_says():
             make()
         assert re.match(
             r"out of memory in the run on main memory: [\d.]+ \w+ asked for",
-            out_of_memory(failed.value) or "",
+            out_of_memory_message(failed.value) or "",
         )
 
 
@@ -141,12 +141,12 @@ def test_what_this_machine_says():
     ],
 )
 def test_errors_of_other_types(error, expected):
-    assert (out_of_memory(error) or "").startswith(expected)
+    assert (out_of_memory_message(error) or "").startswith(expected)
 
 
 def test_other_errors_are_none():
-    assert out_of_memory(RuntimeError("shapes differ")) is None
-    assert out_of_memory(ValueError("trainer.steps must be at least 1")) is None
+    assert out_of_memory_message(RuntimeError("shapes differ")) is None
+    assert out_of_memory_message(ValueError("trainer.steps must be at least 1")) is None
     with pytest.raises(RuntimeError, match="shapes differ"), one_sentence_errors("train.py"):
         raise RuntimeError("shapes differ")
 

@@ -10,7 +10,7 @@ import torch
 from amortized import transfer
 from amortized.cameras import orbit
 from amortized.conditioning import TextBank, ViewTextConfig
-from tests.conditioning.words import LetterEncoder
+from tests.conditioning.letter_encoder import LetterEncoder
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_all_text_of_a_step_can_be_pinned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", fake_pin)
     config = ViewTextConfig(perp_neg=True, negatives=("ugly",), negative_weights=(-1.0,))
     cameras = orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40)
-    told = TextBank(LetterEncoder(), config).views(["a cube", "a cone"], cameras)
+    told = TextBank(LetterEncoder(), config).prior_text(["a cube", "a cone"], cameras)
     with pytest.raises(RuntimeError, match="single memory location"):
         told.unconditional.tokens.pin_memory()
     moved = transfer.to_device(transfer.pin(told), CPU)

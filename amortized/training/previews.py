@@ -46,7 +46,7 @@ def preview(
     sides = to_device(sides, device)
     rows = [
         render(
-            generator(bank.get([prompt.text]), own_z[None].to(device)),
+            generator(bank.generator_text([prompt.text]), own_z[None].to(device)),
             sides,
             SIZE,
             SIZE,

@@ -98,7 +98,7 @@ class Trainer:
             keep_every=config.keep_every,
             upload=config.upload,
         )
-        self.text_dim = bank.get([self.prompt(0).text]).pooled.shape[-1]
+        self.text_dim = bank.generator_text([self.prompt(0).text]).pooled.shape[-1]
         self.resumed_at = (0, 0)  # the step at which this process began, and the prompts seen until then
         self.ahead = Ahead(self._prepare, config.accumulation)
 
@@ -220,7 +220,7 @@ class Trainer:
         batch = self.sampler.batch(step, self.slots[part], self.prompts_seen(step))
         texts = [self.prompt(index).text for index in batch.prompt_indices]
         with side_stream(self.world.device):  # a text that must be encoded does not wait for the step
-            read, told = self.bank.of_step(texts, batch.cameras, "cpu")
+            read, told = self.bank.for_step(texts, batch.cameras, "cpu")
         prepared = Prepared(batch=batch, read=read, told=told)
         return pin(prepared) if self.world.device.type == "cuda" else prepared
 
@@ -251,7 +251,7 @@ class Trainer:
         for name, engine in engines(self.state.generator).items():
             yield f"{name} is looked up by {engine} on {self.world.device}"
         every = range(0, len(self.trained), -(-len(self.trained) // LOOKED_UP))
-        if shortage := self.bank.shortage([self.prompt(index).text for index in every]):
+        if shortage := self.bank.missing_from_shards([self.prompt(index).text for index in every]):
             yield shortage
         if size := self.cache_bytes:
             yield f"trajectories are kept as they are met: {size / 2**20:,.0f} MiB at the end"
