@@ -32,8 +32,8 @@ def local_device(name: str) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise ValueError(
-            f"device={name} with LOCAL_RANK={index}, but this machine has {_count_devices()}: start at most "
-            "one process per GPU, or set device=cpu"
+            f"device={name} with LOCAL_RANK={index}, but this machine has {_describe_devices()}: start at "
+            "most one process per GPU, or set device=cpu"
         )
     return torch.device("cuda", index)
 
@@ -74,12 +74,12 @@ def parse_device(setting: str, name: str, *, others: str = "") -> torch.device:
         ends = ["cuda:0", *[f"cuda:{count - 1}"][: count - 1]]
         available = (" or " if count == 2 else " to ").join(ends)
         raise ValueError(
-            f"{setting}={name}, but this machine has {_count_devices()}: set {setting}={available}"
+            f"{setting}={name}, but this machine has {_describe_devices()}: set {setting}={available}"
         )
     return device
 
 
-def _count_devices() -> str:
+def _describe_devices() -> str:
     """Return "2 CUDA devices", with CUDA_VISIBLE_DEVICES if it is set."""
     count, shown = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     limited = "" if shown is None else f" (CUDA_VISIBLE_DEVICES={shown})"

@@ -27,7 +27,7 @@ Device = torch.device | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Where text embeddings come from. Texts that are in no shard are encoded on demand."""
+    """Text encoders and shards. Texts that are in no shard are encoded on demand."""
 
     # Folders or URLs written by `python -m corpora encode`, with the prior's text encoder or the generator's.
     shards: tuple[str, ...] = ()

@@ -206,8 +206,7 @@ def load_text_encoder(
     except LOAD_ERRORS as error:
         raise ValueError(
             f"the text encoder '{path}' cannot be loaded: {first_line(error)}; give a diffusers folder, "
-            "a CLIP or T5 folder with a tokenizer and .safetensors weights, or a cached or downloadable "
-            "Hub id"
+            "a CLIP or T5 folder with a tokenizer and .safetensors weights, or a Hub id"
         ) from error
 
 

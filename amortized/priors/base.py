@@ -23,7 +23,7 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """Which diffusion model supervises the generator, and where and at what precision it runs."""
+    """Which diffusion model supervises the generator, and its devices and precision."""
 
     shorthand: ClassVar[str] = "path"  # `prior: FOLDER` in a preset means `prior: {path: FOLDER}`
 
@@ -31,8 +31,7 @@ class PriorConfig:
     revision: str | None = None  # branch, tag or commit of a Hub id
     allow_network: bool = False  # download a Hub id that is not cached
     num_views: int | None = None  # views the model must denoise jointly; null: any
-    # To save memory: the denoiser on another GPU, or in CPU memory between calls; the text encoder on the
-    # CPU.
+    # To save memory: the denoiser on another GPU, or in CPU memory between calls; texts encoded on the CPU.
     denoiser_device: str | None = None  # e.g. cuda:1; null: the run's device
     offload: bool = False
     text_on_cpu: bool = False

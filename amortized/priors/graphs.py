@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 Function = Callable[..., Tensor]
 
-CALLS_BEFORE_CAPTURE = 2  # with the same shapes
+CALLS_BEFORE_CAPTURE = 2  # eager calls with the same shapes
 MAX_GRAPHS = 4  # per network: each keeps its activations allocated
 MAX_IMAGES = 16  # larger batches keep the GPU busy without graphs
 

@@ -35,7 +35,7 @@ def add_noise(x0: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
 
 
 def noise_to_x0(noise: Tensor, x_t: Tensor, abar: Tensor) -> Tensor:
-    """Return the x0 that gives x_t with this noise; undefined at abar = 0, where x_t is independent of x0."""
+    """Return the x0 that gives x_t with this noise; undefined at abar = 0 (x_t is then pure noise)."""
     return (x_t - (1 - abar).sqrt() * noise) / abar.sqrt()
 
 

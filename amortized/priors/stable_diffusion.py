@@ -18,7 +18,7 @@ from amortized.priors.precision import normalize_gradient_through
 from amortized.priors.schedule import alphas_at, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # all attention projections of the UNet
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention in the UNet
 
 
 class StableDiffusionPrior:
@@ -83,10 +83,8 @@ class StableDiffusionPrior:
             for network in (unet, vae):
                 network.to(memory_format=torch.channels_last)
         self.graphs = graphs
-        self._graphed_unet, self._graphed_moments = (
-            GraphedFunction(self._run_unet),
-            GraphedFunction(self._moments),
-        )
+        self._graphed_unet = GraphedFunction(self._run_unet)
+        self._graphed_moments = GraphedFunction(self._moments)
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
@@ -161,9 +159,10 @@ class StableDiffusionPrior:
     ) -> Tensor:
         """Return the UNet's raw prediction [N, C, h, w], in its dtype and on its device."""
         labels = {} if cameras is None else {"class_labels": cameras}
-        return self.unet(latents_noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **labels)[
-            0
-        ]
+        outputs = self.unet(
+            latents_noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **labels
+        )
+        return outputs[0]
 
     def _moments(self, pixels: Tensor) -> Tensor:
         """Return mean and log-variance [B, 2 C, h, w] of the VAE's posterior."""

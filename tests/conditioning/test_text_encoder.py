@@ -43,7 +43,7 @@ def test_pooled_vectors_of_different_texts_differ(encoder):
     assert torch.pdist(pooled).min() > 1e-2
 
 
-def test_a_sentence_one_token_too_long_is_cut_before_its_end_token(encoder):
+def test_a_text_one_token_too_long_keeps_its_end_token(encoder):
     max_letters = encoder.max_length - 2
     fits, too_long = encoder.encode(["q" * max_letters]), encoder.encode(["q" * (max_letters + 1)])
     # The cut changes the last letter from "q</w>" to "q"; both rows are full, and both end in "end".
