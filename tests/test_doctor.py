@@ -23,7 +23,7 @@ from amortized.doctor import GIB, Named, Row
 from amortized.encodings import engines
 from amortized.evaluation import EvaluationConfig, clip
 from amortized.priors import loading
-from tests.conditioning.test_shards import encoded
+from tests.conditioning.encoding import encoded
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = {"checkpoints/shapes-prior", "checkpoints/shapes-clip", "checkpoints/shapes-multi-view"}

@@ -268,7 +268,7 @@ def _encode_records(prompts: Sequence[str], plan: EncodingPlan, encoder: Any) ->
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a member without time stamp or owner; return the offset of its data."""
+    """Add a member without timestamp or owner; return the offset of its data."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     offset = tar.offset + tarfile.BLOCKSIZE

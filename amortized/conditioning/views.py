@@ -46,7 +46,7 @@ class ViewTextConfig:
         if self.perp_neg_weight > 0:
             raise ValueError(
                 f"perp_neg_weight must not be positive, got {self.perp_neg_weight}: "
-                "a positive weight pulls the image towards the wrong view"
+                "a positive weight pulls the image toward the wrong view"
             )
         if len(self.negatives) != len(self.negative_weights):
             raise ValueError(
@@ -56,7 +56,7 @@ class ViewTextConfig:
         if any(weight > 0 for weight in self.negative_weights):
             raise ValueError(
                 f"negative_weights must not be positive, got {list(self.negative_weights)}: "
-                "a positive weight pulls the image towards the text it should avoid"
+                "a positive weight pulls the image toward the text it should avoid"
             )
 
     @property

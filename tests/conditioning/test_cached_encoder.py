@@ -11,8 +11,8 @@ import torch
 from amortized.cameras import orbit
 from amortized.conditioning import ShardStore, TextBank, TextConfig, ViewTextConfig
 from amortized.conditioning.cached_encoder import CachedTextEncoder
+from tests.conditioning.encoding import encoded
 from tests.conditioning.letter_encoder import WIDTH, LetterEncoder, numbered
-from tests.conditioning.test_shards import encoded
 
 SUFFIXES = ViewTextConfig().suffixes
 CAMERAS = orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40)
