@@ -61,13 +61,13 @@ def one_sentence_errors(name: str) -> Iterator[None]:
     except ConfigError as error:  # before anything that imports PyTorch
         _exit(name, str(error), 2)
     except Exception as error:
-        from amortized.memory_errors import out_of_memory
+        from amortized.memory_errors import out_of_memory_message
         from amortized.monitoring import TrainingStopped
         from amortized.parallel import PeerLost, ReportedByAnotherRank
 
         if isinstance(error, ReportedByAnotherRank):
             sys.exit(error.status)
-        if sentence := out_of_memory(error):
+        if sentence := out_of_memory_message(error):
             _exit(name, sentence, 1)
         if not isinstance(error, (ValueError, TrainingStopped, PeerLost)):
             raise

@@ -1,9 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, synced to disk, then renamed; and
-short names for texts, which never name files themselves."""
+"""Atomic file writes: a temporary file is written, flushed to disk and renamed into place."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,18 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def short_name(text: str) -> str:
-    """16 hexadecimal digits that depend on the text alone: safe in any file name, and a 64-bit key."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends without an exception.
+    """Yield a temporary path in the same folder, and rename it to `path` if the block succeeds.
 
-    The temporary name keeps the suffix, since writers choose a format by it, and begins with a dot.
-    A reader sees the old file or the new one, never a part; after an exception the old one stays.
-    Parent folders are made. The block must create the file (not a folder) and close it.
+    Readers see the old file or the new one, never a partial one; after an exception the old file remains. The
+    temporary name begins with a dot and keeps the suffix, from which writers choose the format. Parent
+    folders are created. The block must create a file (not a folder) and close it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,18 +32,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace the file at `path` by `data`, atomically."""
+    """Write bytes atomically, replacing the file if it exists."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Replace the file at `path` by `text` in UTF-8 with the newlines as given, atomically."""
+    """Write text atomically in UTF-8, with newlines unchanged, replacing the file if it exists."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush a file, or a folder's entries, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""PNG pictures and MP4 turntables from float images in [0, 1], written atomically."""
+"""Write float images in [0, 1] as PNG, and turntables as MP4, atomically."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from amortized.files import atomic_path
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Images [..., 3], float in [0, 1] => uint8 on the CPU, rounded; NaN turns black."""
+    """Convert images [..., 3], float in [0, 1], to uint8 on the CPU: clamped and rounded, NaN becomes 0."""
     return images.detach().float().nan_to_num(0.0).clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
-    """Write an image [H, W, 3]."""
+    """Write an image [H, W, 3]; raises ValueError for another shape."""
     import imageio.v3 as iio
 
     if image.ndim != 3 or image.shape[-1] != 3:
@@ -28,12 +28,12 @@ def save_png(path: str | Path, image: Tensor) -> None:
 
 
 def save_strip(path: str | Path, images: Tensor) -> None:
-    """Write V images [V, H, W, 3] side by side, the first on the left."""
+    """Write V images [V, H, W, 3] side by side, left to right."""
     save_png(path, images.movedim(0, 1).flatten(1, 2))
 
 
 def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
-    """Write N images [N, H, W, 3] in rows of `columns`; what is missing of the last row stays black."""
+    """Write N images [N, H, W, 3] row by row in `columns` columns; unused tiles are black."""
     if columns < 1:
         raise ValueError(f"save_grid: columns must be at least 1, got {columns}")
     num_images, height, width, _ = images.shape
@@ -44,16 +44,16 @@ def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
 
 
 def save_turntable(path: str | Path, frames: Tensor, fps: float) -> None:
-    """Write frames [T, H, W, 3] as H.264 in an MP4 that every browser plays.
+    """Write frames [T, H, W, 3] as an H.264 MP4 that all browsers play.
 
-    Browsers want 4:2:0 colour, which wants even sides: an odd side repeats its last row or column.
+    Browsers require 4:2:0 color, which requires even sides: an odd side repeats its last row or column.
     """
     import av
 
     pixels = to_uint8(frames)
     pixels = np.pad(pixels, [(0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)], mode="edge")
     with atomic_path(path) as temporary:
-        # "faststart" puts the index first, so that a page plays the file while it is still loading.
+        # "faststart" puts the index first, so that playback starts before the download ends.
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream(
                 "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"}

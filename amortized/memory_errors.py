@@ -1,4 +1,4 @@
-"""Running out of memory, in a sentence: where, how much was asked for and is free, and what would help."""
+"""One-sentence messages for out-of-memory errors: the stage of the run, the amounts, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,161 +12,191 @@ from typing import NamedTuple
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALLER = "lower trainer.prompts_per_process (and raise trainer.gradient_accumulation_steps)"
-HALF = "set trainer.precision=bfloat16, or generator.checkpointing=true where the generator has it"
+SMALLER_BATCH = "lower trainer.prompts_per_process (and raise trainer.gradient_accumulation_steps)"
+HALF_PRECISION = (
+    "set trainer.precision=bfloat16, or generator.checkpointing=true if the generator supports it"
+)
 
 
-class Part(NamedTuple):
-    """A part of the work: known by frames of which a traceback has all, (file or folder, function or "")."""
+class Stage(NamedTuple):
+    """A stage of a run, recognized by its stack frames."""
 
     name: str
-    frames: tuple[tuple[str, str], ...]
-    helps: str
+    frames: tuple[tuple[str, str], ...]  # (file or folder, function or ""); a traceback must have all of them
+    remedy: str
 
 
-# The first that fits counts, so what is around others comes before them.
-PARTS = (
-    Part(
-        "the judge's CLIP", (("amortized/evaluation/clip.py", ""),),
+# The first match counts, so an outer stage comes before the stages that it calls.
+STAGES = (
+    Stage(
+        "the judge's CLIP",
+        (("amortized/evaluation/clip.py", ""),),
         "lower evaluation.prompts_per_batch or evaluation.views, or choose a smaller evaluation.clip",
     ),
-    Part(
-        "a render of the evaluation", (("amortized/evaluation/", ""), ("amortized/rendering/", "")),
+    Stage(
+        "a render of the evaluation",
+        (("amortized/evaluation/", ""), ("amortized/rendering/", "")),
         "lower renderer.chunk, evaluation.prompts_per_batch, evaluation.views_per_render, "
         "evaluation.image_size or evaluation.turntable_size",
     ),
-    Part(
-        "the evaluation", (("amortized/evaluation/", ""),),
+    Stage(
+        "the evaluation",
+        (("amortized/evaluation/", ""),),
         "lower evaluation.prompts_per_batch, evaluation.grid or evaluation.image_size",
     ),
-    Part(
-        "a preview", (("amortized/monitoring/previews.py", ""),),
+    Stage(
+        "a preview",
+        (("amortized/monitoring/previews.py", ""),),
         "lower renderer.chunk, or raise monitoring.preview_every",
     ),
-    Part(
-        "the copy of a checkpoint", (("amortized/checkpointing/checkpoints.py", "save"),),
+    Stage(
+        "the copy of a checkpoint",
+        (("amortized/checkpointing/checkpoints.py", "save"),),
         "start fewer processes on this machine, or set distributed.strategy=fsdp2",
     ),
-    Part(
-        "loading the prior", (("amortized/priors/", "load_stable_diffusion"),),
+    Stage(
+        "loading the prior",
+        (("amortized/priors/", "load_stable_diffusion"),),
         "set prior.dtype=float16, prior.text_on_cpu=true, prior.offload=true or a prior.denoiser_device",
     ),
-    Part(
-        "encoding texts", (("amortized/conditioning/", ""),),
+    Stage(
+        "encoding texts",
+        (("amortized/conditioning/", ""),),
         "set prior.text_on_cpu=true, or encode the corpus beforehand (text.shards)",
     ),
-    Part(
-        "the optimizer's step", (("amortized/training/", "update"),),
+    Stage(
+        "the optimizer's step",
+        (("amortized/training/", "update"),),
         "set distributed.strategy=fsdp2 on several GPUs, trainer.ema_decay=null or prior.dtype=float16",
     ),
-    Part(
-        "the backward pass", (("torch/autograd/", ""),),
-        f"{SMALLER}, trainer.render_size or renderer.num_fine, or {HALF}",
+    Stage(
+        "the backward pass",
+        (("torch/autograd/", ""),),
+        f"{SMALLER_BATCH}, trainer.render_size or renderer.num_fine, or {HALF_PRECISION}",
     ),
-    Part(
-        "the render", (("amortized/rendering/", ""),),
-        f"{SMALLER}, trainer.render_size or renderer.num_fine",
+    Stage(
+        "the render",
+        (("amortized/rendering/", ""),),
+        f"{SMALLER_BATCH}, trainer.render_size or renderer.num_fine",
     ),
-    Part(
-        "the prior's image encoder (VAE)", (("amortized/priors/", "encode"),),
-        f"{SMALLER}, or set prior.dtype=float16 or prior.offload=true",
+    Stage(
+        "the prior's image encoder (VAE)",
+        (("amortized/priors/", "encode"),),
+        f"{SMALLER_BATCH}, or set prior.dtype=float16 or prior.offload=true",
     ),
-    Part(
-        "the prior's image decoder (VAE)", (("amortized/priors/", "decode"),),
+    Stage(
+        "the prior's image decoder (VAE)",
+        (("amortized/priors/", "decode"),),
         "set prior.dtype=float16 or prior.offload=true",
     ),
-    Part(
-        "the denoiser", (("amortized/priors/", "predict_noise"),),
-        f"{SMALLER}, or set prior.dtype=float16, a prior.denoiser_device, or distributed.shard_prior=true "
-        "on several GPUs",
+    Stage(
+        "the denoiser",
+        (("amortized/priors/", "predict_noise"),),
+        f"{SMALLER_BATCH}, or set prior.dtype=float16, a prior.denoiser_device, or "
+        "distributed.shard_prior=true on several GPUs",
     ),
-    Part("the guidance", (("amortized/guidance/", ""),), f"{SMALLER}, or set prior.dtype=float16"),
-    Part("the generator", (("generators/", ""),), f"{SMALLER}, or {HALF}"),
-)  # fmt: skip
-ELSEWHERE = Part("the run", (), f"{SMALLER} or trainer.render_size, or set prior.dtype=float16")
+    Stage(
+        "the guidance",
+        (("amortized/guidance/", ""),),
+        f"{SMALLER_BATCH}, or set prior.dtype=float16",
+    ),
+    Stage("the generator", (("generators/", ""),), f"{SMALLER_BATCH}, or {HALF_PRECISION}"),
+)
+OTHER_STAGE = Stage("the run", (), f"{SMALLER_BATCH} or trainer.render_size, or set prior.dtype=float16")
 
-# What PyTorch's and CUDA's libraries say where they have no type of their own for it.
-SAID = re.compile(r"DefaultCPUAllocator|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
+# Out-of-memory errors that PyTorch and the CUDA libraries raise as a plain RuntimeError.
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+)
 
 
-def out_of_memory(error: BaseException) -> str | None:
-    """The sentence for an error that is, or comes of, running out of memory; None for any other."""
-    found: BaseException | None = error
-    while found is not None and not _is_one(found):
-        found = found.__cause__
-    if found is None:
+def out_of_memory_message(error: BaseException) -> str | None:
+    """Return a message with stage, amounts and remedy for an out-of-memory error; None for other errors.
+
+    The error itself or one of its causes may be the out-of-memory error.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not _is_out_of_memory(cause):
+        cause = cause.__cause__
+    if cause is None:
         return None
-    part = part_of(found)
-    return f"out of memory in {part.name}{_amounts(str(found))}; {part.helps}"
+    stage = find_stage(cause)
+    return f"out of memory in {stage.name}{_describe_amounts(str(cause))}; {stage.remedy}"
 
 
-def part_of(error: BaseException) -> Part:
-    """In which part of the work an error was raised."""
+def find_stage(error: BaseException) -> Stage:
+    """Return the stage that raised the error."""
     frames = [
-        (_place(frame.f_code.co_filename), frame.f_code.co_name)
+        (_relative_path(frame.f_code.co_filename), frame.f_code.co_name)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
 
-    def has(file: str, function: str) -> bool:
-        return any(place.startswith(file) and function in ("", name) for place, name in frames)
+    def has_frame(path: str, function: str) -> bool:
+        return any(file.startswith(path) and function in ("", name) for file, name in frames)
 
-    return next((part for part in PARTS if all(has(*wanted) for wanted in part.frames)), ELSEWHERE)
+    matches = (stage for stage in STAGES if all(has_frame(*frame) for frame in stage.frames))
+    return next(matches, OTHER_STAGE)
 
 
-def _place(file: str) -> str:
-    """A file's name from the root of the project, or of torch."""
-    packages = Path(torch.__file__).parent.parent  # first, since an environment may lie in the project
-    for root in (packages, ROOT):
+def _relative_path(file: str) -> str:
+    """Return a file's path relative to the project or to site-packages."""
+    site_packages = Path(
+        torch.__file__
+    ).parent.parent  # first: a virtual environment may be inside the project
+    for root in (site_packages, ROOT):
         with suppress(ValueError):
             return Path(file).relative_to(root).as_posix()
     return file
 
 
-def _is_one(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and SAID.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def _amounts(message: str) -> str:
-    """What was asked for and what is free, as far as the error or the machine tells."""
+def _describe_amounts(message: str) -> str:
+    """Return the device and its requested, free and used memory, as far as they are known."""
     on_cpu = "CUDA" not in message and "GPU" not in message and "CUBLAS" not in message
-    asked = _found(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ ?\w+)", message)
-    device = _found(r"GPU (\d+)", message)
-    held = _found(r"this process has ([\d.]+ \w+) memory in use", message)
-    free, total = _free_on_cpu() if on_cpu else _free_on_gpu(message)
-    where = "main memory" if on_cpu else f"cuda:{device}" if device else "the GPU"
-    told = [f"{_size(asked)} asked for"] if asked else []
-    told += [f"{free} of {total} free"] if free else []
-    told += [f"this process holds {held}"] if held else []
-    return f" on {where}: {', '.join(told)}" if told else f" on {where}"
+    requested = _match(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ ?\w+)", message)
+    device = _match(r"GPU (\d+)", message)
+    used = _match(r"this process has ([\d.]+ \w+) memory in use", message)
+    free, total = _free_cpu_memory() if on_cpu else _free_gpu_memory(message)
+    name = "main memory" if on_cpu else f"cuda:{device}" if device else "the GPU"
+    amounts = [f"{_to_gib(requested)} requested"] if requested else []
+    amounts += [f"{free} of {total} free"] if free else []
+    amounts += [f"this process uses {used}"] if used else []
+    return f" on {name}: {', '.join(amounts)}" if amounts else f" on {name}"
 
 
-def _found(pattern: str, message: str) -> str | None:
+def _match(pattern: str, message: str) -> str | None:
     match = re.search(pattern, message)
     return None if match is None else match[1]
 
 
-def _size(asked: str) -> str:
-    number, unit = asked.split(" ")
-    return _gib(float(number)) if unit == "bytes" else asked
+def _to_gib(amount: str) -> str:
+    """Convert "400000000000 bytes" to GiB; amounts in other units are returned unchanged."""
+    number, unit = amount.split(" ")
+    return _gib(float(number)) if unit == "bytes" else amount
 
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.2f} GiB"
 
 
-def _free_on_gpu(message: str) -> tuple[str | None, str | None]:
-    free = _found(r"of which ([\d.]+ \w+) is free", message)
-    total = _found(r"total capacity of ([\d.]+ \w+)", message)
+def _free_gpu_memory(message: str) -> tuple[str | None, str | None]:
+    """Return (free, total) from the error message, or from the current device."""
+    free = _match(r"of which ([\d.]+ \w+) is free", message)
+    total = _match(r"total capacity of ([\d.]+ \w+)", message)
     if free is None and torch.cuda.is_available():
-        with suppress(RuntimeError):  # a GPU that is of no use any more
+        with suppress(RuntimeError):  # the CUDA context may be unusable after the error
             free, total = (_gib(number) for number in torch.cuda.mem_get_info())
     return free, total
 
 
-def _free_on_cpu() -> tuple[str | None, str | None]:
-    with suppress(OSError):  # elsewhere than on Linux there is no such file
-        if said := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()):
-            return _gib(int(said[1]) * 1024), _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def _free_cpu_memory() -> tuple[str | None, str | None]:
+    """Return (available, total) CPU memory; (None, None) on systems without /proc."""
+    with suppress(OSError):
+        if match := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()):
+            return _gib(int(match[1]) * 1024), _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return None, None

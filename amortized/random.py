@@ -1,7 +1,7 @@
-"""Counter-based randomness: every draw is a pure function of (seed, step, index, purpose).
+"""Counter-based randomness: every draw is a pure function of a key such as (seed, purpose, step, index).
 
-No stream is ever advanced by earlier draws, so results do not depend on the number of processes,
-the order of calls, or where a run was interrupted: resuming needs no saved generator state.
+No draw advances the stream of another, so results do not depend on the number of processes, the order of
+calls or interruptions, and checkpoints need no generator state.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from torch import Tensor
 
 
 def derive_seed(*key: int | str) -> int:
-    """A 63-bit seed from a tuple of integers and names; equal on every machine and Python."""
+    """Hash integers and names to a 63-bit seed, the same on every machine and Python version."""
     text = "\x1f".join(str(part) for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """A CPU generator whose whole stream is determined by the key.
+    """Return a CPU generator seeded with the key.
 
-    Draws are made on the CPU and copied, so that one seed gives one experiment on every device.
+    Numbers are drawn on the CPU and copied, so that a seed gives the same experiment on every device.
     """
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
 def uniform(shape: tuple[int, ...], *key: int | str) -> Tensor:
-    """Uniform numbers in [0, 1), float32 on the CPU, determined by the key."""
+    """Draw uniform numbers in [0, 1) of this shape, float32 on the CPU, determined by the key."""
     return torch.rand(shape, generator=generator_for(*key))
 
 
 def normal(shape: tuple[int, ...], *key: int | str) -> Tensor:
-    """Standard normal numbers, float32 on the CPU, determined by the key."""
+    """Draw standard normal numbers of this shape, float32 on the CPU, determined by the key."""
     return torch.randn(shape, generator=generator_for(*key))

@@ -1,9 +1,8 @@
-"""Tensors between host and device, without making the host wait.
+"""Copies between host and device that do not block the host.
 
-A copy from ordinary memory to a GPU makes the host wait until the GPU has done all that it was asked so far,
-and so does every number that is read from it. A step that never waits lets the host run ahead and keep the
-GPU busy. So numbers go to the device through page-locked ("pinned") memory, are made into constants once, and
-come back through an event.
+A copy from pageable memory to a GPU blocks the host until all queued work is done, and so does reading a
+number back. A step without such waits lets the host run ahead and keeps the GPU busy. So data goes to the
+device through pinned memory, constants are copied once, and results come back asynchronously with an event.
 """
 
 from __future__ import annotations
@@ -19,59 +18,63 @@ from torch import Tensor
 
 
 def to_device(values: Any, device: torch.device | str) -> Any:
-    """Tensors, dataclasses and tuples of them on another device; anything else is returned as it is.
+    """Copy tensors, also in tuples and dataclasses, to `device`; return other values unchanged.
 
-    Copies to a GPU are queued, not waited for: from where the tensor lies if it is pinned, else through
-    pinned memory. What is expanded (a stride of 0) is copied once and expanded there.
+    Copies to a GPU are asynchronous; tensors that are not pinned go through pinned memory. Expanded
+    dimensions (stride 0) are copied once and expanded again.
     """
     target = torch.device(device)
-    return _each(values, lambda tensor: _sent(tensor, target))
+    return _map_tensors(values, lambda tensor: _send(tensor, target))
 
 
 def pin(values: Any) -> Any:
-    """The same in pinned memory, from where a GPU takes its copy by itself."""
-    return _each(values, lambda tensor: _expanded_from(tensor, lambda row: row.contiguous().pin_memory()))
+    """Copy tensors, as in `to_device`, to pinned memory, from which copies to a GPU are asynchronous."""
+    return _map_tensors(
+        values, lambda tensor: _map_unexpanded(tensor, lambda row: row.contiguous().pin_memory())
+    )
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu" or not tensor.numel():
         return tensor.to(device)
 
-    def send(part: Tensor) -> Tensor:
-        pinned = part if part.is_pinned() else part.contiguous().pin_memory()
+    def send(source: Tensor) -> Tensor:
+        pinned = source if source.is_pinned() else source.contiguous().pin_memory()
         return pinned.to(device, non_blocking=True)
 
-    return _expanded_from(tensor, send)
+    return _map_unexpanded(tensor, send)
 
 
-def _expanded_from(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`change` of what a tensor really holds, expanded again where the tensor was."""
+def _map_unexpanded(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `function` to the tensor without its expanded dimensions, and expand the result."""
     strides = zip(tensor.shape, tensor.stride(), strict=True)
-    own = tuple(slice(0, 1) if stride == 0 and size > 1 else slice(None) for size, stride in strides)
-    return change(tensor[own]).expand(tensor.shape)
+    unexpanded = tuple(slice(0, 1) if stride == 0 and size > 1 else slice(None) for size, stride in strides)
+    return function(tensor[unexpanded]).expand(tensor.shape)
 
 
-def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(values: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(values, Tensor):
-        return change(values)
+        return function(values)
     if isinstance(values, tuple):
-        return tuple(_each(value, change) for value in values)
+        return tuple(_map_tensors(value, function) for value in values)
     if is_dataclass(values) and not isinstance(values, type):
-        return replace(values, **{name: _each(value, change) for name, value in vars(values).items()})
+        return replace(
+            values, **{name: _map_tensors(value, function) for name, value in vars(values).items()}
+        )
     return values
 
 
 def constant(values: float | tuple, like: Tensor) -> Tensor:
-    """Numbers (nested tuples) as a tensor of the type and on the device of `like`, sent there once.
+    """Return a cached tensor of `values` (a number or nested tuples), with dtype and device of `like`.
 
-    Every call with the same numbers returns the same tensor: do not write to it.
+    Calls with equal values return the same tensor: do not modify it.
     """
     return _constant(values, like.dtype, like.device)
 
 
-def index(places: tuple[int, ...], like: Tensor) -> Tensor:
-    """The same as an index [N] (long)."""
-    return _constant(places, torch.long, like.device)
+def index(positions: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return a cached index tensor [N] (long) on the device of `like`; do not modify it."""
+    return _constant(positions, torch.long, like.device)
 
 
 @lru_cache(maxsize=256)
@@ -80,7 +83,7 @@ def _constant(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class Readback:
-    """A tensor on its way to the host. On a GPU the copy is queued, and an event tells when it is there."""
+    """An asynchronous copy of a tensor to the host. On a GPU, an event marks its completion."""
 
     def __init__(self, values: Tensor) -> None:
         self.host, self._done = values, None
@@ -91,7 +94,7 @@ class Readback:
             self._done.record()
 
     def tolist(self) -> list[Any]:
-        """The numbers; waits for what was queued before the copy, not for what came after it."""
+        """Return the numbers, after waiting for the copy but not for work queued after it."""
         if self._done is not None:
             self._done.synchronize()
         return self.host.tolist()
@@ -99,7 +102,7 @@ class Readback:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work queued inside runs beside the default stream, on a second one; no effect on a CPU."""
+    """Context: queue work on a second CUDA stream, concurrent with the default one; no effect on a CPU."""
     if device.type != "cuda":
         yield
         return

@@ -87,7 +87,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
         taught = replace(config, guidance=published(method, weight=1.0))
         prior, bank, generator = compose(taught, device)
         guidance = guidance_of(taught, prior, bank, len(corpus.trained))
-        text = bank.views([prompt.text for prompt in prompts], cameras)
+        text = bank.prior_text([prompt.text for prompt in prompts], cameras)
         states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
         if run is not None:
             load_generator(run, generator.eval())
@@ -108,7 +108,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
 @torch.no_grad()
 def _made(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scene:
     z = z_of(prompts, generator, config.seed, config.trainer.seeds_per_prompt)
-    return generator(bank.get([prompt.text for prompt in prompts]), z)
+    return generator(bank.generator_text([prompt.text for prompt in prompts]), z)
 
 
 @torch.no_grad()

@@ -76,7 +76,8 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
             for number in range(num_assets)
         ])  # fmt: skip
         found[prompt.text] = render(
-            generator(bank.get([prompt.text] * num_assets), z), cameras, look.image_size, look.image_size,
+            generator(bank.generator_text([prompt.text] * num_assets), z),
+            cameras, look.image_size, look.image_size,
             config=config.renderer, background=grey, training=False,
             sharpness=geometric_at(config.trainer.sharpness, 1.0),
         ).rgb[:, 0]  # fmt: skip
@@ -92,7 +93,7 @@ def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
         sides = one_each(config, num_assets)
         grey = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)
         ends = optimize(
-            guidance, prior.encode(grey), bank.views([corpus[index].text] * num_assets, sides), sides,
+            guidance, prior.encode(grey), bank.prior_text([corpus[index].text] * num_assets, sides), sides,
             steps=config.trainer.steps // 2, learning_rate=0.05, seed=config.seed,
         )  # fmt: skip
         found[corpus[index].text] = prior.decode(ends)
@@ -114,7 +115,7 @@ def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     prior, bank, _ = compose(config, torch.device("cpu"))
     found, sides = {}, one_each(config, num_assets)
     for index in range(len(corpus)):
-        told = bank.views([corpus[index].text] * num_assets, sides)
+        told = bank.prior_text([corpus[index].text] * num_assets, sides)
         noise = [normal(prior.latent_shape, config.seed, "diversity", index, i) for i in range(num_assets)]
         latents = ddim(prior, torch.stack(noise), told.positive, told.unconditional, num_steps=25, cfg=2.0)
         found[corpus[index].text] = prior.decode(latents)

@@ -104,7 +104,7 @@ def process(corpus: Path, shards: Path) -> dict[str, float]:
     medians = {name: statistics.median(values) for name, values in times.items()}
     for each in (trainer, known):
         each.ahead.close()
-    encoded = trainer.bank.told.num_encoded
+    encoded = trainer.bank.prior_encoder.num_encoded
     assert encoded <= 2, f"{encoded} sentences were not in the shards"  # the empty and the negative one
     return found | {
         "step, ms": 1e3 * medians["shards"],
@@ -115,11 +115,11 @@ def process(corpus: Path, shards: Path) -> dict[str, float]:
 
 def remember(trainer: Trainer) -> None:
     """Let the text of all steps be in memory, and the shards forgotten."""
-    source = trainer.bank.told
+    source = trainer.bank.prior_encoder
     for step in range(STEPS + 1):
         batch = trainer.sampler.draw(step, trainer.slots[0], trainer.prompts_seen(step))
         for text in {trainer.prompt(index).text for index in batch.prompt_indices}:
-            source._memory[text, ""] = source.rows([(text, "")])
+            source._cache[text, ""] = source.encode([(text, "")])
     source.stores.clear()
 
 

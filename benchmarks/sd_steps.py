@@ -99,8 +99,8 @@ def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> T
     corpus = prompt_list(texts, "in memory")
     bank = TextBank(prior.text_encoder, config.views, device=device)
     # As in a run's later steps: no sentence is met for the first time.
-    bank.get(texts)
-    bank.views(texts, orbit(len(texts), 4, elevation_deg=0.0, distance=1.0, fovy_deg=40.0))
+    bank.generator_text(texts)
+    bank.prior_text(texts, orbit(len(texts), 4, elevation_deg=0.0, distance=1.0, fovy_deg=40.0))
     torch.manual_seed(config.seed)
     generator = config.generator.build(text_dim=prior.text_encoder.width).to(device)
     return Trainer(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from amortized.conditioning import TextEncoder
+from amortized.conditioning import CLIPTextEncoder
 from amortized.priors import StableDiffusionPrior
 
 UNET = {
@@ -164,7 +164,7 @@ def random_prior(
     return StableDiffusionPrior(
         unet=networks["unet"],
         vae=networks["vae"],
-        text_encoder=TextEncoder(tokenizer(), networks["text_encoder"]),
+        text_encoder=CLIPTextEncoder(tokenizer(), networks["text_encoder"]),
         alphas_cumprod=scheduler().alphas_cumprod,
         prediction_type=SCHEDULER["prediction_type"],
         views_per_group=sizes.num_views,

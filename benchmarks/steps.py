@@ -51,8 +51,8 @@ class Pieces:
         trainer, device = self.trainer, self.trainer.world.device
         self.batch = trainer.sampler.draw(0, trainer.slots[0], 0)
         self.texts = [trainer.prompt(index).text for index in self.batch.prompt_indices]
-        self.read = trainer.bank.get(self.texts)
-        self.told = trainer.bank.views(self.texts, self.batch.cameras)
+        self.read = trainer.bank.generator_text(self.texts)
+        self.told = trainer.bank.prior_text(self.texts, self.batch.cameras)
         batch = self.batch
         given = (batch.cameras, batch.z, batch.background, batch.stratification)
         self.cameras, self.z, self.background, self.u = to_device(given, device)

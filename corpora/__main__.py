@@ -123,7 +123,7 @@ def encode(args: argparse.Namespace) -> None:
 
         # Each stage must end on every process before the next begins; an error in one stops all.
         for stage in (start, work, finish):
-            world.together(stage)
+            world.run_on_all(stage)
 
 
 def _format_bytes(num_bytes: int) -> str:

@@ -7,14 +7,14 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from amortized.files import short_name
+from amortized.names import text_hash
 
 MAX_CHARACTERS = 4096  # text encoders read some 77 tokens, so a longer text is not a prompt
 
 
 def prompt_id(text: str) -> str:
     """Return 16 hexadecimal digits that depend on the text alone, safe in any file name."""
-    return short_name(text)
+    return text_hash(text)
 
 
 def validate_prompt(text: str, location: str) -> str:

@@ -307,7 +307,7 @@ def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
     assert told.returncode == 0, told.stderr
     tokens = ("generator.text=tokens",)
     for chosen, sentence, *more in (
-        (prior, f"{text} is of the encoder {other}, not of the prior's {prior}; encode the corpus with that"),
+        (prior, f"{text} was encoded with {other}, not with the prior's {prior}; encode the corpus again"),
         (str(other), "text.shards hold pooled vectors only, but this generator reads tokens", *tokens),
         (prior, "'nowhere' cannot be loaded", "text.shards=[]", "text.encoder=nowhere"),
     ):
@@ -351,5 +351,5 @@ def test_two_processes_encode_together_and_stop_together(prior, tmp_path):
     other = [*launch, "--device", "cpu", "--output", str(text[1]), "--dtype", "float16"]
     failed = subprocess.run([sys.executable, *other], **given)
     told = [line for line in failed.stderr.splitlines() if line.startswith("corpora: error: ")]
-    assert failed.returncode != 0 and len(told) == 1 and "was begun with dtype bfloat16" in told[0]
+    assert failed.returncode != 0 and len(told) == 1 and "was started with dtype bfloat16" in told[0]
     assert "Traceback" not in failed.stderr.partition("torch/distributed")[0]

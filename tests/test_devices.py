@@ -1,4 +1,4 @@
-"""Which device a run computes on, and what is said where it cannot; no CUDA device is needed."""
+"""Choosing a run's device, and the message if that fails; no CUDA device is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import evaluate
 import train
 from amortized import devices
-from amortized.devices import ALLOCATOR
+from amortized.devices import ALLOCATOR_VARIABLES
 from amortized.parallel import join_world
 from amortized.priors import PriorConfig, load_prior
 from benchmarks.__main__ import main as bench_main
@@ -24,19 +24,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """As if the machine had so many GPUs; returns those that were chosen."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", *ALLOCATOR):
-        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+    """A function that simulates a number of GPUs and returns the list of devices set as current."""
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", *ALLOCATOR_VARIABLES):
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it even if the code sets it
         monkeypatch.delenv(name)
 
-    def have(count: int) -> list[torch.device]:
+    def simulate(count: int) -> list[torch.device]:
         chosen: list[torch.device] = []
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         return chosen
 
-    yield have
+    yield simulate
     torch.set_float32_matmul_precision("highest")
 
 
@@ -48,11 +48,11 @@ def gpus(monkeypatch):
         ("cuda:1", {}, "cuda:1"),
         ("cuda", {"LOCAL_RANK": "1"}, "cuda:1"),
         ("auto", {"LOCAL_RANK": "1"}, "cuda:1"),
-        ("cuda:1", {"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, "cuda:1"),  # one process, by a launcher
+        ("cuda:1", {"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, "cuda:1"),  # one process, started by a launcher
         ("cpu", {"LOCAL_RANK": "1"}, "cpu"),
     ],
 )
-def test_the_device_that_is_asked_for_is_taken(gpus, monkeypatch, device, environment, expected):
+def test_the_configured_device_is_used(gpus, monkeypatch, device, environment, expected):
     chosen = gpus(2)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -76,30 +76,30 @@ def test_the_device_that_is_asked_for_is_taken(gpus, monkeypatch, device, enviro
             4,
             "cuda:1",
             {"LOCAL_RANK": "0", "WORLD_SIZE": "2"},
-            "device=cuda:1 is one GPU, for 2 processes: set device=cuda, and each takes that of its "
-            "LOCAL_RANK",
+            "device=cuda:1 is one GPU, but there are 2 processes: set device=cuda to give each the GPU of "
+            "its LOCAL_RANK",
         ),
         (
             2,
             "auto",
             {"LOCAL_RANK": "3", "WORLD_SIZE": "4"},
-            "device=auto in a machine's process 4, but it has 2 CUDA devices: start no more processes than "
-            "that, or set device=cpu",
+            "device=auto with LOCAL_RANK=3, but this machine has 2 CUDA devices: start at most one process "
+            "per GPU, or set device=cpu",
         ),
         (1, "gpu0", {}, "device must be auto, cpu, cuda or cuda:N, got 'gpu0'"),
         (1, "meta", {}, "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
     ],
 )
-def test_what_cannot_be_taken_is_one_sentence(gpus, monkeypatch, count, device, environment, sentence):
+def test_an_unusable_device_gives_one_sentence(gpus, monkeypatch, count, device, environment, sentence):
     gpus(count)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError) as told, join_world(device):
+    with pytest.raises(ValueError) as error, join_world(device):
         pass
-    assert str(told.value) == sentence
+    assert str(error.value) == sentence
 
 
-def test_a_denoiser_s_device_is_looked_for_before_anything_is_read(gpus):
+def test_the_denoiser_device_is_checked_before_anything_is_loaded(gpus):
     gpus(1)
     for device, sentence in (
         ("cuda:1", "denoiser_device=cuda:1, but this machine has 1 CUDA device: set .*=cuda:0"),
@@ -109,15 +109,19 @@ def test_a_denoiser_s_device_is_looked_for_before_anything_is_read(gpus):
             load_prior(PriorConfig(path="checkpoints/shapes-prior", denoiser_device=device))
 
 
-@pytest.mark.parametrize("own", [None, *ALLOCATOR])
-def test_memory_grows_in_segments_unless_the_environment_says_how(gpus, monkeypatch, own):
+@pytest.mark.parametrize("variable", [None, *ALLOCATOR_VARIABLES])
+def test_the_allocator_uses_expandable_segments_unless_the_environment_configures_it(
+    gpus, monkeypatch, variable
+):
     gpus(1)
-    if own is not None:
-        monkeypatch.setenv(own, "max_split_size_mb:64")
+    if variable is not None:
+        monkeypatch.setenv(variable, "max_split_size_mb:64")
     with join_world("cuda"):
-        told = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
-    assert told == (
-        {ALLOCATOR[0]: "expandable_segments:True"} if own is None else {own: "max_split_size_mb:64"}
+        settings = {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ}
+    assert settings == (
+        {ALLOCATOR_VARIABLES[0]: "expandable_segments:True"}
+        if variable is None
+        else {variable: "max_split_size_mb:64"}
     )
 
 
@@ -130,49 +134,59 @@ with join_world("cpu"):
     print(torch.backends.cuda.matmul.fp32_precision, "PYTORCH_ALLOC_CONF" in os.environ)
 with join_world("cuda"):
     print(torch.backends.cuda.matmul.fp32_precision)
-    # What torch.compile reads; each raises where old and new settings are mixed.
+    # torch.compile reads these; each raises if old and new settings are mixed.
     print(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32)
     print(getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: os.environ["PYTORCH_ALLOC_CONF"])())
 """
 
 
-def test_float32_is_multiplied_in_tf32_on_cuda_without_a_warning():
-    """And the allocator reads what is set after the import of torch; newer ones tell."""
-    clean = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "LOCAL_RANK")}
+def test_float32_products_use_tf32_on_cuda_without_a_warning():
+    """And the allocator reads the variable although it is set after the import of torch."""
+    clean = {
+        name: value for name, value in os.environ.items() if name not in (*ALLOCATOR_VARIABLES, "LOCAL_RANK")
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", ONLY_CUDA],
-        cwd=ROOT, env=clean, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == ["none False", "tf32", "high True", "expandable_segments:True"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py", "benchmarks"])
-def test_no_driver_is_one_sentence_of_every_command(gpus, monkeypatch, capsys, tmp_path, name, device):
+def test_every_command_reports_a_missing_driver_in_one_sentence(
+    gpus, monkeypatch, capsys, tmp_path, name, device
+):
     def init() -> None:
         raise RuntimeError("Found no NVIDIA driver on your system. Please check\nthat you have one")
 
     gpus(0)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(torch.cuda, "init", init)
-    words = ["configs/quickstart.yaml", f"output={tmp_path}", f"device={device}"]
+    arguments = ["configs/quickstart.yaml", f"output={tmp_path}", f"device={device}"]
     if name == "evaluate.py":
         run = tmp_path / "run"
         run.mkdir()
-        (run / "config.yaml").write_text((ROOT / words[0]).read_text())
-        words = [str(run), f"device={device}"]
+        (run / "config.yaml").write_text((ROOT / arguments[0]).read_text())
+        arguments = [str(run), f"device={device}"]
     main = {"train.py": train.main, "evaluate.py": evaluate.main, "benchmarks": bench_main}[name]
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    assert left.value.code == 2
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
         f"{name}: error: device={device}, but PyTorch finds no CUDA device (Found no NVIDIA driver on your "
-        "system): install a driver that fits it, or set device=cpu"
+        "system): install a matching driver, or set device=cpu"
     ]
 
 
-def test_what_this_machine_says_of_its_driver():
-    known = nullcontext() if torch.cuda.is_available() else pytest.raises(ValueError, match=r"finds no CUDA")
-    with known:
-        devices.device_of("device", "cuda")
+def test_the_real_driver_message_of_this_machine():
+    expectation = (
+        nullcontext() if torch.cuda.is_available() else pytest.raises(ValueError, match=r"finds no CUDA")
+    )
+    with expectation:
+        devices.parse_device("device", "cuda")

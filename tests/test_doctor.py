@@ -22,8 +22,8 @@ from amortized.config import load_config
 from amortized.doctor import GIB, Named, Row
 from amortized.encodings import engines
 from amortized.evaluation import EvaluationConfig, clip
-from amortized.priors import stable_diffusion
-from tests.conditioning.test_shards import encoded
+from amortized.priors import loading
+from tests.conditioning.encoding import encoded
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = {"checkpoints/shapes-prior", "checkpoints/shapes-clip", "checkpoints/shapes-multi-view"}
@@ -355,7 +355,7 @@ def test_the_embedded_models_are_those_that_the_presets_name() -> None:
 
 def test_contents_are_what_the_loaders_ask_for() -> None:
     folders = {pattern.partition("/")[0] for pattern in doctor.CONTENTS[doctor.PRIOR]}
-    assert folders == set(stable_diffusion.PARTS)
+    assert folders == set(loading.SUBFOLDERS)
     assert set(doctor.CONTENTS[doctor.CLIP]) == {clip.CONFIG_FILE, clip.WEIGHTS_FILE}
 
 

@@ -1,3 +1,5 @@
+"""Atomic file writes."""
+
 import os
 import threading
 
@@ -6,7 +8,7 @@ import pytest
 from amortized.files import atomic_path, atomic_write_bytes, atomic_write_text
 
 
-def test_writes_text_and_bytes_exactly_and_makes_parents(tmp_path):
+def test_writes_text_and_bytes_exactly_and_creates_parents(tmp_path):
     atomic_write_text(tmp_path / "a" / "b.txt", "è\r\n\n")
     assert (tmp_path / "a" / "b.txt").read_bytes() == "è\r\n\n".encode()
     atomic_write_bytes(tmp_path / "a" / "b.txt", b"\x00\xff")
@@ -31,14 +33,14 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_reader_never_sees_a_part(tmp_path):
+def test_a_reader_never_gets_a_partial_file(tmp_path):
     path, texts = tmp_path / "x", ("a" * 200_000, "b" * 100_000)
     atomic_write_text(path, texts[0])
-    seen, done = set(), threading.Event()
+    contents, done = set(), threading.Event()
 
     def read():
         while not done.is_set():
-            seen.add(path.read_text())
+            contents.add(path.read_text())
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -46,7 +48,7 @@ def test_a_reader_never_sees_a_part(tmp_path):
         atomic_write_text(path, texts[turn % 2])
     done.set()
     reader.join()
-    assert seen <= set(texts)
+    assert contents <= set(texts)
 
 
 def test_respects_the_umask_like_an_ordinary_file(tmp_path):

@@ -47,7 +47,7 @@ ROOMS = {
 }  # fmt: skip
 # Plug-ins see the contracts only, not all of FLAT.
 GENERATORS = ("amortized.types", "amortized.config", "amortized.encodings")
-CORPORA = ("amortized.types", "amortized.cameras", "amortized.random", "amortized.files")
+CORPORA = ("amortized.types", "amortized.cameras", "amortized.random", "amortized.files", "amortized.names")
 # A recipe makes a corpus' embedded models, so it also drives the parts that will read them.
 RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.conditioning")
 

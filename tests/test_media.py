@@ -1,3 +1,5 @@
+"""PNG and MP4 files decode to the images that were written."""
+
 import os
 
 import imageio.v3 as iio
@@ -22,7 +24,7 @@ def test_png_round_trip_is_exact(tmp_path):
         save_png(tmp_path / "b.png", torch.zeros(3, 4, 4))
 
 
-def test_strip_and_grid_put_every_image_in_its_place(tmp_path):
+def test_strip_and_grid_contain_every_image_at_its_position(tmp_path):
     images = torch.rand(5, 4, 6, 3, generator=torch.Generator().manual_seed(0))
     save_strip(tmp_path / "strip.png", images)
     strip = iio.imread(tmp_path / "strip.png")
@@ -51,11 +53,11 @@ def test_turntable_plays_back(tmp_path, height, width):
     properties = iio.improps(tmp_path / "t.mp4", plugin="pyav")
     assert properties.shape[0] == 7
     data = (tmp_path / "t.mp4").read_bytes()
-    assert data.find(b"moov") < data.find(b"mdat")  # plays while it loads
+    assert data.find(b"moov") < data.find(b"mdat")  # starts playing before it is fully loaded
     assert os.listdir(tmp_path) == ["t.mp4"]
 
 
-def test_turntable_pixel_format_is_the_one_browsers_play(tmp_path):
+def test_turntable_pixel_format_plays_in_browsers(tmp_path):
     import av
 
     save_turntable(tmp_path / "t.mp4", torch.rand(3, 16, 16, 3), fps=7.5)

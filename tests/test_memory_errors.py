@@ -1,4 +1,4 @@
-"""Running out of memory in any part of a run is one sentence that names the part and what helps."""
+"""An out-of-memory error in any stage of a run becomes one sentence with the stage and a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import generators
 import train
 from amortized import memory_errors
 from amortized.cli import one_sentence_errors
-from amortized.memory_errors import ELSEWHERE, PARTS, out_of_memory
+from amortized.memory_errors import OTHER_STAGE, STAGES, out_of_memory_message
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ CUDA = (
     "1.06 GiB is free. Including non-PyTorch memory, this process has 78.08 GiB memory in use. Of the "
     "allocated memory 76.00 GiB is allocated by PyTorch, and 1.20 GiB is reserved by PyTorch but unallocated."
 )
-NUMBERS = "on cuda:1: 2.50 GiB asked for, 1.06 GiB of 79.15 GiB free, this process holds 78.08 GiB"
+NUMBERS = "on cuda:1: 2.50 GiB requested, 1.06 GiB of 79.15 GiB free, this process uses 78.08 GiB"
 CPU = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
     "allocate 400000000000 bytes. Error code 12 (Cannot allocate memory)"
@@ -36,37 +36,39 @@ def prior(tmp_path_factory) -> str:
     return str(make_tiny_sd(tmp_path_factory.mktemp("prior"), prediction_type="v_prediction"))
 
 
-def words(prior: str, output: Path) -> list[str]:
+def arguments(prior: str, output: Path) -> list[str]:
+    """Arguments of train.py for a run of two small steps."""
     small = (
         "steps=2 prompts_per_process=2 render_size=16 preview_prompts=1 preview_every=2 checkpoint_every=2"
     )
-    sizes = [f"trainer.{word}" for word in small.split()]
+    sizes = [f"trainer.{setting}" for setting in small.split()]
     return ["configs/quickstart.yaml", f"prior={prior}", f"output={output}", "device=cpu", *sizes]
 
 
 @pytest.fixture(scope="module")
 def trained(prior, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert train.main(words(prior, folder)) == 0
+    assert train.main(arguments(prior, folder)) == 0
     return folder
 
 
-def lacking(*_: object, **__: object) -> None:
+def run_out(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError(CUDA)
 
 
-def said_by(main: Callable[[list[str]], int], arguments: list[str], capsys) -> str:
+def error_line(main: Callable[[list[str]], int], arguments: list[str], capsys) -> str:
+    """Run a command that must fail with status 1, and return the only error line."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         main(arguments)
-    assert left.value.code == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(told) == 1
-    return told[0][told[0].index(f"{main.__module__}.py") :]  # a progress bar stands before it
+    assert exited.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0][lines[0].index(f"{main.__module__}.py") :]  # a progress bar may precede it
 
 
 @pytest.mark.parametrize(
-    ("place", "part", "help"),
+    ("target", "stage", "remedy"),
     [
         ("diffusers.UNet2DConditionModel.from_pretrained", "loading the prior", "prior.dtype=float16"),
         ("transformers.CLIPTextModel.forward", "encoding texts", "prior.text_on_cpu=true"),
@@ -83,53 +85,53 @@ def said_by(main: Callable[[list[str]], int], arguments: list[str], capsys) -> s
         ),
     ],
 )
-def test_each_part_of_a_training_is_named(monkeypatch, capsys, prior, tmp_path, place, part, help):
+def test_each_stage_of_training_is_named(monkeypatch, capsys, prior, tmp_path, target, stage, remedy):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(place, lacking)
-    told = said_by(train.main, words(prior, tmp_path), capsys)
-    assert told.startswith(f"train.py: error: out of memory in {part} {NUMBERS}; ")
-    assert help in told
+    monkeypatch.setattr(target, run_out)
+    line = error_line(train.main, arguments(prior, tmp_path), capsys)
+    assert line.startswith(f"train.py: error: out of memory in {stage} {NUMBERS}; ")
+    assert remedy in line
 
 
 @pytest.mark.parametrize(
-    ("place", "part", "help"),
+    ("target", "stage", "remedy"),
     [
         ("amortized.rendering.renderer.camera_rays", "a render of the evaluation", "renderer.chunk"),
         ("amortized.evaluation.clip.ClipScorer.preprocess", "the judge's CLIP", "evaluation.clip"),
         ("amortized.evaluation.evaluator.score_truths", "the evaluation", "evaluation.grid"),
     ],
 )
-def test_each_part_of_an_evaluation_is_named(monkeypatch, capsys, trained, place, part, help):
+def test_each_stage_of_evaluation_is_named(monkeypatch, capsys, trained, target, stage, remedy):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(place, lacking)
-    told = said_by(evaluate.main, [str(trained), "--limit", "1"], capsys)
-    assert told.startswith(f"evaluate.py: error: out of memory in {part} {NUMBERS}; ") and help in told
+    monkeypatch.setattr(target, run_out)
+    line = error_line(evaluate.main, [str(trained), "--limit", "1"], capsys)
+    assert line.startswith(f"evaluate.py: error: out of memory in {stage} {NUMBERS}; ") and remedy in line
 
 
-def test_main_memory_that_runs_out_while_the_prior_is_read(monkeypatch, capsys, prior, tmp_path):
-    """It is no folder that cannot be loaded."""
+def test_running_out_of_main_memory_while_loading_the_prior(monkeypatch, capsys, prior, tmp_path):
+    """It is not reported as a folder that cannot be loaded."""
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(CPU)
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("diffusers.UNet2DConditionModel.from_pretrained", fail)
-    told = said_by(train.main, words(prior, tmp_path), capsys)
+    line = error_line(train.main, arguments(prior, tmp_path), capsys)
     assert re.search(
-        r"out of memory in loading the prior on main memory: 372.53 GiB asked for, .* GiB of .* GiB free; ",
-        told,
+        r"out of memory in loading the prior on main memory: 372.53 GiB requested, .* GiB of .* GiB free; ",
+        line,
     )
 
 
-def test_what_this_machine_says():
-    """A real failure of PyTorch's and of numpy's."""
+def test_real_errors_of_torch_and_numpy():
+    """Allocations of 2^50 numbers fail on every machine."""
     np = pytest.importorskip("numpy")
     for make in (lambda: torch.empty(2**50), lambda: np.empty(2**50)):
         with pytest.raises((RuntimeError, MemoryError)) as failed:
             make()
         assert re.match(
-            r"out of memory in the run on main memory: [\d.]+ \w+ asked for",
-            out_of_memory(failed.value) or "",
+            r"out of memory in the run on main memory: [\d.]+ \w+ requested",
+            out_of_memory_message(failed.value) or "",
         )
 
 
@@ -144,29 +146,29 @@ def test_what_this_machine_says():
         (MemoryError(), "out of memory in the run on main memory"),
     ],
 )
-def test_errors_of_other_types(error, expected):
-    assert (out_of_memory(error) or "").startswith(expected)
+def test_errors_of_other_types_are_recognized(error, expected):
+    assert (out_of_memory_message(error) or "").startswith(expected)
 
 
-def test_other_errors_are_none():
-    assert out_of_memory(RuntimeError("shapes differ")) is None
-    assert out_of_memory(ValueError("trainer.steps must be at least 1")) is None
+def test_other_errors_have_no_message():
+    assert out_of_memory_message(RuntimeError("shapes differ")) is None
+    assert out_of_memory_message(ValueError("trainer.steps must be at least 1")) is None
     with pytest.raises(RuntimeError, match="shapes differ"), one_sentence_errors("train.py"):
         raise RuntimeError("shapes differ")
 
 
 def settings_of(owner: type, prefix: str = "") -> set[str]:
-    """Dotted names of a config's settings."""
-    found = set()
+    """Return the dotted names of a config's settings."""
+    names = set()
     for field in fields(owner):
-        found.add(prefix + field.name)
+        names.add(prefix + field.name)
         inner = field.default_factory() if callable(field.default_factory) else None
         if is_dataclass(inner):
-            found |= settings_of(type(inner), f"{prefix}{field.name}.")
-    return found
+            names |= settings_of(type(inner), f"{prefix}{field.name}.")
+    return names
 
 
-def test_what_helps_are_settings():
+def test_remedies_name_existing_settings():
     from amortized.priors import PriorConfig
 
     known = settings_of(RunConfig) | settings_of(PriorConfig, "prior.")
@@ -175,9 +177,9 @@ def test_what_helps_are_settings():
         for config in map(generators.config_class, generators.GENERATORS)
         for name in settings_of(config)
     }
-    for part in (*PARTS, ELSEWHERE):
+    for stage in (*STAGES, OTHER_STAGE):
         named = re.findall(
-            r"\b(?:trainer|prior|renderer|evaluation|distributed|generator|text)\.\w+", part.helps
+            r"\b(?:trainer|prior|renderer|evaluation|distributed|generator|text)\.\w+", stage.remedy
         )
-        assert named and set(named) <= known, (part.name, set(named) - known)
+        assert named and set(named) <= known, (stage.name, set(named) - known)
     assert memory_errors.ROOT == ROOT

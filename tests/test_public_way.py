@@ -87,8 +87,8 @@ def test_a_step_reaches_every_weight_of_the_generator(dtype: torch.dtype):
     way = public_way.PublicWay(generator=generator, prior=prior, size=6)
     before = {name: value.clone() for name, value in generator.named_parameters()}
     marks: list[str] = []
-    told = bank.views(["a red cube"], cameras)
-    loss = way.step(bank.get(["a red cube"]), told, cameras, torch.zeros(1, 0), marks.append)
+    told = bank.prior_text(["a red cube"], cameras)
+    loss = way.step(bank.generator_text(["a red cube"]), told, cameras, torch.zeros(1, 0), marks.append)
     assert loss.isfinite()
     assert marks == ["generator", "render", "encode", "denoise", "backward", "update"]
     for name, value in generator.named_parameters():
@@ -111,7 +111,7 @@ def test_five_images_go_through_the_denoiser(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prior, "predict_noise", counted)
     way = public_way.PublicWay(generator=torch.nn.Linear(1, 1), prior=prior)
     latents = torch.randn(1, *prior.latent_shape, requires_grad=True)
-    way.teach(latents, bank.views(["a red cube"], cameras)).backward()
+    way.teach(latents, bank.prior_text(["a red cube"], cameras)).backward()
     ((num, timesteps, with_graph),) = asked
     assert num == 5 and not with_graph
     assert len(set(timesteps[:4])) == 1 and 0 <= timesteps[4] - timesteps[0] <= 48

@@ -1,4 +1,4 @@
-"""Copies to a device: what is sent, and from where."""
+"""Copies between host and device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from amortized import transfer
 from amortized.cameras import orbit
 from amortized.conditioning import TextBank, ViewTextConfig
-from tests.conditioning.words import LetterEncoder
+from tests.conditioning.letter_encoder import LetterEncoder
 
 CPU = torch.device("cpu")
 
@@ -23,24 +23,24 @@ class Batch:
 
 
 def fake_pin(tensor: torch.Tensor) -> torch.Tensor:
-    """As the real one, which keeps strides, and fails where they let elements share memory."""
+    """Like the real `pin_memory`: keeps strides, and fails if elements share memory."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor)
 
 
-def test_all_text_of_a_step_can_be_pinned(monkeypatch):
+def test_the_text_of_a_step_can_be_pinned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", fake_pin)
     config = ViewTextConfig(perp_neg=True, negatives=("ugly",), negative_weights=(-1.0,))
     cameras = orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40)
-    told = TextBank(LetterEncoder(), config).views(["a cube", "a cone"], cameras)
+    text = TextBank(LetterEncoder(), config).prior_text(["a cube", "a cone"], cameras)
     with pytest.raises(RuntimeError, match="single memory location"):
-        told.unconditional.tokens.pin_memory()
-    moved = transfer.to_device(transfer.pin(told), CPU)
-    assert torch.equal(moved.unconditional.tokens, told.unconditional.tokens)
-    assert len(moved.negatives) == 3 and torch.equal(moved.negatives[2].pooled, told.negatives[2].pooled)
-    assert torch.equal(moved.negative_weights, told.negative_weights)
+        text.unconditional.tokens.pin_memory()
+    moved = transfer.to_device(transfer.pin(text), CPU)
+    assert torch.equal(moved.unconditional.tokens, text.unconditional.tokens)
+    assert len(moved.negatives) == 3 and torch.equal(moved.negatives[2].pooled, text.negatives[2].pooled)
+    assert torch.equal(moved.negative_weights, text.negative_weights)
 
 
-def test_what_is_no_tensor_stays():
+def test_other_values_are_returned_unchanged():
     batch = Batch(image=torch.rand(2), rows=(torch.arange(3),), ids=[1, 2])
     moved = transfer.to_device(batch, "meta")
     assert moved.ids is batch.ids and moved.image.is_meta and moved.rows[0].is_meta
@@ -49,17 +49,17 @@ def test_what_is_no_tensor_stays():
 def test_an_expanded_row_is_copied_once():
     sent: list[torch.Tensor] = []
 
-    def copy(part: torch.Tensor) -> torch.Tensor:
-        sent.append(part)
-        return part.clone()
+    def copy(source: torch.Tensor) -> torch.Tensor:
+        sent.append(source)
+        return source.clone()
 
     rows = torch.rand(1, 5).expand(4, 5)
-    copied = transfer._expanded_from(rows, copy)
-    assert [part.shape for part in sent] == [(1, 5)]
+    copied = transfer._map_unexpanded(rows, copy)
+    assert [source.shape for source in sent] == [(1, 5)]
     assert torch.equal(copied, rows) and copied.untyped_storage().nbytes() == 5 * 4
 
 
-def test_a_constant_is_made_once_for_each_type():
+def test_a_constant_is_created_once_per_dtype():
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
     first = transfer.constant(((1.0, 2.0), (3.0, 4.0)), single)
     assert torch.equal(first, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -68,10 +68,10 @@ def test_a_constant_is_made_once_for_each_type():
     assert transfer.index((2, 0), single).tolist() == [2, 0]
 
 
-def test_numbers_come_back():
+def test_readback_returns_the_numbers():
     assert transfer.Readback(torch.tensor([1.0, 2.5])).tolist() == [1.0, 2.5]
 
 
-def test_a_side_stream_of_a_cpu_is_nothing():
+def test_a_side_stream_does_nothing_on_a_cpu():
     with transfer.side_stream(CPU):
         assert torch.rand(2).shape == (2,)

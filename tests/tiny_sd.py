@@ -1,4 +1,4 @@
-"""A folder in Stable Diffusion's format with a few thousand random weights, made in a second."""
+"""Tiny random models in Stable Diffusion's folder format: a few thousand weights, created in a second."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def make_tiny_sd(
 ) -> Path:
     """Write tokenizer, text_encoder, vae, unet and scheduler to `folder`, and return it.
 
-    Images 16x16, latents 4x8x8, text [48, 32] with one token a letter (lower case, digits, , . -).
-    With `legacy_eos` the end-of-text id is 2, below all letters: the case where transformers pools
-    at the largest id. Otherwise it is the largest id.
+    Images are 16x16, latents 4x8x8, text [48, 32] with one token per letter (lower case, digits, , . -). With
+    `legacy_eos` the end-of-text id is 2, below all letters: transformers then pools at the largest id.
+    Otherwise the end-of-text id is the largest.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -83,7 +83,7 @@ def make_tiny_sd(
             class_embed_type=None if num_views == 1 else "projection",
             projection_class_embeddings_input_dim=None if num_views == 1 else 16,
         )
-        # transformers draws its weights at 0.02: too small for a word to change anything visibly.
+        # The default std of 0.02 is too small for a word to change the output noticeably.
         for parameter in text_model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)

@@ -53,9 +53,9 @@ def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.dev
         prior.text_encoder,
         config.views,
         device=device,
-        reader=encoder,
+        generator_encoder=encoder,
         stores=[ShardStore(url) for url in text.shards],
-        kept=text.cache_size,
+        cache_size=text.cache_size,
     )
     if bank.pooled_only and getattr(config.generator, "text", "pooled") == "tokens":
         raise ValueError(
@@ -93,8 +93,8 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
             "guidance.learned needs the denoiser for its gradient, when prior.offload has taken it away: "
             "set prior.offload=false"
         )
-    text = None if learned.text is None else bank.sentences([learned.text])
-    null = bank.sentences([config.views.negative_prompt])
+    text = None if learned.text is None else bank.encode_for_prior([learned.text])
+    null = bank.encode_for_prior([config.views.negative_prompt])
     model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
     return Guidance(prior, config.guidance, model)
 

@@ -1,35 +1,36 @@
-"""Text as conditions: encoding, words for views, and the bank that keeps both."""
+"""Text conditioning: encode prompts, vary them by view, and cache the embeddings.
+
+A *prompt* is an entry of the corpus. A *text* is any string to encode: a prompt, a prompt with a view suffix
+(", front view"), or a negative prompt. The generator is conditioned on prompts; the prior is conditioned on
+one view-dependent text for each image.
+"""
 
 from amortized.conditioning.bank import TextBank, TextConfig
-from amortized.conditioning.rows import concatenate_rows, expand_row, mix_rows, move_rows, take_rows
+from amortized.conditioning.perp_neg import perp_neg_text
+from amortized.conditioning.rows import expand_row, mix_rows, take_rows
 from amortized.conditioning.shards import ShardStore
-from amortized.conditioning.source import SentenceEncoder
-from amortized.conditioning.text_encoder import TextEncoder, load_text_encoder
+from amortized.conditioning.text_encoder import CLIPTextEncoder, load_text_encoder
 from amortized.conditioning.views import (
     ViewText,
     ViewTextConfig,
     azimuth_word,
     elevation_word,
-    mixed_text,
-    view_words,
+    view_suffixes,
 )
 
 __all__ = [
-    "SentenceEncoder",
+    "CLIPTextEncoder",
     "ShardStore",
     "TextBank",
     "TextConfig",
-    "TextEncoder",
     "ViewText",
     "ViewTextConfig",
     "azimuth_word",
-    "concatenate_rows",
     "elevation_word",
     "expand_row",
     "load_text_encoder",
     "mix_rows",
-    "mixed_text",
-    "move_rows",
+    "perp_neg_text",
     "take_rows",
-    "view_words",
+    "view_suffixes",
 ]

@@ -1,4 +1,4 @@
-"""The text of a step: what the generator reads, and what the prior is told of each view."""
+"""Text conditions for a step: one per prompt for the generator, one per image for the prior."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from amortized.conditioning.cached_encoder import CachedTextEncoder, TextKey
+from amortized.conditioning.perp_neg import perp_neg_text
 from amortized.conditioning.rows import move_rows
 from amortized.conditioning.shards import ShardStore
-from amortized.conditioning.source import Sentence, SentenceEncoder, SentenceSource
+from amortized.conditioning.text_encoder import TextEncoder
 from amortized.conditioning.views import (
     ViewText,
     ViewTextConfig,
-    mixed_text,
+    add_shared_texts,
     plain_text,
-    view_words,
-    with_constants,
+    view_suffixes,
 )
+from amortized.config import check
 from amortized.types import Cameras, TextCondition
 
 Device = torch.device | str | None
@@ -25,138 +27,145 @@ Device = torch.device | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Where texts come from. A prompt that no shards hold is encoded when it is met."""
+    """Text encoders and shards. Texts that are in no shard are encoded on demand."""
 
-    # Folders or URLs that `python -m corpora encode` wrote, each of the prior's encoder or the generator's.
+    # Folders or URLs written by `python -m corpora encode`, with the prior's text encoder or the generator's.
     shards: tuple[str, ...] = ()
-    # What the generator reads: a folder or Hub id of a CLIP or a T5; null: the prior's words.
+    # The generator's text encoder: a folder or Hub id of a CLIP or T5. null: the prior's text encoder.
     encoder: str | None = None
-    revision: str | None = None  # of that Hub id: a branch, tag or commit
-    # Encoded sentences of each encoder that stay in memory, those used last: where a corpus with its view
-    # words has more, most are encoded anew at each visit. One takes 0.3 MB for Stable Diffusion 2.1.
+    revision: str | None = None  # branch, tag or commit, if `encoder` is a Hub id
+    # LRU cache size per encoder, in texts. If the corpus times its view suffixes exceeds it, most texts are
+    # encoded again on every visit. One text takes 0.3 MB with Stable Diffusion 2.1.
     cache_size: int = 8192
 
     def __post_init__(self) -> None:
-        if self.cache_size < 1:
-            raise ValueError(f"cache_size must be at least 1, got {self.cache_size}")
+        check(self, "cache_size", at_least=1)
 
 
 class TextBank:
-    """Hands out encoded sentences. May be asked from two threads."""
+    """Text conditions for generator and prior, from shards, a cache or the text encoder. Thread-safe."""
 
     def __init__(
         self,
-        encoder: SentenceEncoder,
+        encoder: TextEncoder,
         config: ViewTextConfig | None = None,
         *,
         device: torch.device | str = "cpu",
-        reader: SentenceEncoder | None = None,
+        generator_encoder: TextEncoder | None = None,
         stores: Sequence[ShardStore] = (),
-        kept: int = 8192,
+        cache_size: int = 8192,
     ) -> None:
-        """encoder  the prior's; `reader` the generator's, where that reads another one
-        device   where results go, unless they are asked for elsewhere
-        stores   shards of either; of one without tokens only what the generator reads is taken
-        kept     encoded sentences of each encoder that stay in memory
+        """Create an empty bank.
 
-        Raises ValueError for shards that neither can use.
+        encoder            the prior's text encoder
+        device             default device of the results
+        generator_encoder  the generator's text encoder; None: the prior's
+        stores             shards of either encoder; shards without tokens serve the generator only
+        cache_size         number of texts cached per encoder
+
+        Raises ValueError if a store belongs to neither encoder.
         """
         self.config = config or ViewTextConfig()
         self.device = torch.device(device)
-        whole = [store for store in stores if not store.manifest.pooled_only]
-        self.told = SentenceSource(encoder, whole, kept=kept)
-        # One memory for both, unless shards of pooled vectors alone make them differ.
-        if reader is None and len(whole) == len(stores):
-            self.read = self.told
+        stores_with_tokens = [store for store in stores if not store.manifest.pooled_only]
+        self.prior_encoder = CachedTextEncoder(encoder, stores_with_tokens, cache_size=cache_size)
+        # One cache serves both, unless shards of pooled vectors make the generator's rows differ.
+        if generator_encoder is None and len(stores_with_tokens) == len(stores):
+            self.generator_encoder = self.prior_encoder
         else:
-            lock = self.told.lock if reader is None else None
-            self.read = SentenceSource(reader or encoder, stores, kept=kept, lock=lock)
+            lock = self.prior_encoder.lock if generator_encoder is None else None
+            self.generator_encoder = CachedTextEncoder(
+                generator_encoder or encoder, stores, cache_size=cache_size, lock=lock
+            )
         for store in stores:
-            if store not in (*self.told.stores, *self.read.stores):
-                readers = f"the prior's {encoder.name}"
-                readers += "" if reader is None else f" or the generator's {reader.name}"
+            if store not in (*self.prior_encoder.stores, *self.generator_encoder.stores):
+                names = f"the prior's {encoder.name}"
+                names += "" if generator_encoder is None else f" or the generator's {generator_encoder.name}"
                 raise ValueError(
-                    f"text.shards: {store.url} is of the encoder {store.manifest.encoder_name}, not of "
-                    f"{readers}; encode the corpus with that: "
+                    f"text.shards: {store.url} was encoded with {store.manifest.encoder_name}, not with "
+                    f"{names}; encode the corpus again: "
                     f"python -m corpora encode {store.manifest.corpus} --encoder FOLDER --output FOLDER"
                 )
 
     def __len__(self) -> int:
-        """Sentences kept in memory."""
-        return len(self.told) + (0 if self.read is self.told else len(self.read))
+        """Return the number of cached texts."""
+        shared = self.generator_encoder is self.prior_encoder
+        return len(self.prior_encoder) + (0 if shared else len(self.generator_encoder))
 
     @property
     def pooled_only(self) -> bool:
-        """Whether the generator is handed no tokens."""
-        return self.read.pooled_only
+        """Whether the generator's conditions have no tokens (L = 0)."""
+        return self.generator_encoder.pooled_only
 
-    def shortage(self, texts: Sequence[str]) -> str | None:
-        """What shards lack of these prompts, in a sentence; None where they lack nothing, or there are none.
+    def missing_from_shards(self, prompts: Sequence[str]) -> str | None:
+        """Return a warning with the share of texts that are in no shard; None if there is nothing to report.
 
-        Numbered directions are not counted: no shards have them.
+        Numbered directions (`direction_step_deg`) are not counted: shards never contain them.
         """
-        if not (self.read.stores or self.told.stores):
+        if not (self.generator_encoder.stores or self.prior_encoder.stores):
             return None
-        lacking = {"of the prompts": 1 - self.read.share_stored([(text, "") for text in texts])}
+        plain = [(prompt, "") for prompt in prompts]
+        missing = {"prompts": 1 - self.generator_encoder.fraction_in_shards(plain)}
         if not self.config.direction_step_deg:
-            seen = [(text, end) for text in texts for end in self.config.suffixes]
-            lacking["of their views' sentences"] = 1 - self.told.share_stored(seen)
-        told = [f"{share:.0%} {what}" for what, share in lacking.items() if share > 0]
-        if not told:
+            by_view = [(prompt, suffix) for prompt in prompts for suffix in self.config.suffixes]
+            missing["view texts"] = 1 - self.prior_encoder.fraction_in_shards(by_view)
+        shares = [f"{share:.0%} of the {name}" for name, share in missing.items() if share > 0]
+        if not shares:
             return None
         return (
-            f"text.shards lack {' and '.join(told)}: these are encoded when they are met, one at a time; "
-            "encode the corpus with --views, or with this run's views.suffixes as --suffixes"
+            f"text.shards lack {' and '.join(shares)}: these are encoded on demand, one at a time; "
+            "encode the corpus with --views, or pass this run's views.suffixes as --suffixes"
         )
 
-    def get(self, texts: Sequence[str], device: Device = None) -> TextCondition:
-        """The plain prompts, N rows: what a generator reads."""
-        return move_rows(self.read.rows([(text, "") for text in texts]), device or self.device)
-
-    def of_step(
-        self, texts: Sequence[str], cameras: Cameras, device: Device = None
+    def for_step(
+        self, prompts: Sequence[str], cameras: Cameras, device: Device = None
     ) -> tuple[TextCondition, ViewText]:
-        """`get` and `views` of P prompts; what neither shards nor memory have is encoded together."""
+        """Return (generator_text, prior_text) of P prompts, encoding all missing texts together."""
         constants = [self.config.negative_prompt, "", *self.config.negatives]
-        told = [(text, "") for text in constants] + self._view_sentences(texts, cameras)
-        read = [(text, "") for text in texts]
-        self.told.load(told + read if self.read is self.told else told)
-        self.read.load(read)
-        return self.get(texts, device), self.views(texts, cameras, device)
+        prior_keys = [(text, "") for text in constants] + self._view_keys(prompts, cameras)
+        generator_keys = [(prompt, "") for prompt in prompts]
+        shared = self.generator_encoder is self.prior_encoder
+        self.prior_encoder.ensure_cached(prior_keys + generator_keys if shared else prior_keys)
+        self.generator_encoder.ensure_cached(generator_keys)
+        return self.generator_text(prompts, device), self.prior_text(prompts, cameras, device)
 
-    def sentences(self, texts: Sequence[str], device: Device = None) -> TextCondition:
-        """Sentences as they are, N rows: what the prior reads."""
-        return move_rows(self.told.rows([(text, "") for text in texts]), device or self.device)
+    def generator_text(self, prompts: Sequence[str], device: Device = None) -> TextCondition:
+        """Return the generator's condition: the prompts without view suffixes, P rows."""
+        rows = self.generator_encoder.encode([(prompt, "") for prompt in prompts])
+        return move_rows(rows, device or self.device)
 
-    def views(self, texts: Sequence[str], cameras: Cameras, device: Device = None) -> ViewText:
-        """The P prompts as their V cameras see them, B = P * V rows: what guidance reads."""
+    def encode_for_prior(self, texts: Sequence[str], device: Device = None) -> TextCondition:
+        """Encode N texts unchanged with the prior's encoder: N rows."""
+        return move_rows(self.prior_encoder.encode([(text, "") for text in texts]), device or self.device)
+
+    def prior_text(self, prompts: Sequence[str], cameras: Cameras, device: Device = None) -> ViewText:
+        """Return the prior's conditions: P prompts from V cameras each, B = P * V rows, prompt-major."""
         config, device = self.config, device or self.device
-        unconditional = self.sentences([config.negative_prompt], device)
+        unconditional = self.encode_for_prior([config.negative_prompt], device)
         if config.direction_step_deg:
-            # A numbered direction hardly ever comes twice: kept, these would only fill the memory.
-            words = ["".join(pair) for pair in _seen(texts, cameras, config)]
-            text = plain_text(move_rows(self.told.passing(words), device), unconditional)
+            # The same prompt and numbered direction rarely recur: caching them would only evict useful texts.
+            texts = ["".join(key) for key in _image_keys(prompts, cameras, config)]
+            text = plain_text(move_rows(self.prior_encoder.encode_uncached(texts), device), unconditional)
         else:
-            rows = move_rows(self.told.rows(self._view_sentences(texts, cameras)), device)
+            rows = move_rows(self.prior_encoder.encode(self._view_keys(prompts, cameras)), device)
             if config.perp_neg:
-                text = mixed_text(rows, unconditional, cameras, config)
+                text = perp_neg_text(rows, unconditional, cameras, config)
             else:
                 text = plain_text(rows, unconditional)
-        negatives = self.sentences(config.negatives or [""], device)
-        return with_constants(
-            text, empty=self.sentences([""], device), negatives=negatives, weights=config.negative_weights
-        )
+        empty = self.encode_for_prior([""], device)
+        negatives = self.encode_for_prior(config.negatives or [""], device)
+        return add_shared_texts(text, empty=empty, negatives=negatives, weights=config.negative_weights)
 
-    def _view_sentences(self, texts: Sequence[str], cameras: Cameras) -> list[Sentence]:
-        """The sentences about the cameras' views that are worth a place in memory."""
+    def _view_keys(self, prompts: Sequence[str], cameras: Cameras) -> list[TextKey]:
+        """Return the view texts to cache: P * 4 for Perp-Neg, none for numbered directions, else P * V."""
         if self.config.direction_step_deg:
             return []
         if self.config.perp_neg:
-            return [(text, suffix) for text in texts for suffix in self.config.suffixes]
-        return _seen(texts, cameras, self.config)
+            return [(prompt, suffix) for prompt in prompts for suffix in self.config.suffixes]
+        return _image_keys(prompts, cameras, self.config)
 
 
-def _seen(texts: Sequence[str], cameras: Cameras, config: ViewTextConfig) -> list[Sentence]:
-    """The sentence of each of the P * V images, prompt-major."""
+def _image_keys(prompts: Sequence[str], cameras: Cameras, config: ViewTextConfig) -> list[TextKey]:
+    """Return the (prompt, suffix) of each of the P * V images, prompt-major."""
     num_views = cameras.azimuth_deg.shape[1]
-    return [(texts[image // num_views], end) for image, end in enumerate(view_words(cameras, config))]
+    return [(prompts[i // num_views], suffix) for i, suffix in enumerate(view_suffixes(cameras, config))]

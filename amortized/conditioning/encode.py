@@ -1,4 +1,4 @@
-"""Encoding a corpus into shards: any number of processes, killed at any moment, the same bytes."""
+"""Encode a corpus into shards: any number of processes, interrupted at any point, writes the same bytes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from safetensors import torch as safetensors
 
-from amortized.conditioning.shards import (
+from amortized.conditioning.encoder_identity import is_same_encoder, probe_vector
+from amortized.conditioning.shard_format import (
     DTYPES,
-    KEYS,
-    MANIFEST,
-    PLACE,
-    PLACES,
-    Encoding,
+    ENTRIES_FILE,
+    ENTRY_DTYPE,
+    KEYS_FILE,
+    MANIFEST_FILE,
+    OVERLONG_FILE,
+    PLAN_FILE,
+    EncodingPlan,
     Manifest,
-    parse_facts,
-    probe_of,
-    same_encoder,
+    parse_checked_json,
     shard_name,
-    write_facts,
+    write_checked_json,
 )
-from amortized.files import atomic_path, atomic_write_text, short_name
+from amortized.files import atomic_path, atomic_write_text
+from amortized.names import text_hash
 from amortized.types import Corpus
-
-PLAN, OVERLONG = "plan.json", "overlong.txt"
 
 
 def plan_encoding(
@@ -47,25 +47,35 @@ def plan_encoding(
     dtype: str = "bfloat16",
     prompts_per_shard: int = 512,
     batch_size: int = 64,
-) -> Encoding:
-    """What encoding the corpus will make; `suffixes` are the views' words, stored besides each prompt."""
+) -> EncodingPlan:
+    """Return the plan that encodes a corpus.
+
+    encoder            a CLIPTextEncoder, a T5TextEncoder or the like
+    name               the encoder's folder or Hub id
+    suffixes           view suffixes to encode in addition to the plain prompt
+    pooled_only        store the pooled vectors without the tokens
+    prompts_per_shard  at least 1
+    batch_size         texts per forward pass, at least 1
+
+    Raises ValueError for an unknown dtype or a count below 1.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     if prompts_per_shard < 1:
         raise ValueError(f"a shard must hold at least 1 prompt, got {prompts_per_shard}")
     if batch_size < 1:
-        raise ValueError(f"a batch must hold at least 1 sentence, got {batch_size}")
+        raise ValueError(f"a batch must hold at least 1 text, got {batch_size}")
     digest = hashlib.sha256()
     for index in range(len(corpus)):
         digest.update(corpus[index].text.encode() + b"\0")
-    return Encoding(
+    return EncodingPlan(
         corpus=corpus.name,
         corpus_digest=digest.hexdigest(),
         num_prompts=len(corpus),
         encoder=name,
         revision=revision,
         fingerprint=encoder.fingerprint(),
-        probe=probe_of(encoder),
+        probe=probe_vector(encoder),
         suffixes=tuple(dict.fromkeys(("", *suffixes))),
         pooled_only=pooled_only,
         dtype=dtype,
@@ -76,54 +86,56 @@ def plan_encoding(
     )
 
 
-def start_encoding(folder: Path, encoding: Encoding) -> None:
-    """Claim the folder for this encoding, or go on with it.
+def start_encoding(folder: Path, plan: EncodingPlan) -> None:
+    """Prepare the folder for this plan, new or to resume.
 
-    Raises ValueError where it holds another one, or the disk is too small for what is still to come.
+    Raises ValueError if it holds another encoding, or if the disk is too small for the remaining shards.
     """
-    plan = folder / PLAN
-    if plan.exists():
-        _check_plan(folder, encoding)
-    elif (folder / MANIFEST).exists() or any((folder / "shards").glob("*")):
-        raise ValueError(f"{folder} holds shards, but not how they were made ({PLAN}); choose another folder")
+    plan_path = folder / PLAN_FILE
+    if plan_path.exists():
+        _check_plan(folder, plan)
+    elif (folder / MANIFEST_FILE).exists() or any((folder / "shards").glob("*")):
+        raise ValueError(f"{folder} holds shards but no {PLAN_FILE}: choose another --output")
     for path in (folder / "shards").glob(".*"):
-        path.unlink()  # half a shard, of a process that was killed
-    done = sum(path.stat().st_size for path in (folder / "shards").glob("*.tar"))
+        path.unlink()  # a temporary file of a killed process
+    written = sum(path.stat().st_size for path in (folder / "shards").glob("*.tar"))
     folder.mkdir(parents=True, exist_ok=True)
-    missing = encoding.bytes_per_prompt * encoding.num_prompts - done
-    if missing > (free := shutil.disk_usage(folder).free):
+    remaining = plan.bytes_per_prompt * plan.num_prompts - written
+    if remaining > (free := shutil.disk_usage(folder).free):
         raise ValueError(
-            f"{folder}: {missing / 2**30:.1f} GiB are still to be written and {free / 2**30:.1f} GiB free; "
-            "make room, choose another --output, or encode less (--pooled, or without --views)"
+            f"{folder} needs {remaining / 2**30:.1f} GiB more and has {free / 2**30:.1f} GiB free; "
+            "free some space, choose another --output, or encode less (--pooled, or without --views)"
         )
-    if not plan.exists():
-        write_facts(plan, asdict(encoding))
+    if not plan_path.exists():
+        write_checked_json(plan_path, asdict(plan))
 
 
-def _check_plan(folder: Path, encoding: Encoding) -> None:
+def _check_plan(folder: Path, plan: EncodingPlan) -> None:
+    """Raise ValueError unless the folder's plan equals `plan`, up to the paths of corpus and encoder."""
     try:
-        found = parse_facts((folder / PLAN).read_bytes())
-        found |= {name: tuple(found[name]) for name in ("probe", "suffixes")}
-        begun = Encoding(**found)
+        values = parse_checked_json((folder / PLAN_FILE).read_bytes())
+        values |= {name: tuple(values[name]) for name in ("probe", "suffixes")}
+        started = EncodingPlan(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / PLAN} is damaged: choose another --output") from error
-    if not same_encoder(begun, encoding.fingerprint, encoding.probe):
+        raise ValueError(f"{folder / PLAN_FILE} is damaged: choose another --output") from error
+    if not is_same_encoder(started, plan.fingerprint, plan.probe):
         raise ValueError(
-            f"{folder} is of the encoder {begun.encoder_name}, not of {encoding.encoder_name}: "
+            f"{folder} was started with the encoder {started.encoder_name}, not {plan.encoder_name}: "
             "choose another --output"
         )
-    for name, value in asdict(encoding).items():
-        # One encoder, and one list of prompts, may lie in several places.
-        own = ("corpus", "encoder", "revision", "fingerprint", "probe")
-        if name not in own and getattr(begun, name) != value:
+    for name, value in asdict(plan).items():
+        # The same encoder or prompts may be stored in several places. The digests are compared instead.
+        location = ("corpus", "encoder", "revision", "fingerprint", "probe")
+        if name not in location and getattr(started, name) != value:
             raise ValueError(
-                f"{folder} was begun with {name} {getattr(begun, name)}, not {value}: choose another --output"
+                f"{folder} was started with {name} {getattr(started, name)}, not {value}: "
+                "choose another --output"
             )
 
 
 def encode_shards(
     folder: Path,
-    encoding: Encoding,
+    plan: EncodingPlan,
     corpus: Corpus,
     encoder: Any,
     *,
@@ -132,126 +144,131 @@ def encode_shards(
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write this process' share of the shards, but those that are there already.
+    """Write this process's shards (number = rank mod world_size), skipping finished ones.
 
-    verify    also read those, and write the damaged ones anew
-    progress  called with (prompts done, prompts in all) of this process
+    verify    read the finished shards and rewrite damaged ones
+    progress  called after each shard with (prompts done, total prompts) of this process
     """
-    mine = range(rank, encoding.num_shards, world_size)
-    sizes = [len(_members(encoding, number)) for number in mine]
+    numbers = range(rank, plan.num_shards, world_size)
+    sizes = [len(_prompt_range(plan, number)) for number in numbers]
     done = 0
-    for number, size in zip(mine, sizes, strict=True):
-        if not _is_whole(folder, number, thorough=verify):
-            _write_shard(folder, number, encoding, corpus, encoder)
+    for number, size in zip(numbers, sizes, strict=True):
+        if not _is_complete(folder, number, verify=verify):
+            _write_shard(folder, number, plan, corpus, encoder)
         done += size
         if progress is not None:
             progress(done, sum(sizes))
 
 
-def finish_encoding(folder: Path, encoding: Encoding) -> Manifest:
-    """The index and the manifest of a folder whose shards are all there.
+def finish_encoding(folder: Path, plan: EncodingPlan) -> Manifest:
+    """Write the index and the manifest of a folder with all shards, and return the manifest.
 
-    Raises ValueError where one is missing, or two different prompts have the same key.
+    Raises ValueError if a shard is missing or two prompts have the same key.
     """
-    keys = np.empty(encoding.num_prompts, "<u8")
-    places = np.empty(encoding.num_prompts, PLACE)
+    keys = np.empty(plan.num_prompts, "<u8")
+    entries = np.empty(plan.num_prompts, ENTRY_DTYPE)
     overlong: list[str] = []
     sizes: list[int] = []
-    for number in range(encoding.num_shards):
-        if (facts := _facts(folder, number)) is None:
+    for number in range(plan.num_shards):
+        if (sidecar := _read_sidecar(folder, number)) is None:
             raise ValueError(
                 f"{folder / shard_name(number)} is missing or damaged; run the same command again"
             )
-        rows = slice(_members(encoding, number).start, _members(encoding, number).stop)
-        keys[rows] = [int(key, 16) for key in facts["keys"]]
-        places["shard"][rows] = number
+        rows = slice(_prompt_range(plan, number).start, _prompt_range(plan, number).stop)
+        keys[rows] = [int(key, 16) for key in sidecar["keys"]]
+        entries["shard"][rows] = number
         for column, name in (("offset", "offsets"), ("size", "sizes"), ("crc", "crcs")):
-            places[column][rows] = facts[name]
-        overlong += facts["overlong"]
-        sizes.append(facts["bytes"])
+            entries[column][rows] = sidecar[name]
+        overlong += sidecar["overlong"]
+        sizes.append(sidecar["bytes"])
     order = np.argsort(keys, kind="stable")
-    keys, places = keys[order], places[order]
-    if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
-        raise ValueError(f"{folder}: two prompts have the same key {int(keys[twice[0]]):016x}; reword one")
+    keys, entries = keys[order], entries[order]
+    if len(repeated := np.flatnonzero(keys[1:] == keys[:-1])):
+        raise ValueError(
+            f"{folder}: two prompts have the same key {int(keys[repeated[0]]):016x}; reword one of them"
+        )
     sha256 = {}
-    for name, array in ((KEYS, keys), (PLACES, places)):
+    for name, array in ((KEYS_FILE, keys), (ENTRIES_FILE, entries)):
         with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
         with (folder / name).open("rb") as file:
             sha256[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    atomic_write_text(folder / OVERLONG, "".join(f"{text}\n" for text in overlong))
-    manifest = Manifest(**asdict(encoding), overlong=len(overlong), sha256=sha256, shard_bytes=tuple(sizes))
-    write_facts(folder / MANIFEST, asdict(manifest))
+    atomic_write_text(folder / OVERLONG_FILE, "".join(f"{text}\n" for text in overlong))
+    manifest = Manifest(**asdict(plan), overlong=len(overlong), sha256=sha256, shard_bytes=tuple(sizes))
+    write_checked_json(folder / MANIFEST_FILE, asdict(manifest))
     return manifest
 
 
-def _members(encoding: Encoding, number: int) -> range:
-    """Indices of a shard's prompts."""
-    start = number * encoding.prompts_per_shard
-    return range(start, min(start + encoding.prompts_per_shard, encoding.num_prompts))
+def _prompt_range(plan: EncodingPlan, number: int) -> range:
+    """Return the corpus indices of a shard's prompts."""
+    start = number * plan.prompts_per_shard
+    return range(start, min(start + plan.prompts_per_shard, plan.num_prompts))
 
 
-def _facts(folder: Path, number: int) -> dict[str, Any] | None:
-    """What a shard's side file says, if it is there, whole, and of a tar of this size."""
+def _read_sidecar(folder: Path, number: int) -> dict[str, Any] | None:
+    """Return a shard's JSON file; None if it is missing or damaged, or if the tar has another size."""
     path = folder / shard_name(number)
     try:
-        facts = parse_facts(path.with_suffix(".json").read_bytes())
-        return facts if path.stat().st_size == facts["bytes"] else None
+        sidecar = parse_checked_json(path.with_suffix(".json").read_bytes())
+        return sidecar if path.stat().st_size == sidecar["bytes"] else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _is_whole(folder: Path, number: int, *, thorough: bool) -> bool:
-    facts = _facts(folder, number)
-    if facts is None or not thorough:
-        return facts is not None
+def _is_complete(folder: Path, number: int, *, verify: bool) -> bool:
+    """Return whether a shard is finished; with `verify`, also compare its SHA-256."""
+    sidecar = _read_sidecar(folder, number)
+    if sidecar is None or not verify:
+        return sidecar is not None
     with (folder / shard_name(number)).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
+        return hashlib.file_digest(file, "sha256").hexdigest() == sidecar["sha256"]
 
 
-def _write_shard(folder: Path, number: int, encoding: Encoding, corpus: Corpus, encoder: Any) -> None:
+def _write_shard(folder: Path, number: int, plan: EncodingPlan, corpus: Corpus, encoder: Any) -> None:
     path = folder / shard_name(number)
-    facts: dict[str, Any] = {"keys": [], "offsets": [], "sizes": [], "crcs": [], "overlong": []}
-    prompts = [corpus[index].text for index in _members(encoding, number)]
-    path.with_suffix(".json").unlink(missing_ok=True)  # it speaks of the tar that is replaced
+    sidecar: dict[str, Any] = {"keys": [], "offsets": [], "sizes": [], "crcs": [], "overlong": []}
+    prompts = [corpus[index].text for index in _prompt_range(plan, number)]
+    path.with_suffix(".json").unlink(missing_ok=True)  # it describes the tar that is about to be replaced
     with atomic_path(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for text, record in zip(prompts, _records(prompts, encoding, encoder), strict=True):
-                key = short_name(text)
-                _add(tar, f"{key}.txt", text.encode())
-                facts["keys"].append(key)
-                facts["offsets"].append(_add(tar, f"{key}.safetensors", record))
-                facts["sizes"].append(len(record))
-                facts["crcs"].append(zlib.crc32(record))
-                facts["overlong"] += [
-                    text + end for end in encoding.suffixes if encoder.is_overlong(text + end)
-                ]
-        facts["bytes"] = temporary.stat().st_size
+            for prompt, record in zip(prompts, _encode_records(prompts, plan, encoder), strict=True):
+                key = text_hash(prompt)
+                _add_member(tar, f"{key}.txt", prompt.encode())
+                sidecar["keys"].append(key)
+                sidecar["offsets"].append(_add_member(tar, f"{key}.safetensors", record))
+                sidecar["sizes"].append(len(record))
+                sidecar["crcs"].append(zlib.crc32(record))
+                texts = [prompt + suffix for suffix in plan.suffixes]
+                sidecar["overlong"] += [text for text in texts if encoder.is_overlong(text)]
+        sidecar["bytes"] = temporary.stat().st_size
         with temporary.open("rb") as file:
-            facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    write_facts(path.with_suffix(".json"), facts)
+            sidecar["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    write_checked_json(path.with_suffix(".json"), sidecar)
 
 
-def _records(prompts: Sequence[str], encoding: Encoding, encoder: Any) -> Iterator[bytes]:
-    """Each prompt's rows as the bytes of a safetensors file.
+def _encode_records(prompts: Sequence[str], plan: EncodingPlan, encoder: Any) -> Iterator[bytes]:
+    """Yield each prompt's rows as a safetensors file.
 
-    Batches are cut within a shard, so that a shard's bytes depend on nothing else.
+    Batches never cross shards, so that a shard's bytes depend on its own prompts only.
     """
-    rows, dtype = len(encoding.suffixes), DTYPES[encoding.dtype]
-    at_once = max(1, encoding.batch_size // rows)
-    for start in range(0, len(prompts), at_once):
-        chunk = prompts[start : start + at_once]
-        text = encoder.encode([prompt + suffix for prompt in chunk for suffix in encoding.suffixes])
-        parts = {"pooled": text.pooled.to("cpu", dtype), "lengths": text.mask.sum(-1).to("cpu", torch.int32)}
-        if not encoding.pooled_only:
-            parts["tokens"] = text.tokens.to("cpu", dtype)
-        for place in range(len(chunk)):
-            own = slice(place * rows, (place + 1) * rows)
-            yield safetensors.save({part: value[own].contiguous() for part, value in parts.items()})
+    num_rows, dtype = len(plan.suffixes), DTYPES[plan.dtype]
+    prompts_per_batch = max(1, plan.batch_size // num_rows)
+    for start in range(0, len(prompts), prompts_per_batch):
+        batch = prompts[start : start + prompts_per_batch]
+        text = encoder.encode([prompt + suffix for prompt in batch for suffix in plan.suffixes])
+        tensors = {
+            "pooled": text.pooled.to("cpu", dtype),
+            "lengths": text.mask.sum(-1).to("cpu", torch.int32),
+        }
+        if not plan.pooled_only:
+            tensors["tokens"] = text.tokens.to("cpu", dtype)
+        for i in range(len(batch)):
+            rows = slice(i * num_rows, (i + 1) * num_rows)
+            yield safetensors.save({name: value[rows].contiguous() for name, value in tensors.items()})
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a member that says nothing of when and by whom; returns where its data begins."""
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a member without timestamp or owner; return the offset of its data."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     offset = tar.offset + tarfile.BLOCKSIZE

@@ -1,4 +1,4 @@
-"""Row-wise operations on a TextCondition: one row is one sentence."""
+"""Row-wise operations on a TextCondition: one row is one text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from amortized.types import TextCondition
 
 
 def take_rows(text: TextCondition, index: Tensor) -> TextCondition:
-    """Rows `index` [N] (long, repeats allowed) of the condition, in memory of their own."""
+    """Copy the rows `index` [N] (long, repeats allowed)."""
     return TextCondition(pooled=text.pooled[index], tokens=text.tokens[index], mask=text.mask[index])
 
 
 def without_tokens(text: TextCondition) -> TextCondition:
-    """The pooled vectors alone: no token is left."""
-    # Copies: a view would keep the tokens' memory.
+    """Return the pooled vectors with an empty token axis (L = 0)."""
+    # Copies: a view would keep the memory of the tokens alive.
     return TextCondition(pooled=text.pooled, tokens=text.tokens[:, :0].clone(), mask=text.mask[:, :0].clone())
 
 
 def expand_row(text: TextCondition, num_rows: int) -> TextCondition:
-    """A condition of one row seen as `num_rows` equal rows, without a copy."""
+    """Expand a condition of one row to `num_rows` equal rows, without a copy."""
     assert text.pooled.shape[0] == 1, f"expected one row, got {text.pooled.shape[0]}"
     return TextCondition(
         pooled=text.pooled.expand(num_rows, -1),
@@ -32,7 +32,7 @@ def expand_row(text: TextCondition, num_rows: int) -> TextCondition:
 
 
 def concatenate_rows(texts: Sequence[TextCondition]) -> TextCondition:
-    """All rows of all conditions, in order."""
+    """Concatenate the rows of several conditions of equal L and D."""
     return TextCondition(
         pooled=torch.cat([text.pooled for text in texts]),
         tokens=torch.cat([text.tokens for text in texts]),
@@ -41,9 +41,9 @@ def concatenate_rows(texts: Sequence[TextCondition]) -> TextCondition:
 
 
 def mix_rows(first: TextCondition, second: TextCondition, share: Tensor) -> TextCondition:
-    """share * first + (1 - share) * second, row by row; share [N]. A token of either stays unmasked.
+    """Interpolate row by row: share * first + (1 - share) * second, with share [N] in [0, 1].
 
-    A share of exactly 0 or 1 returns that row exactly.
+    The mask is the union of both masks. A share of exactly 0 or 1 returns that row exactly, mask included.
     """
     share = share.to(first.tokens)
     return TextCondition(
@@ -54,7 +54,7 @@ def mix_rows(first: TextCondition, second: TextCondition, share: Tensor) -> Text
 
 
 def move_rows(text: TextCondition, device: torch.device | str) -> TextCondition:
-    """The condition on `device`; itself where it is there already."""
+    """Move a condition to `device`; tensors that are already there are not copied."""
     return TextCondition(
         pooled=text.pooled.to(device), tokens=text.tokens.to(device), mask=text.mask.to(device)
     )

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from amortized.cameras import CameraConfig, orbit
 from amortized.conditioning import TextBank
 from amortized.config import Schedule, geometric_at
-from amortized.files import short_name
 from amortized.generation.variants import z_of, z_width
+from amortized.names import text_hash
 from amortized.rendering import RendererConfig, render
 from amortized.transfer import to_device
 from amortized.types import Cameras, Prompt, Render, Scene, TextCondition
@@ -53,7 +53,7 @@ class TextTo3D:
     @property
     def text_dim(self) -> int:
         """D, the width of the text embeddings."""
-        return self.texts.get([""]).pooled.shape[-1]
+        return self.texts.generator_text([""]).pooled.shape[-1]
 
     @classmethod
     def from_run(cls, run: str | Path, *, checkpoint: str = "newest", device: str = "auto") -> TextTo3D:
@@ -86,7 +86,7 @@ class TextTo3D:
         """
         chosen = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = [_as_prompt(prompt) for prompt in chosen]
-        text = self.texts.get([prompt.text for prompt in rows])
+        text = self.texts.generator_text([prompt.text for prompt in rows])
         return self.generator.eval()(text, self.z_of(rows, seed).to(self.device))
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class TextTo3D:
         """
         if steps < 2:
             raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
-        ends = self.texts.get([prompt_a, prompt_b])
+        ends = self.texts.generator_text([prompt_a, prompt_b])
         text = _between(ends, torch.linspace(0, 1, steps, device=ends.pooled.device))
         z = self.z_of([_as_prompt(prompt_a)], seed).expand(steps, -1)
         return self.generator.eval()(text, z.to(self.device))
@@ -164,7 +164,7 @@ def sharpness_at(schedule: Schedule, step: int, steps: int) -> float:
 
 def _as_prompt(prompt: str | Prompt) -> Prompt:
     """A text as the prompt that a corpus would make of it, so that both get the same z."""
-    return prompt if isinstance(prompt, Prompt) else Prompt(id=short_name(prompt), text=prompt)
+    return prompt if isinstance(prompt, Prompt) else Prompt(id=text_hash(prompt), text=prompt)
 
 
 def _between(ends: TextCondition, weights: Tensor) -> TextCondition:

@@ -18,7 +18,7 @@ from amortized.guidance.config import GuidanceDraws, LearnedConfig
 from amortized.guidance.scores import LearnedText
 from amortized.guidance.timesteps import draw_timesteps, share_in_groups
 from amortized.priors.base import Prior
-from amortized.priors.precision import times_in_gradient
+from amortized.priors.precision import scale_gradient
 from amortized.priors.schedule import add_noise, alphas_at
 from amortized.random import derive_seed, normal
 from amortized.transfer import to_device
@@ -156,10 +156,10 @@ def denoising_loss(
     noisy = add_noise(clean, noise, alphas_at(prior.alphas_cumprod, timesteps, clean))
     asked: LearnedText = learned(text, draws.prompts)
     text_within = TextCondition(
-        pooled=times_in_gradient(asked.text.pooled, 1 / _within(prior)),
-        tokens=times_in_gradient(asked.text.tokens, 1 / _within(prior)),
+        pooled=scale_gradient(asked.text.pooled, 1 / _within(prior)),
+        tokens=scale_gradient(asked.text.tokens, 1 / _within(prior)),
         mask=asked.text.mask,
     )
     predicted = prior.predict_noise(noisy, timesteps, text_within, cameras, adapted=asked.adapted)
-    predicted = times_in_gradient(predicted, _within(prior))
+    predicted = scale_gradient(predicted, _within(prior))
     return (predicted - noise).square().mean()

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from amortized.files import short_name
+from amortized.names import text_hash
 
 
 class RunLog:
@@ -89,7 +89,7 @@ def _open_tracker(name: str | None, folder: Path) -> Any:
         raise ValueError(
             f"monitoring.tracker={name} is not installed: pip install {name}, or set monitoring.tracker=null"
         ) from error
-    identity = {"id": short_name(str(folder.resolve())), "dir": str(folder)} if name == "wandb" else {}
+    identity = {"id": text_hash(str(folder.resolve())), "dir": str(folder)} if name == "wandb" else {}
     tracker.init(project="amortized3d", name=folder.name, resume="allow", **identity)
     return tracker
 

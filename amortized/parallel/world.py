@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from amortized.devices import local_device, use_cuda
+from amortized.devices import configure_cuda, local_device
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def join_world(
     chosen = local_device(device)
     on_cuda = chosen.type == "cuda"
     if on_cuda:
-        use_cuda(chosen)
+        configure_cuda(chosen)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 and not always_group:
         yield World(device=chosen)

@@ -1,20 +1,10 @@
-"""Diffusion models as teachers: what they offer, and those that offer it."""
+"""Frozen diffusion models that supervise a generator: the `Prior` protocol and its implementations."""
 
 from amortized.priors.base import DTYPES, Prior, PriorConfig, fingerprint_of
 from amortized.priors.gaussian_mixture import GaussianMixturePrior
+from amortized.priors.loading import load_prior, load_stable_diffusion
 from amortized.priors.sampling import ddim, sample
-from amortized.priors.schedule import (
-    add_noise,
-    alphas_at,
-    noise_to_velocity,
-    noise_to_x0,
-    scaled_linear_alphas_cumprod,
-    velocity_to_noise,
-    velocity_to_x0,
-    x0_to_noise,
-    x0_to_velocity,
-)
-from amortized.priors.stable_diffusion import StableDiffusionPrior, load_prior, load_stable_diffusion
+from amortized.priors.stable_diffusion import StableDiffusionPrior
 
 __all__ = [
     "DTYPES",
@@ -22,18 +12,9 @@ __all__ = [
     "Prior",
     "PriorConfig",
     "StableDiffusionPrior",
-    "add_noise",
-    "alphas_at",
     "ddim",
     "fingerprint_of",
     "load_prior",
     "load_stable_diffusion",
-    "noise_to_velocity",
-    "noise_to_x0",
     "sample",
-    "scaled_linear_alphas_cumprod",
-    "velocity_to_noise",
-    "velocity_to_x0",
-    "x0_to_noise",
-    "x0_to_velocity",
 ]

@@ -1,18 +1,18 @@
-"""What a diffusion model must offer to teach a generator."""
+"""The `Prior` protocol: the part of a diffusion model that score distillation uses."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from amortized.conditioning.source import SentenceEncoder
+from amortized.conditioning.text_encoder import TextEncoder
 from amortized.types import Cameras, TextCondition
 
-ADAPTED = "this prior has an adapter already: load another for another learned model"
+ADAPTER_EXISTS = "this prior already has an adapter: load another prior for another learned model"
 DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -23,40 +23,38 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """Which diffusion model teaches, and at what precision it runs."""
+    """Which diffusion model supervises the generator, and its devices and precision."""
 
     shorthand: ClassVar[str] = "path"  # `prior: FOLDER` in a preset means `prior: {path: FOLDER}`
 
     path: str  # a folder in diffusers format, or a Hub id
-    revision: str | None = None  # of a Hub id: a branch, tag or commit
-    allow_network: bool = False  # fetch a Hub id that is not on this machine
-    num_views: int | None = None  # that it must denoise together; null: as many as it does
-    # Where memory is short: the denoiser on a GPU of its own, or in CPU memory between its calls; sentences
-    # encoded on the CPU.
-    denoiser_device: str | None = None  # e.g. cuda:1; null: with the rest
+    revision: str | None = None  # branch, tag or commit of a Hub id
+    allow_network: bool = False  # download a Hub id that is not cached
+    num_views: int | None = None  # views the model must denoise jointly; null: any
+    # To save memory: the denoiser on another GPU, or in CPU memory between calls; texts encoded on the CPU.
+    denoiser_device: str | None = None  # e.g. cuda:1; null: the run's device
     offload: bool = False
     text_on_cpu: bool = False
-    compile: bool = False  # torch.compile the denoiser: minutes at the start, faster steps on a GPU
-    # Replay denoiser and encoder as CUDA graphs: small batches need it to keep a GPU busy. null: on a GPU,
-    # where the denoiser stays in its place and is not compiled.
+    compile: bool = False  # torch.compile the denoiser: minutes of start-up, then faster steps on a GPU
+    # Replay denoiser and VAE encoder as CUDA graphs, which keeps a GPU busy at small batches. null: on if the
+    # denoiser stays on the run's GPU and is not compiled.
     graphs: bool | None = None
-    dtype: str = "float32"  # float16 and bfloat16 halve the memory; gradients reach images as float32
+    # float16 and bfloat16 halve the memory; gradients with respect to images are float32
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"prior.dtype must be one of {', '.join(DTYPES)}, got '{self.dtype}'")
         if self.offload and (self.denoiser_device or self.compile):
             raise ValueError(
-                "prior.offload moves the denoiser at each call, and prior.denoiser_device and prior.compile "
-                "want it to stay: set one of them"
+                "offload moves the denoiser on every call, so it excludes denoiser_device and compile: "
+                "set only one of them"
             )
         if self.graphs and (self.offload or self.denoiser_device or self.compile):
             raise ValueError(
-                "prior.graphs replays a denoiser that stays on the run's device as it is: set prior.graphs="
-                "null, or prior.offload=false, prior.denoiser_device=null and prior.compile=false"
+                "graphs needs a denoiser that stays on the run's device, uncompiled: set graphs=null, or "
+                "offload=false, denoiser_device=null and compile=false"
             )
         if not self.path:
-            raise ValueError("prior.path is empty; give a folder in diffusers format, or a Hub id")
+            raise ValueError("path is empty; give a folder in diffusers format, or a Hub id")
 
 
 @runtime_checkable
@@ -65,8 +63,8 @@ class Prior(Protocol):
 
     alphas_cumprod: Tensor  # [T] float32, decreasing
     num_timesteps: int  # T
-    prediction_type: str  # what the network itself predicts: "epsilon" or "v_prediction"
-    views_per_group: int  # images denoised together at one timestep: 1, or 4 for multi-view models
+    prediction_type: str  # the network's raw prediction: "epsilon" or "v_prediction"
+    views_per_group: int  # images denoised jointly at one timestep: 1, or 4 for multi-view models
     latent_channels: int  # C
     latent_size: int  # h = w
     image_size: int  # side of the square images that `encode` resizes to
@@ -78,63 +76,67 @@ class Prior(Protocol):
         ...
 
     @property
-    def text_encoder(self) -> SentenceEncoder | None:
-        """Makes its conditions; None where they are not made from sentences."""
+    def text_encoder(self) -> TextEncoder | None:
+        """The encoder of its text conditions; None if they do not come from strings."""
         ...
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        """Its networks, the text model included: what takes memory."""
+        """Return all networks, including the text model."""
         ...
 
     def resize(self, images: Tensor) -> Tensor:
-        """Images [B, H, W, 3] at the size that `encode` sees; differentiable."""
+        """Resize images [B, H, W, 3] to [B, image_size, image_size, 3]; differentiable."""
         ...
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images [B, H, W, 3] in [0, 1] => scaled latents [B, C, h, w]; differentiable.
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images [B, H, W, 3] in [0, 1] to scaled latents [B, C, h, w]; differentiable.
 
-        The mean of the encoder's posterior, or a sample of it with the given noise [B, C, h, w].
+        The latents are the mean of the encoder's posterior.
         """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, C, h, w] => images [B, H, W, 3] in [0, 1]."""
+        """Decode scaled latents [B, C, h, w] to images [B, H, W, 3] in [0, 1]."""
         ...
 
     def predict_noise(
         self,
-        noisy: Tensor,
+        latents_noisy: Tensor,
         timesteps: Tensor,
         text: TextCondition,
         cameras: Cameras | None = None,
         *,
         adapted: bool = False,
     ) -> Tensor:
-        """The noise in `noisy` [N, C, h, w] at long timesteps [N] given N rows of text: [N, C, h, w].
+        """Predict the noise [N, C, h, w] in `latents_noisy` [N, C, h, w].
 
-        Whatever the network predicts is converted to noise. Gradients flow to `noisy` and `text`
-        only where the caller has them enabled; the network's own weights never get any. Flattened
-        prompt-major, `cameras` has N cameras; models without camera input ignore it. `adapted` asks
-        the model together with its adapter, to whose weights gradients flow too.
+        timesteps  [N], long
+        text       N rows
+        cameras    N cameras when flattened prompt-major; ignored by models without camera input
+        adapted    run the model with its adapter, to whose weights gradients then flow
+
+        Other prediction types are converted to noise. Gradients flow to `latents_noisy` and `text` if the
+        caller has enabled them, never to the frozen weights.
         """
         ...
 
     def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
-        """The trainable weights of a new LoRA (arXiv 2106.09685) that changes nothing yet.
+        """Add a LoRA (arXiv 2106.09685) and return its trainable weights; initially it changes nothing.
 
-        `scale` multiplies what it adds. Only `predict_noise(adapted=True)` sees it. A prior takes one.
+        `scale` multiplies its contribution. Only `predict_noise(adapted=True)` uses it. Raises ValueError if
+        the prior already has an adapter.
         """
         ...
 
 
 def fingerprint_of(prior: Prior) -> str:
-    """16 hexadecimal digits that tell a prior's weights from others'; "" for none."""
+    """Hash the prior's weights, without an adapter's, to 16 hexadecimal digits; "" if it has no weights."""
     digest, any_weights = hashlib.blake2b(digest_size=8), False
     for module in prior.modules():
         weights = [
             value.detach().flatten()[:4].float()
             for name, value in module.named_parameters()
-            if "lora_" not in name  # an adapter is learned beside it
+            if "lora_" not in name  # an adapter is trained, not part of the prior
         ]
         if weights:
             any_weights = True

@@ -1,10 +1,10 @@
-"""From MVDream's published file to a folder in diffusers format.
+"""Convert MVDream's published checkpoint to a folder in diffusers format.
 
   python -m amortized.priors.convert_mvdream sd-v2.1-base-4view.pt FOLDER --tokenizer SD2_FOLDER
 
-The file is a plain state dict in CompVis' names; it is read with `weights_only=True`, so that a file that
-holds anything but tensors is refused instead of run. It has no tokenizer: any Stable Diffusion 2 folder
-has the same. The names are translated by diffusers' own functions.
+The checkpoint is a state dict with CompVis names. It is loaded with `weights_only=True`, which refuses files
+that contain anything but tensors. It has no tokenizer: use that of any Stable Diffusion 2 folder. The names
+are converted by functions of diffusers.
 """
 
 from __future__ import annotations
@@ -19,61 +19,74 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amortized.priors.multi_view import CAMERA_WIDTH, FILE
+from amortized.priors.multi_view import CAMERA_WIDTH, VIEWS_FILE
 
 
 def _unet() -> dict[str, Any]:
     return {
-        "sample_size": 32, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True, "class_embed_type": "projection",
+        "sample_size": 32,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+        "class_embed_type": "projection",
         "projection_class_embeddings_input_dim": CAMERA_WIDTH,
-    }  # fmt: skip
+    }
 
 
 def _vae() -> dict[str, Any]:
     return {
-        "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "sample_size": 256,
-        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    }  # fmt: skip
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "sample_size": 256,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
 
 
 def _text() -> dict[str, Any]:
     return {
-        "vocab_size": 49408, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
-        "num_attention_heads": 16, "projection_dim": 512, "hidden_act": "gelu", "eos_token_id": 49407,
-        "bos_token_id": 49406, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 49408,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "projection_dim": 512,
+        "hidden_act": "gelu",
+        "eos_token_id": 49407,
+        "bos_token_id": 49406,
+        "pad_token_id": 0,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Configs of the networks; the defaults are those of Stable Diffusion 2.1-base with cameras."""
+class NetworkConfigs:
+    """Network configs; the defaults are Stable Diffusion 2.1-base with a camera embedding."""
 
     num_views: int = 4
     unet: Mapping[str, Any] = field(default_factory=_unet)
     vae: Mapping[str, Any] = field(default_factory=_vae)
-    text: Mapping[str, Any] = field(default_factory=_text)  # without the last layer, which is not used
+    text: Mapping[str, Any] = field(default_factory=_text)  # without the unused 24th layer
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file; raises ValueError where it is none of tensors alone."""
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Load a state dict; raises ValueError if the file is unreadable or contains anything but tensors."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler's refusal, a damaged archive, no such file
+    except Exception as error:  # refused by the unpickler, a damaged archive, a missing file
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{file} cannot be read as a file of tensors, and is not read otherwise: {reason}"
+            f"{file} cannot be loaded as a file of tensors only, and other files are refused: {reason}"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} is no state dict: every value must be a tensor")
+        raise ValueError(f"{file} is not a state dict: every value must be a tensor")
     return state
 
 
-def networks_of(state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, nn.Module]:
-    """unet, vae and text_encoder with the weights of a state dict in the published names.
+def convert_networks(state: Mapping[str, Tensor], configs: NetworkConfigs) -> dict[str, nn.Module]:
+    """Build unet, vae and text_encoder from a state dict with the published names.
 
-    Raises ValueError where names or sizes do not fit.
+    Raises ValueError if names or shapes do not fit.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore (lazy exports)
     from diffusers.loaders.single_file_utils import (
@@ -85,72 +98,82 @@ def networks_of(state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, nn.Modul
 
     camera = "model.diffusion_model.camera_embed."
     if not any(name.startswith(camera) for name in state):
-        raise ValueError(f"no weights named {camera}*: this is no MVDream file")
-    named = {
+        raise ValueError(f"no weights named {camera}*: this is not an MVDream checkpoint")
+    renamed = {
         name.replace(camera, "model.diffusion_model.label_emb.0."): value for name, value in state.items()
     }
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**sizes.unet)
-        vae: Any = AutoencoderKL(**sizes.vae)
-        text: Any = CLIPTextModel(CLIPTextConfig(**sizes.text))
-    found = {
-        "unet": convert_ldm_unet_checkpoint(dict(named), unet.config),
-        "vae": convert_ldm_vae_checkpoint(dict(named), vae.config),
-        "text_encoder": _as_named_in(text, convert_open_clip_checkpoint(text, dict(named))),
+        unet: Any = UNet2DConditionModel(**configs.unet)
+        vae: Any = AutoencoderKL(**configs.vae)
+        text: Any = CLIPTextModel(CLIPTextConfig(**configs.text))
+    converted = {
+        "unet": convert_ldm_unet_checkpoint(dict(renamed), unet.config),
+        "vae": convert_ldm_vae_checkpoint(dict(renamed), vae.config),
+        "text_encoder": _match_names(text, convert_open_clip_checkpoint(text, dict(renamed))),
     }
     networks = {"unet": unet, "vae": vae, "text_encoder": text}
     for name, network in networks.items():
         try:
-            network.load_state_dict(found[name], assign=True)
+            network.load_state_dict(converted[name], assign=True)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).strip().splitlines()[1:3]]
             raise ValueError(f"the weights of the {name} do not fit: {' '.join(lines)[:300]}") from error
     return networks
 
 
-def _as_named_in(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names that this version of transformers gives the same weights; others are left out."""
-    wanted = set(model.state_dict())
-    either = {name: value for name, value in state.items() if name in wanted}
-    return either or {
+def _match_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the names of the installed transformers version; drop others."""
+    expected = set(model.state_dict())
+    matching = {name: value for name, value in state.items() if name in expected}
+    return matching or {
         name.removeprefix("text_model."): value
         for name, value in state.items()
-        if name.removeprefix("text_model.") in wanted
+        if name.removeprefix("text_model.") in expected
     }
 
 
-def convert(file: Path, folder: Path, tokenizer: str, sizes: Sizes | None = None) -> None:
-    """Write `folder` in diffusers format, weights in half precision as safetensors."""
+def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | None = None) -> None:
+    """Write `folder` in diffusers format, with float16 weights as safetensors.
+
+    `tokenizer` is the folder of a Stable Diffusion 2. Raises ValueError if the file is not an MVDream
+    checkpoint.
+    """
     from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
     from transformers import CLIPTokenizer
 
-    sizes = sizes or Sizes()
-    for name, network in networks_of(read_state(file), sizes).items():
+    configs = configs or NetworkConfigs()
+    for name, network in convert_networks(read_state_dict(file), configs).items():
         network.to(torch.float16).save_pretrained(folder / name)  # type: ignore[operator]
     CLIPTokenizer.from_pretrained(tokenizer, subfolder="tokenizer", local_files_only=True).save_pretrained(
         folder / "tokenizer"
     )
     DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
-    ).save_pretrained(folder / "scheduler")  # fmt: skip
-    (folder / FILE).write_text(json.dumps({"num_views": sizes.num_views}) + "\n")
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    ).save_pretrained(folder / "scheduler")
+    (folder / VIEWS_FILE).write_text(json.dumps({"num_views": configs.num_views}) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m amortized.priors.convert_mvdream", description=__doc__,
+        prog="python -m amortized.priors.convert_mvdream",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("file", type=Path, help="sd-v2.1-base-4view.pt")
-    parser.add_argument("folder", type=Path, help="where the converted prior goes")
-    parser.add_argument("--tokenizer", required=True, help="folder of any Stable Diffusion 2.x")
-    given = parser.parse_args()
+    parser.add_argument("folder", type=Path, help="output folder of the converted prior")
+    parser.add_argument("--tokenizer", required=True, help="a Stable Diffusion 2.x folder, for its tokenizer")
+    args = parser.parse_args()
     try:
-        convert(given.file, given.folder, given.tokenizer)
+        convert(args.file, args.folder, args.tokenizer)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {str(error).strip().splitlines()[0]}\n")
-    print(f"{given.folder}: now prior={given.folder}")
+    print(f"wrote {args.folder}; train with prior={args.folder}")
 
 
 if __name__ == "__main__":

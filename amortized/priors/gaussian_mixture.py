@@ -1,11 +1,11 @@
-"""A prior that is known exactly: an isotropic Gaussian mixture, its weights chosen by the text."""
+"""A prior in closed form: an isotropic Gaussian mixture whose weights are the text condition."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from amortized.priors.base import ADAPTED
+from amortized.priors.base import ADAPTER_EXISTS
 from amortized.priors.schedule import alphas_at, scaled_linear_alphas_cumprod
 from amortized.types import Cameras, TextCondition
 
@@ -13,10 +13,10 @@ from amortized.types import Cameras, TextCondition
 class GaussianMixturePrior:
     """Noise prediction in closed form, for tests and studies of guidance; see `amortized.priors.Prior`.
 
-    Component k is N(means[k], stds[k]^2 I). Row n of `text.pooled` [N, K] holds the weights of the
-    components (normalized here; what is not positive, as a learned text may become, weighs nothing);
-    tokens are not read. "Images" are the latents
-    themselves with channels last. Everything is computed in the dtype of the inputs.
+    Component k is N(means[k], stds[k]^2 I). Row n of `text.pooled` [N, K] holds the component weights; they
+    are normalized here, and weights that are not positive (a learned text may cross zero) count as zero.
+    Tokens are ignored. "Images" are the latents with channels last. Everything is computed in the dtype of
+    the inputs.
     """
 
     prediction_type = "epsilon"
@@ -25,7 +25,10 @@ class GaussianMixturePrior:
     def __init__(
         self, means: Tensor, stds: Tensor, *, alphas_cumprod: Tensor | None = None, views_per_group: int = 1
     ) -> None:
-        """means [K, C, h, w] with h = w, stds [K] > 0."""
+        """Build the mixture from means [K, C, h, w], h = w, and stds [K] > 0.
+
+        Raises ValueError for other shapes.
+        """
         if means.ndim != 4 or means.shape[-1] != means.shape[-2] or stds.shape != means.shape[:1]:
             raise ValueError(
                 f"a Gaussian mixture needs means [K, C, h, h] and stds [K], got {tuple(means.shape)} "
@@ -49,53 +52,57 @@ class GaussianMixturePrior:
         return ()
 
     def resize(self, images: Tensor) -> Tensor:
-        """As they are."""
+        """Return the images unchanged."""
         return images
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Channels first; the posterior is a point, so `noise` changes nothing."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Move channels first."""
         return images.movedim(-1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Channels last; values are not clamped to [0, 1]."""
+        """Move channels last; values are not clamped to [0, 1]."""
         return latents.movedim(1, -1)
 
     def predict_noise(
         self,
-        noisy: Tensor,
+        latents_noisy: Tensor,
         timesteps: Tensor,
         text: TextCondition,
         cameras: Cameras | None = None,
         *,
         adapted: bool = False,
     ) -> Tensor:
-        """-sqrt(1 - abar) grad log p_t, p_t = sum_k w_k N(sqrt(abar) m_k, (abar s_k^2 + 1 - abar) I)."""
-        abar = alphas_at(self.alphas_cumprod, timesteps, noisy)  # [N, 1, 1, 1]
-        means = self.means.to(noisy)
+        """Return -sqrt(1 - abar) grad log p_t, [N, C, h, w].
+
+        p_t = sum_k w_k N(sqrt(abar) m_k, (abar s_k^2 + 1 - abar) I)
+        """
+        abar = alphas_at(self.alphas_cumprod, timesteps, latents_noisy)  # [N, 1, 1, 1]
+        means = self.means.to(latents_noisy)
         if adapted:
-            assert self.adapter is not None, "no adapter was added"
-            means = means + self.adapter.scale * self.adapter.shift.to(noisy)
-        residual = noisy[:, None] - abar[:, None].sqrt() * means  # [N, K, C, h, w]
-        variance = abar[:, :, 0, 0] * self.stds.to(noisy) ** 2 + 1 - abar[:, :, 0, 0]  # [N, K]
+            assert self.adapter is not None, "the prior has no adapter"
+            means = means + self.adapter.scale * self.adapter.shift.to(latents_noisy)
+        residual = latents_noisy[:, None] - abar[:, None].sqrt() * means  # [N, K, C, h, w]
+        variance = abar[:, :, 0, 0] * self.stds.to(latents_noisy) ** 2 + 1 - abar[:, :, 0, 0]  # [N, K]
         squares = residual.flatten(2).square().sum(-1)  # [N, K]
-        num_dims = noisy[0].numel()
-        weights, nothing = text.pooled.to(noisy), noisy.new_tensor(-torch.inf)
-        named = weights > 0
-        log_weights = torch.where(named, torch.where(named, weights, 1.0).log(), nothing)
+        num_dims = latents_noisy[0].numel()
+        weights, log_zero = text.pooled.to(latents_noisy), latents_noisy.new_tensor(-torch.inf)
+        is_positive = weights > 0
+        # The inner `where` keeps log's gradient finite at weights that are not positive.
+        log_weights = torch.where(is_positive, torch.where(is_positive, weights, 1.0).log(), log_zero)
         log_joint = log_weights - 0.5 * (squares / variance + num_dims * variance.log())
         share = torch.softmax(log_joint, dim=1) / variance  # responsibilities over variances [N, K]
         return (1 - abar).sqrt() * torch.einsum("nk,nkchw->nchw", share, residual)
 
     def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
-        """A shift of every mean, times `scale`: a mixture's simplest adapter; it has no rank."""
+        """Add a trainable shift of all means, multiplied by `scale`; `rank` is ignored."""
         if self.adapter is not None:
-            raise ValueError(ADAPTED)
+            raise ValueError(ADAPTER_EXISTS)
         self.adapter = MeanShift(torch.zeros_like(self.means[0]), scale)
         return self.adapter
 
 
 class MeanShift(torch.nn.Module):
-    """The adapter of a Gaussian mixture."""
+    """The adapter of a Gaussian mixture: one shift [C, h, w] of all means."""
 
     def __init__(self, shift: Tensor, scale: float) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Networks replayed as CUDA graphs: one launch in place of hundreds, where the host is slower than the GPU.
+"""Run networks as CUDA graphs: one launch instead of hundreds, when the host is the bottleneck.
 
-A step of one prompt hands the GPU some 1,500 operations, half of them the denoiser's and a seventh the image
-encoder's, and the GPU waits for the host to hand them over. Frozen networks called at the same sizes step
-after step are recorded once and then replayed: the same kernels in the same order, on the same memory.
+At one prompt per step the host launches some 1,500 kernels, half of them for the denoiser and a seventh for
+the VAE encoder, and the GPU waits for it. A frozen network that is called with the same shapes in every step
+is captured once and then replayed: the same kernels in the same order.
 
-What is recorded reads and writes memory of its own, so a replay copies its inputs in and its results out.
+A graph reads and writes fixed memory, so a replay copies its inputs in and its outputs out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch.autograd.function import once_differentiable
 
 Function = Callable[..., Tensor]
 
-CALLS_BEFORE = 2  # of the same sizes, before these are worth a recording
-MOST_GRAPHS = 4  # sizes of one network: each holds its activations for good
-MOST_IMAGES = 16  # larger batches keep the GPU busy by themselves
+CALLS_BEFORE_CAPTURE = 2  # eager calls with the same shapes
+MAX_GRAPHS = 4  # per network: each keeps its activations allocated
+MAX_IMAGES = 16  # larger batches keep the GPU busy without graphs
 
 
-class Replayed:
-    """A function of tensors, replayed at sizes that keep coming; called as it is at all others.
+class GraphedFunction:
+    """A function of tensors that is captured and replayed for recurring shapes, and called eagerly otherwise.
 
-    The function must depend on its tensors alone, and on weights that stay where they are. Its gradient is
-    given to the first tensor only, and must be asked before the function is called with a gradient again.
-    Where a recording fails, a warning says why, and the function is called as it is from then on.
+    The function may depend only on its tensors and on weights that never move. Only the first tensor gets a
+    gradient, and its backward pass must run before the next call with a gradient. If a capture fails, a
+    warning gives the reason, and these shapes run eagerly from then on.
     """
 
     def __init__(self, function: Function) -> None:
@@ -43,62 +43,62 @@ class Replayed:
         graph = self._graphs.get(key)
         if graph is None:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
-            few = len(tensors[0]) <= MOST_IMAGES and len(self._graphs) < MOST_GRAPHS
-            if calls <= CALLS_BEFORE or not few:
+            allowed = len(tensors[0]) <= MAX_IMAGES and len(self._graphs) < MAX_GRAPHS
+            if calls <= CALLS_BEFORE_CAPTURE or not allowed:
                 return self.function(*tensors)
-            graph = self._graphs[key] = self._record(tensors, needs_gradient)
+            graph = self._graphs[key] = self._capture(tensors, needs_gradient)
         return graph(*tensors)
 
-    def _record(self, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Function:
+    def _capture(self, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Function:
         try:
-            return record(self.function, tensors, needs_gradient)
-        except RuntimeError as error:  # too little memory, an operation that cannot be recorded
+            return capture(self.function, tensors, needs_gradient)
+        except RuntimeError as error:  # out of memory, or an operation that cannot be captured
             reason = " ".join(str(error).split())[:300]
             warnings.warn(
-                f"a network is not replayed as a CUDA graph, which makes small batches slower: {reason}; "
-                "prior.graphs=false does without",
+                f"CUDA graph capture failed, so small batches are slower: {reason}; "
+                "prior.graphs=false turns graphs off",
                 stacklevel=2,
             )
             return self.function
 
 
-def record(function: Function, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Function:
-    """The function at these sizes, as graphs of the forward pass and, if wanted, of the backward pass."""
-    return (_WithGradient if needs_gradient else _Forward)(function, tensors)
+def capture(function: Function, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Function:
+    """Capture the function at these shapes: the forward pass and, if needed, the backward pass."""
+    return (_ForwardBackwardGraph if needs_gradient else _ForwardGraph)(function, tensors)
 
 
-class _Forward:
-    """The recorded function, without gradients."""
+class _ForwardGraph:
+    """The captured function, without gradients."""
 
     @torch.no_grad()
     def __init__(self, function: Function, tensors: tuple[Tensor, ...]) -> None:
         self.inputs = [tensor.clone() for tensor in tensors]
         _warm_up(lambda: function(*self.inputs))
-        self.graph, self.output = _recorded(lambda: function(*self.inputs))
+        self.graph, self.output = _capture_graph(lambda: function(*self.inputs))
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> Tensor:
-        for own, tensor in zip(self.inputs, tensors, strict=True):
-            own.copy_(tensor)
+        for static, tensor in zip(self.inputs, tensors, strict=True):
+            static.copy_(tensor)
         self.graph.replay()
         return self.output.clone()
 
 
-class _WithGradient:
-    """The recorded function, and the gradient of its first tensor."""
+class _ForwardBackwardGraph:
+    """The captured function and the gradient with respect to its first tensor."""
 
     def __init__(self, function: Function, tensors: tuple[Tensor, ...]) -> None:
         first, *others = (tensor.detach().clone() for tensor in tensors)
         self.inputs = [first.requires_grad_(), *others]
 
-        def both() -> None:
+        def forward_backward() -> None:
             out = function(*self.inputs)
             torch.autograd.grad(out, first, torch.ones_like(out))
 
-        _warm_up(both)
-        self.forward_graph, self.output = _recorded(lambda: function(*self.inputs))
+        _warm_up(forward_backward)
+        self.forward_graph, self.output = _capture_graph(lambda: function(*self.inputs))
         self.gradient_out = torch.zeros_like(self.output)
-        self.backward_graph, self.gradient_in = _recorded(
+        self.backward_graph, self.gradient_in = _capture_graph(
             lambda: torch.autograd.grad(self.output, first, self.gradient_out)[0],
             pool=self.forward_graph.pool(),
         )
@@ -110,26 +110,26 @@ class _WithGradient:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorded: _WithGradient, *tensors: Tensor) -> Tensor:
-        for own, tensor in zip(recorded.inputs, tensors, strict=True):
-            own.detach().copy_(tensor)
-        recorded.forward_graph.replay()
-        recorded.calls += 1
-        ctx.recorded, ctx.call, ctx.others = recorded, recorded.calls, len(tensors) - 1
-        return recorded.output.detach().clone()
+    def forward(ctx: Any, captured: _ForwardBackwardGraph, *tensors: Tensor) -> Tensor:
+        for static, tensor in zip(captured.inputs, tensors, strict=True):
+            static.detach().copy_(tensor)
+        captured.forward_graph.replay()
+        captured.calls += 1
+        ctx.captured, ctx.call, ctx.others = captured, captured.calls, len(tensors) - 1
+        return captured.output.detach().clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        recorded = ctx.recorded
-        assert ctx.call == recorded.calls, "the network was replayed again before its gradient was asked"
-        recorded.gradient_out.copy_(gradient)
-        recorded.backward_graph.replay()
-        return None, recorded.gradient_in.clone(), *[None] * ctx.others
+        captured = ctx.captured
+        assert ctx.call == captured.calls, "the network was replayed again before its backward pass"
+        captured.gradient_out.copy_(gradient)
+        captured.backward_graph.replay()
+        return None, captured.gradient_in.clone(), *[None] * ctx.others
 
 
 def _warm_up(action: Callable[[], object]) -> None:
-    """Call what will be recorded, on a side stream as PyTorch asks: libraries choose their kernels."""
+    """Run the function on a side stream, as PyTorch requires before a capture: libraries select kernels."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -138,8 +138,8 @@ def _warm_up(action: Callable[[], object]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def _recorded(action: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
-    # thread_local: the thread that prepares the next batch may use the GPU meanwhile.
+def _capture_graph(action: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
+    # thread_local: the prefetch thread may use the GPU during the capture.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         out = action()

@@ -1,9 +1,9 @@
-"""Several views of one object denoised together: MVDream (arXiv 2308.16512) in Stable Diffusion's format.
+"""Joint denoising of several views: MVDream (arXiv 2308.16512) in Stable Diffusion's format.
 
-The UNet is an ordinary one with two changes: self-attention runs over all views of an object at once,
-which adds no weights, and the camera joins the time embedding, which diffusers calls a class embedding
-of type "projection". So a multi-view prior is a folder in diffusers format whose UNet has such an embedding
-of width 16, and beside it `multi_view.json`: {"num_views": 4}.
+MVDream changes the UNet in two ways. Self-attention runs over all views of an object jointly, which adds no
+weights. The camera is added to the time embedding, as a class embedding of type "projection" in diffusers. So
+a multi-view prior is a folder in diffusers format whose UNet has such an embedding of width 16, plus a file
+`multi_view.json`: {"num_views": 4}.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from amortized.types import Cameras
 
 CAMERA_WIDTH = 16
-FILE = "multi_view.json"
+VIEWS_FILE = "multi_view.json"
 
 
-class JointViews:
-    """An attention processor that lets the views of an object attend to each other."""
+class JointViewAttnProcessor:
+    """A diffusers attention processor in which the views of an object attend to each other."""
 
     def __init__(self, num_views: int) -> None:
         from diffusers.models.attention_processor import AttnProcessor2_0
@@ -29,31 +29,37 @@ class JointViews:
         self.num_views, self.inner = num_views, AttnProcessor2_0()
 
     def __call__(self, attn: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        """hidden_states [N, L, width], the views of an object being neighbours."""
+        """Attend over hidden_states [N, L, width], in which the views of an object are consecutive."""
         joined = hidden_states.unflatten(0, (-1, self.num_views)).flatten(1, 2)
         return self.inner(attn, joined, *arguments, **keywords).view_as(hidden_states)
 
 
 def join_views(unet: Any, num_views: int) -> None:
-    """Let self-attention run over `num_views` views; raises ValueError for a UNet without cameras."""
+    """Make self-attention joint over `num_views` views.
+
+    Raises ValueError if the UNet has no camera embedding.
+    """
     config = unet.config
     if config.class_embed_type != "projection" or (
         config.projection_class_embeddings_input_dim != CAMERA_WIDTH
     ):
         raise ValueError(
-            f"this prior says that it has {num_views} views, but its UNet has no camera embedding "
-            f"(class_embed_type projection of width {CAMERA_WIDTH}): it is no MVDream"
+            f"this prior declares {num_views} views, but its UNet has no camera embedding "
+            f"(class_embed_type projection of width {CAMERA_WIDTH}): it is not an MVDream model"
         )
     for name, module in unet.named_modules():
         if name.endswith("attn1"):
-            module.set_processor(JointViews(num_views))
+            module.set_processor(JointViewAttnProcessor(num_views))
 
 
-def views_of(path: str, revision: str | None = None, allow_network: bool = False) -> int:
-    """Views that the prior in a folder, or of a Hub id, denoises together."""
-    file = Path(path) / FILE
+def read_num_views(path: str, revision: str | None = None, allow_network: bool = False) -> int:
+    """Return the number of views that the prior in a folder or Hub id denoises jointly.
+
+    1 without `multi_view.json`; raises ValueError if that file is invalid.
+    """
+    file = Path(path) / VIEWS_FILE
     if not Path(path).is_dir():
-        file = _fetched(path, revision, allow_network)
+        file = _cached_views_file(path, revision, allow_network)
     if file is None or not file.is_file():
         return 1
     try:
@@ -65,24 +71,27 @@ def views_of(path: str, revision: str | None = None, allow_network: bool = False
     return num_views
 
 
-def _fetched(repository: str, revision: str | None, allow_network: bool) -> Path | None:
-    """The file of a Hub id, from this machine's cache or, if allowed, from the Hub; None if it has none."""
+def _cached_views_file(repository: str, revision: str | None, allow_network: bool) -> Path | None:
+    """Return the file of a Hub id, from the cache or, if allowed, downloaded; None if there is none."""
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
-            repository, FILE, revision=revision, local_files_only=not allow_network,
+        file = cached_file(
+            repository,
+            VIEWS_FILE,
+            revision=revision,
+            local_files_only=not allow_network,
             _raise_exceptions_for_missing_entries=False,
-        )  # fmt: skip
+        )
     except OSError:
         return None
-    return None if found is None else Path(found)
+    return None if file is None else Path(file)
 
 
 def camera_vectors(cameras: Cameras) -> Tensor:
-    """Cameras as MVDream reads them: c2w with its position at distance 1, flattened [N, 16].
+    """Return MVDream's camera input: c2w with its position normalized to distance 1, flattened to [N, 16].
 
-    Its world is ours: z up, and the front of what it draws at +x (which its own code calls azimuth 90).
+    MVDream's world has the same axes as this project's: z up, and objects face +x (azimuth 90 in its code).
     """
     c2w = cameras.c2w.flatten(0, -3).clone()
     position = c2w[:, :3, 3]

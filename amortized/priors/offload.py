@@ -1,4 +1,4 @@
-"""A frozen network that lies in main memory and visits a GPU, where that has no room for it all the time."""
+"""CPU offload of a frozen network: its weights are on the GPU only during a call."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from amortized.transfer import pin, to_device
 
 
 class OffloadedWeights:
-    """Weights of a network that lies in main memory, and is on another device as `with weights:`.
+    """Context: copy a network's weights from CPU memory to `device`, and drop the copy on exit.
 
-    What is copied there is let go again, never copied back: the weights are frozen.
+    Nothing is copied back: the weights are frozen.
     """
 
     def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
@@ -19,12 +19,12 @@ class OffloadedWeights:
         if device.type == "cuda":
             for tensor in self.tensors:
                 tensor.data = pin(tensor.data)
-        self.masters = [tensor.data for tensor in self.tensors]
+        self.cpu_copies = [tensor.data for tensor in self.tensors]
 
     def __enter__(self) -> None:
-        for tensor, master in zip(self.tensors, self.masters, strict=True):
-            tensor.data = to_device(master, self.device)
+        for tensor, cpu_copy in zip(self.tensors, self.cpu_copies, strict=True):
+            tensor.data = to_device(cpu_copy, self.device)
 
     def __exit__(self, *error: object) -> None:
-        for tensor, master in zip(self.tensors, self.masters, strict=True):
-            tensor.data = master
+        for tensor, cpu_copy in zip(self.tensors, self.cpu_copies, strict=True):
+            tensor.data = cpu_copy

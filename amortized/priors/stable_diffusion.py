@@ -1,42 +1,34 @@
-"""Stable Diffusion 1.x and 2.x, or any folder of that format, as a prior."""
+"""Stable Diffusion 1.x and 2.x, and models of that format, as a prior."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amortized.conditioning.text_encoder import (
-    UNREADABLE,
-    T5TextEncoder,
-    TextEncoder,
-    read_text_encoder,
-    reason_of,
-)
-from amortized.devices import device_of
-from amortized.priors.base import ADAPTED, DTYPES, PriorConfig
-from amortized.priors.graphs import Replayed
-from amortized.priors.multi_view import FILE, camera_vectors, join_views, views_of
+from amortized.conditioning.text_encoder import CLIPTextEncoder, T5TextEncoder
+from amortized.priors.base import ADAPTER_EXISTS
+from amortized.priors.graphs import GraphedFunction
+from amortized.priors.multi_view import VIEWS_FILE, camera_vectors, join_views
 from amortized.priors.offload import OffloadedWeights
-from amortized.priors.precision import sized_gradient
+from amortized.priors.precision import normalize_gradient_through
 from amortized.priors.schedule import alphas_at, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
-ATTENTION_PARTS = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet, that a LoRA changes
-PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention in the UNet
 
 
 class StableDiffusionPrior:
     """A frozen latent diffusion model with a text-conditioned UNet; see `amortized.priors.Prior`.
 
-    The networks run in their own dtype; latents and noise come and go in the caller's. With more than
-    one view to a group it is MVDream, see `amortized.priors.multi_view`. The UNet may be on another device
-    than the rest; results come back. With `offload` it lies in main memory and is copied there for each call.
-    With `graphs`, UNet and encoder are replayed as CUDA graphs, see `amortized.priors.graphs`.
+    The networks run in their own dtype; latents and noise keep the caller's. With more than one view per
+    group the model is MVDream, see `amortized.priors.multi_view`. The UNet may be on another device than the
+    rest; results return to the caller's device. With `offload` the UNet stays in CPU memory and is copied to
+    the device for each call. With `graphs`, UNet and VAE encoder run as CUDA graphs, see
+    `amortized.priors.graphs`.
     """
 
     def __init__(
@@ -44,13 +36,22 @@ class StableDiffusionPrior:
         *,
         unet: Any,
         vae: Any,
-        text_encoder: TextEncoder | T5TextEncoder,
+        text_encoder: CLIPTextEncoder | T5TextEncoder,
         alphas_cumprod: Tensor,
         prediction_type: str,
         views_per_group: int = 1,
         offload: bool = False,
         graphs: bool = False,
     ) -> None:
+        """Freeze the networks and wrap them.
+
+        unet, vae        UNet2DConditionModel and AutoencoderKL of diffusers
+        alphas_cumprod   [T], decreasing
+        prediction_type  "epsilon" or "v_prediction"
+
+        Raises ValueError for another prediction type, a schedule with zero terminal SNR, or parts that do not
+        fit each other.
+        """
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"the prior's scheduler predicts '{prediction_type}'; "
@@ -58,7 +59,7 @@ class StableDiffusionPrior:
             )
         if not alphas_cumprod[-1] > 1e-6:
             raise ValueError(
-                "the prior's last timestep is all noise (zero terminal SNR), which tells of no image: "
+                "the prior's last timestep is pure noise (zero terminal SNR), from which x0 is undefined: "
                 "use a scheduler with rescale_betas_zero_snr=false"
             )
         _check_parts(unet, vae, text_encoder)
@@ -66,8 +67,8 @@ class StableDiffusionPrior:
             join_views(unet, views_per_group)
         elif unet.config.class_embed_type is not None:
             raise ValueError(
-                f"this prior's UNet wants a class ({unet.config.class_embed_type}): if that is the camera "
-                f"of a multi-view prior, its folder needs {FILE}"
+                f"this prior's UNet has a class embedding ({unet.config.class_embed_type}): if that is "
+                f"the camera of a multi-view prior, its folder needs {VIEWS_FILE}"
             )
         self.views_per_group = views_per_group
         self.unet = unet.eval().requires_grad_(False)
@@ -76,14 +77,14 @@ class StableDiffusionPrior:
         self.adapter: LoraWeights | None = None
         self.text_encoder = text_encoder
         self.device = next(vae.parameters()).device
-        self._home = next(unet.parameters()).device
-        self._denoiser_device = self.device if offload else self._home
+        self._unet_device = self.device if offload else next(unet.parameters()).device
         self._offloaded = OffloadedWeights(unet, self.device) if offload else None
-        if self.device.type == "cuda":  # what convolutions on tensor cores read
+        if self.device.type == "cuda":  # the layout that convolutions on tensor cores use
             for network in (unet, vae):
                 network.to(memory_format=torch.channels_last)
         self.graphs = graphs
-        self._replayed_unet, self._replayed_moments = Replayed(self._denoise), Replayed(self._moments)
+        self._graphed_unet = GraphedFunction(self._run_unet)
+        self._graphed_moments = GraphedFunction(self._moments)
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
@@ -110,18 +111,18 @@ class StableDiffusionPrior:
         )
         return resized.movedim(1, -1)
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        moments_of = self._replayed_moments if self.graphs else self._moments
+    def encode(self, images: Tensor) -> Tensor:
+        compute_moments = self._graphed_moments if self.graphs else self._moments
 
-        def latents_of(pixels: Tensor) -> Tensor:
-            moments = moments_of((pixels * 2 - 1).to(self.vae.dtype))
-            latents, log_variance = moments.to(images.dtype).chunk(2, dim=1)
-            if noise is not None:
-                latents = latents + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
-            return latents * self.vae.config.scaling_factor
+        def encode_pixels(pixels: Tensor) -> Tensor:
+            moments = compute_moments((pixels * 2 - 1).to(self.vae.dtype))
+            mean, _ = moments.to(images.dtype).chunk(2, dim=1)
+            return mean * self.vae.config.scaling_factor
 
         pixels = self.resize(images).movedim(-1, 1)  # [B, 3, h, w]
-        return sized_gradient(latents_of, pixels) if self.vae.dtype == torch.float16 else latents_of(pixels)
+        if self.vae.dtype == torch.float16:
+            return normalize_gradient_through(encode_pixels, pixels)
+        return encode_pixels(pixels)
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
@@ -129,48 +130,52 @@ class StableDiffusionPrior:
 
     def predict_noise(
         self,
-        noisy: Tensor,
+        latents_noisy: Tensor,
         timesteps: Tensor,
         text: TextCondition,
         cameras: Cameras | None = None,
         *,
         adapted: bool = False,
     ) -> Tensor:
-        there = {"device": self._denoiser_device, "dtype": self._dtype}
-        # Padding is attended to, as in training: Stable Diffusion knows no attention mask.
-        asked = [noisy.to(**there), timesteps.to(self._denoiser_device), text.tokens.to(**there)]
+        target = {"device": self._unet_device, "dtype": self._dtype}
+        # Padding is attended to, as in training: Stable Diffusion has no attention mask.
+        inputs = [latents_noisy.to(**target), timesteps.to(self._unet_device), text.tokens.to(**target)]
         if self.views_per_group > 1:
             if cameras is None:
                 raise ValueError("a multi-view prior needs the cameras of its views")
-            asked.append(camera_vectors(cameras).to(**there))
-        # An adapter is switched on and off, and a learned text wants its gradient: as they are.
-        fixed = self.graphs and self.adapter is None and not torch.is_grad_enabled()
-        published = self._as_published() if self.adapter is not None and not adapted else nullcontext()
-        with self._offloaded or nullcontext(), published:
-            predicted = (self._replayed_unet if fixed else self._denoise)(*asked).to(noisy)
+            inputs.append(camera_vectors(cameras).to(**target))
+        # No graph with an adapter, which is switched on and off, or with the gradient of a learned text.
+        use_graph = self.graphs and self.adapter is None and not torch.is_grad_enabled()
+        with_adapter = adapted or self.adapter is None
+        with self._unet_on_device(), nullcontext() if with_adapter else self._adapter_disabled():
+            prediction = (self._graphed_unet if use_graph else self._run_unet)(*inputs).to(latents_noisy)
         if self.prediction_type == "epsilon":
-            return predicted
-        return velocity_to_noise(predicted, noisy, alphas_at(self.alphas_cumprod, timesteps, noisy))
+            return prediction
+        abar = alphas_at(self.alphas_cumprod, timesteps, latents_noisy)
+        return velocity_to_noise(prediction, latents_noisy, abar)
 
-    def _denoise(
-        self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, cameras: Tensor | None = None
+    def _run_unet(
+        self, latents_noisy: Tensor, timesteps: Tensor, tokens: Tensor, cameras: Tensor | None = None
     ) -> Tensor:
-        """The UNet's own prediction [N, C, h, w], in its type and on its device."""
-        seen = {} if cameras is None else {"class_labels": cameras}
-        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **seen)[0]
+        """Return the UNet's raw prediction [N, C, h, w], in its dtype and on its device."""
+        labels = {} if cameras is None else {"class_labels": cameras}
+        outputs = self.unet(
+            latents_noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **labels
+        )
+        return outputs[0]
 
     def _moments(self, pixels: Tensor) -> Tensor:
-        """Mean and logarithm of the variance [B, 2 C, h, w] of the encoder's posterior."""
+        """Return mean and log-variance [B, 2 C, h, w] of the VAE's posterior."""
         return self.vae.encode(pixels).latent_dist.parameters
 
     def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
-        """LoRA on the attentions' queries, keys, values and outputs, its weights in float32."""
+        """Add a LoRA to the queries, keys, values and outputs of all attentions; its weights are float32."""
         from peft import LoraConfig
 
         if self.adapter is not None:
-            raise ValueError(ADAPTED)
-        alpha: Any = rank * scale  # declared an integer there; any number does
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=ATTENTION_PARTS)
+            raise ValueError(ADAPTER_EXISTS)
+        alpha: Any = rank * scale  # annotated as an integer in peft; any number works
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
         self.unet.add_adapter(config)
         weights = {name: value for name, value in self.unet.named_parameters() if "lora_" in name}
         for value in weights.values():
@@ -178,9 +183,13 @@ class StableDiffusionPrior:
         self.adapter = LoraWeights(weights)
         return self.adapter
 
+    def _unet_on_device(self) -> AbstractContextManager[None]:
+        """Context: copy an offloaded UNet to its compute device."""
+        return nullcontext() if self._offloaded is None else self._offloaded
+
     @contextmanager
-    def _as_published(self) -> Iterator[None]:
-        """Within, the adapter is off."""
+    def _adapter_disabled(self) -> Iterator[None]:
+        """Context: disable the LoRA adapter."""
         self.unet.disable_adapters()
         try:
             yield
@@ -189,129 +198,24 @@ class StableDiffusionPrior:
 
 
 class LoraWeights(torch.nn.Module):
-    """The weights of an adapter that lives in another module, as a module of their own."""
+    """The weights of an adapter inside another module, as a module for optimizer and checkpoints."""
 
     def __init__(self, weights: dict[str, torch.nn.Parameter]) -> None:
         super().__init__()
         self.weights = torch.nn.ParameterDict({k.replace(".", "/"): v for k, v in weights.items()})
 
 
-def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
-    """The prior a config names, frozen, on `device`.
-
-    Raises ValueError where it has another number of views than the config expects, or where
-    `denoiser_device` is not there.
-    """
-    if config.denoiser_device is not None:
-        device_of("prior.denoiser_device", config.denoiser_device)
-    prior = load_stable_diffusion(
-        config.path,
-        revision=config.revision,
-        dtype=DTYPES[config.dtype],
-        device=device,
-        denoiser_device=config.denoiser_device,
-        offload=config.offload,
-        text_on_cpu=config.text_on_cpu,
-        allow_network=config.allow_network,
-    )
-    prior.graphs = graphs_serve(config, prior.device)
-    if config.compile:
-        prior.unet.compile()
-    if config.num_views is not None and config.num_views != prior.views_per_group:
-        raise ValueError(
-            f"prior.num_views is {config.num_views}, but '{config.path}' denoises {prior.views_per_group} "
-            "at once: choose another prior.path, or set prior.num_views=null to take what is there"
-        )
-    return prior
-
-
-def graphs_serve(config: PriorConfig, device: torch.device) -> bool:
-    """Whether the networks are replayed as CUDA graphs; raises ValueError where they should and cannot."""
-    on_cuda = device.type == "cuda"
-    if config.graphs is None:
-        return on_cuda and not (config.offload or config.denoiser_device or config.compile)
-    if config.graphs and not on_cuda:
-        raise ValueError(f"prior.graphs=true needs a GPU, and the prior is on {device}: set it to null")
-    return config.graphs
-
-
-def load_stable_diffusion(
-    path: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    denoiser_device: torch.device | str | None = None,
-    offload: bool = False,
-    text_on_cpu: bool = False,
-    allow_network: bool = False,
-) -> StableDiffusionPrior:
-    """A prior from a folder in diffusers format, or from a Hub id, cached or (if allowed) fetched.
-
-    Only safetensors are read. Raises ValueError where the folder or a part of it is missing.
-    """
-    path = str(path)
-    _check_folder(path, allow_network)
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore (lazy exports)
-
-    source = {"revision": revision, "local_files_only": not allow_network}
-    weights = {**source, "use_safetensors": True, "dtype": dtype}  # transformers would keep the file's dtype
-    try:
-        text_encoder = read_text_encoder(
-            path, revision=revision, dtype=dtype, device="cpu" if text_on_cpu else device,
-            allow_network=allow_network,
-        )  # fmt: skip
-        vae: Any = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
-        unet: Any = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
-        # Any scheduler's config holds the betas and the prediction type; DDIM's class reads them all.
-        scheduler: Any = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **source)
-    except torch.OutOfMemoryError:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(_missing(path, allow_network, reason=reason_of(error))) from error
-    return StableDiffusionPrior(
-        unet=unet.to("cpu" if offload else denoiser_device or device),
-        vae=vae.to(device),
-        text_encoder=text_encoder,
-        alphas_cumprod=scheduler.alphas_cumprod,
-        prediction_type=scheduler.config.prediction_type,
-        views_per_group=views_of(path, revision, allow_network),
-        offload=offload,
-    )
-
-
-def _check_parts(unet: Any, vae: Any, text_encoder: TextEncoder | T5TextEncoder) -> None:
-    """Raise ValueError for parts that cannot work together, or that want to be told more than we know."""
+def _check_parts(unet: Any, vae: Any, text_encoder: CLIPTextEncoder | T5TextEncoder) -> None:
+    """Raise ValueError for parts that do not fit each other, or a UNet that needs further conditions."""
     problem, width = None, unet.config.cross_attention_dim
     if unet.config.in_channels != vae.config.latent_channels:
-        problem = f"reads {unet.config.in_channels} channels, and its VAE makes {vae.config.latent_channels}"
+        problem = f"takes {unet.config.in_channels} channels, but its VAE has {vae.config.latent_channels}"
     elif isinstance(width, int) and width != text_encoder.width:
-        problem = f"reads text of width {width}, and its text encoder makes {text_encoder.width}"
+        problem = f"takes text of width {width}, but its text encoder has {text_encoder.width}"
     elif unet.config.addition_embed_type not in (None, "text"):
-        problem = f"wants to be told '{unet.config.addition_embed_type}' besides the text"
+        problem = f"needs '{unet.config.addition_embed_type}' in addition to the text"
     if problem is not None:
         raise ValueError(
-            f"this prior's UNet {problem}: only text-to-image models of Stable Diffusion 1's and 2's make "
-            "can be distilled"
+            f"this prior's UNet {problem}: only text-to-image models in the format of Stable Diffusion 1 "
+            "and 2 can be distilled"
         )
-
-
-def _check_folder(path: str, allow_network: bool) -> None:
-    """Raise ValueError for what is clearly a folder, but absent or incomplete."""
-    folder = Path(path)
-    if folder.is_dir():
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
-        if missing:
-            reason = f"the folder lacks {', '.join(missing)}"
-            raise ValueError(_missing(path, allow_network, reason=reason))
-    elif folder.is_absolute() or path.startswith((".", "checkpoints/", "outputs/")) or path.count("/") != 1:
-        raise ValueError(_missing(path, allow_network, reason="there is no such folder"))
-
-
-def _missing(path: str, allow_network: bool, *, reason: str) -> str:
-    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors"
-    if "checkpoints" in Path(path).parts:
-        remedy = "run `make weights`"
-    elif not Path(path).is_dir() and not allow_network:
-        remedy += ", or a Hub id with prior.allow_network=true"
-    return f"prior.path '{path}' cannot be loaded: {reason.rstrip('.')}; {remedy}"

@@ -99,7 +99,7 @@ class Trainer:
         self.slots = assign_slots(world.rank, world.size, self.num_parts, trainer.prompts_per_process)
         self.slots_per_step = world.size * self.num_parts * trainer.prompts_per_process
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpointing, world)
-        self.text_dim = bank.get([self.prompt(0).text]).pooled.shape[-1]
+        self.text_dim = bank.generator_text([self.prompt(0).text]).pooled.shape[-1]
         self.resumed_at = (0, 0)  # the step at which this process started, and the prompts seen before it
         self.prefetcher = Prefetcher(self.prepare, self.num_parts)
 
@@ -234,7 +234,7 @@ class Trainer:
         draws = self.sampler.draw(step, self.slots[part], self.prompts_seen(step))
         texts = [self.prompt(index).text for index in draws.prompt_indices]
         with side_stream(self.world.device):  # a text that must be encoded does not queue behind the step
-            generator_text, prior_text = self.bank.of_step(texts, draws.cameras, "cpu")
+            generator_text, prior_text = self.bank.for_step(texts, draws.cameras, "cpu")
         batch = TrainingBatch(draws=draws, generator_text=generator_text, prior_text=prior_text)
         return pin(batch) if self.world.device.type == "cuda" else batch
 
@@ -278,7 +278,7 @@ class Trainer:
         for name, engine in grid_engines(self.state.generator).items():
             yield f"{name} runs on {engine}, device {self.world.device}"
         sample = range(0, len(self.trained), -(-len(self.trained) // SHORTAGE_SAMPLE))
-        if shortage := self.bank.shortage([self.prompt(index).text for index in sample]):
+        if shortage := self.bank.missing_from_shards([self.prompt(index).text for index in sample]):
             yield shortage
         if size := self.cache_bytes:
             yield f"the trajectory cache will grow to {size / 2**20:,.0f} MiB"

@@ -43,7 +43,7 @@ def pretend() -> None:
     cuda.Event = Event
     cuda.Stream = Stream
     cuda.stream = lambda stream: contextlib.nullcontext()
-    graphs.record = _record
+    graphs.capture = _record
     fake_tensor.init_gpu_context = lambda device: None  # torch 2.11 would make a real tensor there first
     FakeTensor.tolist = _numbers  # type: ignore[method-assign]
     nn.Module._apply = _move  # type: ignore[method-assign]
@@ -71,7 +71,7 @@ class Stream:
 
 
 def _record(function: Any, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Any:
-    """`graphs.record`, whose graphs compute on fake tensors what was recorded, and count as one launch."""
+    """`graphs.capture`, whose graphs compute on fake tensors what was recorded, and count as one launch."""
     if needs_gradient:
         return lambda *given: _FakeReplay.apply(function, *given)
 

@@ -28,7 +28,7 @@ from amortized.encodings import triton_grid
 from amortized.guidance import Guidance
 from amortized.parallel import DDPStrategy, World
 from amortized.priors import DTYPES, StableDiffusionPrior, graphs, load_prior
-from amortized.priors.stable_diffusion import graphs_serve
+from amortized.priors.loading import should_use_graphs
 from amortized.rendering import lattice
 from amortized.training import Trainer, objective
 from amortized.training.metering import Cost
@@ -108,7 +108,7 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
         prior = load_prior(config.prior, CUDA)
     else:
         prior = sizes.random_prior(PRIORS[prior_name], device=CUDA, dtype=DTYPES[config.prior.dtype])
-        prior.graphs = graphs_serve(config.prior, CUDA)
+        prior.graphs = should_use_graphs(config.prior, CUDA)
     bank, width = train.bank_of(config, prior, CUDA)
     generator = config.generator.build(text_dim=width)
     if config.surroundings is not None:
@@ -129,7 +129,7 @@ def _instrumented() -> Iterator[None]:
             patches.enter_context(mock.patch.object(owner, name, _within(section, getattr(owner, name))))
         for kernel in ("_forward", "_backward"):
             patches.enter_context(mock.patch.object(triton_grid, kernel, _Kernel()))
-        patches.enter_context(mock.patch.object(graphs, "CALLS_BEFORE", 0))
+        patches.enter_context(mock.patch.object(graphs, "CALLS_BEFORE_CAPTURE", 0))
         yield
 
 

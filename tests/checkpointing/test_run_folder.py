@@ -12,7 +12,6 @@ from amortized.checkpointing import open_run
 from amortized.commands.compose import RunConfig
 from amortized.config import config_to_yaml, load_config
 from amortized.parallel import World
-from amortized.training import runs
 
 CONFIG = "seed: 0\ntrainer:\n  steps: 5\n  log_every: 1\n"
 

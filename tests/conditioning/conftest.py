@@ -1,10 +1,10 @@
-"""Encoders with random weights, in both of transformers' ways to configure the end-of-text id."""
+"""Text encoders with random weights, for both conventions of the end-of-text id in transformers configs."""
 
 from __future__ import annotations
 
 import pytest
 
-from amortized.conditioning import TextEncoder
+from amortized.conditioning import CLIPTextEncoder
 from tests.tiny_sd import make_tiny_sd
 
 
@@ -14,10 +14,10 @@ def encoder_folder(request, tmp_path_factory):
 
 
 @pytest.fixture
-def encoder(encoder_folder) -> TextEncoder:
+def encoder(encoder_folder) -> CLIPTextEncoder:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    return TextEncoder(
+    return CLIPTextEncoder(
         CLIPTokenizer.from_pretrained(encoder_folder, subfolder="tokenizer"),
         CLIPTextModel.from_pretrained(encoder_folder, subfolder="text_encoder"),
     )

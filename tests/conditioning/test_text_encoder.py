@@ -1,27 +1,27 @@
-"""Sentences are cut, padded and pooled where Stable Diffusion does."""
+"""Texts are truncated, padded and pooled as in Stable Diffusion."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from amortized.conditioning import TextEncoder, load_text_encoder
+from amortized.conditioning import CLIPTextEncoder, load_text_encoder
 from amortized.conditioning.text_encoder import T5TextEncoder
 
-SENTENCES = ["a red cube", "", "a zebra, front view", "q" * 60]
+TEXTS = ["a red cube", "", "a zebra, front view", "q" * 60]
 
 
-def plain_ids(encoder: TextEncoder, text: str) -> list[int]:
-    """The unpadded sentence, [begin, letters, end], spelled by hand: the tokenizer has no merges."""
+def plain_ids(encoder: CLIPTextEncoder, text: str) -> list[int]:
+    """Tokenize by hand without padding, [begin, letters, end]: the tokenizer has no merges."""
     vocab = encoder.tokenizer.get_vocab()
     letters = [vocab[c] for word in text.replace(",", " ,").split() for c in (*word[:-1], word[-1] + "</w>")]
     return [vocab["<|startoftext|>"], *letters[: encoder.max_length - 2], vocab["<|endoftext|>"]]
 
 
-def test_each_row_equals_the_model_run_on_the_unpadded_sentence(encoder):
-    text = encoder.encode(SENTENCES)
-    for row, sentence in enumerate(SENTENCES):
-        ids = plain_ids(encoder, sentence)
+def test_each_row_equals_the_model_run_on_the_unpadded_text(encoder):
+    text = encoder.encode(TEXTS)
+    for row, string in enumerate(TEXTS):
+        ids = plain_ids(encoder, string)
         expected = encoder.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         torch.testing.assert_close(text.tokens[row, : len(ids)], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(text.pooled[row], expected[-1], rtol=1e-4, atol=1e-5)
@@ -31,38 +31,38 @@ def test_each_row_equals_the_model_run_on_the_unpadded_sentence(encoder):
 
 
 def test_pooling_by_the_library_goes_wrong_for_a_small_eos_id(encoder):
-    """The trap that pooling by position avoids; if this changes, `TextEncoder` can be shorter."""
+    """Why `CLIPTextEncoder` pools by position; once this fails, it can use `pooler_output`."""
     ids, _ = encoder._token_ids(["a zebra", "a cube"])
     library = encoder.model(input_ids=ids).pooler_output
     agrees = torch.allclose(library, encoder.encode(["a zebra", "a cube"]).pooled, atol=1e-5)
     assert agrees == (encoder.model.config.eos_token_id != 2)
 
 
-def test_pooled_vectors_tell_sentences_apart(encoder):
+def test_pooled_vectors_of_different_texts_differ(encoder):
     pooled = encoder.encode(["a red cube", "a red cone", "a blue cube", ""]).pooled
     assert torch.pdist(pooled).min() > 1e-2
 
 
-def test_a_sentence_one_token_too_long_is_cut_before_its_end_token(encoder):
-    room = encoder.max_length - 2
-    fits, too_long = encoder.encode(["q" * room]), encoder.encode(["q" * (room + 1)])
+def test_a_text_one_token_too_long_keeps_its_end_token(encoder):
+    max_letters = encoder.max_length - 2
+    fits, too_long = encoder.encode(["q" * max_letters]), encoder.encode(["q" * (max_letters + 1)])
     # The cut changes the last letter from "q</w>" to "q"; both rows are full, and both end in "end".
-    ids, lengths = encoder._token_ids(["q" * room, "q" * (room + 1)])
+    ids, lengths = encoder._token_ids(["q" * max_letters, "q" * (max_letters + 1)])
     assert lengths.tolist() == [encoder.max_length] * 2
     assert (ids[:, -1] == encoder.tokenizer.eos_token_id).all()
     assert (fits.mask == too_long.mask).all()
     assert torch.isfinite(too_long.pooled).all()
 
 
-def test_a_batch_equals_its_sentences_one_by_one(encoder):
-    batch = encoder.encode(SENTENCES)
-    for row, sentence in enumerate(SENTENCES):
-        single = encoder.encode([sentence])
+def test_a_batch_equals_its_texts_one_by_one(encoder):
+    batch = encoder.encode(TEXTS)
+    for row, text in enumerate(TEXTS):
+        single = encoder.encode([text])
         torch.testing.assert_close(single.tokens[0], batch.tokens[row], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(single.pooled[0], batch.pooled[row], rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_is_frozen_and_no_graph_is_kept(encoder):
+def test_the_model_is_frozen_and_builds_no_graph(encoder):
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert not encoder.encode(["a"]).tokens.requires_grad
 
@@ -72,13 +72,13 @@ def test_a_tokenizer_without_an_end_token_is_refused(encoder):
         model_max_length, bos_token_id, eos_token_id = 48, 1, None
 
     with pytest.raises(ValueError, match="begin-of-text or end-of-text"):
-        TextEncoder(NoEnd(), encoder.model)
+        CLIPTextEncoder(NoEnd(), encoder.model)
 
 
-def test_overlong_sentences_are_those_that_are_cut(encoder):
-    room = encoder.max_length - 2
-    for letters in (room - 1, room, room + 1):
-        assert encoder.is_overlong("q" * letters) == (letters > room)
+def test_overlong_texts_are_those_that_are_truncated(encoder):
+    max_letters = encoder.max_length - 2
+    for letters in (max_letters - 1, max_letters, max_letters + 1):
+        assert encoder.is_overlong("q" * letters) == (letters > max_letters)
 
 
 # ---- loading ----------------------------------------------------------------------------------
@@ -104,28 +104,28 @@ def t5_folder(tmp_path_factory):
     return folder
 
 
-def test_a_t5_reads_each_sentence_as_if_alone(t5_folder):
+def test_a_t5_encodes_each_text_as_if_alone(t5_folder):
     encoder = load_text_encoder(str(t5_folder))
     assert isinstance(encoder, T5TextEncoder) and (encoder.width, encoder.max_length) == (16, 9)
-    sentences = ["a red cube", "", "a red cube on a blue cube", "a a a a a a a a a a"]
-    text = encoder.encode(sentences)
-    for row, sentence in enumerate(sentences):
-        ids = [*encoder.tokenizer(sentence, add_special_tokens=False)["input_ids"][:8], 1]  # the end is kept
+    strings = ["a red cube", "", "a red cube on a blue cube", "a a a a a a a a a a"]
+    text = encoder.encode(strings)
+    for row, string in enumerate(strings):
+        ids = [*encoder.tokenizer(string, add_special_tokens=False)["input_ids"][:8], 1]  # with end token
         alone = encoder.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         torch.testing.assert_close(text.tokens[row, : len(ids)], alone, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(text.pooled[row], alone.mean(0), rtol=1e-4, atol=1e-5)
         assert text.tokens[row, len(ids) :].abs().max() == 0 if len(ids) < 9 else True
         assert text.mask[row].tolist() == [i < len(ids) for i in range(9)]
-    assert [encoder.is_overlong(sentence) for sentence in sentences] == [False, False, False, True]
+    assert [encoder.is_overlong(string) for string in strings] == [False, False, False, True]
 
 
 def test_the_text_encoder_of_a_diffusers_folder(encoder_folder, encoder):
     loaded = load_text_encoder(str(encoder_folder))
-    assert isinstance(loaded, TextEncoder)
-    assert torch.equal(loaded.encode(SENTENCES).tokens, encoder.encode(SENTENCES).tokens)
+    assert isinstance(loaded, CLIPTextEncoder)
+    assert torch.equal(loaded.encode(TEXTS).tokens, encoder.encode(TEXTS).tokens)
 
 
-def test_what_is_no_text_encoder(tmp_path, t5_folder):
+def test_folders_without_a_text_encoder_are_refused(tmp_path, t5_folder):
     import json
     import shutil
 

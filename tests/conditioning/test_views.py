@@ -1,4 +1,4 @@
-"""The words for each camera, and Perp-Neg's numbers."""
+"""View suffixes for each camera, and Perp-Neg against its formula."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amortized.cameras import cameras_at
-from amortized.conditioning import ViewTextConfig, expand_row, mix_rows, mixed_text, view_words
+from amortized.conditioning import ViewTextConfig, expand_row, mix_rows, perp_neg_text, view_suffixes
 from amortized.types import Cameras, TextCondition
 
 
@@ -29,7 +29,7 @@ def texts(num_rows: int, seed: int = 0) -> TextCondition:
 
 
 def by_hand(azimuth: float, elevation: float) -> tuple[list[float], list[int], list[float]]:
-    """Perp-Neg for one camera: shares of the four views, negative views, weights."""
+    """Perp-Neg for one camera in plain Python: shares of the four views, negative views, weights."""
     azimuth = abs(azimuth)
     if elevation > 60:
         return [0, 0, 0, 1], [0, 1], [0, 0]
@@ -46,8 +46,8 @@ def by_hand(azimuth: float, elevation: float) -> tuple[list[float], list[int], l
     ("azimuth", "view"),
     [(0, 0), (45, 0), (46, 1), (-46, 1), (90, 1), (134, 1), (135, 2), (-135, 2), (180, 2)],
 )
-def test_hard_choice_of_view(azimuth, view):
-    assert view_words(cameras([[azimuth]]), ViewTextConfig()) == [ViewTextConfig().suffixes[view]]
+def test_the_suffix_follows_the_azimuth(azimuth, view):
+    assert view_suffixes(cameras([[azimuth]]), ViewTextConfig()) == [ViewTextConfig().suffixes[view]]
 
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
@@ -58,12 +58,13 @@ def test_a_batch_equals_its_images_one_by_one(num_prompts, num_views):
     azimuth = 360 * torch.rand(num_prompts, num_views, generator=generator) - 180
     elevation = 90 * torch.rand(num_prompts, num_views, generator=generator)
     table, null = texts(4 * num_prompts), texts(1, seed=1)
-    batch = mixed_text(table, null, cameras(azimuth.tolist(), elevation.tolist()), config)
+    batch = perp_neg_text(table, null, cameras(azimuth.tolist(), elevation.tolist()), config)
     for p in range(num_prompts):
-        own = TextCondition(**{k: getattr(table, k)[4 * p : 4 * p + 4] for k in ("pooled", "tokens", "mask")})
+        rows = slice(4 * p, 4 * p + 4)
+        prompt = TextCondition(**{k: getattr(table, k)[rows] for k in ("pooled", "tokens", "mask")})
         for v in range(num_views):
             camera = cameras([[azimuth[p, v].item()]], [[elevation[p, v].item()]])
-            single, b = mixed_text(own, null, camera, config), p * num_views + v
+            single, b = perp_neg_text(prompt, null, camera, config), p * num_views + v
             for part in ("pooled", "tokens", "mask"):
                 assert torch.equal(getattr(batch.positive, part)[b], getattr(single.positive, part)[0])
                 assert torch.equal(getattr(batch.unconditional, part)[b], getattr(null, part)[0])
@@ -76,7 +77,7 @@ def test_a_batch_equals_its_images_one_by_one(num_prompts, num_views):
 @pytest.mark.parametrize("elevation", [-10, 60, 61, 90])
 def test_perp_neg_against_the_formula_by_hand(azimuth, elevation):
     table, null = texts(4), texts(1, seed=1)
-    got = mixed_text(table, null, cameras([[azimuth]], elevation), ViewTextConfig(perp_neg=True))
+    got = perp_neg_text(table, null, cameras([[azimuth]], elevation), ViewTextConfig(perp_neg=True))
     shares, negatives, weights = by_hand(azimuth, elevation)
     share = torch.tensor(shares, dtype=torch.float64)
     torch.testing.assert_close(got.positive.pooled[0], share @ table.pooled)
@@ -89,30 +90,35 @@ def test_perp_neg_against_the_formula_by_hand(azimuth, elevation):
 
 
 # (negative "front", negative "side") at five azimuths, from the published constants, to 4 digits.
-PUBLISHED = {0: (-0.0001, -0.7870), 45: (-0.3446, -0.3446), 90: (-0.7868, -0.0003),
-             135: (-0.8729, -0.0864), 180: (-0.9835, -0.1970)}  # fmt: skip
+PUBLISHED = {
+    0: (-0.0001, -0.7870),
+    45: (-0.3446, -0.3446),
+    90: (-0.7868, -0.0003),
+    135: (-0.8729, -0.0864),
+    180: (-0.9835, -0.1970),
+}
 
 
 @pytest.mark.parametrize("azimuth", PUBLISHED)
-def test_perp_neg_weights_at_landmarks(azimuth):
-    got = mixed_text(texts(4), texts(1), cameras([[azimuth]]), ViewTextConfig(perp_neg=True))
+def test_perp_neg_weights_at_five_azimuths(azimuth):
+    got = perp_neg_text(texts(4), texts(1), cameras([[azimuth]]), ViewTextConfig(perp_neg=True))
     front, side = got.negative_weights[:, 0].tolist() if azimuth < 90 else got.negative_weights[:, 0].flip(0)
     assert (float(front), float(side)) == pytest.approx(PUBLISHED[azimuth], abs=6e-5)
 
 
-def test_perp_neg_hardly_jumps_where_its_halves_meet():
-    """Crossing 90 deg the published constants leave a step of 0.0003 in the weights, none in the text."""
+def test_perp_neg_is_nearly_continuous_at_90_degrees():
+    """The published constants leave a jump of 0.0003 in the weights at 90 deg, and none in the text."""
     table, null = texts(4), texts(1, seed=1)
     config = ViewTextConfig(perp_neg=True)
-    before, after = (mixed_text(table, null, cameras([[a]]), config) for a in (90 - 1e-6, 90.0))
+    before, after = (perp_neg_text(table, null, cameras([[a]]), config) for a in (90 - 1e-6, 90.0))
     torch.testing.assert_close(before.positive.tokens, after.positive.tokens, atol=1e-6, rtol=0)
     torch.testing.assert_close(before.negative_weights, after.negative_weights.flip(0), atol=5e-4, rtol=0)
 
 
 def test_perp_neg_weight_scales_the_weights():
     arguments = texts(4), texts(1), cameras([[30.0]])
-    half = mixed_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-0.5)).negative_weights
-    double = mixed_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-1.0)).negative_weights
+    half = perp_neg_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-0.5)).negative_weights
+    double = perp_neg_text(*arguments, ViewTextConfig(perp_neg=True, perp_neg_weight=-1.0)).negative_weights
     torch.testing.assert_close(double, 2 * half)
 
 
@@ -135,17 +141,17 @@ def test_expanding_needs_one_row():
         ({"front_deg": 120.0}, "front_deg must lie"),
         ({"overhead_deg": -91.0}, "overhead_deg must lie"),
         ({"direction_step_deg": 91}, "direction_step_deg must lie"),
-        ({"direction_step_deg": 10, "perp_neg": True}, "needs views.direction_step_deg = 0"),
+        ({"direction_step_deg": 10, "perp_neg": True}, "needs direction_step_deg=0"),
         ({"perp_neg_weight": 0.5}, "perp_neg_weight must not be positive"),
-        ({"negatives": ("a", "b"), "negative_weights": (-1.0,)}, "has 2 sentences and .* 1 weights"),
+        ({"negatives": ("a", "b"), "negative_weights": (-1.0,)}, "has 2 texts and .* 1 weights"),
         ({"negatives": ("a",), "negative_weights": (0.1,)}, "negative_weights must not be positive"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ViewTextConfig(**settings)
 
 
 def test_a_table_of_the_wrong_size_is_refused():
     with pytest.raises(ValueError, match="4 rows for each of 2 prompts"):
-        mixed_text(texts(4), texts(1), cameras([[0.0], [0.0]]), ViewTextConfig(perp_neg=True))
+        perp_neg_text(texts(4), texts(1), cameras([[0.0], [0.0]]), ViewTextConfig(perp_neg=True))

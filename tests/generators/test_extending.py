@@ -22,10 +22,10 @@ config = load_config(RunConfig, None, given).generator
 generator = config.build(len(TEXTS))
 trainer = make_trainer(Path(sys.argv[1]), steps=100, generator=generator)
 trainer.train(quiet=True)
-text = trainer.bank.get(list(TEXTS))
+text = trainer.bank.generator_text(list(TEXTS))
 points = torch.rand(3, 20, 3) - 0.5
 together = generator(text).sdf(points)
-apart = [generator(trainer.bank.get([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
+apart = [generator(trainer.bank.generator_text([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
 torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
 albedo = generator(text).sdf_and_radiance(points)[1].mean(dim=1)  # [P, 3]
 colours = torch.tensor([COLORS[name] for name in TEXTS])

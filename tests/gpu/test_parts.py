@@ -103,6 +103,6 @@ def test_replayed_networks_equal_called_ones(device: torch.device, sizes):
                 timesteps = torch.full((4,), 100 + call, device=device)
                 noise = prior.predict_noise(noisy, timesteps, text, cameras)
             found[prior.graphs] += [latents.detach(), pixels.grad, noise]
-    assert prior._replayed_unet._graphs and prior._replayed_moments._graphs
+    assert prior._graphed_unet._graphs and prior._graphed_moments._graphs
     for plain, replayed in zip(found[False], found[True], strict=True):
         torch.testing.assert_close(replayed, plain, rtol=1e-2, atol=1e-3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amortized.cameras import cameras_at, view_index
-from amortized.conditioning import TextBank, ViewTextConfig, mixed_text, take_rows
+from amortized.conditioning import TextBank, ViewTextConfig, perp_neg_text, take_rows
 from amortized.conditioning.views import plain_text
 from amortized.guidance import (
     METHODS,
@@ -68,7 +68,7 @@ def test_gradient_is_the_closed_form(method, perp_neg, settings):
 def told(table, null, cameras, config):
     """The text of P prompts, four rows each, as the cameras see them."""
     if config.perp_neg:
-        return mixed_text(table, null, cameras, config)
+        return perp_neg_text(table, null, cameras, config)
     first = 4 * torch.arange(len(cameras.azimuth_deg))[:, None]
     view = view_index(cameras, overhead_deg=config.overhead_deg, front_deg=config.front_deg)
     return plain_text(take_rows(table, (first + view).flatten()), null)
@@ -438,7 +438,7 @@ def test_a_gradient_reaches_pixels_through_a_real_prior(tmp_path):
         noise=torch.randn(2, 4, 8, 8, generator=generator),
     )
     latents = prior.encode(images)
-    output = guidance_for("asd", prior)(latents, bank.views(["a cube"], cameras), draws, 0.0, cameras)
+    output = guidance_for("asd", prior)(latents, bank.prior_text(["a cube"], cameras), draws, 0.0, cameras)
     at_latents, at_pixels = torch.autograd.grad(output.loss, (latents, images))
     assert output.num_denoiser_calls == 10
     direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)

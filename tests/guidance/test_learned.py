@@ -12,7 +12,7 @@ from amortized.conditioning.views import ViewText
 from amortized.guidance import build_learned, published
 from amortized.guidance.learned import denoising_loss
 from amortized.priors import GaussianMixturePrior
-from amortized.priors.precision import sized_gradient, times_in_gradient
+from amortized.priors.precision import normalize_gradient_through, scale_gradient
 from amortized.random import normal
 from tests.guidance.closed_form import SHAPE, mixture, noise_of, random_step, rows, weights_of_text
 
@@ -106,10 +106,10 @@ def test_small_gradients_survive_half_precision():
 
     (plain,) = torch.autograd.grad((network(x) * weights).sum(), x)
     assert plain[0].abs().max() == 0
-    (sized,) = torch.autograd.grad((sized_gradient(network, x) * weights).sum(), x)
+    (sized,) = torch.autograd.grad((normalize_gradient_through(network, x) * weights).sum(), x)
     torch.testing.assert_close(sized, 3 * weights, rtol=2e-3, atol=0)
-    torch.testing.assert_close(sized_gradient(network, x), network(x))
-    (nothing,) = torch.autograd.grad((sized_gradient(network, x) * 0).sum(), x)
+    torch.testing.assert_close(normalize_gradient_through(network, x), network(x))
+    (nothing,) = torch.autograd.grad((normalize_gradient_through(network, x) * 0).sum(), x)
     assert torch.equal(nothing, torch.zeros(2, 5))
 
 
@@ -117,12 +117,13 @@ def test_a_gradient_that_is_not_finite_stays_so():
     x = torch.randn(2, 5, requires_grad=True)
     weights = torch.ones(2, 5)
     weights[1, 2] = math.nan
-    (got,) = torch.autograd.grad((sized_gradient(lambda v: v.half().float(), x) * weights).sum(), x)
+    y = normalize_gradient_through(lambda v: v.half().float(), x)
+    (got,) = torch.autograd.grad((y * weights).sum(), x)
     assert got[0].isfinite().all() and not got[1].isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "through", [lambda x: sized_gradient(lambda v: 2 * v, x), lambda x: times_in_gradient(x, 8)]
+    "through", [lambda x: normalize_gradient_through(lambda v: 2 * v, x), lambda x: scale_gradient(x, 8)]
 )
 def test_without_gradients_they_change_nothing(through):
     x = torch.randn(2, 5, requires_grad=True)
@@ -132,6 +133,6 @@ def test_without_gradients_they_change_nothing(through):
 
 def test_a_factor_acts_on_the_gradient_alone():
     x = torch.randn(3, requires_grad=True)
-    y = times_in_gradient(x, 8.0)
+    y = scale_gradient(x, 8.0)
     assert torch.equal(y, x)
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.full((3,), 8.0))

@@ -119,7 +119,7 @@ def test_a_multi_view_prior_plays_too(tmp_path):
         (["steps=3", "guidance.weight=1e30", "guidance.guidance_scale=1e30"], "step 1 of 3: the loss is not"),
         (["guidance.scale=3"], "unknown key guidance.scale in the overrides; did you mean"),
         (["learning_rate=0"], "learning_rate must be positive"),
-        (["--prior", "nowhere/at/all"], "there is no such folder"),
+        (["--prior", "nowhere/at/all"], "the folder does not exist"),
     ],
 )
 def test_mistakes_are_named(folder, arguments, sentence, capsys):

@@ -1,4 +1,4 @@
-"""Tiny Stable-Diffusion-format folders, made once."""
+"""Tiny folders in Stable Diffusion's format, created once per session."""
 
 from __future__ import annotations
 

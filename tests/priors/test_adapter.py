@@ -1,4 +1,4 @@
-"""LoRA on a prior: it starts as nothing, only those who ask see it, and it is W + scale * B A."""
+"""LoRA on a prior: zero at first, used only with adapted=True, and equal to W + scale * B A."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amortized.priors import load_stable_diffusion
-from amortized.priors.convert_mvdream import Sizes
+from amortized.priors.convert_mvdream import NetworkConfigs
 from amortized.priors.stable_diffusion import StableDiffusionPrior
 from amortized.types import TextCondition
 
@@ -16,75 +16,80 @@ def prior(folder):
     return load_stable_diffusion(folder, dtype=torch.float64)
 
 
-def question(num: int = 3):
+def denoiser_inputs(num: int = 3):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(num, 48, 32, generator=generator, dtype=torch.float64)
     text = TextCondition(pooled=tokens[:, 0], tokens=tokens, mask=torch.ones(num, 48, dtype=torch.bool))
-    noisy = torch.randn(num, 4, 8, 8, generator=generator, dtype=torch.float64)
-    return noisy, torch.tensor([10, 500, 900])[:num], text
+    latents_noisy = torch.randn(num, 4, 8, 8, generator=generator, dtype=torch.float64)
+    return latents_noisy, torch.tensor([10, 500, 900])[:num], text
 
 
-def trained(adapter) -> None:
+def train(adapter) -> None:
+    """Stand in for training: perturb the adapter's weights."""
     with torch.no_grad():
         for i, parameter in enumerate(adapter.parameters()):
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
 
 
-def test_a_new_adapter_changes_nothing_and_a_trained_one_only_where_asked(prior):
-    before = prior.predict_noise(*question())
+def test_a_new_adapter_changes_nothing_and_a_trained_one_only_when_enabled(prior):
+    before = prior.predict_noise(*denoiser_inputs())
     adapter = prior.add_adapter(rank=2, scale=1.0)
-    torch.testing.assert_close(prior.predict_noise(*question(), adapted=True), before, rtol=0, atol=1e-12)
-    trained(adapter)
-    assert torch.equal(prior.predict_noise(*question()), before)
-    assert (prior.predict_noise(*question(), adapted=True) - before).abs().max() > 1e-3
+    torch.testing.assert_close(
+        prior.predict_noise(*denoiser_inputs(), adapted=True), before, rtol=0, atol=1e-12
+    )
+    train(adapter)
+    assert torch.equal(prior.predict_noise(*denoiser_inputs()), before)
+    assert (prior.predict_noise(*denoiser_inputs(), adapted=True) - before).abs().max() > 1e-3
 
 
-def test_it_is_low_rank_weights_added(prior, folder):
+def test_an_adapter_adds_low_rank_weights(prior, folder):
     adapter = prior.add_adapter(rank=2, scale=0.5)
-    trained(adapter)
+    train(adapter)
     merged = load_stable_diffusion(folder, dtype=torch.float64)
     weights = {name.replace("/", "."): value for name, value in adapter.weights.items()}
-    changed = 0
+    num_merged = 0
     for name, module in merged.unet.named_modules():
         down, up = weights.get(f"{name}.lora_A.default.weight"), weights.get(f"{name}.lora_B.default.weight")
         if down is not None and up is not None:
             assert name.split(".")[-1] in ("to_q", "to_k", "to_v", "0") and down.shape[0] == up.shape[1] == 2
             module.weight.data += 0.5 * (up @ down).double()
-            changed += 1
-    assert changed == len(weights) / 2 > 0
-    got = prior.predict_noise(*question(), adapted=True)
-    torch.testing.assert_close(got, merged.predict_noise(*question()), rtol=0, atol=1e-7)  # float32 weights
+            num_merged += 1
+    assert num_merged == len(weights) / 2 > 0
+    got = prior.predict_noise(*denoiser_inputs(), adapted=True)
+    torch.testing.assert_close(
+        got, merged.predict_noise(*denoiser_inputs()), rtol=0, atol=1e-7
+    )  # float32 weights
 
 
-def test_gradients_reach_the_adapter_alone(prior):
+def test_gradients_reach_only_the_adapter(prior):
     adapter = prior.add_adapter(rank=2, scale=1.0)
-    trained(adapter)
-    prior.predict_noise(*question(), adapted=True).square().sum().backward()
+    train(adapter)
+    prior.predict_noise(*denoiser_inputs(), adapted=True).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert all(p.grad is None for name, p in prior.unet.named_parameters() if "lora_" not in name)
-    # Asking without it in between, as a step does, leaves the graph of the other question alone.
-    kept = [p.grad.clone() for p in adapter.parameters()]
+    # A call without the adapter between forward and backward, as in a training step, changes no gradient.
+    expected = [p.grad.clone() for p in adapter.parameters()]
     adapter.zero_grad()
-    loss = prior.predict_noise(*question(), adapted=True).square().sum()
+    loss = prior.predict_noise(*denoiser_inputs(), adapted=True).square().sum()
     with torch.no_grad():
-        prior.predict_noise(*question())
+        prior.predict_noise(*denoiser_inputs())
     loss.backward()
-    assert all(torch.equal(p.grad, old) for p, old in zip(adapter.parameters(), kept, strict=True))
+    assert all(torch.equal(p.grad, old) for p, old in zip(adapter.parameters(), expected, strict=True))
 
 
-def test_its_weights_are_single_precision_and_few(folder):
+def test_adapter_weights_are_float32(folder):
     half = load_stable_diffusion(folder, dtype=torch.bfloat16)
     adapter = half.add_adapter(rank=1, scale=1.0)
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
-    noisy, times, text = question()
-    assert half.predict_noise(noisy.float(), times, text, adapted=True).dtype == torch.float32
+    latents_noisy, times, text = denoiser_inputs()
+    assert half.predict_noise(latents_noisy.float(), times, text, adapted=True).dtype == torch.float32
 
 
-def test_its_size_on_stable_diffusion_is_the_published_one():
-    """829,952 at rank 4, on every attention of SD 2.1 (self-attention and cross-attention)."""
+def test_the_adapter_of_stable_diffusion_has_the_published_size():
+    """829,952 parameters at rank 4 on all self- and cross-attentions of SD 2.1."""
     from diffusers import UNet2DConditionModel
 
-    config = {k: v for k, v in Sizes().unet.items() if "class" not in k}
+    config = {k: v for k, v in NetworkConfigs().unet.items() if "class" not in k}
     with torch.device("meta"):
         prior = StableDiffusionPrior.__new__(StableDiffusionPrior)
         prior.unet, prior.adapter = UNet2DConditionModel(**config), None
@@ -93,5 +98,5 @@ def test_its_size_on_stable_diffusion_is_the_published_one():
 
 def test_a_prior_takes_one_adapter(prior):
     prior.add_adapter(rank=1, scale=1.0)
-    with pytest.raises(ValueError, match="has an adapter already"):
+    with pytest.raises(ValueError, match="already has an adapter"):
         prior.add_adapter(rank=1, scale=1.0)

@@ -1,4 +1,4 @@
-"""When networks are replayed as CUDA graphs; that a replay equals a call is a test of `tests/gpu`."""
+"""When functions are captured as CUDA graphs. `tests/gpu` tests that a replay equals a call."""
 
 from __future__ import annotations
 
@@ -6,66 +6,66 @@ import pytest
 import torch
 
 from amortized.priors import PriorConfig, graphs, load_prior
-from amortized.priors.graphs import CALLS_BEFORE, MOST_GRAPHS, MOST_IMAGES, Replayed
+from amortized.priors.graphs import CALLS_BEFORE_CAPTURE, MAX_GRAPHS, MAX_IMAGES, GraphedFunction
 
 
 @pytest.fixture
-def recorded(monkeypatch) -> list[tuple]:
-    """What was recorded: shapes, and whether with a gradient; replays are plain calls."""
-    found: list[tuple] = []
+def captured(monkeypatch) -> list[tuple]:
+    """The captures so far, as (shape, with gradient); replays are plain calls."""
+    captures: list[tuple] = []
 
-    def record(function, tensors, needs_gradient):
-        found.append((tuple(tensors[0].shape), needs_gradient))
+    def capture(function, tensors, needs_gradient):
+        captures.append((tuple(tensors[0].shape), needs_gradient))
         return function
 
-    monkeypatch.setattr(graphs, "record", record)
-    return found
+    monkeypatch.setattr(graphs, "capture", capture)
+    return captures
 
 
-def test_sizes_that_keep_coming_are_recorded_once(recorded):
-    double = Replayed(lambda x: 2 * x)
-    for _ in range(CALLS_BEFORE):
+def test_recurring_shapes_are_captured_once(captured):
+    double = GraphedFunction(lambda x: 2 * x)
+    for _ in range(CALLS_BEFORE_CAPTURE):
         assert torch.equal(double(torch.ones(2, 3)), torch.full((2, 3), 2.0))
-    assert not recorded
+    assert not captured
     for _ in range(3):
         assert torch.equal(double(torch.ones(2, 3)), torch.full((2, 3), 2.0))
-    assert recorded == [((2, 3), False)]
+    assert captured == [((2, 3), False)]
 
 
-def test_a_gradient_is_another_recording(recorded):
-    double = Replayed(lambda x: 2 * x)
+def test_calls_with_gradient_are_captured_separately(captured):
+    double = GraphedFunction(lambda x: 2 * x)
     x = torch.ones(2, 3, requires_grad=True)
-    for _ in range(CALLS_BEFORE + 1):
+    for _ in range(CALLS_BEFORE_CAPTURE + 1):
         double(x)
         with torch.no_grad():
             double(x)
-    assert recorded == [((2, 3), True), ((2, 3), False)]
+    assert captured == [((2, 3), True), ((2, 3), False)]
 
 
-def test_large_batches_and_many_sizes_are_called_as_they_are(recorded):
-    double = Replayed(lambda x: 2 * x)
-    for size in (MOST_IMAGES + 1, *range(1, MOST_GRAPHS + 3)):
-        for _ in range(CALLS_BEFORE + 1):
+def test_large_batches_and_too_many_shapes_run_eagerly(captured):
+    double = GraphedFunction(lambda x: 2 * x)
+    for size in (MAX_IMAGES + 1, *range(1, MAX_GRAPHS + 3)):
+        for _ in range(CALLS_BEFORE_CAPTURE + 1):
             assert len(double(torch.ones(size, 3))) == size
-    assert [shape[0] for shape, _ in recorded] == list(range(1, MOST_GRAPHS + 1))
+    assert [shape[0] for shape, _ in captured] == list(range(1, MAX_GRAPHS + 1))
 
 
-def test_what_cannot_be_recorded_is_told_and_called(monkeypatch):
+def test_a_failed_capture_warns_once_and_runs_eagerly(monkeypatch):
     def fail(*arguments):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "record", fail)
-    double = Replayed(lambda x: 2 * x)
-    for _ in range(CALLS_BEFORE):
+    monkeypatch.setattr(graphs, "capture", fail)
+    double = GraphedFunction(lambda x: 2 * x)
+    for _ in range(CALLS_BEFORE_CAPTURE):
         double(torch.ones(1))
     with pytest.warns(UserWarning, match="not permitted when stream is capturing; prior.graphs=false"):
         assert double(torch.ones(1)).item() == 2
-    assert double(torch.ones(1)).item() == 2  # and not told again: warnings are errors here
+    assert double(torch.ones(1)).item() == 2  # no second warning: warnings are errors here
 
 
-def test_a_cpu_has_no_graphs(folder):
+def test_graphs_are_off_on_a_cpu(folder):
     assert load_prior(PriorConfig(path=str(folder))).graphs is False
     with pytest.raises(ValueError, match="prior.graphs=true needs a GPU"):
         load_prior(PriorConfig(path=str(folder), graphs=True))
-    with pytest.raises(ValueError, match="prior.graphs replays a denoiser that stays"):
+    with pytest.raises(ValueError, match="^graphs needs a denoiser that stays"):
         PriorConfig(path=str(folder), graphs=True, offload=True)

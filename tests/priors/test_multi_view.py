@@ -1,4 +1,4 @@
-"""MVDream: views attend to each other, cameras are told, and its published file converts."""
+"""MVDream: joint attention over views, and the camera input."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from amortized.cameras import cameras_at, orbit
 from amortized.priors import PriorConfig, load_prior, load_stable_diffusion
-from amortized.priors.convert_mvdream import Sizes, convert, networks_of, read_state
 from amortized.priors.multi_view import camera_vectors
 from amortized.types import Cameras, TextCondition
+from tests.priors.multi_view_inputs import V, denoiser_inputs
 from tests.tiny_sd import make_tiny_sd
-
-V = 4
 
 
 @pytest.fixture(scope="module")
@@ -30,43 +27,29 @@ def prior(multi_view):
     return load_stable_diffusion(multi_view, dtype=torch.float64)
 
 
-def question(num_prompts: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, TextCondition, Cameras]:
-    generator = torch.Generator().manual_seed(seed)
-    num = num_prompts * V
-    text = torch.randn(num, 48, 32, generator=generator, dtype=torch.float64)
-    azimuth = 360 * torch.rand(num_prompts, V, generator=generator, dtype=torch.float64)
-    ones = torch.ones_like(azimuth)
-    return (
-        torch.randn(num, 4, 8, 8, generator=generator, dtype=torch.float64),
-        torch.randint(1000, (num_prompts,), generator=generator).repeat_interleave(V),
-        TextCondition(pooled=text[:, 0], tokens=text, mask=torch.ones(num, 48, dtype=torch.bool)),
-        cameras_at(azimuth_deg=azimuth, elevation_deg=15 * ones, distance=2 * ones, fovy_deg=40 * ones),
-    )
-
-
-def test_views_of_an_object_attend_to_each_other_and_objects_do_not(prior):
+def test_attention_is_joint_over_views_and_separate_over_objects(prior):
     assert prior.views_per_group == V
-    noisy, times, text, cameras = question(2)
-    before = prior.predict_noise(noisy, times, text, cameras)
-    changed = noisy.clone()
+    latents_noisy, times, text, cameras = denoiser_inputs(2)
+    before = prior.predict_noise(latents_noisy, times, text, cameras)
+    changed = latents_noisy.clone()
     changed[1] += 1  # a view of the first object
-    moved = (prior.predict_noise(changed, times, text, cameras) - before).abs().flatten(1).amax(1)
-    assert (moved[:V] > 1e-6).all() and (moved[V:] == 0).all()
+    change = (prior.predict_noise(changed, times, text, cameras) - before).abs().flatten(1).amax(1)
+    assert (change[:V] > 1e-6).all() and (change[V:] == 0).all()
 
 
-def test_objects_of_a_batch_equal_those_one_by_one(prior):
-    noisy, times, text, cameras = question(3)
-    whole = prior.predict_noise(noisy, times, text, cameras)
+def test_a_batch_of_objects_equals_them_one_by_one(prior):
+    latents_noisy, times, text, cameras = denoiser_inputs(3)
+    batch = prior.predict_noise(latents_noisy, times, text, cameras)
     for p in range(3):
-        mine = slice(V * p, V * p + V)
-        own = TextCondition(**{name: value[mine] for name, value in vars(text).items()})
-        seen = Cameras(**{name: value[p : p + 1] for name, value in vars(cameras).items()})
-        one = prior.predict_noise(noisy[mine], times[mine], own, seen)
-        torch.testing.assert_close(one, whole[mine], rtol=0, atol=1e-10)
+        rows = slice(V * p, V * p + V)
+        one_text = TextCondition(**{name: value[rows] for name, value in vars(text).items()})
+        ring = Cameras(**{name: value[p : p + 1] for name, value in vars(cameras).items()})
+        one = prior.predict_noise(latents_noisy[rows], times[rows], one_text, ring)
+        torch.testing.assert_close(one, batch[rows], rtol=0, atol=1e-10)
 
 
 def test_joint_attention_is_attention_over_all_tokens(prior):
-    """Against softmax(q k^T) v written out over the concatenated views of one object."""
+    """Against softmax(q k^T) v over the concatenated views of one object."""
     attention = next(m for name, m in prior.unet.named_modules() if name.endswith("attn1"))
     x = torch.randn(V, 5, attention.to_q.in_features, dtype=torch.float64)
     got = attention(x)
@@ -80,20 +63,22 @@ def test_joint_attention_is_attention_over_all_tokens(prior):
     torch.testing.assert_close(got, expected)
 
 
-def test_cameras_change_what_is_predicted_and_must_be_given(prior):
-    noisy, times, text, cameras = question(1)
+def test_cameras_change_the_prediction_and_are_required(prior):
+    latents_noisy, times, text, cameras = denoiser_inputs(1)
     turned = cameras_at(
-        azimuth_deg=cameras.azimuth_deg + 40, elevation_deg=cameras.elevation_deg,
-        distance=cameras.distance, fovy_deg=cameras.fovy_deg,
-    )  # fmt: skip
-    first, second = (prior.predict_noise(noisy, times, text, seen) for seen in (cameras, turned))
+        azimuth_deg=cameras.azimuth_deg + 40,
+        elevation_deg=cameras.elevation_deg,
+        distance=cameras.distance,
+        fovy_deg=cameras.fovy_deg,
+    )
+    first, second = (prior.predict_noise(latents_noisy, times, text, ring) for ring in (cameras, turned))
     assert (first - second).abs().max() > 1e-6
     with pytest.raises(ValueError, match="a multi-view prior needs the cameras of its views"):
-        prior.predict_noise(noisy, times, text)
+        prior.predict_noise(latents_noisy, times, text)
 
 
-def test_cameras_are_told_as_mvdream_was_trained():
-    """Blender's axes, where MVDream's azimuth 0 is at -y; what it draws looks to +x, its azimuth 90."""
+def test_camera_vectors_follow_mvdreams_training():
+    """Blender axes: MVDream's azimuth 0 is at -y, and its objects face +x, its azimuth 90."""
     cameras = orbit(1, V, elevation_deg=30, distance=2.5, fovy_deg=40)
     vectors = camera_vectors(cameras).view(V, 4, 4)
     for v, azimuth in enumerate((90, 180, 270, 360)):
@@ -108,18 +93,18 @@ def test_cameras_are_told_as_mvdream_was_trained():
         torch.testing.assert_close(vectors[v], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(
         cameras.c2w[..., :3, 3].norm(dim=-1), torch.full((1, V), 2.5)
-    )  # left as it was
+    )  # the input is not modified
 
 
-def test_a_config_may_ask_for_a_number_of_views(multi_view, tmp_path):
+def test_a_config_may_require_a_number_of_views(multi_view, tmp_path):
     single = make_tiny_sd(tmp_path)
     assert load_prior(PriorConfig(path=str(multi_view), num_views=V)).views_per_group == V
-    with pytest.raises(ValueError, match="prior.num_views is 4, but '.*' denoises 1 at once"):
+    with pytest.raises(ValueError, match="prior.num_views is 4, but '.*' denoises 1 jointly"):
         load_prior(PriorConfig(path=str(single), num_views=4))
 
 
 @pytest.mark.parametrize("content", ["{}", "[4]", "4 views", '{"num_views": 1}', '{"num_views": "4"}'])
-def test_a_broken_declaration_of_views_is_named(multi_view, tmp_path, content):
+def test_an_invalid_views_file_is_refused(multi_view, tmp_path, content):
     copy = tmp_path / "copy"
     shutil.copytree(multi_view, copy)
     (copy / "multi_view.json").write_text(content)
@@ -127,7 +112,7 @@ def test_a_broken_declaration_of_views_is_named(multi_view, tmp_path, content):
         load_stable_diffusion(copy)
 
 
-def test_cameras_without_a_declaration_of_views_are_refused(multi_view, tmp_path):
+def test_a_camera_embedding_without_views_file_is_refused(multi_view, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(multi_view, copy)
     (copy / "multi_view.json").unlink()
@@ -135,220 +120,8 @@ def test_cameras_without_a_declaration_of_views_are_refused(multi_view, tmp_path
         load_stable_diffusion(copy)
 
 
-def test_views_without_cameras_are_refused(tmp_path):
+def test_a_views_file_without_camera_embedding_is_refused(tmp_path):
     single = make_tiny_sd(tmp_path)
     (single / "multi_view.json").write_text('{"num_views": 4}')
-    with pytest.raises(ValueError, match="its UNet has no camera embedding .* it is no MVDream"):
+    with pytest.raises(ValueError, match="its UNet has no camera embedding .* it is not an MVDream model"):
         load_stable_diffusion(single)
-
-
-# ---- the published file -----------------------------------------------------------------------
-
-
-def resnet(name: str, cin: int, cout: int, temb: int) -> dict[str, tuple[int, ...]]:
-    shapes = {
-        "in_layers.0": (cin,), "in_layers.2": (cout, cin, 3, 3), "emb_layers.1": (cout, temb),
-        "out_layers.0": (cout,), "out_layers.3": (cout, cout, 3, 3),
-    }  # fmt: skip
-    shapes |= {"skip_connection": (cout, cin, 1, 1)} if cin != cout else {}
-    return {
-        f"{name}.{part}.{kind}": shape if kind == "weight" else shape[:1]
-        for part, shape in shapes.items()
-        for kind in ("weight", "bias")
-    }
-
-
-def transformer(name: str, width: int, context: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part, shape in {"norm": (width,), "proj_in": (width, width), "proj_out": (width, width)}.items():
-        shapes |= {f"{name}.{part}.weight": shape, f"{name}.{part}.bias": (width,)}
-    block = f"{name}.transformer_blocks.0"
-    for number, source in ((1, width), (2, context)):
-        shapes |= {f"{block}.attn{number}.to_q.weight": (width, width)}
-        shapes |= {f"{block}.attn{number}.to_{part}.weight": (width, source) for part in "kv"}
-        shapes |= {f"{block}.attn{number}.to_out.0.weight": (width, width)}
-        shapes |= {f"{block}.attn{number}.to_out.0.bias": (width,)}
-    feed = {"ff.net.0.proj": (8 * width, width), "ff.net.2": (width, 4 * width)}
-    for part, shape in {**feed, **{f"norm{i}": (width,) for i in (1, 2, 3)}}.items():
-        shapes |= {f"{block}.{part}.weight": shape, f"{block}.{part}.bias": shape[:1]}
-    return shapes
-
-
-def published_unet(widths: tuple[int, ...], context: int, layers: int = 2) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the UNet as CompVis' code has them: attention on all floors but the last."""
-    temb, last = 4 * widths[0], len(widths) - 1
-    linear = {"time_embed.0": (temb, widths[0]), "time_embed.2": (temb, temb)}
-    linear |= {"camera_embed.0": (temb, 16), "camera_embed.2": (temb, temb)}
-    linear |= {"input_blocks.0.0": (widths[0], 4, 3, 3), "out.0": (widths[0],), "out.2": (4, widths[0], 3, 3)}
-    shapes: dict[str, tuple[int, ...]] = {}
-    now, kept, number = widths[0], [widths[0]], 0
-    for floor, width in enumerate(widths):
-        for _ in range(layers):
-            number += 1
-            shapes |= resnet(f"input_blocks.{number}.0", now, width, temb)
-            shapes |= transformer(f"input_blocks.{number}.1", width, context) if floor < last else {}
-            now = width
-            kept.append(now)
-        if floor < last:
-            number += 1
-            linear[f"input_blocks.{number}.0.op"] = (now, now, 3, 3)
-            kept.append(now)
-    shapes |= resnet("middle_block.0", now, now, temb) | transformer("middle_block.1", now, context)
-    shapes |= resnet("middle_block.2", now, now, temb)
-    number = -1
-    for floor in reversed(range(len(widths))):
-        for layer in range(layers + 1):
-            number += 1
-            shapes |= resnet(f"output_blocks.{number}.0", now + kept.pop(), widths[floor], temb)
-            now = widths[floor]
-            shapes |= transformer(f"output_blocks.{number}.1", now, context) if floor < last else {}
-            if layer == layers and floor > 0:
-                place = 2 if floor < last else 1
-                linear[f"output_blocks.{number}.{place}.conv"] = (now, now, 3, 3)
-    for part, shape in linear.items():
-        shapes |= {f"{part}.weight": shape, f"{part}.bias": shape[:1]}
-    return {f"model.diffusion_model.{name}": shape for name, shape in shapes.items()}
-
-
-def published_text(width: int, layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of open_clip's text tower, the unused last layer included."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "positional_embedding": (77, width), "text_projection": (width, width), "logit_scale": (),
-        "token_embedding.weight": (vocabulary, width), "ln_final.weight": (width,), "ln_final.bias": (width,),
-    }  # fmt: skip
-    for i in range(layers):
-        block = f"transformer.resblocks.{i}"
-        shapes |= {
-            f"{block}.attn.in_proj_weight": (3 * width, width),
-            f"{block}.attn.in_proj_bias": (3 * width,),
-        }
-        parts = {
-            "attn.out_proj": (width, width),
-            "mlp.c_fc": (4 * width, width),
-            "mlp.c_proj": (width, 4 * width),
-        }
-        for part, shape in {**parts, "ln_1": (width,), "ln_2": (width,)}.items():
-            shapes |= {f"{block}.{part}.weight": shape, f"{block}.{part}.bias": shape[:1]}
-    return {f"cond_stage_model.model.{name}": shape for name, shape in shapes.items()}
-
-
-def published_vae(vae: nn.Module) -> dict[str, tuple[int, ...]]:
-    """diffusers' names turned into CompVis', by the rules of either's code."""
-    floors, shapes = len(vae.config.block_out_channels), {}
-    for name, value in vae.state_dict().items():
-        shape, parts = tuple(value.shape), name.split(".")
-        if "attentions" in name:
-            rename = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-            new = f"{parts[0]}.mid.attn_1.{rename[parts[4]]}.{parts[-1]}"
-            shape = shape if len(shape) == 1 else (*shape, 1, 1)
-        elif "mid_block" in name:
-            new = f"{parts[0]}.mid.block_{int(parts[3]) + 1}.{'.'.join(parts[4:])}"
-        elif "down_blocks" in name or "up_blocks" in name:
-            down = "down_blocks" in name
-            floor = int(parts[2]) if down else floors - 1 - int(parts[2])
-            new = f"{parts[0]}.{'down' if down else 'up'}.{floor}."
-            new += f"block.{'.'.join(parts[4:])}" if parts[3] == "resnets" else ""
-            new += (
-                f"{'downsample' if down else 'upsample'}.{'.'.join(parts[5:])}" if "samplers" in name else ""
-            )
-        else:
-            new = name.replace("conv_norm_out", "norm_out")
-        shapes[f"first_stage_model.{new.replace('conv_shortcut', 'nin_shortcut')}"] = shape
-    return shapes
-
-
-TINY = Sizes(
-    unet={
-        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 2, "cross_attention_dim": 32,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": [2, 4],
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "norm_num_groups": 4,
-        "use_linear_projection": True, "class_embed_type": "projection",
-        "projection_class_embeddings_input_dim": 16,
-    },
-    vae={
-        "block_out_channels": [8, 16], "layers_per_block": 2, "sample_size": 16, "norm_num_groups": 4,
-        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
-    },
-    text={
-        "vocab_size": 90, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 23,
-        "num_attention_heads": 2, "projection_dim": 32, "eos_token_id": 89, "bos_token_id": 88,
-        "pad_token_id": 0,
-    },
-)  # fmt: skip
-
-
-def published(shapes: Sizes, widths: tuple[int, ...], device: str = "cpu") -> dict[str, torch.Tensor]:
-    """A state dict in the published names, with random weights."""
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        vae = AutoencoderKL(**shapes.vae)
-    width, vocabulary = shapes.text["hidden_size"], shapes.text["vocab_size"]
-    names = published_unet(widths, width) | published_text(width, 24, vocabulary) | published_vae(vae)
-    torch.manual_seed(0)
-    state = {name: torch.randn(shape, device=device) / 8 for name, shape in names.items()}
-    return state | {"betas": torch.zeros(1000), "alphas_cumprod": torch.zeros(1000)}
-
-
-def test_the_published_names_and_shapes_fit_at_full_size():
-    state = published(Sizes(), (320, 640, 1280, 1280), device="meta")
-    networks = networks_of(state, Sizes())
-    count = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    # Stable Diffusion 2.1's UNet has 865.91 M; the cameras' two layers add 16 * 1280 + 1280^2 + 2 * 1280.
-    assert count["unet"] == 865_910_724 + 1_661_440
-    assert count["text_encoder"] == 340_387_840 and count["vae"] == 83_653_863
-
-
-def test_a_file_converts_and_its_weights_are_in_their_places(tmp_path):
-    state = published(TINY, (16, 32))
-    torch.save(state, tmp_path / "mv.pt")
-    single = make_tiny_sd(tmp_path / "single")
-    convert(tmp_path / "mv.pt", tmp_path / "converted", str(single), TINY)
-    prior = load_stable_diffusion(tmp_path / "converted")
-    assert (
-        prior.views_per_group == V and prior.prediction_type == "epsilon" and prior.latent_shape == (4, 8, 8)
-    )
-    unet, prefix = prior.unet.state_dict(), "model.diffusion_model."
-    for ours, theirs in {
-        "class_embedding.linear_1.weight": "camera_embed.0.weight",
-        "class_embedding.linear_2.bias": "camera_embed.2.bias",
-        "time_embedding.linear_1.weight": "time_embed.0.weight",
-        "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_k.weight":
-            "input_blocks.2.1.transformer_blocks.0.attn1.to_k.weight",
-        "up_blocks.1.resnets.2.conv2.weight": "output_blocks.5.0.out_layers.3.weight",
-        "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.1.conv.weight",
-    }.items():  # fmt: skip
-        torch.testing.assert_close(unet[ours], state[prefix + theirs], rtol=1e-3, atol=1e-4)
-    noisy, times, _, cameras = question(1)
-    encoded = prior.text_encoder.encode(["a cube"] * V)
-    assert prior.predict_noise(noisy.float(), times, encoded, cameras).isfinite().all()
-
-
-def test_a_file_that_holds_more_than_tensors_is_not_read(tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return print, ("run",)
-
-    torch.save({"model.diffusion_model.camera_embed.0.weight": Harmful()}, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="bad.pt cannot be read as a file of tensors"):
-        read_state(tmp_path / "bad.pt")
-    (tmp_path / "plain.pt").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match="cannot be read as a file of tensors"):
-        read_state(tmp_path / "plain.pt")
-    torch.save({"a": 3}, tmp_path / "number.pt")
-    with pytest.raises(ValueError, match="every value must be a tensor"):
-        read_state(tmp_path / "number.pt")
-
-
-def test_other_files_are_named_as_what_they_are(tmp_path):
-    state = published(TINY, (16, 32))
-    with pytest.raises(ValueError, match="camera_embed.*this is no MVDream file"):
-        networks_of({k: v for k, v in state.items() if "camera" not in k}, TINY)
-    state["model.diffusion_model.time_embed.0.weight"] = torch.zeros(3, 3)
-    with pytest.raises(ValueError, match="the weights of the unet do not fit: size mismatch"):
-        networks_of(state, TINY)
-
-
-def test_a_wrapped_state_dict_is_read_too(tmp_path):
-    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "wrapped.pt")
-    assert list(read_state(tmp_path / "wrapped.pt")) == ["a"]

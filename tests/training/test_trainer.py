@@ -20,7 +20,7 @@ from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_traine
 def distance_to_targets(trainer) -> float:
     """Mean squared distance of what the trainer renders now from the components' means."""
     batch = trainer.sampler.draw(10**6, list(range(6)), 6 * 10**6)
-    scene = trainer.state.generator(trainer.bank.get([TEXTS[i] for i in batch.prompt_indices]))
+    scene = trainer.state.generator(trainer.bank.generator_text([TEXTS[i] for i in batch.prompt_indices]))
     from amortized.rendering import render
 
     size = trainer.config.render_size

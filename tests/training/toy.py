@@ -139,8 +139,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     bank = TextBank(encoder, device=world.device)
     learned = None
     if guidance.learned is not None:
-        text = None if guidance.learned.text is None else bank.sentences([guidance.learned.text])
-        null, num_prompts = bank.sentences([""]), len(TEXTS)
+        text = None if guidance.learned.text is None else bank.encode_for_prior([guidance.learned.text])
+        null, num_prompts = bank.encode_for_prior([""]), len(TEXTS)
         learned = build_learned(
             guidance.learned, prior, null=null, text=text, num_prompts=num_prompts, seed=7
         )

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1-base at its true sizes, without its weights."""
+"""Stable Diffusion 2.1-base at its real size, with random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_parameter_counts_are_the_published_ones(name):
     assert round(count / 1e6, 2) == PUBLISHED_MILLIONS[name]
 
 
-def test_mvdream_adds_the_camera_alone():
+def test_mvdream_adds_only_the_camera_embedding():
     with torch.device("meta"):
         plain, with_cameras = (sizes.networks()["unet"]() for sizes in (SD21, MVDREAM))
     added = {name: tuple(p.shape) for name, p in with_cameras.named_parameters()}
@@ -29,14 +29,14 @@ def test_mvdream_adds_the_camera_alone():
     assert sorted(added.values()) == [(1280,), (1280,), (1280, 16), (1280, 1280)]
 
 
-def test_the_tokenizer_is_clips():
-    """Against open_clip's own implementation of the same byte-pair encoding."""
+def test_the_tokenizer_equals_clips():
+    """Against open_clip's implementation of the same byte-pair encoding."""
     from open_clip.tokenizer import SimpleTokenizer
 
     ours, theirs = tokenizer(), SimpleTokenizer()
     assert len(ours) == theirs.vocab_size == 49408
     assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (49406, 49407, 0)
-    # No "!" here: being the padding token, transformers cuts it out of sentences as id 0.
+    # No "!" here: it is the padding token (id 0), which transformers drops from texts.
     for text in ["a DSLR photo of a squirrel playing guitar", "it's 12 o'clock, naïve café?", ""]:
         assert ours(text)["input_ids"] == [49406, *theirs.encode(text), 49407]
 
@@ -45,7 +45,7 @@ def test_the_tokenizer_is_clips():
 def folder(tmp_path_factory):
     folder = make_sd21_random(tmp_path_factory.mktemp("sd21"))
     yield folder
-    shutil.rmtree(folder)  # 2.6 GB: pytest itself would keep it for three runs
+    shutil.rmtree(folder)  # 2.6 GB, which pytest would keep for three runs
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_the_folder_loads_as_a_prior_and_predicts(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, capsys):
-    """Text to 64 px render to 512 px encoding to 5 denoiser branches and back, in float32 on the CPU."""
+    """Text, 64 px render, 512 px encoding, 5 denoiser branches and backward pass in float32 on the CPU."""
     import resource
     import time
     from pathlib import Path

@@ -20,7 +20,7 @@ from torch.nn import functional
 from amortized.cameras import cameras_at, orbit
 from amortized.conditioning.rows import expand_row
 from amortized.priors import ddim, load_stable_diffusion
-from amortized.priors.multi_view import CAMERA_WIDTH, FILE, camera_vectors, join_views
+from amortized.priors.multi_view import CAMERA_WIDTH, VIEWS_FILE, camera_vectors, join_views
 from amortized.random import generator_for, normal
 from amortized.types import Cameras
 from corpora.shapes.grammar import PLAIN_ITEMS, Description, sentence, singles
@@ -253,4 +253,4 @@ def save(output: Path, single: Path, unet: Any) -> None:
     for component in ("tokenizer", "text_encoder", "vae", "scheduler"):
         shutil.copytree(single / component, output / component, dirs_exist_ok=True)
     unet.to(torch.float16).save_pretrained(output / "unet")
-    (output / FILE).write_text(json.dumps({"num_views": NUM_VIEWS}) + "\n")
+    (output / VIEWS_FILE).write_text(json.dumps({"num_views": NUM_VIEWS}) + "\n")

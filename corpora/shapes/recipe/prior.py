@@ -223,8 +223,8 @@ def train_denoiser(folder: Path, data: ImageSet, vae, steps: int, batch: int, sc
         has_angles = (u[:, 1] >= 0.1) & (u[:, 2] >= 0.25)  # [B]
         texts = []
         for i, (open_word, drop, view) in zip(index.tolist(), u.tolist(), strict=True):
-            view_words = "" if view < 0.1 else name_words[i] if view < 0.25 else degree_words[i]
-            text = caption(data.descriptions[int(data.scene[i])], view_words, open_word)
+            view_suffixes = "" if view < 0.1 else name_words[i] if view < 0.25 else degree_words[i]
+            text = caption(data.descriptions[int(data.scene[i])], view_suffixes, open_word)
             texts.append("" if drop < 0.1 else text)
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         alpha = alphas_cumprod[timesteps].sqrt()[:, None, None, None]

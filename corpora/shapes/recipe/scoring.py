@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from amortized.cameras import cameras_at
-from amortized.conditioning import ViewTextConfig, view_words
+from amortized.conditioning import ViewTextConfig, view_suffixes
 from corpora.shapes.grammar import COLORS, PLAIN_ITEMS, Description, sentence, singles
 from corpora.shapes.recipe.clip import build_model, model_config, normalize
 from corpora.shapes.recipe.tokenizer import build_tokenizer
@@ -61,7 +61,7 @@ def add_view_words(
     cameras = cameras_at(
         azimuth_deg=azimuth_deg[None], elevation_deg=elevation_deg[None], distance=ones, fovy_deg=ones
     )
-    return [text + words for text, words in zip(texts, view_words(cameras, views), strict=True)]
+    return [text + words for text, words in zip(texts, view_suffixes(cameras, views), strict=True)]
 
 
 def score_prior(

@@ -1,4 +1,4 @@
-"""An encoder without weights: rows that a sentence's letters determine, and nothing else."""
+"""A text encoder without weights: each row is a pseudorandom function of the text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LENGTH, WIDTH = 6, 8
 
 
 class LetterEncoder:
-    """As `TextEncoder`; `seed` makes another encoder, `delay` seconds a slow one."""
+    """As `CLIPTextEncoder`; `seed` makes another encoder, `delay` seconds a slow one."""
 
     max_length, width, name, batch_size = LENGTH, WIDTH, "letters", 1
 
@@ -45,8 +45,8 @@ def numbered(count: int) -> PromptTable:
     return prompt_list([f"prompt number {index}" for index in range(count)], "numbered")
 
 
-class Listed:
-    """A corpus of given sentences, repetitions and all."""
+class ListCorpus:
+    """A corpus of the given prompts, duplicates included."""
 
     name, trained, repeats = "listed", (), None
 
