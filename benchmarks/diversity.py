@@ -87,7 +87,8 @@ def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
     """As many images [assets, H, W, 3], each of latents of its own, by a run's guidance in half its steps."""
     corpus, found = load_corpus(config), {}
     for index in range(len(corpus)):
-        prior, bank, _ = build_parts(config, torch.device("cpu"))  # anew: what is learned is each prompt's own
+        # New parts for each prompt: a reference model learns one prompt only.
+        prior, bank, _ = build_parts(config, torch.device("cpu"))
         guidance = guidance_of(config, prior, bank, len(corpus.trained))
         sides = one_each(config, num_assets)
         grey = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)

@@ -116,7 +116,8 @@ def _step_seconds(name: str, size: int, speaking: bool) -> float:
             shutil.rmtree(folder, ignore_errors=True)
             folders.append(folder)
         command = [sys.executable, "train.py", "configs/quickstart.yaml", f"output={folder}"]
-        command += [f"trainer.steps={STEPS}", "trainer.prompts_per_process=4", "monitoring.preview_every=1000"]
+        command += [f"trainer.steps={STEPS}", "trainer.prompts_per_process=4"]
+        command += ["monitoring.preview_every=1000"]
         own = {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)} if speaking else {}
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "OMP_NUM_THREADS": "1"}
         started.append(
