@@ -22,7 +22,6 @@ from amortized.cli import one_sentence_errors
 from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
 from corpora.published import import_corpus, load_table, save_table
 
-
 ENCODE = """Encode the text of a corpus into a folder of shards, for text.shards=[FOLDER].
 
   amortized encode shapes100k --encoder checkpoints/shapes-prior --views

@@ -50,6 +50,7 @@ ROOMS = {
     "amortized.cli": ("amortized.parallel", "amortized.monitoring"),
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
+        "amortized.cli",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",
