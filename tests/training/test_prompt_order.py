@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.training.test_sampler import make_sampler
 
 from amortized.training import PromptOrderConfig
 from amortized.training.batches import assign_slots
 from amortized.training.prompt_order import Curriculum, Shuffle, Weighted, build_prompt_order, shuffled
 from corpora import prompt_list
 from corpora.table import Entry, tabulate
+from tests.training.test_batches import make_sampler
 
 # ---- the shuffle ------------------------------------------------------------------------------
 
