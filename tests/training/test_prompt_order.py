@@ -151,7 +151,7 @@ def test_equal_weights_are_a_shuffle():
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
 def test_weights_that_are_none(weights: list[float]):
-    with pytest.raises(ValueError, match="finite, none negative and not all zero"):
+    with pytest.raises(ValueError, match="finite, none negative, and not all zero"):
         Weighted(np.array(weights), 0)
 
 
@@ -214,7 +214,7 @@ def test_repeated_prompts_weigh_more():
 
 
 def test_order_settings_that_cannot_be(tmp_path: Path):
-    with pytest.raises(ValueError, match="order.by must be null or"):
+    with pytest.raises(ValueError, match="by must be null or"):
         PromptOrderConfig(by="length")
     with pytest.raises(ValueError, match=r"order.start must lie in \(0, 1\], got 0"):
         PromptOrderConfig(kind="curriculum", start=0)
