@@ -79,13 +79,13 @@ class Scene(Protocol):
         """Signed distance [P, N] at points [P, N, 3]."""
         ...
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [P, N] and albedo in [0, 1] [P, N, 3], from one field evaluation."""
         ...
 
 
 @runtime_checkable
-class SurroundedScene(Scene, Protocol):
+class SceneWithBackground(Scene, Protocol):
     """A scene with a background of its own, which may depend on the direction of sight."""
 
     @property
@@ -99,13 +99,13 @@ class RaySamples:
     """What regularizers read of a training render.
 
     K rays of each prompt were rendered. Prompts with fewer rays to render than the busiest one are
-    filled up: `seen` is False there, weights are 0, sdf is the bounding radius (far outside). All
+    filled up: `valid` is False there, weights are 0, sdf is the bounding radius (far outside). All
     tensors keep their graph. `gradient` is the SDF's, where it was computed, not normalized.
     """
 
-    seen: Tensor  # [P, K] bool
+    valid: Tensor  # [P, K] bool
     directions: Tensor  # [P, K, 3] of the rays, unit length
-    t: Tensor  # [P, K, S] distances of the samples from the camera
+    t_positions: Tensor  # [P, K, S] distances of the samples from the camera
     sdf: Tensor  # [P, K, S]
     weights: Tensor  # [P, K, S] compositing weights, front to back
     gradient: Tensor | None = None  # [P, K, 3] at the expected surface point of each ray
@@ -130,7 +130,7 @@ class GroundTruth(Protocol):
         """Exact signed distance [N] at points [N, 3]."""
         ...
 
-    def colour(self, points: Tensor) -> Tensor:
+    def color(self, points: Tensor) -> Tensor:
         """Exact albedo [N, 3] of the surface nearest to points [N, 3]."""
         ...
 
@@ -183,6 +183,6 @@ __all__ = [
     "Rays",
     "Render",
     "Scene",
-    "SurroundedScene",
+    "SceneWithBackground",
     "TextCondition",
 ]

@@ -19,13 +19,19 @@ from torch import Tensor
 
 from amortized.cameras import camera_rays
 from amortized.rendering.chunks import evaluations_at_once
-from amortized.rendering.compositing import compositing_weights
-from amortized.rendering.density import laplace_density
 from amortized.rendering.lattice import distance_lattice, read_lattice
-from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
+from amortized.rendering.quadrature import (
+    compositing_weights,
+    even_edges,
+    importance_edges,
+    laplace_density,
+    positions_in,
+    sphere_bounds,
+    subdivide,
+)
 from amortized.rendering.shading import ShadingConfig, brightness, normals, sdf_gradient
 from amortized.transfer import constant
-from amortized.types import Cameras, RaySamples, Render, Scene, SurroundedScene
+from amortized.types import Cameras, RaySamples, Render, Scene, SceneWithBackground
 
 # The first look reads distances at the edges of its intervals and takes them as linear between them,
 # as they nearly are: so many parts per interval locate the surface at no further reading.
@@ -77,13 +83,13 @@ def render(
     sharpness: float | Tensor,
     training: bool,
     u: Tensor | None = None,
-    own_background: Tensor | None = None,
+    show_environment: Tensor | None = None,
     want_normal: bool = False,
 ) -> Render:
     """Images of P scenes from V cameras each.
 
-    background: colour [P, V, 3] in [0, 1]. own_background: which images [P, V] (bool) show the scene's
-    own background instead, where it is a `SurroundedScene`; None = no image. sharpness: k of the Laplace
+    background: colour [P, V, 3] in [0, 1]. show_environment: which images [P, V] (bool) show the scene's
+    own background instead, where it is a `SceneWithBackground`; None = no image. sharpness: k of the Laplace
     density, in 1/length. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one position in
     each interval; None takes the middles.
     Training keeps the graph of all rays and fills `samples` for the rays that were rendered. Otherwise
@@ -106,7 +112,7 @@ def render(
             lattice, num_evaluations = distance_lattice(
                 scene, num_prompts, config.lattice, like=rays.origins, chunk=chunk
             )
-        look = _Look(
+        look = _RayMarcher(
             scene=scene,
             lattice=lattice,
             sharpness=sharpness,
@@ -122,9 +128,9 @@ def render(
         pixels = torch.cat([part.pixels for part in parts], dim=1).unflatten(1, rays.shape)
         rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
         behind = background[:, :, None, None]
-        if own_background is not None and isinstance(scene, SurroundedScene):
+        if show_environment is not None and isinstance(scene, SceneWithBackground):
             own = scene.background(rays.directions).unflatten(1, rays.shape)
-            behind = torch.where(own_background[:, :, None, None, None], own, behind)
+            behind = torch.where(show_environment[:, :, None, None, None], own, behind)
         return Render(
             rgb=rgb + (1 - opacity) * behind,
             opacity=opacity.squeeze(-1),
@@ -136,7 +142,7 @@ def render(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
+class _RayOutput:
     """What came back along R rays of each prompt."""
 
     pixels: Tensor  # [P, R, 5 or 8]: premultiplied colour, opacity, depth, normal
@@ -145,7 +151,7 @@ class _Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
+class _RayMarcher:
     """One call looks along R rays of each prompt."""
 
     scene: Scene
@@ -155,7 +161,7 @@ class _Look:
     want_normal: bool
     training: bool
 
-    def __call__(self, origins: Tensor, directions: Tensor, u: Tensor | None) -> _Seen:
+    def __call__(self, origins: Tensor, directions: Tensor, u: Tensor | None) -> _RayOutput:
         """origins, directions [P, R, 3]; u [P, R, S] or None."""
         num_prompts, num_rays = origins.shape[:2]
         near, far, seen = sphere_bounds(origins, directions, self.scene.bounding_radius)
@@ -164,20 +170,22 @@ class _Look:
         num_evaluations = 0
         # A look at all rays in the lattice costs a GPU less than the wait for how many of them hit.
         all_rays = self.lattice is not None and _counting_waits(origins.device)
-        index = _all(seen) if all_rays else _first(seen)  # [P, K]
+        index = _all(seen) if all_rays else _compact(seen)  # [P, K]
         if not all_rays:
             origins, directions, near, far, seen = (
-                _pick(values, index) for values in (origins, directions, near, far, seen)
+                _gather_rays(values, index) for values in (origins, directions, near, far, seen)
             )
         edges = even_edges(near, far, self.config.num_coarse)  # [P, K, S + 1]
         if self.config.num_fine:
             num_evaluations += 0 if self.lattice is not None else edges.numel()
             least = int(LEAST_SHARE * num_rays)
-            kept, seen, edges = self._place(origins, directions, seen, edges, least=least)
-            origins, directions, index = (_pick(values, kept) for values in (origins, directions, index))
+            kept, seen, edges = self._importance_edges(origins, directions, seen, edges, least=least)
+            origins, directions, index = (
+                _gather_rays(values, kept) for values in (origins, directions, index)
+            )
 
-        t = positions_in(edges, None if u is None else _pick(u, index))  # [P, K, S]
-        sdf, albedo = self.scene.sdf_and_radiance(_points(origins, directions, t))
+        t = positions_in(edges, None if u is None else _gather_rays(u, index))  # [P, K, S]
+        sdf, albedo = self.scene.sdf_and_albedo(_points(origins, directions, t))
         num_evaluations += sdf.numel()
         densities = laplace_density(sdf.view_as(t), self.sharpness)
         weights = compositing_weights(densities, edges.diff(dim=-1)) * seen[..., None]
@@ -202,17 +210,17 @@ class _Look:
         pixels = pixels.scatter(1, index[..., None].expand_as(values), values)
         outside = self.scene.bounding_radius
         samples = RaySamples(
-            seen=seen,
+            valid=seen,
             directions=directions,
-            t=t,
+            t_positions=t,
             sdf=torch.where(seen[..., None], sdf.view_as(t), outside),
             weights=weights,
             gradient=gradient,
         )
-        return _Seen(pixels=pixels, samples=samples, num_evaluations=num_evaluations)
+        return _RayOutput(pixels=pixels, samples=samples, num_evaluations=num_evaluations)
 
     @torch.no_grad()
-    def _place(
+    def _importance_edges(
         self, origins: Tensor, directions: Tensor, hit: Tensor, edges: Tensor, *, least: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Which of K rays to render [P, K'], which of them count [P, K'], their edges [P, K', S + 1]."""
@@ -231,12 +239,16 @@ class _Look:
         if least > 0:
             threshold = torch.minimum(threshold, optical_depth.topk(least, dim=1).values[:, -1])
         seen = hit & ~(optical_depth < threshold[:, None])  # what is not finite is to be seen
-        kept = _first(seen)
-        weights = compositing_weights(_pick(densities, kept), _pick(lengths, kept)).nan_to_num()
-        return kept, _pick(seen, kept), importance_edges(_pick(parts, kept), weights, config.num_fine)
+        kept = _compact(seen)
+        weights = compositing_weights(_gather_rays(densities, kept), _gather_rays(lengths, kept)).nan_to_num()
+        return (
+            kept,
+            _gather_rays(seen, kept),
+            importance_edges(_gather_rays(parts, kept), weights, config.num_fine),
+        )
 
 
-def _first(wanted: Tensor) -> Tensor:
+def _compact(wanted: Tensor) -> Tensor:
     """Indexes [P, K] of each prompt's wanted rays [P, R] in their order, then of others to fill up.
 
     K, the busiest prompt's number, must reach the host: it shapes tensors.
@@ -255,7 +267,7 @@ def _all(wanted: Tensor) -> Tensor:
     return torch.arange(wanted.shape[1], device=wanted.device).expand_as(wanted)
 
 
-def _pick(values: Tensor, index: Tensor) -> Tensor:
+def _gather_rays(values: Tensor, index: Tensor) -> Tensor:
     """Rows index [P, K] of values [P, R, ...]: [P, K, ...]."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]
 

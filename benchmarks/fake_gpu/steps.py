@@ -36,7 +36,7 @@ from amortized.training.prefetch import Prepared
 from benchmarks import sizes
 from benchmarks.fake_gpu.machine import CUDA, IN_USE, FakeGPU, on_gpu
 from benchmarks.fake_gpu.pretend import pretend
-from generators.surroundings import Surrounded
+from generators.environment import WithEnvironment
 
 PRIORS = {
     "sd21": sizes.SD21,
@@ -112,7 +112,7 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
     bank, width = train.bank_of(config, prior, CUDA)
     generator = config.generator.build(text_dim=width)
     if config.surroundings is not None:
-        generator = Surrounded(generator, config.surroundings.build(width))
+        generator = WithEnvironment(generator, config.surroundings.build(width))
     corpus = train.corpus_of(config)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(

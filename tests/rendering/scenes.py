@@ -26,7 +26,7 @@ class Balls:
         self.farthest = max(self.farthest, norm.detach().max().item())
         return norm - self.radius[:, None]
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         return self.sdf(points), torch.sigmoid(3 * points + self.radius[:, None, None])
 
     def __getitem__(self, rows: slice) -> Balls:

@@ -12,8 +12,14 @@ from amortized.rendering import (
     laplace_density,
     sdf_gradient,
 )
-from amortized.rendering.compositing import compositing_weights
-from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
+from amortized.rendering.quadrature import (
+    compositing_weights,
+    even_edges,
+    importance_edges,
+    positions_in,
+    sphere_bounds,
+    subdivide,
+)
 from amortized.rendering.shading import brightness, normals
 from tests.rendering.scenes import Balls, Cubes
 

@@ -8,7 +8,7 @@ import torch
 from amortized.cameras import camera_rays, cameras_at, orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
-from amortized.rendering.sampling import sphere_bounds
+from amortized.rendering.quadrature import sphere_bounds
 from amortized.types import Cameras, Render, Scene, TextCondition
 from generators.hyper_ingp import HyperINGP, HyperINGPConfig
 from tests.rendering.scenes import Balls, Cubes, in_double, pick, views
@@ -59,7 +59,7 @@ def marched(scene: Scene, cameras: Cameras, size: int, *, sharpness: float, step
             t = origin.norm() - scene.bounding_radius + (torch.arange(steps).double() + 0.5) * step
             points = origin + t[:, None] * direction
             keep = points.norm(dim=-1) <= scene.bounding_radius
-            sdf, albedo = scene.sdf_and_radiance(points[None])
+            sdf, albedo = scene.sdf_and_albedo(points[None])
             tail = 0.5 * torch.exp(-sdf[0].abs() * sharpness)
             density = sharpness * torch.where(sdf[0] < 0, 1 - tail, tail) * keep
             passed = torch.exp(-step * torch.cat([torch.zeros(1).double(), density.cumsum(0)]))
@@ -269,7 +269,7 @@ def test_gradient_flows_through_normals_alone():
         def sdf(self, points: torch.Tensor) -> torch.Tensor:
             return points[..., 0] + tilt * points[..., 2]
 
-        def sdf_and_radiance(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def sdf_and_albedo(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.sdf(points).detach(), torch.full_like(points, 0.5)
 
     result = look(Wall(), straight_ahead(), 1, SCHEMES["one pass"], sharpness=300.0, training=True)
