@@ -1,4 +1,4 @@
-"""Scenes to images, differentiably."""
+"""Differentiable volume rendering of scenes."""
 
 from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform
 from amortized.rendering.quadrature import laplace_density
