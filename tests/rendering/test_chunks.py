@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def set_free(monkeypatch):
-    """Pretend that a GPU has this many bytes free, and that PyTorch has reserved others without using them."""
+    """Set the GPU memory that is free, and that PyTorch has reserved without using it."""
 
     def set_free(num_bytes: int, reserved: int = 0) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (num_bytes, 80 * 2**30))
