@@ -1,55 +1,52 @@
-"""Cameras around the origin: sampling, poses, rays and the words for a view.
+"""Cameras around the origin: sampling, poses, rays, and view names.
 
-Conventions are those of `amortized.types`: z up, azimuth 0 deg in front (+x), OpenGL `c2w`.
+Conventions as in `amortized.types`: z up, azimuth 0 deg in front (+x), OpenGL `c2w`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from amortized.config import check
 from amortized.types import Cameras, Rays
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """Ranges of training cameras, sampled independently for each view, or on a ring."""
+    """Ranges of training cameras, sampled independently per view or on a ring."""
 
-    # The V views of a prompt evenly around it, at one elevation, distance and field of view, as
-    # multi-view priors have them.
+    # Space the V views of a prompt evenly in azimuth, at the same elevation, distance and field of view, as
+    # multi-view priors (MVDream) are trained.
     ring: bool = False
     distance: tuple[float, float] = (1.0, 1.5)
-    distance_by_fovy: bool = False  # distances count in units of 1 / tan(fovy / 2): the object fills as much
+    # Measure distances in units of 1 / tan(fovy / 2), which keeps the object's size in the image constant.
+    distance_by_fovy: bool = False
     fovy_deg: tuple[float, float] = (40.0, 70.0)
     elevation_deg: tuple[float, float] = (-10.0, 45.0)
     azimuth_deg: tuple[float, float] = (-180.0, 180.0)
-    # Share of views drawn uniformly in elevation angle; the rest are uniform on the sphere.
+    # Share of views uniform in elevation angle; the others are uniform on the sphere.
     uniform_angle_share: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("distance", "fovy_deg", "elevation_deg", "azimuth_deg"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"cameras.{name}: the range must be [low, high], got [{low}, {high}]")
-        if self.distance[0] <= 0:
-            raise ValueError(f"cameras.distance must be positive, got {list(self.distance)}")
-        if self.fovy_deg[0] <= 0 or self.fovy_deg[1] >= 180:
-            raise ValueError(f"cameras.fovy_deg must lie in (0, 180), got {list(self.fovy_deg)}")
-        if self.elevation_deg[0] < -90 or self.elevation_deg[1] > 90:
-            raise ValueError(f"cameras.elevation_deg must lie in [-90, 90], got {list(self.elevation_deg)}")
-        if not 0 <= self.uniform_angle_share <= 1:
-            raise ValueError(
-                f"cameras.uniform_angle_share must lie in [0, 1], got {self.uniform_angle_share}"
-            )
+                raise ValueError(f"{name} must be [low, high] with low <= high, got [{low}, {high}]")
+        check(self, "distance", above=0)
+        check(self, "fovy_deg", above=0, below=180)
+        check(self, "elevation_deg", at_least=-90, at_most=90)
+        check(self, "uniform_angle_share", at_least=0, at_most=1)
 
 
-NUM_CAMERA_DRAWS = 5  # uniform numbers that `cameras_from_uniform` reads per view
+NUM_CAMERA_DRAWS = 5  # uniform numbers per view that `cameras_from_uniform` uses
 
 
 def cameras_from_uniform(config: CameraConfig, u: Tensor) -> Cameras:
-    """Cameras [P, V] from uniform numbers u [P, V, 5] in [0, 1): a pure function, no hidden draws."""
+    """Return cameras [P, V] from uniform numbers u [P, V, 5] in [0, 1). A pure function."""
 
     def between(values: Tensor, limits: tuple[float, float]) -> Tensor:
         return limits[0] + (limits[1] - limits[0]) * values
@@ -57,7 +54,7 @@ def cameras_from_uniform(config: CameraConfig, u: Tensor) -> Cameras:
     azimuth_deg = between(u[..., 0], config.azimuth_deg)
     if config.ring:
         num_views = u.shape[1]
-        u = u[:, :1].expand_as(u)
+        u = u[:, :1].expand_as(u)  # the first view's numbers for all views
         azimuth_deg = azimuth_deg[:, :1] + torch.arange(num_views) * (360.0 / num_views)
     fovy_deg = between(u[..., 3], config.fovy_deg)
     distance = between(u[..., 2], config.distance)
@@ -73,13 +70,13 @@ def cameras_from_uniform(config: CameraConfig, u: Tensor) -> Cameras:
 
 
 def cameras_at(*, azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor, fovy_deg: Tensor) -> Cameras:
-    """Cameras on a sphere, looking at the origin with z up; all arguments are [P, V]."""
+    """Return cameras that look at the origin with z up; all arguments are [P, V], angles in degrees."""
     azimuth_deg = 180.0 - torch.remainder(180.0 - azimuth_deg, 360.0)  # into (-180, 180]
     azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
     backward = torch.stack(
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
     )  # [P, V, 3] from the origin to the camera: the camera's +z
-    # The azimuth gives `right` even straight above the pole, where a cross product with z is 0.
+    # Compute `right` from the azimuth, not as a cross product with z, which vanishes at the poles.
     right = torch.stack([-azimuth.sin(), azimuth.cos(), torch.zeros_like(azimuth)], dim=-1)
     up = torch.linalg.cross(backward, right)
     c2w = torch.zeros(*azimuth.shape, 4, 4, dtype=azimuth.dtype, device=azimuth.device)
@@ -100,7 +97,7 @@ def orbit(
     fovy_deg: float,
     start_azimuth_deg: float = 0.0,
 ) -> Cameras:
-    """The same ring of V evenly spaced cameras for each of P prompts; the last is not the first."""
+    """Return the same ring of V evenly spaced cameras for each of P prompts, without repeating the first."""
     azimuth = start_azimuth_deg + torch.arange(num_views) * (360.0 / num_views)
     azimuth = azimuth.expand(num_prompts, num_views)
     return cameras_at(
@@ -112,20 +109,21 @@ def orbit(
 
 
 def take_cameras(cameras: Cameras, rows: Tensor, group: int) -> Cameras:
-    """The cameras [P, V] of images `rows` [N], which fill groups of neighbours: [N / group, group]."""
-    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
-    taken = {name: values.flatten(0, 1)[rows] for name, values in parts.items()}
-    return Cameras(**{name: values.unflatten(0, (-1, group)) for name, values in taken.items()})
+    """Select images `rows` [N] of cameras [P, V] and reshape them to [N / group, group]."""
+    return _map_fields(cameras, lambda values: values.flatten(0, 1)[rows].unflatten(0, (-1, group)))
 
 
 def repeat_cameras(cameras: Cameras, times: int) -> Cameras:
-    """The cameras of P prompts as those of times * P, whole batch after whole batch."""
-    parts = {part.name: getattr(cameras, part.name) for part in fields(cameras)}
-    return Cameras(**{name: torch.cat([values] * times) for name, values in parts.items()})
+    """Concatenate `times` copies of cameras [P, V]: [times * P, V]."""
+    return _map_fields(cameras, lambda values: torch.cat([values] * times))
+
+
+def _map_fields(cameras: Cameras, function: Callable[[Tensor], Tensor]) -> Cameras:
+    return Cameras(**{field.name: function(getattr(cameras, field.name)) for field in fields(cameras)})
 
 
 def camera_rays(cameras: Cameras, height: int, width: int) -> Rays:
-    """Rays through pixel centres; row 0 is the top of the image, column 0 its left edge."""
+    """Return rays through pixel centers; row 0 is the top of the image, column 0 its left edge."""
     c2w = cameras.c2w
     num_prompts, num_views = c2w.shape[:2]
     like = {"dtype": c2w.dtype, "device": c2w.device}
@@ -149,9 +147,9 @@ VIEW_NAMES = ("front", "side", "back", "overhead")
 
 
 def view_index(cameras: Cameras, *, overhead_deg: float = 60.0, front_deg: float = 45.0) -> Tensor:
-    """Index into VIEW_NAMES [P, V]: overhead above `overhead_deg`, else by azimuth.
+    """Return the index into VIEW_NAMES [P, V]: overhead above `overhead_deg`, else by azimuth.
 
-    Front within `front_deg` of azimuth 0, back within `front_deg` of 180, side between.
+    Front is within `front_deg` of azimuth 0, back within `front_deg` of 180, side in between.
     """
     azimuth = cameras.azimuth_deg.abs()
     index = torch.ones_like(azimuth, dtype=torch.long)

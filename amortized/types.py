@@ -1,4 +1,4 @@
-"""The values that travel between rooms. No logic lives here.
+"""Data types and protocols shared by all packages; no logic.
 
 Axis letters, used in every shape comment of the project:
 
@@ -10,7 +10,7 @@ Axis letters, used in every shape comment of the project:
     C  latent channels               h, w  latent height and width
 
 World: right-handed, z up, the object inside the unit ball, azimuth 0 deg = front = +x, azimuth
-grows counter-clockwise seen from above (90 deg = +y). `c2w` is camera-to-world with OpenGL axes:
+increases counter-clockwise as viewed from above (90 deg = +y). `c2w` is camera-to-world with OpenGL axes:
 the camera's x points right, y up, and it looks along its own -z. Images are channels-last floats
 in [0, 1].
 """
@@ -26,27 +26,27 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One sentence of a corpus. `id` outlives reordering and names files; `text` never does."""
+    """One prompt of a corpus. `id` is stable under reordering and safe in file names; `text` is neither."""
 
     id: str
     text: str
-    split: str = "train"  # "train", or "heldout": never trained on
+    split: str = "train"  # or "heldout": never trained on
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextCondition:
-    """Text as a generator or a denoiser reads it, for P sentences."""
+    """Text embeddings of P prompts, the input of a generator or a denoiser."""
 
-    pooled: Tensor  # [P, D] one vector a sentence, taken at the end-of-text token
+    pooled: Tensor  # [P, D] one vector per prompt, at the end-of-text token
     tokens: Tensor  # [P, L, D] last hidden states
-    mask: Tensor  # [P, L] bool, True from begin-of-text to end-of-text inclusive
+    mask: Tensor  # [P, L] bool, True from begin-of-text to end-of-text, both included
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cameras:
-    """V cameras for each of P prompts, all looking at the origin."""
+    """V cameras for each of P prompts, all of which look at the origin."""
 
-    c2w: Tensor  # [P, V, 4, 4]
+    c2w: Tensor  # [P, V, 4, 4] camera to world
     fovy_deg: Tensor  # [P, V] vertical field of view
     azimuth_deg: Tensor  # [P, V] in (-180, 180]
     elevation_deg: Tensor  # [P, V] above the horizon, in [-90, 90]
@@ -55,7 +55,7 @@ class Cameras:
 
 @dataclass(frozen=True, kw_only=True)
 class Rays:
-    """One ray through the centre of every pixel; rays of prompt p are ordered view, row, column."""
+    """One ray through each pixel center; the rays of a prompt are ordered by view, row, column."""
 
     origins: Tensor  # [P, R, 3]
     directions: Tensor  # [P, R, 3], unit length
@@ -64,51 +64,52 @@ class Rays:
 
 @runtime_checkable
 class Scene(Protocol):
-    """P implicit objects, one a prompt: what a generator returns and a renderer reads.
+    """P implicit objects, one per prompt: the output of a generator and the input of the renderer.
 
-    `sdf` is negative inside. Points are [P, N, 3]: row p is asked of prompt p only. The object
-    lies inside the ball of `bounding_radius`; outside it the scene is never queried.
+    The SDF is negative inside. Points are [P, N, 3]: row p belongs to prompt p. The object lies inside the
+    ball of `bounding_radius`, and the scene is not queried outside it.
     """
 
     @property
     def bounding_radius(self) -> float:
-        """Radius of the ball around the origin that holds the object."""
+        """Radius of the ball around the origin that contains the object."""
         ...
 
     def sdf(self, points: Tensor) -> Tensor:
-        """Signed distance [P, N] at points [P, N, 3]."""
+        """Return signed distances [P, N] at points [P, N, 3]."""
         ...
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [P, N] and albedo in [0, 1] [P, N, 3], from one field evaluation."""
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return signed distances [P, N] and albedo [P, N, 3] in [0, 1], from one field evaluation."""
         ...
 
 
 @runtime_checkable
-class SurroundedScene(Scene, Protocol):
-    """A scene with a background of its own, which may depend on the direction of sight."""
+class SceneWithBackground(Scene, Protocol):
+    """A scene with a learned background, which depends on the viewing direction only."""
 
     @property
     def background(self) -> Callable[[Tensor], Tensor]:
-        """Colours [P, R, 3] in [0, 1] seen along unit directions [P, R, 3] where the object is not."""
+        """Function from unit directions [P, R, 3] to background colors [P, R, 3] in [0, 1]."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaySamples:
-    """What regularizers read of a training render.
+    """Samples along the K rendered rays of each prompt, the input of the regularizers.
 
-    K rays of each prompt were rendered. Prompts with fewer rays to render than the busiest one are
-    filled up: `seen` is False there, weights are 0, sdf is the bounding radius (far outside). All
-    tensors keep their graph. `gradient` is the SDF's, where it was computed, not normalized.
+    Prompts with fewer rays to render than the busiest one are padded: for padding rays, `valid` is False,
+    weights are 0 and sdf is the bounding radius (far outside). All tensors keep their graph.
     """
 
-    seen: Tensor  # [P, K] bool
-    directions: Tensor  # [P, K, 3] of the rays, unit length
-    t: Tensor  # [P, K, S] distances of the samples from the camera
+    valid: Tensor  # [P, K] bool
+    directions: Tensor  # [P, K, 3] unit length
+    t_positions: Tensor  # [P, K, S] distances from the camera
     sdf: Tensor  # [P, K, S]
     weights: Tensor  # [P, K, S] compositing weights, front to back
-    gradient: Tensor | None = None  # [P, K, 3] at the expected surface point of each ray
+    gradient: Tensor | None = (
+        None  # [P, K, 3] of the SDF at the rays' expected depth, if computed; not normalized
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,36 +118,36 @@ class Render:
 
     rgb: Tensor  # [P, V, H, W, 3] composited over the background, in [0, 1]
     opacity: Tensor  # [P, V, H, W] in [0, 1]
-    depth: Tensor  # [P, V, H, W] expected distance along the ray times opacity
-    normal: Tensor | None = None  # [P, V, H, W, 3] unit, world axes, where it was asked for
+    depth: Tensor  # [P, V, H, W] expected distance along the ray, times opacity
+    normal: Tensor | None = None  # [P, V, H, W, 3] unit length, world axes; None unless requested
     samples: RaySamples | None = None
-    num_evaluations: int = 0  # field evaluations spent, all prompts together
+    num_evaluations: int = 0  # field evaluations over all prompts
 
 
 class GroundTruth(Protocol):
-    """What a procedural corpus knows of a prompt; real corpora know nothing."""
+    """The exact shape of a prompt of a procedural corpus. Other corpora have none."""
 
     def sdf(self, points: Tensor) -> Tensor:
-        """Exact signed distance [N] at points [N, 3]."""
+        """Return exact signed distances [N] at points [N, 3]."""
         ...
 
-    def colour(self, points: Tensor) -> Tensor:
-        """Exact albedo [N, 3] of the surface nearest to points [N, 3]."""
+    def color(self, points: Tensor) -> Tensor:
+        """Return the exact albedo [N, 3] of the nearest surface at points [N, 3]."""
         ...
 
     @property
     def kind(self) -> str:
-        """Group under which scores are also averaged, e.g. the shape's name."""
+        """Group for which scores are also averaged, e.g. the shape's name."""
         ...
 
     @property
     def front_mark(self) -> tuple[float, float, float] | None:
-        """Centre of a mark that only the front shows, or None."""
+        """Center [x, y, z] of a mark that is visible from the front only, or None."""
         ...
 
 
 class Corpus(Protocol):
-    """A fixed, ordered set of prompts: the same index is the same prompt on every machine."""
+    """A fixed, ordered set of prompts: an index means the same prompt on every machine."""
 
     @property
     def name(self) -> str: ...
@@ -157,20 +158,20 @@ class Corpus(Protocol):
 
     @property
     def trained(self) -> Sequence[int]:
-        """Indices of the prompts to train on, ascending: never the held-out ones."""
+        """Indices of the training prompts, ascending; held-out prompts are excluded."""
         ...
 
     @property
     def repeats(self) -> Iterable[int] | None:
-        """How often the corpus' training list names each prompt; None: each once."""
+        """Multiplicity of each prompt in the corpus's training list; None: all 1."""
         ...
 
     def truth(self, prompt: Prompt) -> GroundTruth | None:
-        """Ground truth of the prompt, or None where there is none (or none is determined)."""
+        """Return the ground truth of a prompt, or None if it has none or an ambiguous one."""
         ...
 
     def distractors(self) -> Sequence[str]:
-        """Sentences besides the corpus' own that recall@1 must tell apart."""
+        """Additional texts among which recall@1 must find the right prompt."""
         ...
 
 
@@ -183,6 +184,6 @@ __all__ = [
     "Rays",
     "Render",
     "Scene",
-    "SurroundedScene",
+    "SceneWithBackground",
     "TextCondition",
 ]

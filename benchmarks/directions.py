@@ -47,8 +47,8 @@ class Ball:
     def sdf(self, points: Tensor) -> Tensor:
         return points.norm(dim=-1) - self.radius
 
-    def colour(self, points: Tensor) -> Tensor:
-        return self.truth.colour(points)
+    def color(self, points: Tensor) -> Tensor:
+        return self.truth.color(points)
 
 
 def cosines(

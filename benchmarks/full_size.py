@@ -49,7 +49,7 @@ def once(config: GeneratorConfig, device: str) -> dict[str, float]:
     )
     points = torch.rand(1, NUM_POINTS, 3, device=device) - 0.5
     start = now()
-    sdf, albedo = generator(text).sdf_and_radiance(points)
+    sdf, albedo = generator(text).sdf_and_albedo(points)
     middle = now()
     (sdf.sum() + albedo.sum()).backward()
     end = now()

@@ -29,7 +29,7 @@ from amortized.conditioning.rows import concatenate_rows
 from amortized.conditioning.views import ViewText
 from amortized.guidance import perpendicular
 from amortized.priors import StableDiffusionPrior
-from amortized.rendering.density import laplace_density
+from amortized.rendering.quadrature import laplace_density
 from amortized.types import Cameras, Scene, TextCondition
 
 NEAR, FAR = 0.1, 4.0  # distances from the camera, whatever the object's
@@ -164,7 +164,7 @@ def march(scene: Scene, origins: Tensor, directions: Tensor, background: Tensor)
         edges = torch.cat([coarse, fine], dim=-1).sort(dim=-1).values  # [R, 194]
         t = inside(edges)
     points = _boxed(scene, along(origins, directions, t))  # [1, R * 193, 3]
-    sdf, albedo = scene.sdf_and_radiance(points)
+    sdf, albedo = scene.sdf_and_albedo(points)
     gradient = forward_differences(scene, points, sdf).view(*t.shape, 3)
     weights = weights_of(sdf.view_as(t), edges.diff(dim=-1))
     opacity = weights.sum(dim=-1)

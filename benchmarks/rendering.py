@@ -37,10 +37,10 @@ class TrueScene:
         """Signed distance [P, N] at points [P, N, 3]."""
         return torch.stack([truth.sdf(rows) for truth, rows in zip(self.truths, points, strict=True)])
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [P, N] and albedo [P, N, 3]."""
         rows = zip(self.truths, points, strict=True)
-        return self.sdf(points), torch.stack([truth.colour(row) for truth, row in rows])
+        return self.sdf(points), torch.stack([truth.color(row) for truth, row in rows])
 
 
 def untrained(config: HyperINGPConfig) -> Scene:

@@ -1,48 +1,40 @@
 """Generators: text in, scene out. One file each.
 
-A generator's file defines a frozen dataclass of its settings, told from the others by its `name`, with
-`build(text_dim)`, the module; and that module, whose `forward(text: TextCondition, z) -> Scene` takes z
-[P, z_dim] where it has a `z_dim` (standard normal: what the text leaves open), and ignores it otherwise.
+A generator's file defines a frozen dataclass of settings, with a unique `name` and a method
+`build(text_dim)` that returns the untrained module. The module's `forward(text: TextCondition, z)` returns a
+`Scene`. If it has a `z_dim`, z [P, z_dim] is standard normal noise, for what the text leaves open; otherwise
+z is ignored.
 """
 
 from __future__ import annotations
 
-from functools import reduce
-from importlib import import_module
-from operator import or_
-from typing import TYPE_CHECKING, Protocol
+from typing import get_args
 
 from torch import nn
 
-# One line a generator: its file, and there the class of its settings.
-GENERATORS = (
-    "hyper_ingp.HyperINGPConfig",
-    "conv3d.Conv3DConfig",
-    "triplane_transformer.TriplaneTransformerConfig",
-)
+from generators.conv3d import Conv3DConfig
+from generators.environment import EnvironmentConfig, WithEnvironment
+from generators.hyper_ingp import HyperINGPConfig
+from generators.triplane_transformer import TriplaneTransformerConfig
+
+# A new generator is one more member of this union.
+GeneratorConfig = HyperINGPConfig | Conv3DConfig | TriplaneTransformerConfig
+
+GENERATORS = {config.name: config for config in get_args(GeneratorConfig)}
+DEFAULT = HyperINGPConfig
 
 
-def config_class(path: str) -> type:
-    """The class of settings that a line of GENERATORS names."""
-    file, _, name = path.partition(".")
-    return getattr(import_module(f"{__name__}.{file}"), name)
+def build_generator(
+    config: GeneratorConfig, environment: EnvironmentConfig | None, text_dim: int
+) -> nn.Module:
+    """Build the untrained generator for text embeddings of width `text_dim`.
+
+    With an `environment`, the generator's scenes have a learned background.
+    """
+    generator = config.build(text_dim=text_dim)
+    if environment is not None:
+        generator = WithEnvironment(generator, environment.build(text_dim))
+    return generator
 
 
-if TYPE_CHECKING:
-
-    class GeneratorConfig(Protocol):
-        """Settings of any generator."""
-
-        @property
-        def name(self) -> str: ...
-
-        def build(self, text_dim: int) -> nn.Module:
-            """The untrained generator, for text of width `text_dim`."""
-            ...
-
-else:
-    GeneratorConfig = reduce(or_, map(config_class, GENERATORS))
-
-DEFAULT = config_class(GENERATORS[0])
-
-__all__ = ["DEFAULT", "GENERATORS", "GeneratorConfig", "config_class"]
+__all__ = ["DEFAULT", "GENERATORS", "GeneratorConfig", "build_generator"]

@@ -30,7 +30,7 @@ class FeatureField:
         """Signed distance [P, N] at points [P, N, 3]."""
         return self._sdf(points, self.features(points / self.bounding_radius))
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [P, N] and albedo [P, N, 3] in (0, 1), from one lookup."""
         features = self.features(points / self.bounding_radius)
         return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))

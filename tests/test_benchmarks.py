@@ -188,10 +188,10 @@ def test_true_scenes_are_what_the_corpus_knows():
     corpus = open_corpus("shapes16")
     truths = [corpus.truth(corpus[i]) for i in (0, 5)]
     points = torch.rand(2, 20, 3) - 0.5
-    sdf, rgb = rendering.TrueScene(truths).sdf_and_radiance(points)
+    sdf, rgb = rendering.TrueScene(truths).sdf_and_albedo(points)
     for p in range(2):
         assert torch.equal(sdf[p], truths[p].sdf(points[p])) and torch.equal(
-            rgb[p], truths[p].colour(points[p])
+            rgb[p], truths[p].color(points[p])
         )
     assert rendering.untrained(HyperINGPConfig(hidden=(4,))).sdf(points[:1]).shape == (1, 20)
     assert rendering.PUBLIC_PER_RAY * 64**2 == 3_686_400

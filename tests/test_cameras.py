@@ -1,4 +1,4 @@
-"""Camera conventions, against geometry worked out by hand."""
+"""Camera conventions against geometry derived by hand."""
 
 import math
 
@@ -33,11 +33,11 @@ def one(azimuth: float, elevation: float, distance: float = 2.0, fovy: float = 6
         (0, 0, (2, 0, 0), (0, 1, 0), (0, 0, 1)),  # in front, on +x; its right is +y
         (90, 0, (0, 2, 0), (-1, 0, 0), (0, 0, 1)),
         (180, 0, (-2, 0, 0), (0, -1, 0), (0, 0, 1)),
-        (0, 90, (0, 0, 2), (0, 1, 0), (-1, 0, 0)),  # straight above, where a cross product with z is 0
+        (0, 90, (0, 0, 2), (0, 1, 0), (-1, 0, 0)),  # straight above, at the pole
         (0, -90, (0, 0, -2), (0, 1, 0), (1, 0, 0)),
     ],
 )
-def test_poses_by_hand(azimuth, elevation, position, right, up):
+def test_poses_equal_hand_derived(azimuth, elevation, position, right, up):
     c2w = one(azimuth, elevation).c2w[0, 0]
     backward = torch.tensor(position, dtype=torch.float64) / 2
     for column, expected in enumerate((right, up, backward, position)):
@@ -58,7 +58,7 @@ def test_poses_are_rotations_that_look_at_the_origin():
     torch.testing.assert_close(position.norm(dim=-1), cameras.distance)
 
 
-def test_rays_go_through_pixel_centres_top_row_first():
+def test_rays_pass_pixel_centers_from_top_row():
     cameras = one(0, 0, distance=2.0, fovy=90.0)
     rays = camera_rays(cameras, 2, 4)
     assert rays.shape == (1, 2, 4) and rays.origins.shape == rays.directions.shape == (1, 8, 3)
@@ -71,19 +71,19 @@ def test_rays_go_through_pixel_centres_top_row_first():
 
 def test_rays_are_prompt_then_view_then_row_major():
     cameras = orbit(2, 3, elevation_deg=10, distance=2, fovy_deg=40)
-    together = camera_rays(cameras, 2, 2)
+    batched = camera_rays(cameras, 2, 2)
     for prompt in range(2):
         for view in range(3):
-            part = {
+            selected = {
                 name: value[prompt : prompt + 1, view : view + 1] for name, value in vars(cameras).items()
             }
-            alone = camera_rays(type(cameras)(**part), 2, 2)
+            single = camera_rays(type(cameras)(**selected), 2, 2)
             rows = slice(4 * view, 4 * view + 4)
-            torch.testing.assert_close(together.directions[prompt, rows], alone.directions[0])
-            torch.testing.assert_close(together.origins[prompt, rows], alone.origins[0])
+            torch.testing.assert_close(batched.directions[prompt, rows], single.directions[0])
+            torch.testing.assert_close(batched.origins[prompt, rows], single.origins[0])
 
 
-def test_sampling_covers_its_ranges_and_the_sphere_evenly():
+def test_sampling_covers_ranges_and_sphere_uniformly():
     u = torch.rand(1, 40_000, 5, generator=torch.Generator().manual_seed(1))
     sphere = cameras_from_uniform(CameraConfig(elevation_deg=(-30, 60), uniform_angle_share=0.0), u)
     angle = cameras_from_uniform(CameraConfig(elevation_deg=(-30, 60), uniform_angle_share=1.0), u)
@@ -100,18 +100,18 @@ def test_sampling_covers_its_ranges_and_the_sphere_evenly():
         assert cameras.azimuth_deg.mean().abs() < 2
 
 
-def test_a_ring_goes_evenly_around_at_one_height():
+def test_ring_is_evenly_spaced_at_one_elevation():
     u = torch.rand(50, 4, 5, generator=torch.Generator().manual_seed(1))
     ring = cameras_from_uniform(CameraConfig(ring=True, elevation_deg=(0, 30)), u)
     steps = torch.remainder(ring.azimuth_deg - ring.azimuth_deg[:, :1], 360)
     torch.testing.assert_close(steps, torch.tensor([0.0, 90, 180, 270]).expand(50, 4), atol=1e-3, rtol=0)
-    for same in (ring.elevation_deg, ring.distance, ring.fovy_deg):
-        assert torch.equal(same, same[:, :1].expand(50, 4)) and len(set(same[:, 0].tolist())) == 50
-    free = cameras_from_uniform(CameraConfig(elevation_deg=(0, 30)), u)
-    assert torch.equal(free.azimuth_deg[:, 0], ring.azimuth_deg[:, 0])  # the first camera is the same
+    for shared in (ring.elevation_deg, ring.distance, ring.fovy_deg):
+        assert torch.equal(shared, shared[:, :1].expand(50, 4)) and len(set(shared[:, 0].tolist())) == 50
+    independent = cameras_from_uniform(CameraConfig(elevation_deg=(0, 30)), u)
+    assert torch.equal(independent.azimuth_deg[:, 0], ring.azimuth_deg[:, 0])  # the first camera is the same
 
 
-def test_distances_may_follow_the_field_of_view():
+def test_distance_by_field_of_view():
     u = torch.rand(50, 2, 5, generator=torch.Generator().manual_seed(1))
     config = CameraConfig(distance=(0.8, 1.0), fovy_deg=(15, 60), distance_by_fovy=True)
     cameras = cameras_from_uniform(config, u)
@@ -120,22 +120,24 @@ def test_distances_may_follow_the_field_of_view():
     assert 1.38 < cameras.distance.min() and cameras.distance.max() < 7.6  # the published range
 
 
-def test_cameras_taken_and_repeated_keep_their_order():
+def test_take_and_repeat_keep_order():
     cameras = orbit(2, 4, elevation_deg=0, distance=1, fovy_deg=40)
     cameras = cameras_at(
-        azimuth_deg=cameras.azimuth_deg + torch.tensor([[0.0], [10.0]]), elevation_deg=cameras.elevation_deg,
-        distance=cameras.distance, fovy_deg=cameras.fovy_deg,
-    )  # fmt: skip
+        azimuth_deg=cameras.azimuth_deg + torch.tensor([[0.0], [10.0]]),
+        elevation_deg=cameras.elevation_deg,
+        distance=cameras.distance,
+        fovy_deg=cameras.fovy_deg,
+    )
     assert repeat_cameras(cameras, 2).azimuth_deg.tolist() == cameras.azimuth_deg.tolist() * 2
     second = take_cameras(cameras, torch.arange(4, 8), 4)
     assert torch.equal(second.c2w, cameras.c2w[1:]) and second.azimuth_deg.shape == (1, 4)
-    some = take_cameras(cameras, torch.tensor([6, 1]), 1)
-    assert some.azimuth_deg.flatten().tolist() == pytest.approx(
+    selected = take_cameras(cameras, torch.tensor([6, 1]), 1)
+    assert selected.azimuth_deg.flatten().tolist() == pytest.approx(
         [cameras.azimuth_deg[1, 2].item(), cameras.azimuth_deg[0, 1].item()]
     )
 
 
-def test_views_by_azimuth_and_elevation():
+def test_view_index_by_azimuth_and_elevation():
     azimuth = torch.tensor([[0.0, 44, -44, 46, -90, 134, 136, 180, 0]])
     elevation = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 60, 61]])
     ones = torch.ones_like(azimuth)
@@ -143,12 +145,12 @@ def test_views_by_azimuth_and_elevation():
     assert view_index(cameras)[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
 
 
-def test_azimuths_wrap():
+def test_azimuth_wraps():
     cameras = one(270.0, 0.0)
     assert cameras.azimuth_deg.item() == -90 and one(-180.0, 0.0).azimuth_deg.item() == 180
 
 
-def test_orbit_does_not_repeat_its_first_camera():
+def test_orbit_does_not_repeat_first_camera():
     cameras = orbit(1, 8, elevation_deg=0, distance=1, fovy_deg=40)
     assert len({round(value) for value in cameras.azimuth_deg[0].tolist()}) == 8
 
@@ -156,13 +158,13 @@ def test_orbit_does_not_repeat_its_first_camera():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distance": (2.0, 1.0)}, r"cameras.distance: the range must be \[low, high\]"),
-        ({"distance": (0.0, 1.0)}, "cameras.distance must be positive"),
-        ({"fovy_deg": (0.0, 40.0)}, r"cameras.fovy_deg must lie in \(0, 180\)"),
-        ({"elevation_deg": (-95.0, 40.0)}, r"cameras.elevation_deg must lie in \[-90, 90\]"),
-        ({"uniform_angle_share": 1.5}, r"cameras.uniform_angle_share must lie in \[0, 1\]"),
+        ({"distance": (2.0, 1.0)}, r"^distance must be \[low, high\]"),
+        ({"distance": (0.0, 1.0)}, "^distance must be positive"),
+        ({"fovy_deg": (0.0, 40.0)}, r"^fovy_deg must lie in \(0, 180\)"),
+        ({"elevation_deg": (-95.0, 40.0)}, r"^elevation_deg must lie in \[-90, 90\]"),
+        ({"uniform_angle_share": 1.5}, r"^uniform_angle_share must lie in \[0, 1\]"),
     ],
 )
-def test_ranges_that_cannot_be(changes, message):
+def test_bad_ranges_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         CameraConfig(**changes)

@@ -19,14 +19,14 @@ class CountingBall:
     """A grey ball that counts what it is asked."""
 
     bounding_radius: float = 2.0
-    asked: dict[str, int] = field(default_factory=lambda: {"sdf": 0, "sdf_and_radiance": 0})
+    asked: dict[str, int] = field(default_factory=lambda: {"sdf": 0, "sdf_and_albedo": 0})
 
     def sdf(self, points: torch.Tensor) -> torch.Tensor:
         self.asked["sdf"] += points.shape[1]
         return points.norm(dim=-1) - RADIUS
 
-    def sdf_and_radiance(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.asked["sdf_and_radiance"] += points.shape[1]
+    def sdf_and_albedo(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked["sdf_and_albedo"] += points.shape[1]
         return points.norm(dim=-1) - RADIUS, torch.full_like(points, 0.5)
 
 
@@ -40,7 +40,7 @@ def rays(num: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_pixel_costs_900_evaluations():
     scene, (origins, directions) = CountingBall(), rays(7)
     public_way.march(scene, origins, directions, torch.zeros(1, 3))
-    assert scene.asked == {"sdf": 7 * (128 + 193 * 3), "sdf_and_radiance": 7 * 193}
+    assert scene.asked == {"sdf": 7 * (128 + 193 * 3), "sdf_and_albedo": 7 * 193}
     assert sum(scene.asked.values()) == 7 * public_way.PER_PIXEL == 7 * 900
 
 

@@ -17,9 +17,8 @@ from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.training import BaseRunConfig, Trainer
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
-from generators import DEFAULT, GeneratorConfig
-from generators.building import build_generator
-from generators.surroundings import SurroundingsConfig
+from generators import DEFAULT, GeneratorConfig, build_generator
+from generators.environment import EnvironmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class RunConfig(BaseRunConfig):
     """Everything that determines a run."""
 
     generator: GeneratorConfig = field(default_factory=DEFAULT)
-    environment: SurroundingsConfig | None = None  # a learned background; null: none
+    environment: EnvironmentConfig | None = None  # a learned background; null: none
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

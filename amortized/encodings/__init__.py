@@ -1,4 +1,4 @@
-"""Maps from points to features, and the small networks that read them."""
+"""Encodings of points and directions, and the small MLPs on top of them."""
 
 from amortized.encodings.hash_grid import HashGrid, HashGridConfig
 from amortized.encodings.mlp import BiasFreeMLP, batched_mlp, num_mlp_weights, split_mlp_weights

@@ -1,20 +1,20 @@
-"""Which code looks a hash grid up: PyTorch anywhere, tiny-cuda-nn or Triton on a GPU.
+"""The implementations of the hash grid lookup: PyTorch on any device, tiny-cuda-nn or Triton on a GPU.
 
-All read the same table, so a checkpoint moves between them.
+All use the same table, so checkpoints are interchangeable.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-ENGINES = ("auto", "torch", "tiny-cuda-nn", "triton")
+Engine = Literal["auto", "torch", "tiny-cuda-nn", "triton"]
 PACKAGES = {"tiny-cuda-nn": "tinycudann", "triton": "triton"}
-GPU_FEATURES = (1, 2, 4, 8)  # features per level that they can look up
+GPU_FEATURES = (1, 2, 4, 8)  # features per level that the GPU engines support
 INSTALL = {
     "tiny-cuda-nn": "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
     "triton": "pip install triton",
@@ -23,30 +23,28 @@ INSTALL = {
 
 @cache
 def installed(name: str) -> bool:
-    """Whether the package of a GPU engine is there; importing it is left to the first lookup."""
+    """Return whether the package of a GPU engine is installed, without importing it."""
     return find_spec(PACKAGES[name]) is not None
 
 
 def check_engine(name: str, features_per_level: int) -> None:
-    """Raise ValueError where the engine `name` is unknown, not installed, or cannot have such features."""
-    if name not in ENGINES:
-        raise ValueError(f"hash grid engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    """Raise ValueError if the engine is not installed or does not support `features_per_level`."""
     if name in PACKAGES and not installed(name):
-        raise ValueError(f"hash grid engine {name} is not installed: {INSTALL[name]}, or set engine=auto")
+        raise ValueError(f"engine {name} is not installed: {INSTALL[name]}, or set engine=auto")
     if name in PACKAGES and features_per_level not in GPU_FEATURES:
         raise ValueError(
-            f"hash grid engine {name} needs 1, 2, 4 or 8 features_per_level, got {features_per_level}; "
-            "engine=torch takes any number"
+            f"engine {name} needs features_per_level of 1, 2, 4 or 8, got {features_per_level}; "
+            "engine=torch supports any number"
         )
 
 
 def engine_on(device: torch.device, name: str, features_per_level: int) -> str:
-    """The engine that `name` stands for on a device; raises ValueError where it cannot run there."""
+    """Resolve "auto" to the fastest engine on a device. Raises ValueError if `name` cannot run there."""
     if device.type != "cuda":
         if name in PACKAGES:
             raise ValueError(
-                f"hash grid engine {name} needs a CUDA device, the grid is on {device}: "
-                "set engine=auto, which reads the same weights"
+                f"hash grid engine {name} needs a CUDA device, but the grid is on {device}: "
+                "set engine=auto, which uses the same weights"
             )
         return "torch"
     if name != "auto":
@@ -57,9 +55,10 @@ def engine_on(device: torch.device, name: str, features_per_level: int) -> str:
 
 
 def tiny_cuda_nn_encoding(settings: dict[str, int | float], table: Tensor) -> Any:
-    """tiny-cuda-nn's encoding of a hash grid in its own words, without parameters of its own.
+    """Build tiny-cuda-nn's hash grid encoding, without parameters: set `params` before each call.
 
-    Raises ValueError where its table would have another size than `table`.
+    settings: the grid's shape in tiny-cuda-nn's terms. Raises ValueError if the encoding's table differs in
+    size from `table` [rows, F].
     """
     import tinycudann  # type: ignore[import-not-found]
 
@@ -68,8 +67,8 @@ def tiny_cuda_nn_encoding(settings: dict[str, int | float], table: Tensor) -> An
     if encoding.params.numel() != table.numel():
         raise ValueError(
             f"tiny-cuda-nn lays this hash grid out in {encoding.params.numel()} numbers instead of "
-            f"{table.numel()}, because its levels are rounded in float32: change growth a little, or "
+            f"{table.numel()}, because it rounds levels in float32: change growth slightly, or "
             "set engine=torch"
         )
-    del encoding.params  # ours is set at each call, as a plain tensor
+    del encoding.params  # replaced by a view of our table, which is not a parameter, at each call
     return encoding

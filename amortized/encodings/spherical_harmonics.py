@@ -1,4 +1,4 @@
-"""Real spherical harmonics: smooth functions of a direction."""
+"""Real spherical harmonics, smooth functions of direction."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MAX_BANDS = 4
 
 
 def spherical_harmonics(directions: Tensor, num_bands: int) -> Tensor:
-    """The first num_bands^2 real harmonics [..., num_bands^2] of unit directions [..., 3].
+    """Return the first num_bands^2 real harmonics [..., num_bands^2] of unit directions [..., 3].
 
-    Band l holds 2 l + 1 functions, m = -l to l, without the Condon-Shortley phase; they are orthonormal
-    over the sphere. At most MAX_BANDS bands. (Sloan 2013, "Efficient spherical harmonic evaluation".)
+    Band l has 2 l + 1 functions, m = -l to l, without the Condon-Shortley phase, orthonormal over the
+    sphere. At most MAX_BANDS bands. (Sloan 2013, "Efficient Spherical Harmonic Evaluation".)
     """
     x, y, z = directions.unbind(dim=-1)
     xx, yy, zz = x * x, y * y, z * z

@@ -1,12 +1,12 @@
-"""The hash grid's lookup as Triton kernels, for GPUs without tiny-cuda-nn.
+"""The hash grid lookup as Triton kernels, for GPUs without tiny-cuda-nn.
 
-One program handles a block of points at one level. Rows, weights and the layout of the table are those
-of `hash_grid.corners`; products and xor wrap as unsigned 32-bit numbers. TRITON_INTERPRET=1 runs the
-kernels on a CPU, slowly, as the tests do. Import this file only where Triton is installed.
+Each program handles a block of points at one level. Rows, weights and table layout are those of
+`hash_grid.corners`; products and xor wrap as uint32. With TRITON_INTERPRET=1 the kernels run slowly on a CPU,
+as in the tests. Importing this module requires Triton.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
-# Kernels are a language of their own: constexpr takes plain numbers, static_range is a loop.
+# pyright does not know Triton's language: constexpr takes plain numbers, static_range is a loop.
 from __future__ import annotations
 
 from typing import Any
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 256  # points a program
+BLOCK = 256  # points per program
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _row_of(x, y, z, sizes, level):
     size = tl.load(sizes + 3 * level + 1).to(tl.uint32)
     dense = x + y * resolution + z * resolution * resolution
     dense = tl.where(dense >= size, dense - size, dense)  # less than twice the size, as in `corners`
-    hashed = (x ^ (y * 2654435761) ^ (z * 805459861)) & (size - 1)  # of a power of two
+    hashed = (x ^ (y * 2654435761) ^ (z * 805459861)) & (size - 1)  # size is a power of two
     is_dense = resolution.to(tl.uint64) * resolution * resolution <= size
     row = tl.where(is_dense, dense, hashed)
     return row.to(tl.int64) + tl.load(sizes + 3 * level + 2)
@@ -54,8 +54,8 @@ def _forward(points, table, scales, sizes, out, num_points, F: tl.constexpr, SIZ
         row = _row_of(x + dx, y + dy, z + dz, sizes, level)
         values = tl.load(table + row[:, None] * F + f[None, :], mask=inside[:, None], other=0.0)
         total += weight[:, None] * values
-    place = out + (n[:, None] * num_levels + level) * F + f[None, :]
-    tl.store(place, total, mask=inside[:, None])
+    pointers = out + (n[:, None] * num_levels + level) * F + f[None, :]
+    tl.store(pointers, total, mask=inside[:, None])
 
 
 @triton.jit
@@ -66,21 +66,22 @@ def _backward(points, grad, scales, sizes, table_grad, num_points, F: tl.constex
     x, fx = _cell_of(points, scales, n, inside, level, 0)
     y, fy = _cell_of(points, scales, n, inside, level, 1)
     z, fz = _cell_of(points, scales, n, inside, level, 2)
-    place = grad + (n[:, None] * num_levels + level) * F + f[None, :]
-    values = tl.load(place, mask=inside[:, None], other=0.0)
+    pointers = grad + (n[:, None] * num_levels + level) * F + f[None, :]
+    values = tl.load(pointers, mask=inside[:, None], other=0.0)
     for corner in tl.static_range(8):
         dx, dy, dz = corner & 1, (corner >> 1) & 1, corner >> 2
         weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy) * (fz if dz else 1 - fz)
         row = _row_of(x + dx, y + dy, z + dz, sizes, level)
-        where = table_grad + row[:, None] * F + f[None, :]
-        # Relaxed, and without its result: a reduction that the memory does by itself.
-        tl.atomic_add(where, weight[:, None] * values, mask=inside[:, None], sem="relaxed")
+        targets = table_grad + row[:, None] * F + f[None, :]
+        # Relaxed and with the result unused, this compiles to `red`, which does not wait for memory.
+        tl.atomic_add(targets, weight[:, None] * values, mask=inside[:, None], sem="relaxed")
 
 
 class TritonLookup(torch.autograd.Function):
-    """Features [N, L * F] of points [N, 3] in [0, 1], differentiable in the table [rows, F] only.
+    """Return features [N, L * F] of points [N, 3] in [0, 1], differentiable in the table [rows, F] only.
 
-    scales [L] float32; sizes [L, 3] int64: resolution, rows and offset of each level. F is a power of 2.
+    scales: float32 [L]. sizes: int64 [L, 3], the resolution, rows and offset of each level. F must be a
+    power of 2.
     """
 
     @staticmethod
@@ -106,4 +107,5 @@ class TritonLookup(torch.autograd.Function):
 
 
 def _programs(points: Tensor, scales: Tensor) -> tuple[int, int]:
+    """Return the launch grid: blocks of points, levels."""
     return (-(-len(points) // BLOCK), len(scales))

@@ -44,9 +44,9 @@ class TruthScene:
         """Signed distance [1, N] at points [1, N, 3]."""
         return self.truth.sdf(points)
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [1, N] and albedo [1, N, 3]."""
-        return self.truth.sdf(points), self.truth.colour(points)
+        return self.truth.sdf(points), self.truth.color(points)
 
 
 @torch.no_grad()
@@ -157,9 +157,9 @@ def _color_errors(
     queries = torch.nn.utils.rnn.pad_sequence(surfaces, batch_first=True)  # [P, M, 3]
     if not queries.shape[1]:
         return [float("nan")] * len(truths)
-    _, albedo = scene.sdf_and_radiance(queries)
+    _, albedo = scene.sdf_and_albedo(queries)
     return [
-        float(color_error(albedo[p, : len(surface)].float(), truth.colour(surface)))
+        float(color_error(albedo[p, : len(surface)].float(), truth.color(surface)))
         if truth is not None
         else float("nan")
         for p, (truth, surface) in enumerate(zip(truths, surfaces, strict=True))
@@ -203,13 +203,13 @@ def mark_sides(
     def at(index: Tensor) -> Tensor:
         return rays.gather(2, index[..., None].expand(-1, -1, -1, 3)).squeeze(2)  # [P, 4, 3]
 
-    _, colors = scene.sdf_and_radiance(torch.lerp(at(before), at(after), weight))  # [P, 4, 3]
+    _, colors = scene.sdf_and_albedo(torch.lerp(at(before), at(after), weight))  # [P, 4, 3]
     sides: list[tuple[bool, ...] | None] = []
     for p, truth in enumerate(truths):
         if truth is None or marks[p] is None:
             sides.append(None)
             continue
-        with_mark, without_mark = truth.colour(torch.stack([mark[p], rotate_z(mark[p], 180.0)]))
+        with_mark, without_mark = truth.color(torch.stack([mark[p], rotate_z(mark[p], 180.0)]))
         color = colors[p].float()  # [4, 3]
         nearer = (color - with_mark).norm(dim=-1) < (color - without_mark).norm(dim=-1)
         sides.append(tuple((nearer & hit[p]).tolist()))

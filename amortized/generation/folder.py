@@ -30,9 +30,8 @@ from amortized.devices import local_device
 from amortized.files import sync
 from amortized.generation.card import model_card
 from amortized.generation.model import SceneConfig, TextTo3D, sharpness_at
-from generators import DEFAULT, GeneratorConfig
-from generators.building import build_generator
-from generators.surroundings import SurroundingsConfig
+from generators import DEFAULT, GeneratorConfig, build_generator
+from generators.environment import EnvironmentConfig
 
 FORMAT = 1
 
@@ -51,7 +50,7 @@ class ModelConfig:
     """Everything that using a generator's weights depends on."""
 
     generator: GeneratorConfig = field(default_factory=DEFAULT)
-    environment: SurroundingsConfig | None = None
+    environment: EnvironmentConfig | None = None
     text_dim: int  # width of the text embeddings
     text_encoder: TextEncoderConfig
     scenes: SceneConfig

@@ -128,7 +128,7 @@ class TextTo3D:
             width,
             config=self.config.renderer,
             background=gray,
-            own_background=environment,
+            show_environment=environment,
             sharpness=self.config.sharpness,
             training=False,
         )

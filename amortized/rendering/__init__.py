@@ -1,7 +1,7 @@
-"""Scenes to images, differentiably."""
+"""Differentiable volume rendering of scenes."""
 
 from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform
-from amortized.rendering.density import laplace_density
+from amortized.rendering.quadrature import laplace_density
 from amortized.rendering.renderer import RendererConfig, render
 from amortized.rendering.shading import ShadingConfig, sdf_gradient
 

@@ -1,23 +1,24 @@
-"""How many field evaluations are held at once where no gradient is wanted."""
+"""The number of field evaluations per chunk when no gradient is needed."""
 
 from __future__ import annotations
 
 import torch
 
-USUAL = 2**18  # in CPU memory, and of a training step's lattice
-LEAST, MOST = 2**14, 2**22  # on a GPU; more than MOST gains nothing
-SHARE = 4  # a fourth of what is free
-# Held for one evaluation, renderer and field together, in float32. Measured at default widths: Hyper-iNGP and
-# 3DConv-net 654, Triplane-Transformer 910 (less with a lattice: 250 and 339).
-BYTES = 1024
+DEFAULT_CHUNK = 2**18  # on a CPU, and for the lattice of a training step
+MIN_CHUNK, MAX_CHUNK = 2**14, 2**22  # on a GPU; larger chunks are not faster
+MEMORY_FRACTION = 4  # use 1/4 of the free memory
+# Memory per evaluation of renderer and field together, in float32. Measured at default widths: 654 for
+# Hyper-iNGP and 3DConv-net, 910 for Triplane-Transformer (with a lattice 250 and 339).
+BYTES_PER_EVALUATION = 1024
 
 
-def evaluations_at_once(chunk: int | None, device: torch.device, *, training: bool) -> int:
-    """`chunk` where it is set; else what a GPU has room for. Results do not depend on it."""
+def chunk_size(chunk: int | None, device: torch.device, *, training: bool) -> int:
+    """Return `chunk` if set, else what fits the GPU's free memory. Results do not depend on it."""
     if chunk is not None:
         return chunk
     if device.type != "cuda" or training:
-        return USUAL
+        return DEFAULT_CHUNK
     free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # to be used again
-    return min(max((free + kept) // (SHARE * BYTES), LEAST), MOST)
+    # PyTorch's allocator reuses memory that it has reserved but not allocated.
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(max((free + cached) // (MEMORY_FRACTION * BYTES_PER_EVALUATION), MIN_CHUNK), MAX_CHUNK)

@@ -1,8 +1,8 @@
-"""A scene's distances on a grid: what the first look along a ray reads in place of the field.
+"""Signed distances on a regular grid, which the coarse pass reads instead of the field.
 
-A distance hardly bends between neighbouring vertices, so interpolating it places samples as well as
-asking the field does, and one grid serves all views and rays of a prompt. It is made anew from the
-scene at every call: a scene that moves never leaves a stale estimate behind.
+Distances are nearly linear between neighboring vertices, so interpolating them places samples as well as
+evaluating the field does, and one grid serves all views and rays of a prompt. The grid is recomputed from the
+scene in every call, so it is never out of date.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ from amortized.types import Scene
 def distance_lattice(
     scene: Scene, num_prompts: int, resolution: int, *, like: Tensor, chunk: int
 ) -> tuple[Tensor, int]:
-    """Distances [P, G, G, G] (axes z, y, x) over the box around the bounding ball, G = resolution.
+    """Evaluate distances [P, G, G, G] (axes z, y, x) over the bounding ball's box, G = resolution.
 
-    Vertices beyond the ball take the distance at its surface; those that no point of the ball reads are
-    not asked and hold the bounding radius. `like` gives type and device; `chunk` bounds the points that
-    are asked at once. Also returns the number of field evaluations, all prompts together.
+    Vertices outside the ball take the distance at the nearest point of its surface. Vertices that no point
+    in the ball interpolates from are not evaluated and hold the bounding radius. `like` sets dtype and
+    device; `chunk` bounds the evaluations at once. Also returns the number of evaluations over all prompts.
     """
     radius = scene.bounding_radius
-    read, unit = _vertices_on(resolution, like.dtype, like.device)
-    points = (unit * radius).expand(num_prompts, -1, -1)
+    index, unit_points = _vertices_on(resolution, like.dtype, like.device)
+    points = (unit_points * radius).expand(num_prompts, -1, -1)
     step = max(1, chunk // num_prompts)
     sdf = torch.cat([scene.sdf(part) for part in points.split(step, dim=1)], dim=1)
     lattice = sdf.new_full((num_prompts, resolution**3), radius)
-    lattice.index_copy_(1, read, sdf)
+    lattice.index_copy_(1, index, sdf)
     return lattice.view(num_prompts, *[resolution] * 3), sdf.numel()
 
 
 def read_lattice(lattice: Tensor, points: Tensor) -> Tensor:
-    """Distances [P, N] at points [P, N, 3] in [-1, 1], trilinear between the vertices."""
-    found = torch.nn.functional.grid_sample(
+    """Interpolate distances [P, N] at points [P, N, 3] in [-1, 1] trilinearly from a lattice [P, G, G, G]."""
+    distances = torch.nn.functional.grid_sample(
         lattice[:, None], points[:, :, None, None], padding_mode="border", align_corners=True
     )
-    return found[:, 0, :, 0, 0]
+    return distances[:, 0, :, 0, 0]
 
 
 @lru_cache(maxsize=8)
 def _vertices_on(resolution: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The same on a device, sent there once."""
-    read, unit = _vertices(resolution)
-    return to_device(read, device), to_device(unit.to(dtype), device)
+    """Return `_vertices` on a device; cached, so that they are copied there once."""
+    index, points = _vertices(resolution)
+    return to_device(index, device), to_device(points.to(dtype), device)
 
 
 @lru_cache(maxsize=8)
 def _vertices(resolution: int) -> tuple[Tensor, Tensor]:
-    """Which vertices [M] cells that meet the unit ball have, and where [M, 3], moved into the ball."""
+    """Return the vertices of cells that meet the unit ball: flat index [M], points [M, 3] clamped to it."""
     axis = torch.linspace(-1, 1, resolution, dtype=torch.float64)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], dim=-1).view(-1, 3)
     norm = torch.linalg.vector_norm(points, dim=-1)
-    read = (norm < 1 + 3**0.5 * 2 / (resolution - 1)).nonzero().squeeze(1)
-    return read, points[read] / norm[read].clamp(min=1)[:, None]
+    # A cell that meets the ball has no vertex farther from it than the cell's diagonal.
+    index = (norm < 1 + 3**0.5 * 2 / (resolution - 1)).nonzero().squeeze(1)
+    return index, points[index] / norm[index].clamp(min=1)[:, None]

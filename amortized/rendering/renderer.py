@@ -1,11 +1,12 @@
 """Volume rendering of signed distance fields (VolSDF, Yariv et al. 2021), for P scenes of V views.
 
-A ray is cut into intervals; each contributes by the density at one position inside it. Where
-`num_fine` > 0, a first look without gradient at `num_coarse` intervals decides which rays are
-worth rendering and where along them the intervals lie; it reads a lattice of distances, made once
-for all views of a scene, so that only rendered samples ask the field. Rows of every tensor belong to
-one prompt from beginning to end, so prompts cannot mix; prompts with fewer rays to render than the
-busiest one are filled up with further rays of their own, which do not count in the image.
+Each ray is divided into intervals, and each interval contributes by the density at one position in it. With
+`num_fine` > 0, a coarse pass without gradient at `num_coarse` intervals selects the rays worth rendering and
+places the fine intervals along them. It reads a lattice of distances, computed once for all views of a scene,
+so that the field is evaluated at rendered samples only.
+
+Each row of every tensor belongs to one prompt throughout, so prompts cannot mix. Prompts with fewer rays to
+render than the busiest one are padded with other rays of their own, which do not contribute to the image.
 """
 
 from __future__ import annotations
@@ -18,51 +19,53 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import camera_rays
-from amortized.rendering.chunks import evaluations_at_once
-from amortized.rendering.compositing import compositing_weights
-from amortized.rendering.density import laplace_density
+from amortized.config import check
+from amortized.rendering.chunks import chunk_size
 from amortized.rendering.lattice import distance_lattice, read_lattice
-from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
+from amortized.rendering.quadrature import (
+    compositing_weights,
+    even_edges,
+    importance_edges,
+    laplace_density,
+    positions_in,
+    sphere_bounds,
+    subdivide,
+)
 from amortized.rendering.shading import ShadingConfig, brightness, normals, sdf_gradient
 from amortized.transfer import constant
-from amortized.types import Cameras, RaySamples, Render, Scene, SurroundedScene
+from amortized.types import Cameras, RaySamples, Render, Scene, SceneWithBackground
 
-# The first look reads distances at the edges of its intervals and takes them as linear between them,
-# as they nearly are: so many parts per interval locate the surface at no further reading.
-PARTS = 4
+# The coarse pass has distances at the edges of its intervals. They are nearly linear in between, so that
+# interpolating at this many midpoints per interval locates the surface without further evaluations.
+PARTS_PER_INTERVAL = 4
 
-# Share of a prompt's rays that training renders even if they look empty: an object that has
-# vanished must keep a gradient, and samples near its centre, by which it can be brought back.
-LEAST_SHARE = 0.125
+# Training renders at least this share of a prompt's rays even if they look empty: an object that has
+# vanished must keep a gradient, with samples near its center, to be able to come back.
+MIN_RAY_SHARE = 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
 class RendererConfig:
-    """How finely rays are sampled."""
+    """How densely rays are sampled."""
 
-    num_coarse: int = 64  # intervals of the first look, or of the only pass where num_fine is 0
-    num_fine: int = 32  # intervals placed by importance; 0 = one pass over the coarse ones
-    lattice: int = 32  # vertices a side of the grid that the first look reads; 0 = it asks the field
-    min_optical_depth: float = 1e-3  # rays that look emptier than this show the background
-    normal_epsilon: float = 0.01  # reach of the finite difference for normals
+    num_coarse: int = 64  # intervals of the coarse pass, or of the only pass if num_fine is 0
+    num_fine: int = 32  # intervals placed by importance; 0: a single pass over the coarse ones
+    lattice: int = 32  # vertices per side of the coarse pass's lattice; 0: evaluate the field instead
+    min_optical_depth: float = 1e-3  # rays with less in the coarse pass show the background
+    normal_epsilon: float = 0.01  # step of the finite difference for normals
     shading: ShadingConfig = field(default_factory=ShadingConfig)
-    chunk: int | None = None  # field evaluations held at once outside training; null: by the memory there is
+    chunk: int | None = None  # field evaluations at once outside training; null: as many as memory allows
 
     def __post_init__(self) -> None:
-        for name, least in (("num_coarse", 1), ("num_fine", 0), ("lattice", 0), ("chunk", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"renderer {name} must be at least {least}, got {value}")
+        check(self, "num_coarse", "chunk", at_least=1)
+        check(self, "num_fine", "lattice", "min_optical_depth", at_least=0)
+        check(self, "normal_epsilon", above=0)
         if self.lattice == 1:
-            raise ValueError("renderer lattice must be 0 (none) or at least 2, got 1")
-        if self.min_optical_depth < 0:
-            raise ValueError(f"renderer min_optical_depth must be at least 0, got {self.min_optical_depth}")
-        if self.normal_epsilon <= 0:
-            raise ValueError(f"renderer normal_epsilon must be positive, got {self.normal_epsilon}")
+            raise ValueError("lattice must be 0 (none) or at least 2, got 1")
 
     @property
     def num_samples(self) -> int:
-        """Rendered intervals per ray: how many uniform numbers a ray reads."""
+        """Samples per rendered ray, and uniform numbers per ray in `render`."""
         return self.num_fine or self.num_coarse
 
 
@@ -77,36 +80,38 @@ def render(
     sharpness: float | Tensor,
     training: bool,
     u: Tensor | None = None,
-    own_background: Tensor | None = None,
+    show_environment: Tensor | None = None,
     want_normal: bool = False,
 ) -> Render:
-    """Images of P scenes from V cameras each.
+    """Render P scenes from V cameras each.
 
-    background: colour [P, V, 3] in [0, 1]. own_background: which images [P, V] (bool) show the scene's
-    own background instead, where it is a `SurroundedScene`; None = no image. sharpness: k of the Laplace
-    density, in 1/length. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one position in
-    each interval; None takes the middles.
-    Training keeps the graph of all rays and fills `samples` for the rays that were rendered. Otherwise
-    no graph is made and rays are rendered chunk by chunk; images do not depend on the chunks, nor on
-    which other prompts are in the batch. Normals (unit, or zero where nothing was rendered) cost 4 field
-    evaluations per rendered ray and are computed only for shading or where `want_normal` asks.
-    Differentiable in the scene and in sharpness, not in the cameras. Autocast is switched off inside:
-    a distance in bfloat16 is off by up to 0.004. Where the field is not finite, neither is the image.
+    background: color [P, V, 3] in [0, 1]. show_environment: bool [P, V], the images that show the scene's
+    learned background instead if it is a `SceneWithBackground`; None: no image. sharpness: k of the Laplace
+    density, in 1/length. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one per interval,
+    that place its sample; None: at the midpoint.
 
-    Raises ValueError where sizes do not fit together.
+    Training keeps the graph of all rays and returns the `samples` of the rendered ones. Otherwise no graph
+    is built and rays are rendered in chunks; images depend neither on the chunks nor on which other prompts
+    are in the batch. Normals (unit, or zero for rays that were not rendered) cost 4 field evaluations per
+    rendered ray and are computed only for shading or if `want_normal`.
+
+    Differentiable in the scene and in sharpness, not in the cameras. Autocast is disabled: in bfloat16,
+    distances would be off by up to 0.004. A field that is not finite gives an image that is not finite.
+
+    Raises ValueError if shapes do not match.
     """
     num_prompts, num_views = cameras.fovy_deg.shape
     _check_inputs(background, u, sharpness, (num_prompts, num_views, height, width), config)
     keep_graph = training and torch.is_grad_enabled()
     with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):
-        rays = camera_rays(cameras, height, width)
+        rays = camera_rays(cameras, height, width)  # origins, directions: [P, V * H * W, 3]
         lattice, num_evaluations = None, 0
-        chunk = evaluations_at_once(config.chunk, rays.origins.device, training=training)
+        chunk = chunk_size(config.chunk, rays.origins.device, training=training)
         if config.num_fine and config.lattice:
             lattice, num_evaluations = distance_lattice(
                 scene, num_prompts, config.lattice, like=rays.origins, chunk=chunk
             )
-        look = _Look(
+        march = _RayMarcher(
             scene=scene,
             lattice=lattice,
             sharpness=sharpness,
@@ -114,155 +119,180 @@ def render(
             want_normal=want_normal or config.shading.kind != "none",
             training=training,
         )
-        at_once = chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4))
-        step = rays.origins.shape[1] if training else max(1, at_once)
+        rays_per_chunk = chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4))
+        step = rays.origins.shape[1] if training else max(1, rays_per_chunk)
         numbers = repeat(None) if u is None else u.split(step, dim=1)
         chunks = zip(rays.origins.split(step, dim=1), rays.directions.split(step, dim=1), numbers)  # noqa: B905
-        parts = [look(*chunk) for chunk in chunks]
-        pixels = torch.cat([part.pixels for part in parts], dim=1).unflatten(1, rays.shape)
+        outputs = [march(*chunk) for chunk in chunks]
+        pixels = torch.cat([output.pixels for output in outputs], dim=1)
+        pixels = pixels.unflatten(1, rays.shape)  # [P, V, H, W, 5 or 8]
         rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
-        behind = background[:, :, None, None]
-        if own_background is not None and isinstance(scene, SurroundedScene):
-            own = scene.background(rays.directions).unflatten(1, rays.shape)
-            behind = torch.where(own_background[:, :, None, None, None], own, behind)
+        behind = background[:, :, None, None]  # [P, V, 1, 1, 3]
+        if show_environment is not None and isinstance(scene, SceneWithBackground):
+            environment = scene.background(rays.directions).unflatten(1, rays.shape)
+            behind = torch.where(show_environment[:, :, None, None, None], environment, behind)
         return Render(
             rgb=rgb + (1 - opacity) * behind,
             opacity=opacity.squeeze(-1),
             depth=depth.squeeze(-1),
             normal=normal if want_normal else None,
-            samples=parts[0].samples if training else None,
-            num_evaluations=num_evaluations + sum(part.num_evaluations for part in parts),
+            samples=outputs[0].samples if training else None,
+            num_evaluations=num_evaluations + sum(output.num_evaluations for output in outputs),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What came back along R rays of each prompt."""
+class _RayOutput:
+    """The result of marching R rays of each prompt."""
 
-    pixels: Tensor  # [P, R, 5 or 8]: premultiplied colour, opacity, depth, normal
+    pixels: Tensor  # [P, R, 5 or 8]: premultiplied color, opacity, depth, and the normal if wanted
     samples: RaySamples
     num_evaluations: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """One call looks along R rays of each prompt."""
+class _RayMarcher:
+    """Marches R rays of each prompt per call."""
 
     scene: Scene
-    lattice: Tensor | None  # [P, G, G, G] distances, where the first look reads them
+    lattice: Tensor | None  # [P, G, G, G] distances for the coarse pass; None: it evaluates the field
     sharpness: float | Tensor
     config: RendererConfig
     want_normal: bool
     training: bool
 
-    def __call__(self, origins: Tensor, directions: Tensor, u: Tensor | None) -> _Seen:
-        """origins, directions [P, R, 3]; u [P, R, S] or None."""
+    def __call__(self, origins: Tensor, directions: Tensor, u: Tensor | None) -> _RayOutput:
+        """March rays with origins and directions [P, R, 3]; u: [P, R, S] in [0, 1), or None for midpoints."""
         num_prompts, num_rays = origins.shape[:2]
-        near, far, seen = sphere_bounds(origins, directions, self.scene.bounding_radius)
-        # Rays that miss are rendered only to fill up: with length 0, in the ball's centre.
-        origins = torch.where(seen[..., None], origins, 0.0)
         num_evaluations = 0
-        # A look at all rays in the lattice costs a GPU less than the wait for how many of them hit.
-        all_rays = self.lattice is not None and _counting_waits(origins.device)
-        index = _all(seen) if all_rays else _first(seen)  # [P, K]
-        if not all_rays:
-            origins, directions, near, far, seen = (
-                _pick(values, index) for values in (origins, directions, near, far, seen)
+
+        # 1. Clip rays to the bounding ball and drop those that miss: [P, R] => [P, K].
+        near, far, valid = sphere_bounds(origins, directions, self.scene.bounding_radius)
+        # Rays that miss serve as padding only, with length 0 and all samples at the ball's center.
+        origins = torch.where(valid[..., None], origins, 0.0)
+        # On a GPU, reading the lattice for all rays is cheaper than waiting for the number of rays that hit.
+        if self.lattice is not None and _counting_waits(origins.device):
+            index = _all_rays(valid)
+        else:
+            index = _compact(valid)
+            origins, directions, near, far, valid = (
+                _gather_rays(values, index) for values in (origins, directions, near, far, valid)
             )
         edges = even_edges(near, far, self.config.num_coarse)  # [P, K, S + 1]
+
+        # 2. Coarse pass: drop rays that look empty, and move the edges to the surface.
         if self.config.num_fine:
             num_evaluations += 0 if self.lattice is not None else edges.numel()
-            least = int(LEAST_SHARE * num_rays)
-            kept, seen, edges = self._place(origins, directions, seen, edges, least=least)
-            origins, directions, index = (_pick(values, kept) for values in (origins, directions, index))
+            min_rays = int(MIN_RAY_SHARE * num_rays)
+            selected, valid, edges = self._importance_edges(
+                origins, directions, valid, edges, min_rays=min_rays
+            )
+            origins, directions, index = (
+                _gather_rays(values, selected) for values in (origins, directions, index)
+            )
 
-        t = positions_in(edges, None if u is None else _pick(u, index))  # [P, K, S]
-        sdf, albedo = self.scene.sdf_and_radiance(_points(origins, directions, t))
+        # 3. Evaluate the field at one position per interval and composite front to back. From here on, edges
+        #    are constants: gradients flow through field values, not through sample positions.
+        t_positions = positions_in(edges, None if u is None else _gather_rays(u, index))  # [P, K, S]
+        sdf, albedo = self.scene.sdf_and_albedo(_points(origins, directions, t_positions))
         num_evaluations += sdf.numel()
-        densities = laplace_density(sdf.view_as(t), self.sharpness)
-        weights = compositing_weights(densities, edges.diff(dim=-1)) * seen[..., None]
+        sdf, albedo = sdf.view_as(t_positions), albedo.unflatten(1, t_positions.shape[1:])  # [P, K, S(, 3)]
+        densities = laplace_density(sdf, self.sharpness)
+        weights = compositing_weights(densities, edges.diff(dim=-1)) * valid[..., None]  # [P, K, S]
         opacity = weights.sum(dim=-1, keepdim=True)
-        depth = (weights * t).sum(dim=-1, keepdim=True)
-        rgb = (weights[:, :, None] @ albedo.unflatten(1, t.shape[1:])).squeeze(2)
-        values, gradient = [opacity, depth], None
+        depth = (weights * t_positions).sum(dim=-1, keepdim=True)
+        rgb = (weights[:, :, None] @ albedo).squeeze(2)  # [P, K, 3]
+
+        # 4. One normal per ray, at its expected depth: 4 evaluations instead of 4 per sample.
+        channels, gradient = [opacity, depth], None
         if self.want_normal:
-            surface = (depth / opacity.clamp(min=1e-12)).detach()
+            surface = (depth / opacity.clamp(min=1e-12)).detach()  # [P, K, 1]
             gradient = sdf_gradient(
                 self.scene, _points(origins, directions, surface), self.config.normal_epsilon
             )
             num_evaluations += 4 * surface.numel()
-            # Filled-up rays have no surface, and a distance no gradient in the centre: a constant.
-            gradient = torch.where(seen[..., None], gradient, constant((0.0, 0.0, 1.0), gradient))
-            normal = normals(gradient)
+            # Padding rays sit at the center, where a distance has no gradient: use a constant.
+            gradient = torch.where(valid[..., None], gradient, constant((0.0, 0.0, 1.0), gradient))
+            normal = normals(gradient)  # [P, K, 3]
             if self.config.shading.kind != "none":
                 rgb = rgb * brightness(normal, self.config.shading)
-            values.append(normal * seen[..., None])
-        values = torch.cat([rgb, *values], dim=-1)
+            channels.append(normal * valid[..., None])
+
+        # 5. Scatter the K rendered rays back to all R; the others stay zero: fully transparent.
+        values = torch.cat([rgb, *channels], dim=-1)  # [P, K, 5 or 8]
         pixels = values.new_zeros(num_prompts, num_rays, values.shape[-1])
         pixels = pixels.scatter(1, index[..., None].expand_as(values), values)
-        outside = self.scene.bounding_radius
         samples = RaySamples(
-            seen=seen,
+            valid=valid,
             directions=directions,
-            t=t,
-            sdf=torch.where(seen[..., None], sdf.view_as(t), outside),
+            t_positions=t_positions,
+            sdf=torch.where(valid[..., None], sdf, self.scene.bounding_radius),
             weights=weights,
             gradient=gradient,
         )
-        return _Seen(pixels=pixels, samples=samples, num_evaluations=num_evaluations)
+        return _RayOutput(pixels=pixels, samples=samples, num_evaluations=num_evaluations)
 
     @torch.no_grad()
-    def _place(
-        self, origins: Tensor, directions: Tensor, hit: Tensor, edges: Tensor, *, least: int
+    def _importance_edges(
+        self, origins: Tensor, directions: Tensor, hit: Tensor, edges: Tensor, *, min_rays: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Which of K rays to render [P, K'], which of them count [P, K'], their edges [P, K', S + 1]."""
+        """Select rays by their optical depth, and place their fine intervals by importance.
+
+        origins, directions: [P, K, 3]. hit: bool [P, K]. edges: [P, K, S + 1]. In training, at least
+        `min_rays` rays of each prompt are selected if as many hit. Returns the selected rays [P, K'], which
+        of them are valid (not padding) [P, K'], and their edges [P, K', num_fine + 1].
+        """
         config = self.config
         points = _points(origins, directions, edges)
         if self.lattice is None:
             sdf = self.scene.sdf(points).view_as(edges)
         else:
             sdf = read_lattice(self.lattice, points / self.scene.bounding_radius).view_as(edges)
-        parts, middles = subdivide(edges, sdf, PARTS)
-        densities, lengths = laplace_density(middles, self.sharpness), parts.diff(dim=-1)
-        # Ranked by optical depth, which unlike opacity still tells nearly empty rays apart.
-        optical_depth = (densities * lengths).sum(dim=-1)
-        least = min(least, hit.shape[1]) if self.training else 0
+        fine_edges, midpoints = subdivide(edges, sdf, PARTS_PER_INTERVAL)
+        densities, lengths = laplace_density(midpoints, self.sharpness), fine_edges.diff(dim=-1)
+        # Rank by optical depth: unlike opacity, it still distinguishes nearly empty rays in float32.
+        optical_depth = (densities * lengths).sum(dim=-1)  # [P, K]
         threshold = torch.full_like(optical_depth[:, 0], config.min_optical_depth)
-        if least > 0:
-            threshold = torch.minimum(threshold, optical_depth.topk(least, dim=1).values[:, -1])
-        seen = hit & ~(optical_depth < threshold[:, None])  # what is not finite is to be seen
-        kept = _first(seen)
-        weights = compositing_weights(_pick(densities, kept), _pick(lengths, kept)).nan_to_num()
-        return kept, _pick(seen, kept), importance_edges(_pick(parts, kept), weights, config.num_fine)
+        min_rays = min(min_rays, hit.shape[1]) if self.training else 0
+        if min_rays > 0:
+            threshold = torch.minimum(threshold, optical_depth.topk(min_rays, dim=1).values[:, -1])
+        # Negated, so that a NaN selects the ray and shows in the image.
+        valid = hit & ~(optical_depth < threshold[:, None])
+        selected = _compact(valid)
+        weights = compositing_weights(_gather_rays(densities, selected), _gather_rays(lengths, selected))
+        new_edges = importance_edges(
+            _gather_rays(fine_edges, selected), weights.nan_to_num(), config.num_fine
+        )
+        return selected, _gather_rays(valid, selected), new_edges
 
 
-def _first(wanted: Tensor) -> Tensor:
-    """Indexes [P, K] of each prompt's wanted rays [P, R] in their order, then of others to fill up.
+def _compact(wanted: Tensor) -> Tensor:
+    """Return indices [P, K] of each prompt's wanted rays (bool [P, R]) in order, then of others as padding.
 
-    K, the busiest prompt's number, must reach the host: it shapes tensors.
+    K, the busiest prompt's count, shapes tensors, so the host waits for it.
     """
     count = max(int(wanted.sum(dim=1).amax()), 1)
     return torch.argsort(wanted.byte(), dim=1, descending=True, stable=True)[:, :count]
 
 
 def _counting_waits(device: torch.device) -> bool:
-    """Whether the host waits for a number that it asks of the device."""
+    """Return whether reading a number from the device makes the host wait."""
     return device.type == "cuda"
 
 
-def _all(wanted: Tensor) -> Tensor:
-    """Indexes [P, R] of all rays, in their order."""
+def _all_rays(wanted: Tensor) -> Tensor:
+    """Return indices [P, R] of all rays, in order."""
     return torch.arange(wanted.shape[1], device=wanted.device).expand_as(wanted)
 
 
-def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """Rows index [P, K] of values [P, R, ...]: [P, K, ...]."""
+def _gather_rays(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rays index [P, K] of values [P, R, ...]: [P, K, ...]."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]
 
 
-def _points(origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
-    """Points [P, K * S, 3] at distances t [P, K, S] along K rays."""
-    return (origins[:, :, None] + t[..., None] * directions[:, :, None]).flatten(1, 2)
+def _points(origins: Tensor, directions: Tensor, distances: Tensor) -> Tensor:
+    """Return points [P, K * S, 3] at distances [P, K, S] along K rays."""
+    return (origins[:, :, None] + distances[..., None] * directions[:, :, None]).flatten(1, 2)
 
 
 def _check_inputs(
@@ -272,12 +302,12 @@ def _check_inputs(
     sizes: tuple[int, int, int, int],
     config: RendererConfig,
 ) -> None:
+    """Raise ValueError if an argument of `render` does not fit `sizes` (P, V, H, W)."""
     if min(sizes) < 1:
         raise ValueError(f"render: P, V, height and width must each be at least 1, got {list(sizes)}")
     if background.shape != (*sizes[:2], 3):
         raise ValueError(
-            f"render: background must be one colour per image, {[*sizes[:2], 3]}, "
-            f"got {list(background.shape)}"
+            f"render: background must be one color per image, {[*sizes[:2], 3]}, got {list(background.shape)}"
         )
     expected = [sizes[0], math.prod(sizes[1:]), config.num_samples]
     if u is not None and list(u.shape) != expected:

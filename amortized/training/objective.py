@@ -78,7 +78,7 @@ class Objective(nn.Module):
             sharpness=geometric_at(config.sharpness, progress),
             training=True,
             u=u,
-            own_background=show_environment,
+            show_environment=show_environment,
             want_normal=self.config.losses.need_normals(progress),
         )
         # 3. Images to latents to guidance. If the residual is not taken in latent space, its gradient enters

@@ -30,14 +30,14 @@ def opaque(opacity: Tensor) -> Tensor:
 def eikonal(samples: RaySamples) -> Tensor:
     """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero where the field is a distance."""
     error = (torch.linalg.vector_norm(_gradient(samples), dim=-1) - 1).square()
-    return _mean(error, samples.seen)
+    return _mean(error, samples.valid)
 
 
 def orient(samples: RaySamples) -> Tensor:
     """mean opacity * max(n . d, 0)^2 over rays of direction d: surfaces face the camera (Ref-NeRF)."""
     normal = torch.nn.functional.normalize(_gradient(samples), dim=-1)
     away = (normal * samples.directions).sum(dim=-1).relu()
-    return _mean(samples.weights.sum(dim=-1).detach() * away.square(), samples.seen)
+    return _mean(samples.weights.sum(dim=-1).detach() * away.square(), samples.valid)
 
 
 def z_variance(samples: RaySamples) -> Tensor:
@@ -47,9 +47,9 @@ def z_variance(samples: RaySamples) -> Tensor:
     """
     opacity = samples.weights.sum(dim=-1)
     share = samples.weights / opacity.clamp(min=1e-6)[..., None]
-    mean = (share * samples.t).sum(dim=-1, keepdim=True)
-    variance = (share * (samples.t - mean).square()).sum(dim=-1)
-    return _mean(variance, samples.seen & (opacity > 0.5))
+    mean = (share * samples.t_positions).sum(dim=-1, keepdim=True)
+    variance = (share * (samples.t_positions - mean).square()).sum(dim=-1)
+    return _mean(variance, samples.valid & (opacity > 0.5))
 
 
 def opacity_floor(opacity: Tensor, floor: float) -> Tensor:

@@ -35,7 +35,7 @@ from amortized.training.metering import Cost
 from benchmarks import sizes
 from benchmarks.fake_gpu.machine import CUDA, IN_USE, FakeGPU, on_gpu
 from benchmarks.fake_gpu.pretend import pretend
-from generators.surroundings import Surrounded
+from generators.environment import WithEnvironment
 
 PRIORS = {
     "sd21": sizes.SD21,
@@ -111,7 +111,7 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
     bank, width = build_bank(config, prior, CUDA)
     generator = config.generator.build(text_dim=width)
     if config.environment is not None:
-        generator = Surrounded(generator, config.environment.build(width))
+        generator = WithEnvironment(generator, config.environment.build(width))
     corpus = load_corpus(config)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(

@@ -70,7 +70,7 @@ def render_truth(
 
     distance, coverage, hit = _trace(truth, origins, directions, pixel, tolerance)
     points = origins[hit] + distance[:, None] * directions[hit]
-    color = truth.colour(points) * (light or Light()).shade(_normals(truth, points))[:, None]
+    color = truth.color(points) * (light or Light()).shade(_normals(truth, points))[:, None]
     image = background[:, None, :].expand(num_views, fine * fine, 3).reshape(-1, 3).clone()
     image[hit] = torch.lerp(image[hit], color.clamp(0, 1), coverage[:, None])
     image = image.view(num_views, size, supersample, size, supersample, 3)

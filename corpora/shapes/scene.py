@@ -42,7 +42,7 @@ class ShapesTruth:
         """Signed distance [...] at points [..., 3]; exact outside, and inside unless solids touch."""
         return torch.stack([solid.sdf(points) for solid in self.solids]).amin(0)
 
-    def colour(self, points: Tensor) -> Tensor:
+    def color(self, points: Tensor) -> Tensor:
         """Albedo [..., 3] of the nearest solid, white inside the front mark."""
         distances = torch.stack([solid.sdf(points) for solid in self.solids])
         palette = torch.tensor([s.albedo for s in self.solids], dtype=points.dtype, device=points.device)

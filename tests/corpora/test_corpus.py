@@ -159,7 +159,7 @@ def test_every_prompt_has_a_truth(name: str):
     for prompt in prompts(name)[:: max(1, len(corpus) // 64)]:
         truth = corpus.truth(prompt)
         assert truth is not None
-        assert truth.sdf(points)[1] > 1 and truth.colour(points).shape == (2, 3)
+        assert truth.sdf(points)[1] > 1 and truth.color(points).shape == (2, 3)
         assert (truth.front_mark is not None) == ("dot" in prompt.text)
         assert truth.kind in {*SHAPES, "pair"}
 
@@ -175,7 +175,7 @@ def test_truth_depends_on_the_sentence_alone():
     truth = shapes16().truth(Prompt(id="x", text="A large purple sphere."))
     assert truth is not None and truth.kind == "sphere"
     assert truth.sdf(torch.zeros(1, 3)).item() == pytest.approx(-0.56 * 1.15)
-    assert truth.colour(torch.zeros(1, 3))[0].tolist() == pytest.approx(COLORS["purple"])
+    assert truth.color(torch.zeros(1, 3))[0].tolist() == pytest.approx(COLORS["purple"])
 
 
 @pytest.mark.parametrize("name", SHAPED)

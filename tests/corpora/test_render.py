@@ -35,7 +35,7 @@ class Ball:
     def sdf(self, points: Tensor) -> Tensor:
         return points.norm(dim=-1) - self.radius
 
-    def colour(self, points: Tensor) -> Tensor:
+    def color(self, points: Tensor) -> Tensor:
         return torch.ones_like(points)
 
 
@@ -99,7 +99,7 @@ def marched(text: str, step: float = 0.01, grid: int = 8) -> Tensor:
     to_light = torch.tensor([0.45, -0.15, 0.88]).double()
     cosine = (gradient / gradient.norm(dim=-1, keepdim=True)) @ (to_light / to_light.norm())
     image = GRAY.double().repeat(len(rays), 1)
-    image[hits] = truth.colour(points.detach()) * (0.2 + 0.8 * (0.5 + 0.5 * cosine))[:, None]
+    image[hits] = truth.color(points.detach()) * (0.2 + 0.8 * (0.5 + 0.5 * cosine))[:, None]
     return image.view(SIZE, grid, SIZE, grid, 3).mean((1, 3)).float()
 
 

@@ -122,7 +122,7 @@ def test_distance_and_color_of_pairs(first: Item, relation: str, second: Item):
     excess = nearest.min(0) - abs(distance)
     assert excess.min() > -1e-9 and excess.max() < spacing
 
-    color = truth.colour(torch.from_numpy(points)).numpy()
+    color = truth.color(torch.from_numpy(points)).numpy()
     clear = is_inside | (abs(nearest[0] - nearest[1]) > spacing)
     owner = np.where(is_inside, local[1], nearest.argmin(0))
     albedo = np.array([COLORS[first.color], COLORS[second.color]])[owner]
@@ -139,7 +139,7 @@ def test_mark_lies_on_the_surface_and_is_white(shape: str, size: str):
     near = np.linalg.norm(points - center.numpy(), axis=-1) < MARK_RADIUS
     expected = np.where(near[:, None], WHITE, COLORS["blue"])
     assert near.any()
-    np.testing.assert_allclose(truth.colour(torch.from_numpy(points)).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(truth.color(torch.from_numpy(points)).numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,4 @@
-"""Engines of the hash grid: which one runs where, and Triton's arithmetic without a GPU."""
+"""Hash grid engines: how they are selected, and Triton's arithmetic without a GPU."""
 
 import os
 import subprocess
@@ -8,17 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from amortized.config import build_config
 from amortized.encodings import HashGrid, HashGridConfig, engines
 
 CUDA = torch.device("cuda", 0)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    """As if exactly these packages were installed."""
+def set_installed(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Pretend that exactly these packages are installed."""
     monkeypatch.setattr(engines, "installed", lambda name: engines.PACKAGES[name] in packages)
 
 
-def test_the_best_engine_that_is_there(monkeypatch):
+def test_auto_selects_fastest_installed(monkeypatch):
     small = HashGrid(HashGridConfig(num_levels=1, log2_table_size=8))
     assert engines.engine_on(torch.device("cpu"), "auto", 2) == "torch" == small.engine
     for packages, expected in (
@@ -26,36 +27,38 @@ def test_the_best_engine_that_is_there(monkeypatch):
         (("triton",), "triton"),
         ((), "torch"),
     ):
-        pretend(monkeypatch, *packages)
+        set_installed(monkeypatch, *packages)
         assert engines.engine_on(CUDA, "auto", 2) == expected
-    pretend(monkeypatch, "tinycudann", "triton")
+    set_installed(monkeypatch, "tinycudann", "triton")
     assert engines.engine_on(CUDA, "triton", 2) == "triton"
     assert engines.engine_on(CUDA, "torch", 2) == "torch"
     assert engines.engine_on(CUDA, "auto", 3) == "torch"
 
 
-def test_engines_that_cannot_run_are_refused_in_a_sentence(monkeypatch):
-    pretend(monkeypatch)
-    with pytest.raises(ValueError, match="tiny-cuda-nn is not installed: pip install .* or set engine=auto"):
+def test_engines_that_cannot_run_raise(monkeypatch):
+    set_installed(monkeypatch)
+    with pytest.raises(
+        ValueError, match="^engine tiny-cuda-nn is not installed: pip install .* or set engine=auto"
+    ):
         HashGridConfig(engine="tiny-cuda-nn")
     with pytest.raises(ValueError, match="must be one of auto, torch, tiny-cuda-nn, triton, got 'cuda'"):
-        HashGridConfig(engine="cuda")
-    pretend(monkeypatch, "triton")
-    with pytest.raises(ValueError, match="needs 1, 2, 4 or 8 features_per_level, got 3"):
+        build_config(HashGridConfig, {"engine": "cuda"})
+    set_installed(monkeypatch, "triton")
+    with pytest.raises(ValueError, match="needs features_per_level of 1, 2, 4 or 8, got 3"):
         HashGridConfig(engine="triton", features_per_level=3)
     grid = HashGrid(HashGridConfig(engine="triton", num_levels=1, log2_table_size=8))
-    with pytest.raises(ValueError, match="triton needs a CUDA device, the grid is on cpu"):
+    with pytest.raises(ValueError, match="triton needs a CUDA device, but the grid is on cpu"):
         grid(torch.rand(4, 3))
 
 
-def test_tiny_cuda_nn_reads_our_table(monkeypatch):
-    """A stand-in with its interface: same shape asked, our numbers in its order, a size that differs."""
-    asked = []
+def test_tiny_cuda_nn_uses_our_table(monkeypatch):
+    """With a stub of its interface: the shape it is given, the table layout, and a different table size."""
+    calls = []
 
     class Encoding(torch.nn.Module):
         def __init__(self, num_dims: int, shape: dict, dtype: torch.dtype) -> None:
             super().__init__()
-            asked.append((num_dims, shape, dtype))
+            calls.append((num_dims, shape, dtype))
             self.params = torch.nn.Parameter(torch.zeros(Encoding.size))
 
         def forward(self, points: torch.Tensor) -> torch.Tensor:
@@ -72,7 +75,7 @@ def test_tiny_cuda_nn_reads_our_table(monkeypatch):
     features.sum().backward()
     assert grid.table.grad[:4].abs().min() > 0 and grid.table.grad[4:].abs().max() == 0
     assert [name for name, _ in grid.named_parameters()] == ["table"] and list(grid.state_dict()) == ["table"]
-    ((num_dims, shape, dtype),) = asked
+    ((num_dims, shape, dtype),) = calls
     assert num_dims == 3 and dtype == torch.float32 and shape["otype"] == "Grid" and shape["type"] == "Hash"
     assert (shape["n_levels"], shape["n_features_per_level"], shape["log2_hashmap_size"]) == (2, 2, 8)
     assert (shape["base_resolution"], shape["per_level_scale"]) == (3, 2.0)
@@ -83,6 +86,7 @@ def test_tiny_cuda_nn_reads_our_table(monkeypatch):
 
 INTERPRETED = """
 import torch
+from amortized.config import build_config
 from amortized.encodings import HashGrid, HashGridConfig
 from amortized.encodings.triton_grid import TritonLookup
 
@@ -94,20 +98,21 @@ for features in (1, 2, 4):
     torch.nn.init.normal_(grid.table)
     points = torch.cat([torch.rand(298, 3), torch.tensor([[0.0, 0, 0], [1, 1, 1], [0, 1, 0.5]])])
     expected = grid(points)
-    got = TritonLookup.apply(points, grid.table, grid.scales, grid.sizes)
-    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+    actual = TritonLookup.apply(points, grid.table, grid.scales, grid.sizes)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
     seed = torch.randn_like(expected)
     (a,) = torch.autograd.grad(expected, grid.table, seed)
-    (b,) = torch.autograd.grad(got, grid.table, seed)
+    (b,) = torch.autograd.grad(actual, grid.table, seed)
     torch.testing.assert_close(b, a, rtol=0, atol=2e-5)
-    none = TritonLookup.apply(points[:0], grid.table, grid.scales, grid.sizes)
-    assert none.shape == (0, 4 * features)
+    empty = TritonLookup.apply(points[:0], grid.table, grid.scales, grid.sizes)
+    assert empty.shape == (0, 4 * features)
 """
 
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from amortized.config import build_config
 from amortized.encodings import triton_grid
 
 kinds = {"num_points": "i32", "sizes": "*i64", "F": "constexpr", "SIZE": "constexpr"}
@@ -117,22 +122,27 @@ for kernel in (triton_grid._forward, triton_grid._backward):
     for capability in (80, 90):
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         ptx = built.asm["ptx"]
-        adds = kernel is triton_grid._backward
-        # Triton 3.6 writes `atom` without a result, which the assembler makes a reduction as well.
-        assert ("red.global" in ptx or "atom.global" in ptx) == adds and "acq_rel" not in ptx, kernel
+        is_backward = kernel is triton_grid._backward
+        # Triton 3.6 emits `atom` without a result, which the assembler turns into a reduction as well.
+        assert ("red.global" in ptx or "atom.global" in ptx) == is_backward and "acq_rel" not in ptx, kernel
         assert "rem.u32" not in ptx and "rem.u64" not in ptx, kernel
 """
 
 
 @pytest.mark.parametrize(("script", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")])
 def test_triton_kernels(script: str, interpret: str, tmp_path):
-    """Against PyTorch's lookup in Triton's interpreter; and they compile for GPUs of today."""
+    """They equal PyTorch's lookup in Triton's interpreter, and compile for A100 and H100."""
     pytest.importorskip("triton")
     changes = {
         "TRITON_INTERPRET": interpret,
         "TRITON_CACHE_DIR": str(tmp_path),
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **changes}, capture_output=True,
-                          text=True, timeout=240)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **changes},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The hash grid against published sizes, hand-computed rows and a twin that walks point by point."""
+"""The hash grid against published sizes, hand-computed rows and a slow point-by-point reference."""
 
 import itertools
 import math
@@ -22,14 +22,16 @@ def random_grid(config: HashGridConfig) -> HashGrid:
     return grid.double()
 
 
-def twins(grid: HashGrid, points: torch.Tensor) -> torch.Tensor:
-    """All points [N, 3] one by one."""
+def reference(grid: HashGrid, points: torch.Tensor) -> torch.Tensor:
+    """Return features [N, L * F] of points [N, 3], one by one."""
     table = grid.table.tolist()
-    return torch.tensor([twin(grid.config, table, point) for point in points.tolist()], dtype=torch.float64)
+    return torch.tensor(
+        [reference_point(grid.config, table, point) for point in points.tolist()], dtype=torch.float64
+    )
 
 
-def twin(config: HashGridConfig, table: list[list[float]], point: list[float]) -> list[float]:
-    """One point in plain Python integers and floats, from the published rules."""
+def reference_point(config: HashGridConfig, table: list[list[float]], point: list[float]) -> list[float]:
+    """Return the features of one point in plain Python, by the published rules."""
     features: list[float] = []
     offset = 0
     for level in range(config.num_levels):
@@ -55,7 +57,7 @@ def twin(config: HashGridConfig, table: list[list[float]], point: list[float]) -
     return features
 
 
-def test_published_size_has_12_60_million_parameters():
+def test_published_parameter_count():
     levels = module.grid_levels(HashGridConfig())
     assert levels[-1].offset + levels[-1].size == 12_599_920 // 2
     assert [level.resolution for level in levels[:3]] == [16, 24, 34]
@@ -64,16 +66,16 @@ def test_published_size_has_12_60_million_parameters():
     assert all(level.offset % 8 == 0 for level in levels)
 
 
-def test_table_starts_small_and_uniform():
+def test_table_initialization():
     table = HashGrid(SMALL).table
     assert table.dtype == torch.float32
     assert table.abs().max() <= 1e-4
     assert table.std().item() == pytest.approx(1e-4 / math.sqrt(3), rel=0.05)
 
 
-def test_rows_by_hand():
+def test_rows_equal_hand_computed():
     dense = module.GridLevel(scale=7.0, resolution=8, offset=100, size=512)
-    # 0.5 * 7 + 0.5 = 4.0: corners 4 and 5, all weight on the lower one; z fastest outside.
+    # 0.5 * 7 + 0.5 = 4.0: corners 4 and 5, all weight on the lower one; z varies slowest.
     rows, weights = module.corners(torch.tensor([[0.5], [0.5], [0.5]]), dense)
     assert rows[0].item() == 100 + 4 + 4 * 8 + 4 * 64
     assert rows[1].item() == rows[0].item() + 1  # x is the fastest corner
@@ -86,27 +88,27 @@ def test_rows_by_hand():
 
 
 @pytest.mark.parametrize("through_points", [False, True])
-def test_equals_the_twin(through_points: bool):
+def test_equals_reference(through_points: bool):
     grid = random_grid(SMALL)
     assert [level.dense for level in grid.levels] == [True, True, False, False]
     points = torch.rand(40, 3, dtype=torch.float64)
     points[:3] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.5]])
-    expected = twins(grid, points)
+    expected = reference(grid, points)
     features = grid(points.requires_grad_(through_points))
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
 
 
-def test_published_levels_equal_the_twin():
-    """Large tables, coordinates up to 4096: the int32 products must wrap as unsigned ones do."""
+def test_published_levels_equal_reference():
+    """Large tables and coordinates up to 4096: int32 products must wrap as uint32."""
     torch.manual_seed(0)
     config = HashGridConfig(features_per_level=1, log2_table_size=14)
     grid = random_grid(config)
     points = torch.rand(11, 3, dtype=torch.float64)
-    expected = twins(grid, points)
+    expected = reference(grid, points)
     torch.testing.assert_close(grid(points), expected, rtol=0, atol=1e-12)
 
 
-def test_table_gradient_equals_plain_autograd_and_the_adjoint(monkeypatch: pytest.MonkeyPatch):
+def test_table_gradient_equals_autograd_and_adjoint(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CPU_CHUNK", 7)  # several chunks, the last one short
     grid = random_grid(SMALL)
     points = torch.rand(2, 15, 3, dtype=torch.float64)
@@ -121,7 +123,7 @@ def test_table_gradient_equals_plain_autograd_and_the_adjoint(monkeypatch: pytes
     torch.testing.assert_close((direction * fast).sum(), product, rtol=1e-12, atol=1e-12)
 
 
-def test_gradient_in_points_equals_finite_differences():
+def test_point_gradient_equals_finite_differences():
     grid = random_grid(SMALL)
     points = 0.1 + 0.8 * torch.rand(20, 3, dtype=torch.float64)
     seed = torch.randn(20, 16, dtype=torch.float64)
@@ -134,7 +136,7 @@ def test_gradient_in_points_equals_finite_differences():
         torch.testing.assert_close(gradient[:, axis], slope, rtol=1e-5, atol=1e-5)
 
 
-def test_float32_and_points_outside():
+def test_float32_and_points_outside_box():
     grid = random_grid(SMALL)
     points = torch.rand(100, 3)
     exact = grid(points.double())
@@ -148,6 +150,6 @@ def test_float32_and_points_outside():
     ("setting", "value"),
     [("num_levels", 0), ("features_per_level", 0), ("log2_table_size", 2), ("growth", 0.5)],
 )
-def test_impossible_sizes_are_refused(setting: str, value: float):
+def test_bad_sizes_raise(setting: str, value: float):
     with pytest.raises(ValueError, match=setting):
         HashGridConfig(**{setting: value})

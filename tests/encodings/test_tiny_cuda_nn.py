@@ -1,8 +1,8 @@
-"""What tiny-cuda-nn's PyTorch binding asks of gradients, by a stand-in that computes real numbers on a CPU.
+"""Contiguous gradients for tiny-cuda-nn's PyTorch binding, with a stub that computes real values on a CPU.
 
-The binding pads points to a multiple of 256 and cuts its output; where nothing was padded the cut is the
-identity, and the gradient reaches its C++ code as it comes. That reads memory as rows: newer versions refuse
-a gradient that is not contiguous, older ones misread it.
+The binding pads points to a multiple of 256 and slices its output. Without padding, the slice is the identity
+and the gradient reaches the C++ code with its strides. That code assumes contiguous rows: for other gradients,
+newer versions raise and older ones misread memory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from generators.hyper_ingp import HyperINGPConfig
 GRID = HashGridConfig(num_levels=4, log2_table_size=10, base_resolution=4, growth=1.7)
 
 
-class StandIn(torch.nn.Module):
-    """`tinycudann.Encoding` of one grid."""
+class StubEncoding(torch.nn.Module):
+    """A `tinycudann.Encoding` of one grid."""
 
     grid: HashGrid
-    sizes: list[int]  # points of each backward pass
+    sizes: list[int]  # number of points in each backward pass
 
     def __init__(self, dims: int, shape: dict, dtype: torch.dtype) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class StandIn(torch.nn.Module):
         missing = -len(points) % 256
         padded = torch.nn.functional.pad(points, (0, 0, 0, missing)) if missing else points
         out = _Native.apply(self, padded.contiguous(), self.params.contiguous())
-        return out[: len(points), : out.shape[1]]  # both cuts the identity where nothing was padded
+        return out[: len(points), : out.shape[1]]  # both slices are the identity without padding
 
 
 class _Native(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, encoding: StandIn, points: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, encoding: StubEncoding, points: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
         assert points.is_contiguous() and params.is_contiguous()
         assert points.dtype == params.dtype == torch.float32
         grid = encoding.grid
@@ -57,12 +57,12 @@ class _Native(torch.autograd.Function):
         if not gradient.is_contiguous():
             raise RuntimeError(f"dL_doutput must be contiguous, got strides {gradient.stride()}")
         ctx.encoding.sizes.append(len(gradient))
-        (own,) = torch.autograd.grad(ctx.out, ctx.table, gradient)
-        return None, None, own.reshape(-1)
+        (table_grad,) = torch.autograd.grad(ctx.out, ctx.table, gradient)
+        return None, None, table_grad.reshape(-1)
 
 
 def gradient_of(generator: torch.nn.Module, num_prompts: int, points: int) -> torch.Tensor:
-    """Of the table, by a loss of the distances at so many points of each prompt."""
+    """Return the table's gradient for a loss on the distances at `points` points of each prompt."""
     generator.zero_grad()
     random = torch.Generator().manual_seed(1)
     text = TextCondition(
@@ -70,29 +70,29 @@ def gradient_of(generator: torch.nn.Module, num_prompts: int, points: int) -> to
         tokens=torch.zeros(num_prompts, 1, 8),
         mask=torch.ones(num_prompts, 1, dtype=torch.bool),
     )
-    where = torch.rand(num_prompts, points, 3, generator=random) - 0.5
-    generator(text).sdf(where).square().sum().backward()
+    positions = torch.rand(num_prompts, points, 3, generator=random) - 0.5
+    generator(text).sdf(positions).square().sum().backward()
     return generator.grid.table.grad.clone()
 
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 @pytest.mark.parametrize("points", [256, 300, 512])
 @pytest.mark.parametrize("extra", [{}, {"include_position": True}, {"shared_width": 16}])
-def test_gradients_arrive_as_the_binding_reads_them(num_prompts, points, extra, monkeypatch):
+def test_gradients_are_contiguous(num_prompts, points, extra, monkeypatch):
     torch.manual_seed(0)
     generator = HyperINGPConfig(grid=GRID, hidden=(16,), **extra).build(8)
     torch.nn.init.normal_(generator.grid.table, std=0.1)
     expected = gradient_of(generator, num_prompts, points)
-    monkeypatch.setattr(StandIn, "grid", generator.grid, raising=False)
-    monkeypatch.setattr(StandIn, "sizes", [], raising=False)
-    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=StandIn))
+    monkeypatch.setattr(StubEncoding, "grid", generator.grid, raising=False)
+    monkeypatch.setattr(StubEncoding, "sizes", [], raising=False)
+    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=StubEncoding))
     monkeypatch.setattr(HashGrid, "engine", "tiny-cuda-nn")
     torch.testing.assert_close(gradient_of(generator, num_prompts, points), expected)
-    assert StandIn.sizes == [-(-num_prompts * points // 256) * 256]
+    assert StubEncoding.sizes == [-(-num_prompts * points // 256) * 256]
 
 
-def test_a_render_of_one_prompt(monkeypatch):
-    """The whole way: 64 rays of 16 samples, and 4 more for each normal."""
+def test_render_of_one_prompt(monkeypatch):
+    """End to end: 64 rays of 16 samples, and 4 evaluations per normal."""
     torch.manual_seed(0)
     generator = HyperINGPConfig(grid=GRID, hidden=(16,)).build(8)
     text = TextCondition(
@@ -104,16 +104,23 @@ def test_a_render_of_one_prompt(monkeypatch):
     def gradient() -> torch.Tensor:
         generator.zero_grad()
         image = render(
-            generator(text), cameras, 8, 8, config=config, background=torch.zeros(1, 1, 3), sharpness=30.0,
-            training=True, want_normal=True,
-        )  # fmt: skip
+            generator(text),
+            cameras,
+            8,
+            8,
+            config=config,
+            background=torch.zeros(1, 1, 3),
+            sharpness=30.0,
+            training=True,
+            want_normal=True,
+        )
         (image.rgb.square().sum() + image.samples.gradient.square().sum()).backward()
         return generator.grid.table.grad.clone()
 
     expected = gradient()
-    monkeypatch.setattr(StandIn, "grid", generator.grid, raising=False)
-    monkeypatch.setattr(StandIn, "sizes", [], raising=False)
-    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=StandIn))
+    monkeypatch.setattr(StubEncoding, "grid", generator.grid, raising=False)
+    monkeypatch.setattr(StubEncoding, "sizes", [], raising=False)
+    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=StubEncoding))
     monkeypatch.setattr(HashGrid, "engine", "tiny-cuda-nn")
     torch.testing.assert_close(gradient(), expected)
-    assert sorted(StandIn.sizes) == [4 * 64, 64 * 16]
+    assert sorted(StubEncoding.sizes) == [4 * 64, 64 * 16]

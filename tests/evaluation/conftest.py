@@ -33,7 +33,7 @@ class Ball:
     def sdf(self, points: Tensor) -> Tensor:
         return (points - points.new_tensor(self.center)).norm(dim=-1) - self.radius
 
-    def colour(self, points: Tensor) -> Tensor:
+    def color(self, points: Tensor) -> Tensor:
         albedo = points.new_tensor(self.albedo).expand(points.shape).clone()
         spots = ((1, 0, 0), (0, 1, 0), (-1, 0, 0), (0, -1, 0))
         for quarter in self.marked:
@@ -54,8 +54,8 @@ class BallScene:
         assert points.norm(dim=-1).max() <= self.bounding_radius + 1e-5, "queried outside the bounding ball"
         return torch.stack([ball.sdf(row) for ball, row in zip(self.balls, points, strict=True)])
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        radiance = [ball.colour(row) for ball, row in zip(self.balls, points, strict=True)]
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        radiance = [ball.color(row) for ball, row in zip(self.balls, points, strict=True)]
         return self.sdf(points), torch.stack(radiance)
 
 
@@ -69,7 +69,7 @@ def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Ren
         root = ball.radius**2 - origins.square().sum(-1) + along**2
         hit = root > 0
         surface = origins + (along - root.clamp(min=0).sqrt())[:, None] * directions
-        images.append(torch.where(hit[:, None], ball.colour(surface), torch.tensor(GRAY)))
+        images.append(torch.where(hit[:, None], ball.color(surface), torch.tensor(GRAY)))
         hits.append(hit)
     shape = (len(balls), *rays.shape)
     opacity = torch.stack(hits).float().reshape(shape)

@@ -160,7 +160,7 @@ def test_recall_is_the_fraction_of_views(toys, tmp_path):
     """Only the front of the ball is white, so one of four views matches "something white"."""
 
     class Capped(toys.Ball):
-        def colour(self, points):
+        def color(self, points):
             white = points[..., :1] > 0.6 * self.radius
             return torch.where(white, 1.0, torch.tensor(toys.COLORS["green"]))
 

@@ -115,7 +115,7 @@ def test_a_mark_off_the_axis_is_probed_along_the_view_direction(toys):
     class Offset(toys.Ball):
         front_mark = (0.4, 0.3, 0.0)  # on the sphere of radius 0.5, seen from +x
 
-        def colour(self, points):
+        def color(self, points):
             albedo = points.new_tensor(self.albedo).expand(points.shape).clone()
             albedo[(points - points.new_tensor(self.front_mark)).norm(dim=-1) < 0.05] = 1.0
             return albedo

@@ -12,7 +12,7 @@ from amortized.config import ConfigError, load_config
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
 from amortized.types import Scene
-from generators import GENERATORS, config_class
+from generators import GENERATORS
 from generators.conv3d import Conv3DConfig
 from generators.hyper_ingp import HyperINGPConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
@@ -89,7 +89,7 @@ def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, n
 def test_the_sdf_alone_is_the_one_that_comes_with_colours(name: str):
     scene = trained_like(name)(in_double(texts(2)))
     points = torch.rand(2, 50, 3).double() - 0.5
-    torch.testing.assert_close(scene.sdf(points), scene.sdf_and_radiance(points)[0])
+    torch.testing.assert_close(scene.sdf(points), scene.sdf_and_albedo(points)[0])
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -99,7 +99,7 @@ def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
     exact = generator(text, z).sdf(points)
     with torch.autocast("cpu", torch.bfloat16):
         scene = generator(text, z)
-    sdf, rgb = scene.sdf_and_radiance(points)
+    sdf, rgb = scene.sdf_and_albedo(points)
     assert sdf.dtype == rgb.dtype == torch.float32
     change = (exact - (points.norm(dim=-1) - 0.6)).square().mean().sqrt()
     assert 0 < (sdf - exact).square().mean().sqrt() < 0.1 * change
@@ -137,11 +137,10 @@ def test_parts_compile_whole(name: str):
 def test_names_choose_settings():
     from amortized.commands.compose import RunConfig
 
-    assert {name.split(" ")[0] for name in TINY} == {config_class(line)().name for line in GENERATORS}
+    assert {name.split(" ")[0] for name in TINY} == set(GENERATORS)
     given = ["output=o", "corpus=shapes16", "prior=p"]
-    for line in GENERATORS:
-        cls = config_class(line)
-        chosen = load_config(RunConfig, None, [*given, f"generator.name={cls().name}"]).generator
+    for name, cls in GENERATORS.items():
+        chosen = load_config(RunConfig, None, [*given, f"generator.name={name}"]).generator
         assert chosen == cls()
     assert load_config(RunConfig, None, given).generator == HyperINGPConfig()
     with pytest.raises(ConfigError, match="generator.name must be one of hyper-ingp, 3dconv-net"):

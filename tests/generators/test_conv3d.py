@@ -31,7 +31,7 @@ def test_every_prompt_starts_as_the_mid_grey_sphere():
     scene = Conv3DNet(TINY, TEXT_DIM)(texts(3))
     assert isinstance(scene, Scene) and volume_of(scene).shape == (3, 5, 16, 16, 16)
     points = (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
-    sdf, albedo = scene.sdf_and_radiance(points)
+    sdf, albedo = scene.sdf_and_albedo(points)
     torch.testing.assert_close(sdf, points.norm(dim=-1) - 0.8, rtol=0, atol=0.06)
     torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.02)
 

@@ -38,7 +38,7 @@ def test_every_prompt_starts_as_the_mid_grey_sphere(config: HyperINGPConfig):
     assert isinstance(scene, Scene)
     assert scene.bounding_radius == config.bounding_radius
     points = config.bounding_radius * (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
-    sdf, albedo = scene.sdf_and_radiance(points)
+    sdf, albedo = scene.sdf_and_albedo(points)
     torch.testing.assert_close(sdf, points.norm(dim=-1) - config.sphere_radius, rtol=0, atol=0.005)
     torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.005)
 
@@ -51,11 +51,11 @@ def test_the_first_gradient_reaches_every_layer():
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        sdf, albedo = generator(text).sdf_and_radiance(points)
+        sdf, albedo = generator(text).sdf_and_albedo(points)
         (sdf[0].square().mean() + (albedo[1] - 0.9).square().mean()).backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in generator.parameters())
         optimizer.step()
-    sdf, albedo = generator(text).sdf_and_radiance(points)
+    sdf, albedo = generator(text).sdf_and_albedo(points)
     assert (sdf[0] - sdf[1]).abs().mean() > 1e-3
     assert albedo[1].mean() > 0.51
 
@@ -63,7 +63,7 @@ def test_the_first_gradient_reaches_every_layer():
 def test_heads_follow_the_formula():
     generator = trained_like(PLAIN).double()
     text, points = in_double(texts(1)), torch.rand(1, 9, 3).double() - 0.5
-    sdf, albedo = generator(text).sdf_and_radiance(points)
+    sdf, albedo = generator(text).sdf_and_albedo(points)
     flat = generator.hypernet(text.pooled)[0]
     widths = [(16, 16), (16, 8), (8, 1), (16, 16), (16, 8), (8, 3)]  # grid 4 x 4 = 16 features
     matrices, start = [], 0

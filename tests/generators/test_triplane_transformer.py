@@ -45,7 +45,7 @@ def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerC
     scene = TriplaneTransformer(config, TEXT_DIM)(texts(3))
     assert isinstance(scene, Scene) and planes_of(scene).shape == (3, 3, 4, 6, 6)
     points = (2 * torch.rand(3, 50, 3) - 1) / 3**0.5
-    sdf, albedo = scene.sdf_and_radiance(points)
+    sdf, albedo = scene.sdf_and_albedo(points)
     torch.testing.assert_close(sdf, points.norm(dim=-1) - 0.8, rtol=0, atol=0.02)
     torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.01)
 

@@ -1,10 +1,11 @@
-"""Density, sampling, compositing, backgrounds and shading, each against its formula."""
+"""Quadrature, backgrounds and shading against their formulas."""
 
 import math
 
 import pytest
 import torch
 
+from amortized.config import build_config
 from amortized.rendering import (
     BackgroundConfig,
     ShadingConfig,
@@ -12,8 +13,14 @@ from amortized.rendering import (
     laplace_density,
     sdf_gradient,
 )
-from amortized.rendering.compositing import compositing_weights
-from amortized.rendering.sampling import even_edges, importance_edges, positions_in, sphere_bounds, subdivide
+from amortized.rendering.quadrature import (
+    compositing_weights,
+    even_edges,
+    importance_edges,
+    positions_in,
+    sphere_bounds,
+    subdivide,
+)
 from amortized.rendering.shading import brightness, normals
 from tests.rendering.scenes import Balls, Cubes
 
@@ -33,7 +40,7 @@ def test_density_gradient():
     assert torch.autograd.gradcheck(laplace_density, (sdf, sharpness))
 
 
-def test_compositing_equals_a_python_loop():
+def test_compositing_equals_python_loop():
     torch.manual_seed(0)
     densities = 40 * torch.rand(5, 12, dtype=torch.float64) ** 4
     lengths = 0.2 * torch.rand(5, 12, dtype=torch.float64)
@@ -51,7 +58,7 @@ def test_compositing_equals_a_python_loop():
     torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_compositing_gradient_even_through_an_opaque_interval():
+def test_compositing_gradient_through_opaque_interval():
     densities = torch.tensor([[0.5, 3.0, 800.0, 2.0], [0.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
     lengths = torch.full_like(densities, 0.3)
     assert torch.autograd.gradcheck(
@@ -63,23 +70,23 @@ def test_sphere_bounds():
     origins = torch.tensor([[3.0, 0, 0], [3.0, 0, 0], [0.2, 0, 0], [3.0, 0, 0], [3.0, 0.6, 0]])
     directions = torch.tensor([[-1.0, 0, 0], [0, 1.0, 0], [1.0, 0, 0], [1.0, 0, 0], [-1.0, 0, 0]])
     near, far, hit = sphere_bounds(origins, directions, 1.0)
-    # through the centre; sideways; camera inside; ball behind; off centre by 0.6: half chord 0.8
+    # through the center; sideways; camera inside; ball behind; off center by 0.6: half chord 0.8
     assert hit.tolist() == [True, False, True, False, True]
     assert near.tolist() == pytest.approx([2.0, 0.0, 0.0, 0.0, 2.2])
     assert far.tolist() == pytest.approx([4.0, 0.0, 0.8, 0.0, 3.8])
 
 
-def test_positions_lie_in_their_intervals():
+def test_positions_lie_in_intervals():
     edges = even_edges(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.5]]), 4)
     torch.testing.assert_close(edges[0], torch.tensor([[1, 1.5, 2, 2.5, 3], [2, 2.125, 2.25, 2.375, 2.5]]))
     torch.testing.assert_close(positions_in(edges, None)[0, 0], torch.tensor([1.25, 1.75, 2.25, 2.75]))
     u = torch.rand(1, 2, 4)
-    t = positions_in(edges, u)
-    assert torch.all((t >= edges[..., :-1]) & (t <= edges[..., 1:]))
-    torch.testing.assert_close((t - edges[..., :-1]) / edges.diff(dim=-1), u)
+    positions = positions_in(edges, u)
+    assert torch.all((positions >= edges[..., :-1]) & (positions <= edges[..., 1:]))
+    torch.testing.assert_close((positions - edges[..., :-1]) / edges.diff(dim=-1), u)
 
 
-def test_importance_edges_split_the_weight_equally():
+def test_importance_edges_split_weight_equally():
     torch.manual_seed(0)
     edges = torch.rand(3, 2, 9, dtype=torch.float64).cumsum(dim=-1)
     weights = torch.rand(3, 2, 8, dtype=torch.float64) ** 6
@@ -103,25 +110,25 @@ def test_importance_edges_of_empty_and_degenerate_rays():
 
 def test_subdivide_interpolates_lines_exactly():
     edges = torch.tensor([[0.0, 1.0, 3.0]])
-    parts, middles = subdivide(edges, 5 - 2 * edges, 4)
-    torch.testing.assert_close(parts, torch.tensor([[0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3]]))
-    torch.testing.assert_close(middles, 5 - 2 * (parts[:, 1:] + parts[:, :-1]) / 2)
+    fine_edges, midpoints = subdivide(edges, 5 - 2 * edges, 4)
+    torch.testing.assert_close(fine_edges, torch.tensor([[0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3]]))
+    torch.testing.assert_close(midpoints, 5 - 2 * (fine_edges[:, 1:] + fine_edges[:, :-1]) / 2)
 
 
 def test_backgrounds():
     u = torch.rand(2, 3, 3)
     assert torch.equal(background_from_uniform(BackgroundConfig(kind="random-rgb"), u), u)
-    grey = background_from_uniform(BackgroundConfig(kind="random-grey"), u)
-    assert torch.equal(grey, torch.stack([u[..., 0]] * 3, dim=-1))
+    gray = background_from_uniform(BackgroundConfig(kind="random-grey"), u)
+    assert torch.equal(gray, torch.stack([u[..., 0]] * 3, dim=-1))
     plain = background_from_uniform(BackgroundConfig(colour=(0.1, 0.2, 0.3)), u)
     torch.testing.assert_close(plain, torch.tensor([0.1, 0.2, 0.3]).expand(2, 3, 3))
     with pytest.raises(ValueError, match="random-grey"):
-        BackgroundConfig(kind="grey")
+        build_config(BackgroundConfig, {"kind": "grey"})
     with pytest.raises(ValueError, match="colour"):
         BackgroundConfig(colour=(0.0, 1.0, 2.0))
 
 
-def test_gradient_takes_four_evaluations_and_is_the_exact_normal():
+def test_sdf_gradient_takes_four_evaluations():
     scene = Balls(torch.tensor([0.5, 0.3], dtype=torch.float64))
     points = torch.randn(2, 20, 3, dtype=torch.float64)
     points = 0.6 * points / points.norm(dim=-1, keepdim=True)
@@ -134,7 +141,7 @@ def test_gradient_takes_four_evaluations_and_is_the_exact_normal():
     torch.testing.assert_close(sdf_gradient(cube, face, 1e-3), exact, rtol=0, atol=1e-9)
 
 
-def test_stencil_never_leaves_the_ball():
+def test_stencil_stays_in_ball():
     scene = Balls(torch.tensor([0.5]), bounding_radius=0.8)
     points = torch.nn.functional.normalize(torch.randn(1, 50, 3), dim=-1) * 0.9
     assert sdf_gradient(scene, points, 0.05).isfinite().all()
@@ -158,6 +165,6 @@ def test_brightness():
         ({"ambient": 0.5, "diffuse": 0.6}, "sum to at most 1"),
     ],
 )
-def test_bad_lights_are_refused(settings: dict, match: str):
+def test_bad_shading_raises(settings: dict, match: str):
     with pytest.raises(ValueError, match=match):
-        ShadingConfig(**settings)
+        build_config(ShadingConfig, settings)

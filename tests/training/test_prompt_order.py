@@ -232,7 +232,7 @@ def test_order_settings_that_cannot_be(tmp_path: Path):
     for text in ("", "{}", '{"prompts": 7}', '{"prompts": [7]}', '{"prompts": [{"id": "x"}]}'):
         path.write_text(text)
         with pytest.raises(
-            ValueError, match=f"order.by: {path} is no results.json with a column recall_at_1"
+            ValueError, match=f"prompt_order.by: {path} is not a results.json with a column recall_at_1"
         ):
             build_prompt_order(PromptOrderConfig(kind="curriculum", by=str(path)), corpus, 0)
     with pytest.raises(ValueError, match="is no results.json"):

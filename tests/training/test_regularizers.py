@@ -18,8 +18,8 @@ def rays(seen: torch.Tensor, **values: torch.Tensor) -> RaySamples:
     """Samples [P, K, 2]: half of each ray's light from either, at 1 and 1; `values` change that."""
     like = torch.ones(*seen.shape, 2, dtype=torch.float64)
     ahead = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64).expand(*seen.shape, 3)
-    plain = {"sdf": like, "weights": 0.5 * like, "t": like, "directions": ahead}
-    return RaySamples(seen=seen, **{**plain, **values})
+    plain = {"sdf": like, "weights": 0.5 * like, "t_positions": like, "directions": ahead}
+    return RaySamples(valid=seen, **{**plain, **values})
 
 
 def test_sparsity():
@@ -69,7 +69,7 @@ def test_orient_punishes_what_looks_away_by_its_opacity():
 def test_z_variance_is_that_of_the_samples_depth():
     t = torch.tensor([[[1.0, 3.0], [1.0, 9.0]], [[2.0, 2.0], [1.0, 2.0]]], dtype=torch.float64)
     weights = torch.tensor([[[0.6, 0.2], [0.2, 0.2]], [[0.5, 0.5], [0.3, 0.6]]], dtype=torch.float64)
-    got = regularizers.z_variance(rays(torch.ones(2, 2, dtype=torch.bool), t=t, weights=weights))
+    got = regularizers.z_variance(rays(torch.ones(2, 2, dtype=torch.bool), t_positions=t, weights=weights))
     # Means 1.5 and 5/3; the second ray of the first prompt is too thin to count.
     first = 0.75 * 0.25 + 0.25 * 2.25
     second = (0 + (1 / 3 * 4 / 9 + 2 / 3 * 1 / 9)) / 2

@@ -30,8 +30,8 @@ from amortized.training import BaseRunConfig, LossConfig, Trainer, TrainerConfig
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
+from generators.environment import HashEnvironmentConfig, WithEnvironment
 from generators.hyper_ingp import HyperINGPConfig
-from generators.surroundings import HashSurroundingsConfig, Surrounded
 from generators.triplane_transformer import TriplaneTransformerConfig
 
 COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
@@ -129,7 +129,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     )
     plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8, z_dim=z_dim).build(width)
     if generator == "surrounded":
-        generator = Surrounded(plain, HashSurroundingsConfig(grid=grid, hidden=4).build(width))
+        generator = WithEnvironment(plain, HashEnvironmentConfig(grid=grid, hidden=4).build(width))
     elif isinstance(generator, str):
         generator = TINY[generator].build(width)
     generator = generator or plain

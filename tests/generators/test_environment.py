@@ -6,21 +6,21 @@ import torch
 from amortized.cameras import camera_rays, orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, render
-from amortized.types import Scene, SurroundedScene
+from amortized.types import Scene, SceneWithBackground
+from generators.environment import HashEnvironmentConfig, SHEnvironmentConfig, WithEnvironment
 from generators.hyper_ingp import HyperINGPConfig
-from generators.surroundings import HashSurroundingsConfig, SHSurroundingsConfig, Surrounded
 from tests.generators.helpers import TEXT_DIM, in_double, moved, rows_of, texts
 from tests.rendering import scenes
 
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
-KINDS = {"hash": HashSurroundingsConfig(grid=GRID, hidden=8), "sh": SHSurroundingsConfig()}
+KINDS = {"hash": HashEnvironmentConfig(grid=GRID, hidden=8), "sh": SHEnvironmentConfig()}
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, lattice=10)
 
 
-def trained_like(kind: str) -> Surrounded:
+def trained_like(kind: str) -> WithEnvironment:
     torch.manual_seed(0)
     generator = HyperINGPConfig(grid=GRID, hidden=(8,), z_dim=3).build(TEXT_DIM)
-    module = Surrounded(generator, KINDS[kind].build(TEXT_DIM))
+    module = WithEnvironment(generator, KINDS[kind].build(TEXT_DIM))
     return moved(module, by=0.3).double()
 
 
@@ -30,7 +30,7 @@ def look(scene: Scene, num_prompts: int, num_views: int, own: torch.Tensor | Non
     colours = torch.tensor([0.2, 0.4, 0.6]).double().expand(num_prompts, num_views, 3)
     image = render(
         scene, cameras, 8, 8, config=RENDERER, background=colours, sharpness=20.0, training=True,
-        own_background=own,
+        show_environment=own,
     )  # fmt: skip
     return image.rgb
 
@@ -70,7 +70,7 @@ def test_images_of_a_batch_equal_those_one_by_one(kind: str, num_prompts: int, n
 def test_the_corner_of_an_image_is_the_colour_of_its_direction(kind: str):
     module = trained_like(kind)
     scene = module(in_double(texts(2)))
-    assert isinstance(scene, SurroundedScene) and isinstance(scene, Scene) and module.z_dim == 3
+    assert isinstance(scene, SceneWithBackground) and isinstance(scene, Scene) and module.z_dim == 3
     plain = look(scene, 2, 2, None)
     assert torch.equal(plain[:, :, 0, 0], torch.tensor([0.2, 0.4, 0.6]).double().expand(2, 2, 3))
     own = look(scene, 2, 2, torch.tensor([[True, False], [False, True]]))
@@ -84,7 +84,7 @@ def test_the_corner_of_an_image_is_the_colour_of_its_direction(kind: str):
     assert own.requires_grad
     evaluated = render(
         scene, cameras, 8, 8, config=RENDERER, background=plain[:, :, 0, 0].detach(), sharpness=20.0,
-        training=False, own_background=torch.ones(2, 2, dtype=torch.bool),
+        training=False, show_environment=torch.ones(2, 2, dtype=torch.bool),
     )  # fmt: skip
     assert not evaluated.rgb.requires_grad
     torch.testing.assert_close(evaluated.rgb[:, :, 0, 0], expected.detach())
@@ -100,9 +100,9 @@ def test_a_plain_scene_ignores_the_wish():
 
 def test_bad_sizes_are_named():
     for config, name, value in (
-        (HashSurroundingsConfig, "hidden", 0),
-        (SHSurroundingsConfig, "num_bands", 5),
-        (SHSurroundingsConfig, "hidden", (0,)),
+        (HashEnvironmentConfig, "hidden", 0),
+        (SHEnvironmentConfig, "num_bands", 5),
+        (SHEnvironmentConfig, "hidden", (0,)),
     ):
         with pytest.raises(ValueError, match=name):
             config(**{name: value})

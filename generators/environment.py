@@ -29,7 +29,7 @@ from amortized.types import Scene, TextCondition
 
 
 @dataclass(frozen=True, kw_only=True)
-class HashSurroundingsConfig:
+class HashEnvironmentConfig:
     """A hash grid over directions that all prompts share, read by a network that the text writes.
 
     The published grid's levels all have the same resolution by oversight; these grow.
@@ -53,11 +53,11 @@ class HashSurroundingsConfig:
 
     def build(self, text_dim: int) -> nn.Module:
         """The untrained module, for text of width `text_dim`."""
-        return HashSurroundings(self, text_dim)
+        return HashEnvironment(self, text_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SHSurroundingsConfig:
+class SHEnvironmentConfig:
     """A small network of spherical harmonics, the same for all prompts."""
 
     name: Literal["sh"] = "sh"
@@ -72,16 +72,16 @@ class SHSurroundingsConfig:
 
     def build(self, text_dim: int) -> nn.Module:
         """The untrained module; `text_dim` is not read."""
-        return SHSurroundings(self)
+        return SHEnvironment(self)
 
 
-SurroundingsConfig = HashSurroundingsConfig | SHSurroundingsConfig
+EnvironmentConfig = HashEnvironmentConfig | SHEnvironmentConfig
 
 
-class HashSurroundings(nn.Module):
+class HashEnvironment(nn.Module):
     """TextCondition to a map from directions [P, R, 3] to colours [P, R, 3] in (0, 1)."""
 
-    def __init__(self, config: HashSurroundingsConfig, text_dim: int) -> None:
+    def __init__(self, config: HashEnvironmentConfig, text_dim: int) -> None:
         super().__init__()
         self.grid = HashGrid(config.grid)
         self.widths = (config.grid.num_features, config.hidden, 3)
@@ -102,10 +102,10 @@ class HashSurroundings(nn.Module):
         return torch.sigmoid(batched_mlp(self.grid(0.5 * directions + 0.5), weights))
 
 
-class SHSurroundings(nn.Module):
+class SHEnvironment(nn.Module):
     """TextCondition, unread, to a map from directions [P, R, 3] to colours [P, R, 3] in (0, 1)."""
 
-    def __init__(self, config: SHSurroundingsConfig) -> None:
+    def __init__(self, config: SHEnvironmentConfig) -> None:
         super().__init__()
         self.num_bands = config.num_bands
         self.head = BiasFreeMLP((config.num_bands**2, *config.hidden, 3))
@@ -117,7 +117,7 @@ class SHSurroundings(nn.Module):
         return torch.sigmoid(self.head(spherical_harmonics(directions, self.num_bands)))
 
 
-class Surrounded(nn.Module):
+class WithEnvironment(nn.Module):
     """A generator and surroundings, trained together: text and z to a scene with a background."""
 
     def __init__(self, generator: nn.Module, surroundings: nn.Module) -> None:
@@ -125,12 +125,12 @@ class Surrounded(nn.Module):
         self.generator, self.surroundings = generator, surroundings
         self.z_dim = getattr(generator, "z_dim", 0)
 
-    def forward(self, text: TextCondition, z: Tensor | None = None) -> SurroundedScene:
-        return SurroundedScene(self.generator(text, z), self.surroundings(text))
+    def forward(self, text: TextCondition, z: Tensor | None = None) -> EnvironmentScene:
+        return EnvironmentScene(self.generator(text, z), self.surroundings(text))
 
 
 @dataclass(frozen=True, eq=False)
-class SurroundedScene:
+class EnvironmentScene:
     """A `Scene` with a background of its own."""
 
     scene: Scene
@@ -145,6 +145,6 @@ class SurroundedScene:
         """Signed distance [P, N] at points [P, N, 3]."""
         return self.scene.sdf(points)
 
-    def sdf_and_radiance(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [P, N] and albedo [P, N, 3], from one field evaluation."""
-        return self.scene.sdf_and_radiance(points)
+        return self.scene.sdf_and_albedo(points)
