@@ -2,7 +2,7 @@
 
 Around any generator, chosen by `environment.name`. Both colour a direction of sight and know nothing
 of the camera's place. Without surroundings, images have the plain colours of the section `background`;
-with them, `background.own_share` of the training images show them and the others a plain colour,
+with them, `background.environment_share` of the training images show them and the others a plain colour,
 which keeps objects from hiding in what is behind them.
 """
 

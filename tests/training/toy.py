@@ -148,7 +148,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         prior=PriorConfig(path="toy"),
         seed=7,
         cameras=cameras,
-        background=BackgroundConfig(colour=(0.5, 0.5, 0.5)),
+        background=BackgroundConfig(color=(0.5, 0.5, 0.5)),
         renderer=renderer,
         losses=losses,
         optimizer=optimizer,
