@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ import torch
 import evaluate
 import train
 from amortized.cli import preset_paths
-from amortized.commands.compose import RunConfig
+from amortized.commands.compose import RunConfig, build_untrained
 from amortized.commands.evaluation import choose_prompts, mark_near_duplicates
 from amortized.commands.main import COMMANDS
 from amortized.commands.main import main as amortized_main
@@ -406,6 +406,21 @@ def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
         assert failed.stderr.strip().count("\n") == 0 and not (tmp_path / "run").exists()
     pooled = run(*small(str(other), tmp_path / "run", f"text.shards=[{text}]", "trainer.steps=2"))
     assert pooled.returncode == 0, pooled.stderr
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    """Not on what was drawn before, and nothing drawn later depends on them."""
+    config = load_config(RunConfig, ROOT / "configs/quickstart.yaml", ["generator.grid.engine=torch"])
+    torch.manual_seed(1)
+    first = build_untrained(config, 8, torch.device("cpu")).state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)
+    torch.manual_seed(2)
+    again = build_untrained(config, 8, torch.device("cpu")).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    other = build_untrained(replace(config, seed=config.seed + 1), 8, torch.device("cpu")).state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
 def test_prompts_are_taken_evenly():
