@@ -14,7 +14,7 @@ from torch import Tensor
 from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
 from amortized.conditioning.views import ViewText
 from amortized.config import geometric_at
-from amortized.guidance import GuidanceOutput, branches_per_image
+from amortized.guidance import GuidanceOutput, queries_per_image
 from amortized.monitoring import Stopwatch
 from amortized.parallel import World
 from amortized.rendering import render
@@ -118,7 +118,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     pieces = Pieces(trainer=trainer)
 
     def per_branch() -> None:
-        for _ in range(branches_per_image(config.guidance, len(pieces.told.negatives))):
+        for _ in range(queries_per_image(config.guidance, len(pieces.told.negatives))):
             noise = pieces.batch.guidance.noise.to(device)
             times = torch.full((len(noise),), 500, device=device)
             guidance.prior.predict_noise(noise, times, pieces.told.positive)

@@ -11,7 +11,7 @@ from torch import nn
 
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import load_config
-from amortized.guidance import Guidance, build_learned
+from amortized.guidance import Guidance, build_guidance, check_guidance
 from amortized.parallel import World
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.random import derive_seed
@@ -84,24 +84,16 @@ def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBan
 
 
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
-    """Build the score-distillation guidance, with its learned reference model if the method has one."""
-    if config.guidance.trajectory.cache and (config.views.direction_step_deg or config.views.perp_neg):
-        raise ValueError(
-            "guidance.trajectory.cache keeps a trajectory for each of a prompt's views, which are too many "
-            "here: it needs views.direction_step_deg=0 and views.perp_neg=false"
-        )
-    learned = config.guidance.learned
-    if learned is None:
-        return Guidance(prior, config.guidance)
-    if config.prior.offload:
-        raise ValueError(
-            "guidance.learned needs the denoiser for its gradient, when prior.offload has taken it away: "
-            "set prior.offload=false"
-        )
-    text = None if learned.text is None else bank.encode_for_prior([learned.text])
-    null = bank.encode_for_prior([config.views.negative_prompt])
-    model = build_learned(learned, prior, null=null, text=text, num_prompts=num_prompts, seed=config.seed)
-    return Guidance(prior, config.guidance, model)
+    """The guidance of a run, with its reference model if the method has one (VSD, LODS)."""
+    check_guidance(config.guidance, config.prior, config.views)
+    return build_guidance(
+        config.guidance,
+        prior,
+        encode=bank.encode_for_prior,
+        num_prompts=num_prompts,
+        seed=config.seed,
+        negative_prompt=config.views.negative_prompt,
+    )
 
 
 def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:

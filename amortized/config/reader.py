@@ -24,6 +24,7 @@ import dataclasses
 import difflib
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -230,7 +231,8 @@ def _with_section(message: str, where: str, fields: Mapping[str, Any]) -> str:
     """A config's error message with the dotted key in front: configs do not know which section they are."""
     if not where or message.startswith(where):
         return message
-    first = message.partition(" ")[0].rstrip(":").partition(".")[0].partition("[")[0]
+    name = re.match(r"\w*", message)
+    first = name[0] if name else ""
     return f"{where}.{message}" if first in fields else f"{where}: {message}"
 
 

@@ -1,47 +1,30 @@
-"""Score distillation: noise source x reference x (t, t') x weight x CFG pair, and named choices of them."""
+"""Score distillation: noise source x reference x (t, t') x weight x CFG pair, and named methods."""
 
-from amortized.guidance.config import GuidanceConfig, GuidanceDraws, LearnedConfig, published
-from amortized.guidance.distillation import (
-    Guidance,
-    GuidanceOutput,
-    Method,
-    branches_per_image,
-    calls_per_image,
-    method_of,
-    surrogate,
-)
-from amortized.guidance.learned import build_learned
-from amortized.guidance.methods import METHODS
-from amortized.guidance.noise import Clean, Noised, NoiseSource
-from amortized.guidance.scores import Branch, Denoiser, Guided, Score, Step, perpendicular
-from amortized.guidance.timesteps import draw_timesteps, share_in_groups, timestep_range
-from amortized.guidance.weights import WEIGHTINGS
+from amortized.guidance.building import build_guidance, check_guidance
+from amortized.guidance.config import GuidanceConfig, LearnedConfig, published
+from amortized.guidance.costs import calls_per_image, queries_per_image
+from amortized.guidance.distillation import Guidance, GuidanceOutput, surrogate
+from amortized.guidance.draws import GuidanceDraws
+from amortized.guidance.learned import LearnedReference, build_learned
+from amortized.guidance.method_table import METHODS
+from amortized.guidance.methods import build_method
+from amortized.guidance.scores import Score
 
 __all__ = [
     "METHODS",
-    "WEIGHTINGS",
-    "Branch",
-    "Clean",
-    "Denoiser",
     "Guidance",
     "GuidanceConfig",
     "GuidanceDraws",
     "GuidanceOutput",
-    "Guided",
     "LearnedConfig",
-    "Method",
-    "NoiseSource",
-    "Noised",
+    "LearnedReference",
     "Score",
-    "Step",
-    "branches_per_image",
+    "build_guidance",
     "build_learned",
+    "build_method",
     "calls_per_image",
-    "draw_timesteps",
-    "method_of",
-    "perpendicular",
+    "check_guidance",
     "published",
-    "share_in_groups",
+    "queries_per_image",
     "surrogate",
-    "timestep_range",
 ]

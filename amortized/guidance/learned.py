@@ -1,20 +1,23 @@
-"""Learned models of the renders: what the prior would have to be told to predict their noise.
+"""Reference models: a text condition or LoRA under which the prior predicts the noise of the renders.
 
-LODS (arXiv 2312.04820) learns a null text or a LoRA for one object; VSD (arXiv 2305.16213) a LoRA that
-reads the text. Over a corpus one null models the mixture of all renders, a null a prompt hardly learns
-(few visits), and `adapter` lets a prompt's tokens say how its null differs.
+LODS (arXiv 2312.04820) learns a null text or a LoRA for one object; VSD (arXiv 2305.16213) a LoRA that is
+queried with the text. Over a corpus, one null models the mixture of all renders; a null per prompt learns
+little, as a prompt has few visits; `adapter` predicts the difference of a prompt's null from its tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from amortized.conditioning.rows import expand_row, take_rows
 from amortized.conditioning.views import ViewText
-from amortized.guidance.config import GuidanceDraws, LearnedConfig
+from amortized.guidance.config import LearnedConfig
+from amortized.guidance.draws import GuidanceDraws
 from amortized.guidance.scores import LearnedText
 from amortized.guidance.timesteps import draw_timesteps, share_in_groups
 from amortized.priors.base import Prior
@@ -24,11 +27,21 @@ from amortized.random import derive_seed, normal
 from amortized.transfer import to_device
 from amortized.types import Cameras, TextCondition
 
-MAX_TABLE_GIB = 16.0
+MAX_TABLE_GIB = 16.0  # of a table of nulls with gradients and moments
+
+
+class LearnedReference(Protocol):
+    """A trainable model of the distribution of renders, as an nn.Module."""
+
+    def __call__(self, text: ViewText, prompts: Tensor) -> LearnedText:
+        """How to query the prior for images with `text` (B rows) of prompts [B] long, any device; B rows."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
 
 
 class LearnedNull(nn.Module):
-    """One text in place of the null; starts as the null."""
+    """One text condition [1, ...] instead of the null, initialized to it."""
 
     mask: Tensor
 
@@ -43,9 +56,9 @@ class LearnedNull(nn.Module):
 
 
 class PromptNulls(nn.Module):
-    """A null of its own for each of `num_prompts` prompts.
+    """One null for each of `num_prompts` prompts.
 
-    Raises ValueError where they would not fit in MAX_TABLE_GIB with gradients and moments.
+    Raises ValueError if they exceed MAX_TABLE_GIB with gradients and moments.
     """
 
     mask: Tensor
@@ -55,8 +68,8 @@ class PromptNulls(nn.Module):
         numbers = num_prompts * (null.pooled.numel() + null.tokens.numel())
         if (size := 4 * 4 * numbers / 2**30) > MAX_TABLE_GIB:
             raise ValueError(
-                f"a null for each of {num_prompts} prompts takes {size:.0f} GiB with gradients and moments, "
-                f"more than {MAX_TABLE_GIB:.0f}: set guidance.learned.kind=adapter"
+                f"one null for each of {num_prompts} prompts takes {size:.0f} GiB with gradients and "
+                f"moments, more than {MAX_TABLE_GIB:.0f}: set guidance.learned.kind=adapter"
             )
         self.pooled = nn.Parameter(null.pooled.repeat(num_prompts, 1))
         self.tokens = nn.Parameter(null.tokens.repeat(num_prompts, 1, 1))
@@ -65,12 +78,12 @@ class PromptNulls(nn.Module):
     def forward(self, text: ViewText, prompts: Tensor) -> LearnedText:
         rows = to_device(prompts, self.pooled.device)
         mask = self.mask.expand(len(rows), -1)
-        own = TextCondition(pooled=self.pooled[rows], tokens=self.tokens[rows], mask=mask)
-        return LearnedText(text=own, adapted=False)
+        nulls = TextCondition(pooled=self.pooled[rows], tokens=self.tokens[rows], mask=mask)
+        return LearnedText(text=nulls, adapted=False)
 
 
 class NullAdapter(nn.Module):
-    """One null, and what a small network adds to it from the image's own text; at first nothing."""
+    """One null plus a residual that a small network predicts from the image's text; initially zero."""
 
     def __init__(self, null: TextCondition, width: int) -> None:
         super().__init__()
@@ -94,15 +107,15 @@ class NullAdapter(nn.Module):
 
 
 class AdaptedPrior(nn.Module):
-    """A LoRA of the prior, that reads one text of its own, or each image's."""
+    """A LoRA of the prior, queried with one fixed text [1, ...], or with each image's own (None)."""
 
     def __init__(self, adapter: nn.Module, text: TextCondition | None) -> None:
         super().__init__()
         self.adapter, self.text = adapter, text
 
     def forward(self, text: ViewText, prompts: Tensor) -> LearnedText:
-        own = text.positive if self.text is None else expand_row(self.text, len(prompts))
-        return LearnedText(text=own, adapted=True)
+        query = text.positive if self.text is None else expand_row(self.text, len(prompts))
+        return LearnedText(text=query, adapted=True)
 
 
 def build_learned(
@@ -114,16 +127,19 @@ def build_learned(
     num_prompts: int,
     seed: int,
 ) -> nn.Module:
-    """What is learned of the renders; `null` is one row, `text` (one row) what a LoRA reads, if not each
-    image's own. Its initial weights depend on the seed alone."""
+    """Build the reference model, a LearnedReference. Its initial weights are a function of the seed.
+
+    `null` is the text condition to start from, one row; `text`, one row, the fixed text of a LoRA (None: each
+    image's own).
+    """
     null = take_rows(null, torch.tensor([0]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "learned"))
         match config.kind:
             case "lora":
                 model = AdaptedPrior(prior.add_adapter(config.rank, config.lora_scale), text)
-                for weight in model.parameters():  # they are in the denoiser
-                    weight.register_hook(lambda gradient: gradient / _within(prior))
+                for weight in model.parameters():  # inside the denoiser gradients are scaled up
+                    weight.register_hook(lambda gradient: gradient / _loss_scale(prior))
             case "prompt-nulls":
                 model = PromptNulls(null, num_prompts)
             case "adapter":
@@ -133,33 +149,39 @@ def build_learned(
     return model
 
 
-def _within(prior: Prior) -> float:
-    """How much larger the gradient of the loss, a mean over latents, is while in the denoiser, which may run
-    in float16. A power of two: nothing is rounded."""
+def _loss_scale(prior: Prior) -> float:
+    """The scale of the loss's gradient inside the denoiser, which may run in float16.
+
+    The loss is a mean over the latents: scaled by about their number, its gradient does not underflow.
+    A power of two rounds nothing.
+    """
     return 2.0 ** round(math.log2(math.prod(prior.latent_shape)))
 
 
 def denoising_loss(
     prior: Prior,
-    learned: nn.Module,
-    clean: Tensor,
+    learned: LearnedReference,
+    latents: Tensor,
     text: ViewText,
     draws: GuidanceDraws,
     cameras: Cameras | None,
 ) -> Tensor:
-    """mean |e(z_t', t', learned) - noise|^2 of clean latents [B, C, h, w], its time and noise its own."""
+    """The reference model's loss: mean |noise_pred - noise|^2 over latents [B, C, h, w], a scalar.
+
+    t is uniform over the diffusion time; t and the noise are independent of those of the guidance.
+    """
     u = share_in_groups(draws.u_learned, prior.views_per_group)
-    timesteps = to_device(draw_timesteps(u, 0, prior.num_timesteps - 1), clean.device)
-    shape = tuple(clean.shape[1:])
+    timesteps = to_device(draw_timesteps(u, 0, prior.num_timesteps - 1), latents.device)
+    shape = tuple(latents.shape[1:])
     drawn = torch.stack([normal(shape, key, "learned") for key in draws.keys.tolist()])
-    noise = to_device(drawn, clean.device).to(clean.dtype)
-    noisy = add_noise(clean, noise, alphas_at(prior.alphas_cumprod, timesteps, clean))
-    asked: LearnedText = learned(text, draws.prompts)
-    text_within = TextCondition(
-        pooled=scale_gradient(asked.text.pooled, 1 / _within(prior)),
-        tokens=scale_gradient(asked.text.tokens, 1 / _within(prior)),
-        mask=asked.text.mask,
+    noise = to_device(drawn, latents.device).to(latents.dtype)
+    latents_noisy = add_noise(latents, noise, alphas_at(prior.alphas_cumprod, timesteps, latents))
+    query = learned(text, draws.prompts)
+    text_scaled = TextCondition(
+        pooled=scale_gradient(query.text.pooled, 1 / _loss_scale(prior)),
+        tokens=scale_gradient(query.text.tokens, 1 / _loss_scale(prior)),
+        mask=query.text.mask,
     )
-    predicted = prior.predict_noise(noisy, timesteps, text_within, cameras, adapted=asked.adapted)
-    predicted = scale_gradient(predicted, _within(prior))
-    return (predicted - noise).square().mean()
+    noise_pred = prior.predict_noise(latents_noisy, timesteps, text_scaled, cameras, adapted=query.adapted)
+    noise_pred = scale_gradient(noise_pred, _loss_scale(prior))
+    return (noise_pred - noise).square().mean()

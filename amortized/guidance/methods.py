@@ -1,88 +1,45 @@
-"""The published methods: each a choice of five parts and of its authors' schedule, one short table.
-
-Every method's gradient with respect to the latents z is w(t) * (target - reference), where
-
-    target     e_b + s * [ (e_y - e_b) + perp-neg ]     at (x_t, t): the CFG pair
-    x_t        sqrt(abar_t) z + sqrt(1 - abar_t) noise  from a noise source
-    reference  what is subtracted: it may know nothing, the null, a learned model of the renders, or
-               the same model at another time t'
-
-e_y is the prediction for the view's text, e_b for the null that CFG departs from. The keys are those of
-`GuidanceConfig`; times are fractions of the diffusion time, and fractions of the run within schedules.
-"""
+"""A method: the parts that a config names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
-# Where code and paper disagree, what is taken is said here.
-METHODS: Mapping[str, Mapping[str, object]] = {
-    # Score distillation sampling (DreamFusion, arXiv 2209.14988, eq. 3): e^s(x_t) - noise.
-    "sds": {
-        "noise": "gaussian", "reference": "noise", "guidance_scale": 100.0,
-        "t_min": 0.02, "t_max": 0.98, "shift": "none",
-    },
-    # Classifier score distillation (arXiv 2310.19415): s (e_y - e_null), SDS without e_null - noise. The
-    # annealed negative prompt of its code is `views.negative_prompt` here, and constant.
-    "csd": {
-        "noise": "gaussian", "reference": "null", "guidance_scale": 7.5,
-        "t_min": (0.5, 0.02), "t_max": (0.98, 0.5), "shift": "none",
-    },
-    # Variational score distillation (ProlificDreamer, arXiv 2305.16213): the reference is the same model,
-    # fine-tuned by LoRA on the renders with their text. Its camera condition is left to the text's words.
-    "vsd": {
-        "noise": "gaussian", "reference": "learned", "guidance_scale": 7.5,
-        "t_min": 0.02, "t_max": (0.0, 0.98, 0.98, 0.2, 0.5, 0.2001), "shift": "none",
-        "learned": {"kind": "lora", "text": None, "lora_scale": 1.0, "learning_rate": 1e-4},
-    },
-    # Asynchronous score distillation (ScaleDreamer, arXiv 2407.02040): the reference is the plain
-    # conditional prediction at t' >= t under the same noise. A frozen model errs less at later times, so
-    # looking later replaces VSD's fine-tuned reference.
-    "asd": {
-        "noise": "gaussian", "reference": "guided", "guidance_scale": 7.5, "reference_scale": 1.0,
-        "reference_negatives": False, "t_min": (0.5, 0.02), "t_max": (0.98, 0.5),
-        "shift": "later", "shift_eta": 0.1, "shift_random": True, "shift_start": None,
-    },
-    # Interval score matching (LucidDreamer, arXiv 2311.11284): noise by inverting z without text to an
-    # earlier s = t - delta, and from there to t; the reference is the prediction met at s. The code's
-    # weight, 0.1 sqrt((1 - abar) / abar), and its warm-up over 30 % of the run. Its one t for all views is
-    # `time_per: prompt`; here each image has its own, as everywhere.
-    "ism": {
-        "noise": "inversion", "reference": "inverted", "guidance_scale": 7.5,
-        "t_min": 0.02, "t_max": (0.0, 0.98, 0.5, 0.3), "shift": "earlier",
-        "shift_span": (0.0, 0.1, 0.08, 0.3), "inversion": {"stride": 0.2, "scale": 0.0, "eta": 0.0},
-        "weighting": "sigma_over_alpha", "weight": 0.1,
-    },
-    # Learned-null score distillation (LODS, arXiv 2312.04820): SDS with CFG s whose null is learned from
-    # the renders, divided by s. The 3D code's numbers; for 2D the paper has other rates than the code.
-    "lods-embedding": {
-        "noise": "gaussian", "reference": "noise", "guidance_scale": 1000.0, "divide_by_scale": True,
-        "null": "learned", "t_min": 0.02, "t_max": (0.0, 0.98, 0.98, 0.4, 0.5, 0.4001), "shift": "none",
-        "learned": {"kind": "null", "learning_rate": 1e-5},
-    },
-    # The same with a LoRA that reads one text of its own, never the prompt, as the null.
-    "lods-lora": {
-        "noise": "gaussian", "reference": "noise", "guidance_scale": 1000.0, "divide_by_scale": True,
-        "null": "learned", "t_min": 0.02, "t_max": (0.0, 0.98, 0.98, 0.4, 0.5, 0.4001), "shift": "none",
-        "learned": {"kind": "lora", "text": "<new1>", "lora_scale": 0.5, "learning_rate": 5e-7},
-    },
-    # Score distillation via inversion (SDI, arXiv 2405.15891): noise by inverting z at the negative CFG
-    # scale, and the noise it amounts to as the reference. The paper's jitter of 1/30 of the time; inverted
-    # to the very t that is asked, where the code stops up to 0.1 later and asks as if it were at t. The
-    # loss is a mean over the latents of Stable Diffusion, hence the weight 1 / (4 * 64 * 64).
-    "sdi": {
-        "noise": "inversion", "reference": "noise", "guidance_scale": 7.5,
-        "t_min": (0.95, 0.25), "t_max": (0.98, 0.283), "shift": "none",
-        "inversion": {"stride": 0.1, "scale": -7.5, "eta": 0.3},
-        "weighting": "sigma_over_alpha", "weight": 6.1e-5,
-    },
-    # Dual score distillation with a seed (DSD): noise from a deterministic trajectory that starts at the
-    # seed of the asset; the same noise at t and at a later t', where the reference asks at scale 1. CFG as
-    # everywhere here, e_b + s (e_y - e_b): the code's branch without perp-neg has s + 1.
-    "dsd": {
-        "noise": "seed", "reference": "guided", "guidance_scale": 7.5, "reference_scale": 1.0,
-        "reference_negatives": True, "t_min": (0.98, 0.32), "t_max": (0.98, 0.32), "t_curve": "sqrt",
-        "shift": "later", "shift_eta": 0.1, "shift_random": True, "shift_start": 0.32,
-        "trajectory": {"num_steps": 10, "scale": 7.5},
-    },
-}  # fmt: skip
+from amortized.guidance.config import GuidanceConfig
+from amortized.guidance.noise import Gaussian, Inversion, NoiseSource, SeedTrajectory
+from amortized.guidance.scores import Guided, InvertedNoise, Null, Score, TrueNoise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The three parts of a method that query the denoiser. Its timesteps and weights are in the config."""
+
+    noise: NoiseSource
+    target: Score
+    reference: Score
+
+
+def build_method(config: GuidanceConfig) -> Method:
+    """Build the parts that a config names."""
+    learned_null = config.null == "learned"
+    noises: dict[str, NoiseSource] = {
+        "gaussian": Gaussian(),
+        "inversion": Inversion(config=config.inversion, continue_to_t=config.shift == "earlier"),
+        "seed": SeedTrajectory(config=config.trajectory),
+    }
+    references: dict[str, Score] = {
+        "noise": TrueNoise(),
+        "null": Null(learned=learned_null),
+        "learned": Null(learned=True),
+        "inverted": InvertedNoise(),
+        "guided": Guided(
+            scale=config.reference_scale,
+            at_reference=config.shift != "none",
+            negatives=config.reference_negatives,
+            learned_null=learned_null,
+        ),
+    }
+    return Method(
+        noise=noises[config.noise],
+        target=Guided(learned_null=learned_null),
+        reference=references[config.reference],
+    )

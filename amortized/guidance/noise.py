@@ -1,4 +1,4 @@
-"""The noisy latents a step asks about: how their noise is chosen."""
+"""Noise sources: how the noise in the noisy latents is chosen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from amortized.conditioning.views import ViewText, take_view_rows
-from amortized.guidance.config import GuidanceDraws, InversionConfig, TrajectoryConfig
-from amortized.guidance.scores import Branch, Denoiser, Guided, Step
+from amortized.guidance.config import InversionConfig, TrajectoryConfig
+from amortized.guidance.draws import GuidanceDraws
+from amortized.guidance.scores import Denoiser, DenoiserQuery, Guided, NoisyBatch, NoisyLatents
 from amortized.priors.base import Prior
 from amortized.priors.schedule import add_noise, alphas_at, noise_to_x0, x0_to_noise
 from amortized.random import normal
@@ -20,146 +21,157 @@ from amortized.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean:
-    """What a noise source starts from; B rows."""
+class CleanLatents:
+    """The input of a noise source; B rows."""
 
     latents: Tensor  # [B, C, h, w]
     timesteps: Tensor  # [B] long, t, on the latents' device
     timesteps_reference: Tensor  # [B] long, t', likewise
-    reference_on_host: Tensor  # t' on the CPU: how often to ask is decided without waiting for a device
+    reference_on_host: Tensor  # t' on the CPU, so that the number of calls is known without a device sync
     text: ViewText
     draws: GuidanceDraws
 
 
+class NoiseSource(Protocol):
+    """Makes noisy latents of clean ones; runs without gradients."""
+
+    def __call__(self, denoiser: Denoiser, clean: CleanLatents) -> NoisyLatents: ...
+
+    def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
+        """Denoiser images [B] that it costs per image, given t' [B]."""
+        ...
+
+
+# ---- DDIM in strides ---------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stride:
-    """One DDIM step of those images that have not arrived yet."""
+    """One DDIM step of the N images that have not reached their target yet."""
 
-    node: int  # the timestep that the stride goes to, or passes
-    images: tuple[int, ...]  # which of the batch
+    node: int  # the timestep at which the stride ends, or which it passes
+    images: tuple[int, ...]  # indices of the N images in the batch
     times: tuple[int, ...]  # their timesteps before it
-    rows: Tensor | None  # [N] long, `images` on the device; None where they are all
+    rows: Tensor | None  # [N] long, `images` on the device; None if they are the whole batch
     now: Tensor  # [N] long, `times` on the device
     to: Tensor  # [N] long, timesteps after it
 
 
 def plan_strides(start: int, targets: Tensor, nodes: Sequence[int], device: torch.device) -> list[Stride]:
-    """The strides of images from timestep `start` by way of `nodes`, all up or all down, to `targets`.
+    """The strides from timestep `start` via `nodes`, which ascend or descend, to `targets` [B].
 
-    targets [B] are long, on the CPU. One copy to the device serves all strides.
+    targets are long, on the CPU. All strides share one copy to the device.
     """
-    beyond = torch.minimum if nodes and nodes[0] > start else torch.maximum
+    clip = torch.minimum if nodes and nodes[0] > start else torch.maximum
     now, planned = torch.full_like(targets, start), []
     for node in nodes:
-        following = beyond(targets, torch.tensor(node))
+        following = clip(targets, torch.tensor(node))
         rows = (following != now).nonzero().flatten()
         if len(rows):
             planned.append((node, torch.stack([rows, now[rows], following[rows]])))
         now = following
     if not planned:
         return []
-    sent = to_device(torch.cat([numbers for _, numbers in planned], dim=1), device)
-    strides, place = [], 0
+    on_device = to_device(torch.cat([numbers for _, numbers in planned], dim=1), device)
+    strides, offset = [], 0
     for node, numbers in planned:
-        there = sent[:, place : place + numbers.shape[1]]
-        place += numbers.shape[1]
+        part = on_device[:, offset : offset + numbers.shape[1]]
+        offset += numbers.shape[1]
         images, times, _ = map(tuple, numbers.tolist())
-        rows = None if len(images) == len(targets) else there[0]
-        strides.append(Stride(node=node, images=images, times=times, rows=rows, now=there[1], to=there[2]))
+        rows = None if len(images) == len(targets) else part[0]
+        strides.append(Stride(node=node, images=images, times=times, rows=rows, now=part[1], to=part[2]))
     return strides
 
 
-@dataclass(frozen=True, kw_only=True)
-class Noised:
-    """Latents at two noise levels."""
+def ddim_step(prior: Prior, x: Tensor, noise_pred: Tensor, now: Tensor, to: Tensor) -> Tensor:
+    """x [N, C, h, w] moved from timesteps `now` [N] to `to` [N], up or down, along noise_pred [N, C, h, w].
 
-    noisy: Tensor  # [B, C, h, w] at t
-    noisy_reference: Tensor  # [B, C, h, w] at t'
-    noise: Tensor  # [B, C, h, w] the noise in `noisy`
-    inverted: Tensor | None = None  # [B, C, h, w] the prediction at t' on the way to t
+    DDIM (arXiv 2010.02502, eq. 12) without fresh noise.
+    """
+    abar_now, abar_to = (alphas_at(prior.alphas_cumprod, times, x) for times in (now, to))
+    return add_noise(noise_to_x0(noise_pred, x, abar_now), noise_pred, abar_to)
 
 
-class NoiseSource(Protocol):
-    """Finds noise for clean latents; runs without gradients."""
-
-    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised: ...
-
-    def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
-        """Images [B] that it sends through the denoiser for one image each, given t'."""
-        ...
+# ---- the sources -------------------------------------------------------------------------------------
 
 
 class Gaussian:
-    """The step's draw, the same one at both levels."""
+    """The drawn noise, the same at t and t'."""
 
-    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
+    def __call__(self, denoiser: Denoiser, clean: CleanLatents) -> NoisyLatents:
         return with_noise(denoiser.prior, clean, drawn_noise(clean))
 
     def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
         return torch.zeros_like(timesteps_reference)
 
 
-def drawn_noise(clean: Clean) -> Tensor:
-    """The step's draw [B, C, h, w], in the type of the latents."""
+def drawn_noise(clean: CleanLatents) -> Tensor:
+    """The drawn noise [B, C, h, w], in the dtype of the latents."""
     return to_device(clean.draws.noise, clean.latents.device).to(clean.latents.dtype)
 
 
-def with_noise(prior: Prior, clean: Clean, noise: Tensor) -> Noised:
-    """The same noise at t and t'."""
+def with_noise(prior: Prior, clean: CleanLatents, noise: Tensor) -> NoisyLatents:
+    """The latents with the same noise [B, C, h, w] at t and at t'."""
 
     def at(times: Tensor) -> Tensor:
         return add_noise(clean.latents, noise, alphas_at(prior.alphas_cumprod, times, clean.latents))
 
-    return Noised(noisy=at(clean.timesteps), noisy_reference=at(clean.timesteps_reference), noise=noise)
+    return NoisyLatents(
+        latents_noisy=at(clean.timesteps),
+        latents_noisy_reference=at(clean.timesteps_reference),
+        noise=noise,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion:
-    """The noise that the prior itself would have to start from, found by DDIM run backwards.
+    """The noise from which the prior itself would sample the latents, found by running DDIM backwards.
 
-    From the latents with the noise of timestep 0, in strides, to t'; where t' is before t, one step more
-    to t, whose prediction is kept. ISM (arXiv 2311.11284) inverts without text; SDI (arXiv 2405.15891)
-    at a negative CFG scale and with a share of fresh noise, which keeps the total at its level (DDIM,
-    arXiv 2010.02502, eq. 12). The null is the empty text, whatever the negative prompt.
+    Starts from the latents with the noise of timestep 0 and takes strides up to t'; if t' is earlier than t,
+    one more step leads to t, and its prediction is returned too. ISM (arXiv 2311.11284) inverts without text;
+    SDI (arXiv 2405.15891) with a negative CFG scale and a fraction eta of fresh noise, at constant total
+    variance (DDIM, arXiv 2010.02502, eq. 12). The null is the empty text, whatever the negative prompt.
     """
 
     config: InversionConfig
-    goes_on: bool  # t' is before t
+    continue_to_t: bool  # t' is earlier than t
 
-    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
+    def __call__(self, denoiser: Denoiser, clean: CleanLatents) -> NoisyLatents:
         prior, target, text = denoiser.prior, clean.timesteps_reference, clean.text
         start = torch.zeros_like(target)
         abar = alphas_at(prior.alphas_cumprod, start, clean.latents)
         x = add_noise(clean.latents, drawn_noise(clean), abar)
         for stride in self._strides(clean, prior.num_timesteps):
-            here = _picked(x, stride.rows)
-            predicted = self._predict(denoiser, here, stride.now, text, stride.rows)
-            fresh = None
-            if self.config.eta > 0:
-                fresh = self._fresh(clean, stride)
-            moved = self._move(prior, here, predicted, stride.now, stride.to, fresh)
-            x = _moved(x, stride.rows, moved)
-        noisy, met = x, None
-        if self.goes_on:
-            met = self._predict(denoiser, x, target, text, None)
-            noisy = ddim_step(prior, x, met, target, clean.timesteps)
-        noise = x0_to_noise(clean.latents, noisy, alphas_at(prior.alphas_cumprod, clean.timesteps, x))
-        return Noised(noisy=noisy, noisy_reference=x, noise=noise, inverted=met)
+            here = _take(x, stride.rows)
+            noise_pred = self._predict(denoiser, here, stride.now, text, stride.rows)
+            fresh = self._fresh_noise(clean, stride) if self.config.eta > 0 else None
+            x = _put(x, stride.rows, self._step(prior, here, noise_pred, stride.now, stride.to, fresh))
+        latents_noisy, inverted = x, None
+        if self.continue_to_t:
+            inverted = self._predict(denoiser, x, target, text, None)
+            latents_noisy = ddim_step(prior, x, inverted, target, clean.timesteps)
+        abar = alphas_at(prior.alphas_cumprod, clean.timesteps, x)
+        return NoisyLatents(
+            latents_noisy=latents_noisy,
+            latents_noisy_reference=x,
+            noise=x0_to_noise(clean.latents, latents_noisy, abar),
+            inverted=inverted,
+        )
 
     def calls(self, timesteps_reference: Tensor, num_timesteps: int, num_negatives: int) -> Tensor:
-        steps = -(-timesteps_reference // self._stride(num_timesteps)) + self.goes_on
+        steps = -(-timesteps_reference // self._stride(num_timesteps)) + self.continue_to_t
         return steps * ((self.config.scale != 0) + (self.config.scale != 1))
 
     def _stride(self, num_timesteps: int) -> int:
         return max(int(self.config.stride * num_timesteps), 1)
 
-    def _strides(self, clean: Clean, num_timesteps: int) -> list[Stride]:
+    def _strides(self, clean: CleanLatents, num_timesteps: int) -> list[Stride]:
         stride, targets = self._stride(num_timesteps), clean.reference_on_host
         nodes = range(stride, int(targets.max()) + stride, stride)
         return plan_strides(0, targets, nodes, clean.latents.device)
 
-    def _fresh(self, clean: Clean, stride: Stride) -> Tensor:
-        """New noise [N, C, h, w] of a stride, by the images' keys."""
+    def _fresh_noise(self, clean: CleanLatents, stride: Stride) -> Tensor:
+        """Fresh noise [N, C, h, w] for a stride, determined by the images' keys."""
         shape, keys = tuple(clean.latents.shape[1:]), clean.draws.keys.tolist()
         noise = [normal(shape, keys[image], "inversion", stride.node) for image in stride.images]
         return to_device(torch.stack(noise), clean.latents.device)
@@ -167,57 +179,60 @@ class Inversion:
     def _predict(
         self, denoiser: Denoiser, x: Tensor, times: Tensor, text: ViewText, rows: Tensor | None
     ) -> Tensor:
-        """The prediction for x [N, C, h, w] at times [N], which are `rows` of the batch (None: all)."""
-        asked, text = {}, text if rows is None else take_view_rows(text, rows)
+        """noise_pred [N, C, h, w] with CFG for x at `times` [N]; `rows` [N] of the batch (None: all)."""
+        queries, text = {}, text if rows is None else take_view_rows(text, rows)
         if self.config.scale != 1:
-            asked["null"] = Branch(noisy=x, timesteps=times, text=text.empty)
+            queries["null"] = DenoiserQuery(latents_noisy=x, timesteps=times, text=text.empty)
         if self.config.scale != 0:
-            asked["positive"] = Branch(noisy=x, timesteps=times, text=text.positive)
-        found = denoiser(asked, rows)
-        if len(found) == 1:
-            return next(iter(found.values()))
-        return found["null"] + self.config.scale * (found["positive"] - found["null"])
+            queries["positive"] = DenoiserQuery(latents_noisy=x, timesteps=times, text=text.positive)
+        predictions = denoiser(queries, rows)
+        if len(predictions) == 1:
+            return next(iter(predictions.values()))
+        null, positive = predictions["null"], predictions["positive"]
+        return null + self.config.scale * (positive - null)
 
-    def _move(
-        self, prior: Prior, x: Tensor, predicted: Tensor, now: Tensor, to: Tensor, fresh: Tensor | None
+    def _step(
+        self, prior: Prior, x: Tensor, noise_pred: Tensor, now: Tensor, to: Tensor, fresh: Tensor | None
     ) -> Tensor:
+        """x [N, C, h, w] from timesteps `now` to `to`, with a fraction of `fresh` noise if it is given."""
         if fresh is None:
-            return ddim_step(prior, x, predicted, now, to)
-        early, late = (alphas_at(prior.alphas_cumprod, times, x) for times in (now, to))
-        variance = (1 - early) / (1 - late) * (1 - late / early)  # DDIM's, between the two levels
-        share = self.config.eta * variance.sqrt()
-        x0 = noise_to_x0(predicted, x, early)
-        return late.sqrt() * x0 + (1 - late - share**2).sqrt() * predicted + share * fresh.to(x)
+            return ddim_step(prior, x, noise_pred, now, to)
+        abar_now, abar_to = (alphas_at(prior.alphas_cumprod, times, x) for times in (now, to))
+        # sigma is DDIM's, eq. 16, from the lower noise level to the higher one.
+        variance = (1 - abar_now) / (1 - abar_to) * (1 - abar_to / abar_now)
+        sigma = self.config.eta * variance.sqrt()
+        x0 = noise_to_x0(noise_pred, x, abar_now)
+        return abar_to.sqrt() * x0 + (1 - abar_to - sigma**2).sqrt() * noise_pred + sigma * fresh.to(x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeded:
-    """The noise that a deterministic trajectory from the asset's seed carries at t'.
+class SeedTrajectory:
+    """The noise at t' on a deterministic trajectory that starts at the asset's seed.
 
-    DDIM from pure noise, drawn from the seed alone, down to t' with the image's text; what is predicted
-    there is the noise at t' and at t, put back onto the latents (DSD, arXiv 2412.06780). It does not
-    depend on the latents. Assets of equal seed start from equal noise, whatever their prompt.
+    DDIM from pure noise, which depends on the seed alone, down to t' with the image's text. The noise
+    predicted there is added to the latents, at t' and at t (DSD, arXiv 2412.06780). It does not depend on
+    the latents. Assets with equal seeds start from equal noise, whatever their prompt.
 
-    With a cache, what is predicted at the steps' own times is asked once for each seed and text, and kept
-    where the latents are. Results are the same up to the rounding of batches of other sizes.
+    With a cache, each prediction at a node of the trajectory is made once per seed and text and stays on the
+    device. Results are the same up to rounding, which differs between batch sizes.
     """
 
     config: TrajectoryConfig
-    kept: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by seed and text, and time
+    cached: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by (seed and text, timestep)
 
-    def __call__(self, denoiser: Denoiser, clean: Clean) -> Noised:
+    def __call__(self, denoiser: Denoiser, clean: CleanLatents) -> NoisyLatents:
         prior, like = denoiser.prior, clean.latents
         shape, last = tuple(like.shape[1:]), prior.num_timesteps - 1
-        # Views that are denoised together start from noise of their own, as the prior's samples do.
+        # Views that are denoised together start from different noise, as in the prior's own samples.
         starts = [(seed, row % prior.views_per_group) for row, seed in enumerate(clean.draws.seeds.tolist())]
         start = {key: self._start(shape, *key) for key in set(starts)}
         x = to_device(torch.stack([start[key] for key in starts]), like.device).to(like.dtype)
-        names = _names(clean) if self.config.cache else []
+        names = _cache_keys(clean) if self.config.cache else []
         nodes = self._nodes(prior.num_timesteps)
         for stride in plan_strides(last, clean.reference_on_host, nodes, like.device):
-            here = _picked(x, stride.rows)
-            predicted = self._at_node(denoiser, here, clean, stride, names)
-            x = _moved(x, stride.rows, ddim_step(prior, here, predicted, stride.now, stride.to))
+            here = _take(x, stride.rows)
+            noise_pred = self._predict_at_node(denoiser, here, clean, stride, names)
+            x = _put(x, stride.rows, ddim_step(prior, here, noise_pred, stride.now, stride.to))
         noise = self._predict(denoiser, x, clean.timesteps_reference, clean.text, None)
         return with_noise(prior, clean, noise)
 
@@ -226,24 +241,24 @@ class Seeded:
         steps = (before > timesteps_reference[:, None]).sum(1) + 1
         return steps * (1 if self.config.scale == 1 and num_negatives == 0 else 2 + num_negatives)
 
-    def _at_node(
-        self, denoiser: Denoiser, x: Tensor, clean: Clean, stride: Stride, names: list[bytes]
+    def _predict_at_node(
+        self, denoiser: Denoiser, x: Tensor, clean: CleanLatents, stride: Stride, names: list[bytes]
     ) -> Tensor:
-        """The prediction for the x [N, C, h, w] of a stride; what the cache has is not asked again."""
+        """noise_pred [N, C, h, w] for the x [N, C, h, w] of a stride, from the cache if it is there."""
         if not self.config.cache:
             return self._predict(denoiser, x, stride.now, clean.text, stride.rows)
         keys = [(names[image], time) for image, time in zip(stride.images, stride.times, strict=True)]
-        new = {key: place for place, key in enumerate(keys) if key not in self.kept}
-        if new:
-            places = [*new.values()]
-            both = torch.tensor([places, [stride.images[place] for place in places]])
-            place, rows = to_device(both, x.device)
-            predicted = self._predict(denoiser, x[place], stride.now[place], clean.text, rows)
-            self.kept.update(zip(new, predicted, strict=True))
-        return torch.stack([self.kept[key] for key in keys])
+        missing = {key: row for row, key in enumerate(keys) if key not in self.cached}
+        if missing:
+            rows = [*missing.values()]
+            both = torch.tensor([rows, [stride.images[row] for row in rows]])
+            row, images = to_device(both, x.device)
+            noise_pred = self._predict(denoiser, x[row], stride.now[row], clean.text, images)
+            self.cached.update(zip(missing, noise_pred, strict=True))
+        return torch.stack([self.cached[key] for key in keys])
 
-    def num_kept(self, lowest: int, num_timesteps: int) -> int:
-        """Predictions kept at most for one seed and text, where t' never falls below `lowest`."""
+    def num_cached(self, lowest: int, num_timesteps: int) -> int:
+        """The most predictions that are cached per seed and text, if t' is never below `lowest`."""
         if not self.config.cache:
             return 0
         return sum(node > lowest for node in [num_timesteps - 1, *self._nodes(num_timesteps)])
@@ -252,24 +267,27 @@ class Seeded:
         return normal(shape, seed, "trajectory", *((view,) if view else ()))
 
     def _nodes(self, num_timesteps: int) -> list[int]:
-        """Timesteps between DDIM's steps, from the last one down; the lowest is below 0."""
+        """The timesteps after each DDIM step, descending; the last is below 0."""
         steps = range(1, self.config.num_steps + 1)
         return [num_timesteps - 1 - round(step * num_timesteps / self.config.num_steps) for step in steps]
 
     def _predict(
         self, denoiser: Denoiser, x: Tensor, times: Tensor, text: ViewText, rows: Tensor | None
     ) -> Tensor:
-        """The prediction for x [N, C, h, w] at times [N], which are `rows` of the batch (None: all)."""
+        """noise_pred [N, C, h, w] with CFG for x at `times` [N]; `rows` [N] of the batch (None: all)."""
         score = Guided(scale=self.config.scale)
-        step = Step(
-            noisy=x, timesteps=times, noisy_reference=x, timesteps_reference=times, noise=x,
-            text=text if rows is None else take_view_rows(text, rows), guidance_scale=self.config.scale,
-        )  # fmt: skip
-        return score.combine(denoiser(score.branches(step), rows), step)
+        batch = NoisyBatch(
+            noisy=NoisyLatents(latents_noisy=x, latents_noisy_reference=x, noise=x),
+            timesteps=times,
+            timesteps_reference=times,
+            text=text if rows is None else take_view_rows(text, rows),
+            guidance_scale=self.config.scale,
+        )
+        return score.combine(denoiser(score.queries(batch), rows), batch)
 
 
-def _names(clean: Clean) -> list[bytes]:
-    """Of each row's seed and text, 16 bytes; waits for the device."""
+def _cache_keys(clean: CleanLatents) -> list[bytes]:
+    """16 bytes per row that identify its seed and text; syncs with the device."""
     texts, seeds = clean.text.positive.pooled.cpu().numpy(), clean.draws.seeds.tolist()
     return [
         hashlib.blake2b(seed.to_bytes(8, "little", signed=True) + text.tobytes(), digest_size=16).digest()
@@ -277,15 +295,9 @@ def _names(clean: Clean) -> list[bytes]:
     ]
 
 
-def ddim_step(prior: Prior, x: Tensor, predicted: Tensor, now: Tensor, to: Tensor) -> Tensor:
-    """x at timesteps `to` [B], on the line of the predicted noise; either direction (arXiv 2010.02502)."""
-    early, late = (alphas_at(prior.alphas_cumprod, times, x) for times in (now, to))
-    return add_noise(noise_to_x0(predicted, x, early), predicted, late)
-
-
-def _picked(x: Tensor, rows: Tensor | None) -> Tensor:
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def _moved(x: Tensor, rows: Tensor | None, values: Tensor) -> Tensor:
+def _put(x: Tensor, rows: Tensor | None, values: Tensor) -> Tensor:
     return values if rows is None else x.index_copy(0, rows, values)

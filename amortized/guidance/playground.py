@@ -1,22 +1,21 @@
-"""Score distillation without 3D: latents themselves are optimized, and shown as they go.
+"""Score distillation without 3D: optimize latents directly and show how they develop.
 
   python -m amortized.guidance.playground --method dsd --prompt "a red cube, front view az30 el20"
   python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
 
-Writes a contact sheet: a column for each image, which differ in their seeds alone; a row for each sixth of
-the steps; and, last, what the prior's own sampler makes of the same text. All begin in grey, and every method
-asks the denoiser equally often, unless `steps` says otherwise. The embedded prior gets each method at the
-schedule recommended for it (configs/methods), another prior at the published one.
+Writes a contact sheet: one column per image, which differ only in their seeds; one row per sixth of the
+steps; and a last row of samples of the prior for the same text. All start from gray, and every method gets
+the same number of denoiser calls, unless `steps` is set. With the embedded prior, each method runs the
+schedule recommended for that prior (configs/methods); with another prior, its published schedule.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,44 +23,42 @@ from torch import Tensor
 from amortized.cameras import orbit
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import ViewText, plain_text
-from amortized.config import load_config
-from amortized.config.presets import read_presets
-from amortized.guidance.config import GuidanceConfig, GuidanceDraws
-from amortized.guidance.distillation import Guidance, calls_per_image
-from amortized.guidance.learned import build_learned
+from amortized.config import check, load_config
+from amortized.config.presets import flatten, read_presets
+from amortized.guidance.building import build_guidance
+from amortized.guidance.config import GuidanceConfig
+from amortized.guidance.costs import calls_per_image
+from amortized.guidance.distillation import Guidance
+from amortized.guidance.draws import GuidanceDraws
 from amortized.media import save_grid
 from amortized.priors import Prior, PriorConfig, ddim, load_prior
 from amortized.random import derive_seed, normal, uniform
-from amortized.types import Cameras, TextCondition
+from amortized.types import Cameras
 
 ROWS = 6
-CALLS = 900  # denoiser images for each image: 300 steps of ASD
+CALLS = 900  # denoiser calls per image: 300 steps of ASD
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaygroundConfig:
-    """What is optimized, and how."""
+    """Settings of the playground."""
 
     prompt: str = "a red cube, front view az30 el20"
     prior: PriorConfig
     guidance: GuidanceConfig
-    images: int = 8  # of a multi-view prior: objects, each in all its views
-    steps: int | None = None  # null: as many as CALLS denoiser calls an image allow
+    images: int = 8  # of a multi-view prior: objects, each with all its views
+    steps: int | None = None  # null: as many as CALLS denoiser calls per image allow
     learning_rate: float = 0.05  # of Adam, on latents of about unit variance
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images must be at least 1, got {self.images}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1 or null, got {self.steps}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        check(self, "images", "steps", at_least=1)
+        check(self, "learning_rate", above=0)
 
 
 def draws_of(latents: Tensor, seed: int, step: int, group: int = 1) -> GuidanceDraws:
-    """The random numbers of a step of latents [B, C, h, w]; each `group` of them is an asset of its own."""
+    """The random numbers of a step for latents [B, C, h, w]; every `group` of them is one asset."""
     batch, shape = len(latents), tuple(latents.shape[1:])
     u = torch.stack([uniform((3,), seed, step, image) for image in range(batch)])
     return GuidanceDraws(
@@ -86,9 +83,9 @@ def optimize(
     seed: int,
     each: Callable[[int, Tensor], None] = lambda step, latents: None,
 ) -> Tensor:
-    """Latents [B, C, h, w] after so many steps of Adam; `each` sees them after every step, counted from 1.
+    """Latents [B, C, h, w] after `steps` steps of Adam; calls `each` after every step, counted from 1.
 
-    Raises ValueError where a step's loss is not finite.
+    Raises ValueError if a loss is not finite.
     """
     latents = latents.clone().requires_grad_()
     groups = [{"params": [latents], "lr": learning_rate}]
@@ -98,8 +95,8 @@ def optimize(
     for step in range(steps):
         draws = draws_of(latents, seed, step, guidance.prior.views_per_group)
         learn = step % guidance.learns_every == 0
-        taught = guidance(latents, text, draws, step / steps, cameras, learn=learn)
-        loss = taught.loss if taught.learned_loss is None else taught.loss + taught.learned_loss
+        output = guidance(latents, text, draws, step / steps, cameras, learn=learn)
+        loss = output.loss if output.learned_loss is None else output.loss + output.learned_loss
         if not loss.isfinite():
             raise ValueError(
                 f"step {step + 1} of {steps}: the loss is not finite: lower learning_rate or "
@@ -113,26 +110,19 @@ def optimize(
 
 
 def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
-    """The contact sheet's images [rows, columns, H, W, 3]: ROWS, or one a step, and one of samples."""
+    """The images [rows, columns, H, W, 3] of the contact sheet: ROWS of steps, then the samples."""
     encoder = prior.text_encoder
     if encoder is None:
         raise ValueError("this prior has no text encoder")
     views = prior.views_per_group
     num_images = config.images * views
 
-    def told(sentence: str) -> TextCondition:
-        return expand_row(encoder.encode([sentence]), num_images)
-
-    text = plain_text(told(config.prompt), encoder.encode([""]))
+    text = plain_text(expand_row(encoder.encode([config.prompt]), num_images), encoder.encode([""]))
     cameras = None if views == 1 else orbit(config.images, views, elevation_deg=15, distance=1, fovy_deg=40)
-    learned, model = config.guidance.learned, None
-    if learned is not None:
-        own = None if learned.text is None else encoder.encode([learned.text])
-        null = encoder.encode([""])
-        model = build_learned(learned, prior, null=null, text=own, num_prompts=1, seed=config.seed)
-    grey = torch.full((num_images, prior.image_size, prior.image_size, 3), 0.5, device=prior.device)
+    guidance = build_guidance(config.guidance, prior, encode=encoder.encode, num_prompts=1, seed=config.seed)
+    gray = torch.full((num_images, prior.image_size, prior.image_size, 3), 0.5, device=prior.device)
     with torch.no_grad():
-        start = prior.encode(grey)
+        start = prior.encode(gray)
     steps = config.steps or max(ROWS, round(CALLS / calls_per_image(config.guidance)))
     shown: list[Tensor] = []
 
@@ -141,7 +131,7 @@ def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
             shown.append(prior.decode(latents))
 
     optimize(
-        Guidance(prior, config.guidance, model), start, text, cameras,
+        guidance, start, text, cameras,
         steps=steps, learning_rate=config.learning_rate, seed=config.seed, each=show,
     )  # fmt: skip
     noise = torch.stack([normal(prior.latent_shape, config.seed, "sample", i) for i in range(num_images)])
@@ -191,22 +181,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def recommended(method: str) -> list[str]:
-    """The embedded prior, and a method's schedule for it, as overrides."""
-    own = CONFIGS / "methods" / f"{method}.yaml"
-    found = []
-    for _, data in read_presets(own if own.exists() else CONFIGS / "quickstart.yaml"):  # which is ASD's
+    """The embedded prior, and the method's schedule for it, as overrides."""
+    preset = CONFIGS / "methods" / f"{method}.yaml"
+    preset = preset if preset.exists() else CONFIGS / "quickstart.yaml"  # the latter is ASD's
+    overrides = []
+    for _, data in read_presets(preset):
         parts = {part: data[part] for part in ("prior", "guidance") if part in data}
-        found += [f"{key}={value}" for key, value in _leaves(parts)]
-    return [*found, f"guidance.method={method}"]
-
-
-def _leaves(data: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys of nested mappings, and their values as one would write them."""
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", f"[{', '.join(value)}]" if isinstance(value, list) else value
+        for key, value in flatten(parts).items():
+            overrides.append(f"{key}=[{', '.join(value)}]" if isinstance(value, list) else f"{key}={value}")
+    return [*overrides, f"guidance.method={method}"]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The two noise predictions whose difference teaches: the target's (a CFG pair) and the reference's.
+"""Scores: the two noise predictions whose difference is the gradient, of the target and of the reference.
 
-A score names the branches it needs from the denoiser, then combines the answers. Branches of the
-same name are one question: they are asked once, and all that can share a batch do.
+A score names the queries it needs and combines their answers. Queries with the same name are the same: the
+denoiser answers them once, and all queries of a step in one batch.
 """
 
 from __future__ import annotations
@@ -21,191 +21,228 @@ from amortized.types import Cameras, TextCondition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branch:
-    """One question to the denoiser: B noisy latents, their times and their texts."""
+class DenoiserQuery:
+    """One prediction to ask the denoiser for: B noisy latents, their timesteps, their texts."""
 
-    noisy: Tensor  # [B, C, h, w]
+    latents_noisy: Tensor  # [B, C, h, w]
     timesteps: Tensor  # [B] long
     text: TextCondition  # B rows
-    adapted: bool = False  # asked with the prior's adapter
+    adapted: bool = False  # with the prior's LoRA adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedText:
-    """How to ask the learned model of the renders."""
+    """How to query the reference model: this text, with or without the prior's adapter."""
 
     text: TextCondition  # B rows
-    adapted: bool  # with the prior's adapter
+    adapted: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step knows before it asks the denoiser for target and reference; B rows everywhere."""
+class NoisyLatents:
+    """Latents at two noise levels, from a noise source."""
 
-    noisy: Tensor  # [B, C, h, w] at t
+    latents_noisy: Tensor  # [B, C, h, w] at t
+    latents_noisy_reference: Tensor  # [B, C, h, w] at t'
+    noise: Tensor  # [B, C, h, w] the noise in `latents_noisy`
+    inverted: Tensor | None = None  # [B, C, h, w] the prediction that an inversion made at t'
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyBatch:
+    """Everything that the scores of a step depend on; B rows everywhere."""
+
+    noisy: NoisyLatents
     timesteps: Tensor  # [B] long, t
-    noisy_reference: Tensor  # [B, C, h, w] at t'
     timesteps_reference: Tensor  # [B] long, t'
-    noise: Tensor  # [B, C, h, w] in `noisy`
     text: ViewText
     guidance_scale: float
-    inverted: Tensor | None = None  # [B, C, h, w] the prediction that an inversion met at t'
-    learned: LearnedText | None = None
+    learned: LearnedText | None = None  # how to query the reference model, if there is one
 
-    def branch(self, text: TextCondition | LearnedText, *, at_reference: bool = False) -> Branch:
-        """The question about this text at t, or at t'."""
-        adapted = isinstance(text, LearnedText) and text.adapted
-        return Branch(
-            noisy=self.noisy_reference if at_reference else self.noisy,
+    def query(self, text: TextCondition | LearnedText, *, at_reference: bool = False) -> DenoiserQuery:
+        """The query with this text at t, or at t'."""
+        noisy = self.noisy
+        return DenoiserQuery(
+            latents_noisy=noisy.latents_noisy_reference if at_reference else noisy.latents_noisy,
             timesteps=self.timesteps_reference if at_reference else self.timesteps,
             text=text.text if isinstance(text, LearnedText) else text,
-            adapted=adapted,
+            adapted=isinstance(text, LearnedText) and text.adapted,
         )
 
 
 class Score(Protocol):
-    """A noise prediction [B, C, h, w] made of a few branches."""
+    """A noise prediction [B, C, h, w] combined from a few queries."""
 
-    def branches(self, step: Step) -> Mapping[str, Branch]:
-        """The questions, by name."""
+    def query_names(self, guidance_scale: float, num_negatives: int) -> set[str]:
+        """The names of its queries: how many there are is the cost of the score."""
         ...
 
-    def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
-        """The score, from predictions [B, C, h, w] that hold at least the names asked for."""
+    def queries(self, batch: NoisyBatch) -> Mapping[str, DenoiserQuery]:
+        """Its queries, by name."""
+        ...
+
+    def combine(self, predictions: Mapping[str, Tensor], batch: NoisyBatch) -> Tensor:
+        """The score, from predictions [B, C, h, w] that include those of its queries."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """Classifier-free guidance (arXiv 2207.12598), with Perp-Neg where there are negatives.
+    """Classifier-free guidance (arXiv 2207.12598), with Perp-Neg if there are negative texts.
 
         e_b + s * [ (e_y - e_b) + sum_i w_i * perp(e_i - e_b, e_y - e_b) ]
 
-    e_y and e_i are the predictions for the positive and the i-th negative text, e_b that of the null.
-    At s = 1 without negatives it is e_y alone, and e_b is not asked.
+    e_y and e_i are the predictions for the positive and the i-th negative text, e_b that for the null. With
+    s = 1 and no negatives it is e_y alone, and e_b is not queried.
     """
 
     scale: float | None = None  # None: the step's
-    at_reference: bool = False  # at t', instead of t
+    at_reference: bool = False  # at t' instead of t
     negatives: bool = True
     learned_null: bool = False
 
-    def branches(self, step: Step) -> dict[str, Branch]:
-        texts: dict[str, TextCondition | LearnedText] = {"positive": step.text.positive}
-        if not self._plain(step):
-            texts |= {f"negative {i}": text for i, text in enumerate(self._negatives(step))}
-            texts |= null_of(step, learned=self.learned_null)
+    def query_names(self, guidance_scale: float, num_negatives: int) -> set[str]:
+        names = ["positive"]
+        num_negatives = num_negatives if self.negatives else 0
+        if not self._is_plain(guidance_scale, num_negatives):
+            names += [self._null_name, *(f"negative {i}" for i in range(num_negatives))]
+        return {self._name(name) for name in names}
+
+    def queries(self, batch: NoisyBatch) -> dict[str, DenoiserQuery]:
+        texts: dict[str, TextCondition | LearnedText] = {"positive": batch.text.positive}
+        negatives = self._negatives(batch)
+        if not self._is_plain(batch.guidance_scale, len(negatives)):
+            texts |= {f"negative {i}": text for i, text in enumerate(negatives)}
+            texts |= null_text(batch, learned=self.learned_null)
         return {
-            self._name(name): step.branch(text, at_reference=self.at_reference)
+            self._name(name): batch.query(text, at_reference=self.at_reference)
             for name, text in texts.items()
         }
 
-    def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
+    def combine(self, predictions: Mapping[str, Tensor], batch: NoisyBatch) -> Tensor:
         positive = predictions[self._name("positive")]
-        if self._plain(step):
+        negatives = self._negatives(batch)
+        if self._is_plain(batch.guidance_scale, len(negatives)):
             return positive
-        null = predictions[self._name("learned" if self.learned_null else "null")]
+        null = predictions[self._name(self._null_name)]
         positive = positive - null
         direction = positive
-        for i in range(len(self._negatives(step))):
+        for i in range(len(negatives)):
             negative = predictions[self._name(f"negative {i}")] - null
-            weight = step.text.negative_weights[i][:, None, None, None]
+            weight = batch.text.negative_weights[i][:, None, None, None]
             direction = direction + weight * perpendicular(negative, positive)
-        return null + self._scale(step) * direction
+        return null + self._scale(batch.guidance_scale) * direction
 
-    def _scale(self, step: Step) -> float:
-        return step.guidance_scale if self.scale is None else self.scale
+    @property
+    def _null_name(self) -> str:
+        return "learned" if self.learned_null else "null"
 
-    def _negatives(self, step: Step) -> tuple[TextCondition, ...]:
-        return step.text.negatives if self.negatives else ()
+    def _scale(self, guidance_scale: float) -> float:
+        return guidance_scale if self.scale is None else self.scale
 
-    def _plain(self, step: Step) -> bool:
-        return self._scale(step) == 1 and not self._negatives(step)
+    def _negatives(self, batch: NoisyBatch) -> tuple[TextCondition, ...]:
+        return batch.text.negatives if self.negatives else ()
+
+    def _is_plain(self, guidance_scale: float, num_negatives: int) -> bool:
+        return self._scale(guidance_scale) == 1 and num_negatives == 0
 
     def _name(self, text: str) -> str:
         return f"{text} at t'" if self.at_reference else text
 
 
 class TrueNoise:
-    """The noise in x_t: the reference of SDS, which knows nothing of any image."""
+    """The noise in x_t: the reference of SDS."""
 
-    def branches(self, step: Step) -> dict[str, Branch]:
+    def query_names(self, guidance_scale: float, num_negatives: int) -> set[str]:
+        return set()
+
+    def queries(self, batch: NoisyBatch) -> dict[str, DenoiserQuery]:
         return {}
 
-    def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
-        return step.noise
+    def combine(self, predictions: Mapping[str, Tensor], batch: NoisyBatch) -> Tensor:
+        return batch.noisy.noise
 
 
 class InvertedNoise:
-    """What an inversion met at t': the reference of ISM. Free, as the noise source asked it anyway."""
+    """The prediction that an inversion made at t': the reference of ISM. Costs no query of its own."""
 
-    def branches(self, step: Step) -> dict[str, Branch]:
+    def query_names(self, guidance_scale: float, num_negatives: int) -> set[str]:
+        return set()
+
+    def queries(self, batch: NoisyBatch) -> dict[str, DenoiserQuery]:
         return {}
 
-    def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
-        assert step.inverted is not None, "no inversion"
-        return step.inverted
+    def combine(self, predictions: Mapping[str, Tensor], batch: NoisyBatch) -> Tensor:
+        assert batch.noisy.inverted is not None, "the noise source made no inversion"
+        return batch.noisy.inverted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """The prediction at t of the null, the prior's or a learned one, that CFG departs from.
+    """The prediction at t for the null of CFG: the prior's, or the reference model's.
 
-    The reference of CSD, free as the target asks it anyway; and, learned with the prompt, of VSD.
+    The reference of CSD, which the target queries anyway; and, with a learned model that takes the prompt,
+    of VSD.
     """
 
     learned: bool = False
 
-    def branches(self, step: Step) -> dict[str, Branch]:
-        return {name: step.branch(text) for name, text in null_of(step, learned=self.learned).items()}
+    def query_names(self, guidance_scale: float, num_negatives: int) -> set[str]:
+        return {"learned" if self.learned else "null"}
 
-    def combine(self, predictions: Mapping[str, Tensor], step: Step) -> Tensor:
+    def queries(self, batch: NoisyBatch) -> dict[str, DenoiserQuery]:
+        return {name: batch.query(text) for name, text in null_text(batch, learned=self.learned).items()}
+
+    def combine(self, predictions: Mapping[str, Tensor], batch: NoisyBatch) -> Tensor:
         return predictions["learned" if self.learned else "null"]
 
 
-def null_of(step: Step, *, learned: bool) -> dict[str, TextCondition | LearnedText]:
-    """The null and its name: the prior's, or what is learned."""
+def null_text(batch: NoisyBatch, *, learned: bool) -> dict[str, TextCondition | LearnedText]:
+    """The null under its query name: the prior's, or the reference model's."""
     if not learned:
-        return {"null": step.text.unconditional}
-    assert step.learned is not None, "no learned model"
-    return {"learned": step.learned}
+        return {"null": batch.text.unconditional}
+    assert batch.learned is not None, "there is no reference model"
+    return {"learned": batch.learned}
 
 
 class Denoiser:
-    """A prior as one step asks it: all branches of a kind in one batch, and every image counted."""
+    """The prior as a step queries it: equal kinds of queries in one batch, and every image counted."""
 
     def __init__(self, prior: Prior, cameras: Cameras | None = None) -> None:
         """cameras [P, V] are those of the step's B = P * V images."""
         self.prior, self.cameras = prior, cameras
         self.num_images = 0
 
-    def __call__(self, questions: Mapping[str, Branch], rows: Tensor | None = None) -> dict[str, Tensor]:
-        """The predicted noise of every branch [N, C, h, w] about images `rows` of the step's (None: all)."""
-        answers: dict[str, Tensor] = {}
+    def __call__(self, queries: Mapping[str, DenoiserQuery], rows: Tensor | None = None) -> dict[str, Tensor]:
+        """The noise_pred [N, C, h, w] of every query, for images `rows` [N] of the step (None: all)."""
+        predictions: dict[str, Tensor] = {}
         for adapted in (False, True):
-            branches = {name: branch for name, branch in questions.items() if branch.adapted == adapted}
-            if branches:
-                answers |= dict(zip(branches, self._ask(list(branches.values()), adapted, rows), strict=True))
-        return answers
+            chosen = {name: query for name, query in queries.items() if query.adapted == adapted}
+            if chosen:
+                results = self._predict(list(chosen.values()), adapted, rows)
+                predictions |= dict(zip(chosen, results, strict=True))
+        return predictions
 
-    def _ask(self, branches: list[Branch], adapted: bool, rows: Tensor | None) -> tuple[Tensor, ...]:
-        noisy = torch.cat([branch.noisy for branch in branches])
-        self.num_images += len(noisy)
+    def _predict(
+        self, queries: list[DenoiserQuery], adapted: bool, rows: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        latents_noisy = torch.cat([query.latents_noisy for query in queries])
+        self.num_images += len(latents_noisy)
         cameras = self.cameras
         if cameras is not None and rows is not None:
             cameras = take_cameras(cameras, rows, self.prior.views_per_group)
-        predicted = self.prior.predict_noise(
-            noisy,
-            torch.cat([branch.timesteps for branch in branches]),
-            concatenate_rows([branch.text for branch in branches]),
-            None if cameras is None else repeat_cameras(cameras, len(branches)),
+        noise_pred = self.prior.predict_noise(
+            latents_noisy,
+            torch.cat([query.timesteps for query in queries]),
+            concatenate_rows([query.text for query in queries]),
+            None if cameras is None else repeat_cameras(cameras, len(queries)),
             adapted=adapted,
         )
-        return predicted.chunk(len(branches))
+        return noise_pred.chunk(len(queries))
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """The part of x that is orthogonal to y, image by image; x itself where y is nearly zero."""
+    """The component of x [B, ...] orthogonal to y, per image; x itself if y is nearly zero."""
     dot = (x * y).flatten(1).sum(1)
     square = y.square().flatten(1).sum(1).clamp(min=1e-6)
     return x - (dot / square)[:, None, None, None] * y

@@ -19,7 +19,7 @@ class BackgroundConfig:
     low: float = 0.0  # the random kinds are uniform in [low, high]
     high: float = 1.0
     environment_share: float = (
-        0.8  # share of images that show the learned environment instead, if there is one
+        0.8  # of images show the learned environment instead, if there is one
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The worked example of docs/extending.md: one file and two lines, copied from the page, train a generator."""
+"""The worked example of docs/extending.md: one file and two lines from the page train a generator."""
 
 import re
 import shutil

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amortized.guidance import METHODS, branches_per_image, calls_per_image, published
+from amortized.guidance import METHODS, calls_per_image, published, queries_per_image
 from tests.guidance.closed_form import random_step
 from tests.guidance.steps import counting, guidance_for, step
 
@@ -25,7 +25,7 @@ def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
     guidance = guidance_for(method, prior)
     output, _ = step(guidance, latents, text, draws)
     assert len(prior.calls) == calls
-    assert branches_per_image(guidance.config, len(text.negatives)) == images - learning
+    assert queries_per_image(guidance.config, len(text.negatives)) == images - learning
     assert output.num_denoiser_calls == 4 * images == sum(len(noisy) for noisy, *_ in prior.calls)
     assert output.num_gradient_calls == 4 * learning
     output, _ = step(guidance, latents, text, draws, learn=False)

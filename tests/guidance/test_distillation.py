@@ -10,18 +10,16 @@ from amortized.conditioning import TextBank, ViewTextConfig, perp_neg_text, take
 from amortized.conditioning.views import plain_text
 from amortized.guidance import (
     METHODS,
-    Clean,
-    Denoiser,
     Guidance,
     GuidanceDraws,
     build_learned,
-    method_of,
-    perpendicular,
+    build_method,
     published,
-    share_in_groups,
     surrogate,
 )
-from amortized.guidance.noise import ddim_step
+from amortized.guidance.noise import CleanLatents, ddim_step
+from amortized.guidance.scores import Denoiser, perpendicular
+from amortized.guidance.timesteps import share_in_groups
 from amortized.random import normal
 from tests.guidance.closed_form import SHAPE, gradient_of, mixture, random_step, rows, weights_of_text
 from tests.guidance.steps import (
@@ -180,12 +178,12 @@ def test_the_noise_that_an_inversion_finds_explains_its_latents():
     draws.u_timestep[:] = 0.999
     config = published("sdi", inversion={"stride": 0.001, "scale": 0.0, "eta": 0.0}, t_min=0.6, t_max=0.6)
     times = torch.full((3,), 600)
-    clean = Clean(
+    clean = CleanLatents(
         latents=latents, timesteps=times, timesteps_reference=times, reference_on_host=times, text=text,
         draws=draws,
     )  # fmt: skip
-    found = method_of(config).noise(Denoiser(prior), clean)
-    x = found.noisy
+    found = build_method(config).noise(Denoiser(prior), clean)
+    x = found.latents_noisy
     for t in range(600, 0, -1):
         now, to = torch.full((3,), t), torch.full((3,), t - 1)
         x = ddim_step(prior, x, prior.predict_noise(x, now, text.empty), now, to)
@@ -193,7 +191,7 @@ def test_the_noise_that_an_inversion_finds_explains_its_latents():
     start = abar.sqrt() * latents + (1 - abar).sqrt() * draws.noise
     assert (x - start).abs().max() < 0.02 * start.abs().max()
     abar = prior.alphas_cumprod[600].double()
-    expected = (found.noisy - abar.sqrt() * latents) / (1 - abar).sqrt()
+    expected = (found.latents_noisy - abar.sqrt() * latents) / (1 - abar).sqrt()
     torch.testing.assert_close(found.noise, expected)
 
 
@@ -202,8 +200,8 @@ def test_a_trajectory_is_ddim_and_knows_seeds_and_texts_alone():
     prior, (latents, text, draws) = mixture(), random_step(3)
     times, reference = torch.zeros(3, dtype=torch.long), torch.full((3,), 99)
     place = {"timesteps": times, "timesteps_reference": reference, "reference_on_host": reference}
-    source = method_of(published("dsd", trajectory={"num_steps": 10, "scale": 3.0})).noise
-    found = source(Denoiser(prior), Clean(latents=latents, text=text, draws=draws, **place))
+    source = build_method(published("dsd", trajectory={"num_steps": 10, "scale": 3.0})).noise
+    found = source(Denoiser(prior), CleanLatents(latents=latents, text=text, draws=draws, **place))
     start = torch.stack([normal(SHAPE, seed, "trajectory") for seed in draws.seeds.tolist()]).double()
     x = start
     for t in range(999, 99, -100):
@@ -213,7 +211,7 @@ def test_a_trajectory_is_ddim_and_knows_seeds_and_texts_alone():
     now = torch.full((3,), 99)
     conditional, null = (prior.predict_noise(x, now, c) for c in (text.positive, text.unconditional))
     torch.testing.assert_close(found.noise, null + 3.0 * (conditional - null))
-    other = source(Denoiser(prior), Clean(latents=latents + 1, text=text, draws=draws, **place))
+    other = source(Denoiser(prior), CleanLatents(latents=latents + 1, text=text, draws=draws, **place))
     assert torch.equal(other.noise, found.noise)
     assert torch.equal(start[0], start[2]) and not torch.equal(start[0], start[1])  # seeds 50, 51, 50
 
@@ -234,7 +232,7 @@ def test_a_kept_trajectory_is_the_same_and_asked_once(perp_neg):
     steps = [1, 3, 4, 4]  # times before t = 980, 771, 650: 999, then 899 and 799, then 699
     assert [plain for plain, _ in counts] == [branches * (n + 1) + last for n in steps]
     assert [kept for _, kept in counts] == [branches * (n + 1) + last for n in (1, 2, 1, 0)]
-    assert len(kept.method.noise.kept) == 3 * 4
+    assert len(kept.method.noise.cached) == 3 * 4
     assert kept.cache_bytes(num_assets=5, num_views=4) == 4 * 2 * 3 * 3 * 7 * 5 * 4  # 999 to 399, above 320
     assert plain.cache_bytes(num_assets=5, num_views=4) == 0
 
@@ -389,7 +387,7 @@ def test_descent_finds_the_component_that_the_text_names(method):
 
 def test_a_custom_method_is_only_other_parts():
     """ASD's shift with CSD's reference: no class to derive from, nothing to register."""
-    asd, csd = method_of(published("asd")), method_of(published("csd"))
+    asd, csd = build_method(published("asd")), build_method(published("csd"))
     mixed = type(asd)(**{**vars(asd), "reference": csd.reference})
     latents, text, draws = random_step(3, perp_neg=False)
     _, got = step(Guidance(mixture(), published("asd"), method=mixed), latents, text, draws)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from amortized.config import load_config
-from amortized.guidance import METHODS, GuidanceConfig, calls_per_image, method_of, published
-from amortized.guidance.noise import Seeded
+from amortized.guidance import METHODS, GuidanceConfig, build_method, calls_per_image, published
+from amortized.guidance.noise import SeedTrajectory
 from amortized.guidance.scores import Null
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "guidance.md").read_text()
@@ -25,8 +25,8 @@ def test_the_combination_of_the_page_is_what_it_says(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
     config = load_config(OnlyGuidance, tmp_path / "example.yaml").guidance
-    method = method_of(config)
-    assert isinstance(method.noise, Seeded) and method.reference == Null(learned=True)
+    method = build_method(config)
+    assert isinstance(method.noise, SeedTrajectory) and method.reference == Null(learned=True)
     assert config.learned.kind == "adapter" and config.trajectory.num_steps == 10
 
 

@@ -114,7 +114,7 @@ def test_a_multi_view_prior_plays_too(tmp_path):
     ("arguments", "sentence"),
     [
         (["--method", "dreams"], "guidance.method must be one of sds, csd"),
-        (["steps=0"], "steps must be at least 1 or null, got 0"),
+        (["steps=0"], "steps must be at least 1 or be null, got 0"),
         (["images=0"], "images must be at least 1, got 0"),
         (["steps=3", "guidance.weight=1e30", "guidance.guidance_scale=1e30"], "step 1 of 3: the loss is not"),
         (["guidance.scale=3"], "unknown key guidance.scale in the overrides; did you mean"),
