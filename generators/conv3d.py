@@ -129,7 +129,7 @@ class Conv3DNet(nn.Module):
         x = self.constant.expand(num_prompts, -1, -1, -1, -1)
         features = x.new_zeros(num_prompts, self.config.num_features, 2, 2, 2)  # summed in float32
         # Coarse stages run batched. At fine resolutions, a prompt's kernels have fewer elements than its
-        # volume: prompt by prompt, the style scales kernels instead of volumes, and convolutions cost the same.
+        # volume: prompt by prompt, the style scales kernels, not volumes, and convolutions cost the same.
         num_batched = sum(not stage.by_prompt for stage in self.stages)
         x, features = self._run_stages(self.stages[:num_batched], x, features, style, z)
         inputs = (values.split(1) for values in (x, features, style, z))
