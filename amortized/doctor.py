@@ -11,6 +11,7 @@ is not, 2 where the settings cannot be read.
 # What may be missing or broken is imported where it is used: this runs where nothing is installed.
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -334,11 +335,19 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = parser_for("-m amortized.doctor", __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]", help="a preset, and settings")
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
-    given = parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_for("-m amortized.doctor", __doc__)
+    add_arguments(parser)
+    return run(parser.parse_intermixed_args(argv))
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check as `given` says; returns the exit status."""
     torch, broken = import_torch()
     rows = [*versions(torch, broken), *devices(torch), *optional(torch)]
     try:

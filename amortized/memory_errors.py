@@ -66,7 +66,7 @@ STAGES = (
     ),
     Stage(
         "the optimizer's step",
-        (("amortized/training/", "update"),),
+        (("amortized/parallel/", "update"),),
         "set distributed.strategy=fsdp2 on several GPUs, trainer.ema_decay=null or prior.dtype=float16",
     ),
     Stage(

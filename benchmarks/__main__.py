@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,28 +37,38 @@ def sections(config: RunConfig, device: torch.device) -> dict[str, Callable[[], 
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--only", nargs="+", choices=(*DEFAULT, "full-size"), default=DEFAULT)
-    given = parser.parse_intermixed_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure as `args` say, print tables and write them; returns the exit status."""
+    config = load_config(RunConfig, args.config, args.overrides)
+    with join_world(config.device) as world:
+        machine = timing.machine(world.device)
+        results: dict[str, object] = {"machine": machine}
+        print(", ".join(f"{key}: {value}" for key, value in machine.items()))
+        for name, measure in sections(config, world.device).items():
+            if name in args.only:
+                results[name] = rows = measure()
+                print(f"\n{name}\n\n{timing.markdown(rows)}")
+    path = Path("outputs/benchmarks/bench.json")
+    atomic_write_text(path, json.dumps(results, indent=2) + "\n")
+    print(f"\nwritten to {path}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
     with one_sentence_errors("benchmarks"):
-        config = load_config(RunConfig, given.config, given.overrides)
-        with join_world(config.device) as world:
-            machine = timing.machine(world.device)
-            found: dict[str, object] = {"machine": machine}
-            print(", ".join(f"{key}: {value}" for key, value in machine.items()))
-            for name, measure in sections(config, world.device).items():
-                if name in given.only:
-                    found[name] = rows = measure()
-                    print(f"\n{name}\n\n{timing.markdown(rows)}")
-        path = Path("outputs/benchmarks/bench.json")
-        atomic_write_text(path, json.dumps(found, indent=2) + "\n")
-        print(f"\nwritten to {path}")
+        return run(parser.parse_intermixed_args(argv))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

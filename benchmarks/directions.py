@@ -20,18 +20,17 @@ from torch import Tensor
 
 from amortized.cameras import orbit
 from amortized.checkpointing import load_generator
-from amortized.commands.compose import RunConfig, guidance_of, load_corpus
+from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
 from amortized.conditioning.views import ViewText
 from amortized.config import geometric_at, load_config, value_at
 from amortized.files import atomic_write_text
-from amortized.generation import z_of
+from amortized.generation import z_of, z_width
 from amortized.guidance import METHODS, Guidance, GuidanceConfig, published
 from amortized.guidance.playground import draws_of
 from amortized.rendering import render
 from amortized.types import Cameras, GroundTruth, Prompt, Scene
 from benchmarks.rendering import TrueScene
 from benchmarks.timing import markdown
-from train import compose
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 VIEWS, REPEATS = 4, 2
@@ -85,7 +84,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
     for method in methods:
         # Composed anew, as a learned model may change the prior.
         taught = replace(config, guidance=published(method, weight=1.0))
-        prior, bank, generator = compose(taught, device)
+        prior, bank, generator = build_parts(taught, device)
         guidance = guidance_of(taught, prior, bank, len(corpus.trained))
         text = bank.prior_text([prompt.text for prompt in prompts], cameras)
         states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
@@ -107,7 +106,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
 
 @torch.no_grad()
 def _made(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scene:
-    z = z_of(prompts, generator, config.seed, config.trainer.seeds_per_prompt)
+    z = z_of(prompts, z_width(generator), config.seed, config.trainer.seeds_per_prompt)
     return generator(bank.generator_text([prompt.text for prompt in prompts]), z)
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from amortized.cameras import orbit
 from amortized.checkpointing import load_generator
-from amortized.commands.compose import RunConfig, guidance_of, load_corpus
+from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
 from amortized.config import geometric_at, load_config
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
-from amortized.generation import z_of
+from amortized.generation import z_of, z_width
 from amortized.guidance.playground import optimize
 from amortized.priors import ddim
 from amortized.random import normal
@@ -30,7 +30,6 @@ from amortized.rendering import render
 from amortized.types import Cameras
 from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
-from train import compose
 
 ASSETS = 16
 
@@ -66,13 +65,13 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """Images [assets, H, W, 3] of each prompt of a run, asset i from azimuth 360 i / assets."""
     config = load_config(RunConfig, run / "config.yaml")
     corpus = load_corpus(config)
-    _, bank, generator = compose(config, torch.device("cpu"))
+    _, bank, generator = build_parts(config, torch.device("cpu"))
     load_generator(run, generator.eval())
     look, cameras = config.evaluation, one_each(config, num_assets)
     grey, found = torch.full((num_assets, 1, 3), look.background), {}
     for prompt in (corpus[i] for i in range(len(corpus))):
         z = torch.cat([
-            z_of([prompt], generator, config.seed, config.trainer.seeds_per_prompt, number)
+            z_of([prompt], z_width(generator), config.seed, config.trainer.seeds_per_prompt, number)
             for number in range(num_assets)
         ])  # fmt: skip
         found[prompt.text] = render(
@@ -88,7 +87,8 @@ def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
     """As many images [assets, H, W, 3], each of latents of its own, by a run's guidance in half its steps."""
     corpus, found = load_corpus(config), {}
     for index in range(len(corpus)):
-        prior, bank, _ = compose(config, torch.device("cpu"))  # anew: what is learned is each prompt's own
+        # New parts for each prompt: a reference model learns one prompt only.
+        prior, bank, _ = build_parts(config, torch.device("cpu"))
         guidance = guidance_of(config, prior, bank, len(corpus.trained))
         sides = one_each(config, num_assets)
         grey = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)
@@ -112,7 +112,7 @@ def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     """As many samples [assets, H, W, 3] of the run's prior, told the same sides."""
     config = load_config(RunConfig, run / "config.yaml")
     corpus = load_corpus(config)
-    prior, bank, _ = compose(config, torch.device("cpu"))
+    prior, bank, _ = build_parts(config, torch.device("cpu"))
     found, sides = {}, one_each(config, num_assets)
     for index in range(len(corpus)):
         told = bank.prior_text([corpus[index].text] * num_assets, sides)

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from amortized.commands.compose import RunConfig, guidance_of, load_corpus
+from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
 from amortized.conditioning import load_text_encoder
 from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
 from amortized.config import load_config
@@ -39,7 +39,6 @@ from corpora import prompt_list
 from corpora.published import save_table
 from corpora.shapes.grammar import NUM_PAIRS, pair, sentence, singles
 from corpora.table import Entry, tabulate
-from train import compose
 
 PRIOR = "checkpoints/shapes-prior"
 STEPS = 30
@@ -77,7 +76,7 @@ def configured(corpus: Path, shards: Path) -> RunConfig:
 
 def trainer_of(config: RunConfig) -> Trainer:
     corpus, device = load_corpus(config), torch.device("cpu")
-    prior, bank, generator = compose(config, device)
+    prior, bank, generator = build_parts(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     world = World(device=device)
     return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
@@ -103,7 +102,7 @@ def process(corpus: Path, shards: Path) -> dict[str, float]:
                 waits.append(record.stopwatch.seconds()["batch"])
     medians = {name: statistics.median(values) for name, values in times.items()}
     for each in (trainer, known):
-        each.ahead.close()
+        each.prefetcher.close()
     encoded = trainer.bank.prior_encoder.num_encoded
     assert encoded <= 2, f"{encoded} sentences were not in the shards"  # the empty and the negative one
     return found | {

@@ -114,7 +114,7 @@ def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:
     device, number = trainer.world.device, iter(range(10**6))
 
     def step() -> Any:
-        return trainer.step(next(number), False)
+        return trainer.step(next(number))
 
     for _ in range(2):
         step()
@@ -141,7 +141,7 @@ def measure_public(trainer: Trainer, repeats: int) -> dict[str, Any]:
     way = PublicWay(
         generator=trainer.state.generator,
         prior=trainer.guidance.prior,  # type: ignore[arg-type]
-        size=trainer.settings.trainer.render_size,
+        size=trainer.config.trainer.render_size,
     )
     step = partial(way.step, pieces.read, pieces.told, pieces.cameras, pieces.z)
     step()

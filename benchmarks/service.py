@@ -21,12 +21,11 @@ from pathlib import Path
 
 import torch
 
-from amortized.commands.compose import RunConfig, guidance_of, load_corpus
+from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
 from amortized.config import load_config
 from amortized.parallel import World
 from amortized.training import Trainer
 from benchmarks import timing
-from train import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("outputs/service")
@@ -45,7 +44,7 @@ def trainer_of() -> Trainer:
     config = load_config(RunConfig, ROOT / "configs/quickstart.yaml", LARGE)
     config = replace(config, trainer=replace(config.trainer, steps=10_000, ema_decay=0.98))
     corpus, device = load_corpus(config), torch.device("cpu")
-    prior, bank, generator = compose(config, device)
+    prior, bank, generator = build_parts(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     world = World(device=device)
     return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
@@ -62,7 +61,7 @@ def stall() -> list[dict[str, str | float]]:
         for name, found in times.items():
             start = time.perf_counter()
             if name != "none":
-                trainer.save(step, None)
+                trainer.save(step)
             if name == "waited for":
                 trainer.checkpoints.wait()
             for _ in range(BLOCK):
@@ -117,7 +116,8 @@ def _step_seconds(name: str, size: int, speaking: bool) -> float:
             shutil.rmtree(folder, ignore_errors=True)
             folders.append(folder)
         command = [sys.executable, "train.py", "configs/quickstart.yaml", f"output={folder}"]
-        command += [f"trainer.steps={STEPS}", "trainer.prompts_per_process=4", "monitoring.preview_every=1000"]
+        command += [f"trainer.steps={STEPS}", "trainer.prompts_per_process=4"]
+        command += ["monitoring.preview_every=1000"]
         own = {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)} if speaking else {}
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "OMP_NUM_THREADS": "1"}
         started.append(

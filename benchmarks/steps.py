@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amortized.commands.compose import RunConfig, guidance_of, load_corpus
+from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
 from amortized.conditioning.views import ViewText
 from amortized.config import geometric_at
 from amortized.guidance import GuidanceOutput, branches_per_image
@@ -19,12 +19,11 @@ from amortized.monitoring import Stopwatch
 from amortized.parallel import World
 from amortized.rendering import render
 from amortized.training import Trainer
-from amortized.training.batches import Batch
+from amortized.training.batches import BatchDraws
 from amortized.training.losses import regularization
 from amortized.transfer import to_device
 from amortized.types import Cameras, Render, Scene, TextCondition
 from benchmarks.timing import seconds
-from train import compose
 
 PROGRESS = 0.5  # of the run, for the schedules
 Mark = Callable[[str], object]
@@ -38,7 +37,7 @@ class Pieces:
     """
 
     trainer: Trainer
-    batch: Batch = field(init=False)  # as it was drawn, on the CPU
+    batch: BatchDraws = field(init=False)  # as it was drawn, on the CPU
     texts: list[str] = field(init=False)
     read: TextCondition = field(init=False)
     told: ViewText = field(init=False)
@@ -61,7 +60,7 @@ class Pieces:
         return self.trainer.state.generator(self.read, self.z)
 
     def look(self, scene: Scene) -> Render:
-        settings = self.trainer.settings
+        settings = self.trainer.config
         size = settings.trainer.render_size
         return render(
             scene, self.cameras, size, size, config=settings.renderer, background=self.background,
@@ -73,7 +72,7 @@ class Pieces:
         return self.trainer.guidance.prior.encode(image.rgb.flatten(0, 1))
 
     def teach(self, latents: Tensor) -> GuidanceOutput:
-        return self.trainer.guidance(latents, self.told, self.batch.draws, PROGRESS, self.cameras)
+        return self.trainer.guidance(latents, self.told, self.batch.guidance, PROGRESS, self.cameras)
 
     def step(self, mark: Mark) -> Tensor:
         """One step's loss; `mark` is told the name of what has just been done."""
@@ -83,7 +82,7 @@ class Pieces:
         mark("render")
         latents = self.encode(image)
         mark("encode")
-        regularized = regularization(image, self.trainer.settings.losses, PROGRESS)
+        regularized = regularization(image, self.trainer.config.losses, PROGRESS)
         loss = self.teach(latents).loss + sum(regularized.values())
         mark("denoise")
         self.trainer.state.optimizer.zero_grad(set_to_none=True)
@@ -110,7 +109,7 @@ def split_of(step: Callable[[Mark], object], device: torch.device, repeats: int 
 def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step, ratios, and megabytes."""
     corpus = load_corpus(config)
-    prior, bank, generator = compose(config, device)
+    prior, bank, generator = build_parts(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     trainer = Trainer(
         config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
@@ -120,7 +119,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
 
     def per_branch() -> None:
         for _ in range(branches_per_image(config.guidance, len(pieces.told.negatives))):
-            noise = pieces.batch.draws.noise.to(device)
+            noise = pieces.batch.guidance.noise.to(device)
             times = torch.full((len(noise),), 500, device=device)
             guidance.prior.predict_noise(noise, times, pieces.told.positive)
 

@@ -22,6 +22,14 @@ from amortized.cli import one_sentence_errors
 from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
 from corpora.published import import_corpus, load_table, save_table
 
+ENCODE = """Encode the text of a corpus into a folder of shards, for text.shards=[FOLDER].
+
+  amortized encode shapes100k --encoder checkpoints/shapes-prior --views
+  torchrun --nproc-per-node 8 -m corpora encode df415 --encoder FOLDER
+
+It can be killed at any time: the same command resumes and ends with the same bytes.
+"""
+
 
 def list_corpora(args: argparse.Namespace) -> None:
     """Print the name and size of every corpus."""
@@ -158,7 +166,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--number", type=int, default=10, help="about this many prompts (%(default)s)")
     command.set_defaults(corpora_command=show)
 
-    command = commands.add_parser("encode", help="encode the text of a corpus into shards")
+    command = commands.add_parser(
+        "encode",
+        help="encode the text of a corpus into shards",
+        description=ENCODE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("name", help="a name, or a file of prompts")
     command.add_argument("--encoder", required=True, help="a diffusers folder, a CLIP or T5, or a Hub id")
     command.add_argument("--revision", help="of a Hub id")

@@ -1,8 +1,8 @@
 """Learned backgrounds, trained together with any generator and selected by `environment.name`.
 
 Their color depends on the viewing direction, not on the camera position. Without an environment, backgrounds
-are the plain colors of the section `background`. With one, a share `background.own_share` of the training
-images shows it; the others have plain colors, so that objects cannot blend into the background.
+are the plain colors of the section `background`. With one, a share `background.environment_share` of the
+training images shows it; the others have plain colors, so that objects cannot blend into the background.
 """
 
 from __future__ import annotations

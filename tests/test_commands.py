@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from amortized.training.export import main as export_main
-from generators.pretrained import from_pretrained
 
 import evaluate
 import train
-from amortized.checkpointing import load_generator
 from amortized.cli import preset_paths
-from amortized.commands.compose import RunConfig
+from amortized.commands.compose import RunConfig, build_untrained
+from amortized.commands.evaluation import choose_prompts, mark_near_duplicates
+from amortized.commands.main import COMMANDS
+from amortized.commands.main import main as amortized_main
 from amortized.config import load_config
 from amortized.evaluation import PromptRow
+from amortized.generation import TextTo3D
 from amortized.guidance import METHODS, published
-from amortized.types import TextCondition
 from corpora import prompt_list
 from corpora.__main__ import main as corpora_main
 from tests.tiny_sd import make_tiny_sd
@@ -51,7 +54,7 @@ def run(capfd, monkeypatch):
                 "train.py": train.main,
                 "evaluate.py": evaluate.main,
                 "corpora": corpora_main,
-                "export": export_main,
+                "amortized": amortized_main,
             }
             status = mains[script](list(arguments))
         except SystemExit as exit:
@@ -75,6 +78,42 @@ def test_the_commands_are_scripts():
     assert failed.stderr.strip() == (
         "train.py: error: unknown key trainer.stps in the overrides; did you mean trainer.steps?"
     )
+
+
+def test_the_command_lists_its_subcommands_quickly():
+    """Without importing PyTorch; a misspelled preset is reported without it too."""
+    command = [sys.executable, "-X", "importtime", "-m", "amortized.commands.main"]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
+    shown = subprocess.run([*command, "--help"], **options)
+    assert shown.returncode == 0 and all(f"    {one.name}" in shown.stdout for one in COMMANDS)
+    failed = subprocess.run([*command, "train", "configs/quikstart.yaml"], **options)
+    assert failed.returncode == 2 and "did you mean configs/quickstart.yaml?" in failed.stderr
+    for done in (shown, failed):
+        assert not [line for line in done.stderr.splitlines() if line.endswith((" torch", " numpy"))]
+
+
+@pytest.mark.parametrize("command", [one.name for one in COMMANDS])
+def test_every_subcommand_has_help_that_starts_with_an_example(run, command):
+    shown = run("amortized", command, "--help")
+    assert shown.returncode == 0
+    description = shown.stdout.partition("\n\n")[2].partition("options:")[0]
+    assert re.search(r"^  (amortized|python|torchrun) \S+", description, re.MULTILINE), description
+
+
+def test_unknown_subcommands_and_the_version(run):
+    assert run("amortized", "trian").returncode == 2
+    assert re.fullmatch(r"amortized3d \d+\.\d+\.\d+\n", run("amortized", "--version").stdout)
+
+
+def test_completion_offers_commands_and_options():
+    environment = {**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "COMP_TYPE": "9"}
+    for line, expected in (("amortized ex", "export"), ("amortized generate --tex", "--text-encoder")):
+        asked = {**environment, "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+        code = "import os; os.dup2(1, 8); from amortized.commands.main import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=asked, capture_output=True, text=True
+        )
+        assert expected in done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +177,7 @@ def test_a_dry_run_shows_what_would_be_and_writes_nothing(run, prior, tmp_path):
         "HyperINGP",
         "parameters",
         "MiB",
-        "denoiser: 6 images a step",
+        "denoiser: 6 images per step",
     ):
         assert part in shown.stdout, part
     assert not (tmp_path / "run").exists()
@@ -156,10 +195,23 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     assert other.returncode == 2 and "seed was 0, now 5" in other.stderr
     again = run(*small(prior, folder))
     assert again.returncode == 0 and "trained at step 4" in again.stdout
-    exported = run("export", str(folder), str(tmp_path / "exported"))
+    exported = run("amortized", "export", str(folder), str(tmp_path / "exported"))
     assert exported.returncode == 0 and "step_000004" in exported.stdout, exported.stderr
-    check_exported(folder, tmp_path / "exported")
-    assert run("export", str(folder), str(tmp_path / "exported")).returncode == 2
+    generated = run("amortized", "generate", str(folder), "a red cube", "<b>=1", *quick_pictures(tmp_path))
+    assert generated.returncode == 0 and "4 objects in" in generated.stdout, generated.stderr
+    index = json.loads((tmp_path / "pictures/index.json").read_text())
+    assert [(entry["prompt"], entry["seed"]) for entry in index][:3] == [
+        ("a red cube", 0),
+        ("a red cube", 1),
+        ("<b>=1", 0),
+    ]
+    assert all(
+        (tmp_path / "pictures" / entry[kind]).stat().st_size > 100
+        for entry in index
+        for kind in ("strip", "turntable")
+    )
+    check_exported(folder, tmp_path / "exported", tmp_path, prior)
+    assert run("amortized", "export", str(folder), str(tmp_path / "exported")).returncode == 2
     clip = ROOT / "checkpoints" / "shapes-clip"
     judged = run(
         "evaluate.py",
@@ -180,6 +232,21 @@ def test_train_refuse_resume_evaluate(run, prior, tmp_path):
     ).exists()
 
 
+def quick_pictures(tmp_path: Path) -> list[str]:
+    return [
+        "--output",
+        str(tmp_path / "pictures"),
+        "--seeds",
+        "2",
+        "--size",
+        "16",
+        "--views",
+        "2",
+        "--frames",
+        "2",
+    ]
+
+
 def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp_path):
     """A real process: saved, 75; and the same command goes on to the end."""
     arguments = small(prior, tmp_path / "run", "trainer.steps=60", "checkpointing.every=1000")
@@ -192,29 +259,52 @@ def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp
         time.sleep(0.02)
     going.send_signal(signal.SIGUSR1)
     told, _ = going.communicate(timeout=60)
-    assert going.returncode == 75 and "; the same command goes on" in told
+    assert going.returncode == 75 and "run the same command to resume" in told
     again = run(*arguments)
     assert again.returncode == 0 and "trained at step 60" in again.stdout, again.stderr
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 61))
 
 
-def check_exported(folder: Path, exported: Path) -> None:
-    """What comes out of the folder is the run's generator, its averaged weights."""
-    config = load_config(RunConfig, folder / "config.yaml")
-    found = from_pretrained(exported)
-    told = json.loads((exported / "config.json").read_text())
-    expected = config.generator.build(told["text_dim"])
-    load_generator(folder, expected)
-    torch.manual_seed(0)
-    pooled, points = torch.randn(2, told["text_dim"]), torch.rand(2, 50, 3) - 0.5
-    text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(2, 1, dtype=torch.bool))
-    assert torch.equal(found(text).sdf(points), expected.eval()(text).sdf(points))
-    assert told["sharpness"] == 200 and told["text"]["encoder"] == config.prior.path
+USE_ELSEWHERE = """
+import sys, torch
+from amortized.generation import TextTo3D
+folder, encoder = sys.argv[1:3]
+model = TextTo3D.from_pretrained(folder, text_encoder=encoder, device="cpu")
+scene = model.scenes(["a red cube", "a blue cone"])
+torch.save(model.images(scene, model.orbit(2, 3), 16).rgb, sys.argv[3])
+"""
+
+
+def check_exported(run_folder: Path, exported: Path, tmp_path: Path, prior: str) -> None:
+    """A fresh interpreter in another folder makes the run's images, bit for bit, from a copy."""
+    data = json.loads((exported / "config.json").read_text())
+    assert data["scenes"]["sharpness"] == pytest.approx(200) and data["text_encoder"]["path"] == prior
+    card = (exported / "README.md").read_text()
+    assert "shapes16" in card and "Apache-2.0" in card and "| steps | 4 |" in card
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(exported, elsewhere / "model")
+    command = [sys.executable, "-c", USE_ELSEWHERE, "model", prior, "images.pt"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=elsewhere, env=environment, check=True, timeout=120)
+    found = torch.load(elsewhere / "images.pt", weights_only=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = TextTo3D.from_run(run_folder, device="cpu")
+    scene = model.scenes(["a red cube", "a blue cone"])
+    expected = model.images(scene, model.orbit(2, 3), 16).rgb
+    torch.set_num_threads(threads)
+    assert found.shape == (2, 3, 16, 16, 3) and torch.equal(found, expected)
+    with pytest.raises(ValueError, match="needs the text encoder .* not on this machine: download"):
+        TextTo3D.from_pretrained(elsewhere / "model", text_encoder=str(tmp_path / "nowhere"))
+    other = str(make_tiny_sd(tmp_path / "other_encoder", seed=3))
+    with pytest.raises(ValueError, match="was trained with the text encoder .* but .* is another one"):
+        TextTo3D.from_pretrained(elsewhere / "model", text_encoder=other)
     weights = (exported / "model.safetensors").read_bytes()
     (exported / "model.safetensors").write_bytes(weights[:-9])
-    with pytest.raises(ValueError, match="holds no generator that can be read .*: export it anew"):
-        from_pretrained(exported)
+    with pytest.raises(ValueError, match="cannot load .*: export it again from its run"):
+        TextTo3D.from_pretrained(exported)
 
 
 @pytest.mark.parametrize("preset", preset_paths(), ids=lambda path: path.stem)
@@ -237,7 +327,7 @@ def test_a_prompt_is_a_run_of_its_own(run, prior, tmp_path):
     ]
     shown = run(*overrides, "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert "output: outputs/quickstart-" in shown.stdout and "corpus: 1 prompts" in shown.stdout
+    assert "output: outputs/quickstart-" in shown.stdout and "corpus: 1 training prompts" in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -246,7 +336,7 @@ def test_a_prompt_is_a_run_of_its_own(run, prior, tmp_path):
         (["nowhere"], "holds no run"),
         (["{run}", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["{run}", "--prompts", "t3bench"], "corpus must be one of"),
-        (["{run}", "corpus=df415"], "corpus=df415 would say that the run learned something else: use"),
+        (["{run}", "corpus=df415"], "corpus=df415 would change what the run trained: to evaluate other"),
     ],
 )
 def test_evaluations_that_cannot_be(run, tmp_path, arguments, sentence):
@@ -293,7 +383,7 @@ def test_a_corpus_of_ones_own_from_shards_to_scores(run, prior, tmp_path):
         (("--split", "dev"), "has no list named dev"),
         (("--split", "val"), "has no prompt in 'val'"),
         (("--limit", "0"), "--limit must be at least 1, got 0"),
-        (("--prompt", "a ball", "--split", "train"), "--split train is of a corpus: leave it out"),
+        (("--prompt", "a ball", "--split", "train"), "--split train selects from the corpus: omit it"),
     ):
         failed = run("evaluate.py", str(folder), *arguments, clip)
         assert failed.returncode == 2 and sentence in failed.stderr and failed.stderr.count("\n") == 1
@@ -308,7 +398,7 @@ def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
     tokens = ("generator.text=tokens",)
     for chosen, sentence, *more in (
         (prior, f"{text} was encoded with {other}, not with the prior's {prior}; encode the corpus again"),
-        (str(other), "text.shards hold pooled vectors only, but this generator reads tokens", *tokens),
+        (str(other), "text.shards have pooled vectors only, but this generator needs tokens", *tokens),
         (prior, "'nowhere' cannot be loaded", "text.shards=[]", "text.encoder=nowhere"),
     ):
         failed = run(*small(chosen, tmp_path / "run", f"text.shards=[{text}]", *more))
@@ -318,10 +408,29 @@ def test_text_that_does_not_fit_is_refused(run, prior, tmp_path):
     assert pooled.returncode == 0, pooled.stderr
 
 
+def test_initial_weights_depend_on_the_seed_alone():
+    """Not on what was drawn before, and nothing drawn later depends on them."""
+    config = load_config(RunConfig, ROOT / "configs/quickstart.yaml", ["generator.grid.engine=torch"])
+    torch.manual_seed(1)
+    first = build_untrained(config, 8, torch.device("cpu")).state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)
+    torch.manual_seed(2)
+    again = build_untrained(config, 8, torch.device("cpu")).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    other = build_untrained(replace(config, seed=config.seed + 1), 8, torch.device("cpu")).state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
 def test_prompts_are_taken_evenly():
-    assert evaluate.spaced(range(10), None) == list(range(10))
-    assert evaluate.spaced(range(10), 4) == [0, 2, 5, 7]
-    assert evaluate.spaced([3, 5], 7) == [3, 5]
+    corpus = prompt_list([f"prompt {i}" for i in range(10)], "mine")
+
+    def chosen(limit: int | None) -> list[int]:
+        return [int(prompt.text.split()[1]) for prompt in choose_prompts(corpus, "all", None, None, limit)]
+
+    assert chosen(None) == chosen(20) == list(range(10))
+    assert chosen(4) == [0, 2, 5, 7]
 
 
 def test_nearness_is_told_of_held_out_prompts_only():
@@ -331,7 +440,7 @@ def test_nearness_is_told_of_held_out_prompts_only():
     corpus = prompt_list(["a red cube on the table", "a blue cone"], "mine")
     rows = [row("a red cube on the table", "train"), row("A red cube on the table.", "heldout")]
     rows += [row("a blue cone", "heldout"), row("a torus", "heldout")]
-    found = [(one.split, one.near_train) for one in evaluate.told_nearness(rows, corpus)]
+    found = [(one.split, one.near_train) for one in mark_near_duplicates(rows, corpus)]
     near = "a red cube on the table"
     # What is asked for by --prompts may be a training prompt after all.
     assert found == [("train", None), ("heldout", near), ("train", None), ("heldout", None)]

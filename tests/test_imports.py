@@ -9,47 +9,25 @@ import sys
 import time
 import tokenize
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("amortized", "generators", "corpora")
-SCRIPTS = ("train.py", "evaluate.py")
-
-# Modules directly in amortized/ know no room: values, settings, cameras, randomness, files. Only the
-# command line's helpers stand above all rooms.
-FLAT = {f"amortized.{path.stem}" for path in (ROOT / "amortized").glob("*.py")}
-FLAT -= {"amortized.__init__", "amortized.cli", "amortized.doctor", "amortized.settings"}
-FLAT |= {"amortized.config"}
-# What a module under the prefix may import besides its own room and FLAT. A room sees only rooms
-# above it in this table, so there are no circles.
-ROOMS = {
-    "amortized.config": (),
-    "amortized.encodings": (),
-    "amortized.conditioning": (),
-    "amortized.priors": ("amortized.conditioning",),
-    "amortized.guidance": ("amortized.conditioning", "amortized.priors"),
-    "amortized.rendering": ("amortized.encodings",),
-    "amortized.training": (
-        "amortized.encodings", "amortized.conditioning", "amortized.priors", "amortized.guidance",
-        "amortized.rendering",
-    ),
-    "amortized.evaluation": ("amortized.conditioning", "amortized.rendering"),
-    "amortized.export": ("amortized.rendering",),
-    "amortized.settings": (
-        "amortized.conditioning", "amortized.priors", "amortized.guidance", "amortized.rendering",
-        "amortized.training", "amortized.evaluation",
-    ),
-    "amortized.cli": ("amortized.training", "amortized.evaluation"),
-    "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
-}  # fmt: skip
-# Plug-ins see the contracts only, not all of FLAT.
-GENERATORS = ("amortized.types", "amortized.config", "amortized.encodings")
-CORPORA = ("amortized.types", "amortized.cameras", "amortized.random", "amortized.files", "amortized.names")
-# A recipe makes a corpus' embedded models, so it also drives the parts that will read them.
-RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.conditioning")
+from tests.rooms import (
+    CORPORA,
+    GENERATORS,
+    GROUND,
+    PACKAGES,
+    RECIPES,
+    ROOMS,
+    ROOT,
+    import_graph,
+    imports,
+    inside,
+    module_name,
+    sources,
+    tree,
+)
 
 CUDA_ONLY = ("tinycudann", "triton", "nerfacc", "gsplat", "nvdiffrast", "deepspeed", "xformers", "flash_attn")
 # Modules that only their user imports, once it knows that their package is there.
@@ -57,64 +35,24 @@ ON_DEMAND = {"amortized.encodings.triton_grid", "amortized.parallel.zero"}
 HEAVY = ("diffusers", "transformers", "open_clip", "torchvision", "tensorboard")
 
 
-def sources(*folders: str) -> list[Path]:
-    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return found + [ROOT / name for name in SCRIPTS if (ROOT / name).exists()]
-
-
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, absolute module) of every import in a file, those inside functions included.
-
-    `from a import b` counts as a.b where that is a module, else as a.
-    """
-    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")
-            base = ".".join(above[: len(above) - node.level + 1]) if node.level else ""
-            origin = ".".join(filter(None, (base, node.module)))
-            for alias in node.names:
-                inner = ROOT / origin.replace(".", "/") / alias.name
-                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
-                yield node.lineno, f"{origin}.{alias.name}" if is_module else origin
-
-
-def inside(module: str, prefixes: tuple[str, ...] | set[str]) -> bool:
-    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
-
-
 def allowed(module: str) -> tuple[str, ...]:
     """Prefixes of our own modules that `module` may import."""
     if module.startswith("amortized"):
-        if module in FLAT or module == "amortized":
-            return tuple(FLAT)
+        if inside(module, GROUND) or module == "amortized":
+            return tuple(GROUND)
         room = ".".join(module.split(".")[:2])
-        assert room in ROOMS, f"{room} is a new room: say in ROOMS what it may import"
-        return (room, *FLAT, *ROOMS[room])
+        assert room in ROOMS, f"{room} is a new room: state in tests/rooms.py what it may import"
+        return (room, *GROUND, *ROOMS[room])
     if module == "corpora.__main__":  # a command composes, as train.py does
         return ("corpora", "amortized")
-    own = ".".join(module.split(".")[:2])
-    if module == "generators.pretrained":  # reads settings, as a command does
-        return ("generators", *GENERATORS)
+    package = ".".join(module.split(".")[:2])
     if module.startswith("generators"):
         return ("generators", *GENERATORS)
-    return ("corpora", own, *(RECIPES if ".recipe" in module else CORPORA))
+    return ("corpora", package, *(RECIPES if ".recipe" in module else CORPORA))
 
 
 def test_the_reader_of_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    monkeypatch.setattr("tests.rooms.ROOT", tmp_path)
     room = tmp_path / "amortized" / "room"
     room.mkdir(parents=True)
     (room / "b.py").touch()
@@ -129,10 +67,34 @@ def test_the_reader_of_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rooms_are_in_order() -> None:
-    above: set[str] = set()
+    """A room may import only rooms above it in the table, so there are no cycles."""
+    above = {"generators", "corpora"}
     for room, may_import in ROOMS.items():
-        assert set(may_import) <= above
+        assert set(may_import) <= above, room
         above.add(room)
+
+
+def test_the_graph_of_rooms_has_no_cycle() -> None:
+    """The same, from the imports themselves, generators and corpora included."""
+    graph = {room: set(imported) for room, imported in import_graph().items()}
+    while leaves := {room for room, imported in graph.items() if not imported & graph.keys()}:
+        graph = {room: imported for room, imported in graph.items() if room not in leaves}
+    assert not graph, f"these rooms import each other: {graph}"
+    assert len(import_graph()) > 15
+
+
+def test_every_permission_is_used() -> None:
+    """The table lists no import that the code does not have."""
+    graph = import_graph()
+    unused = {room: set(may) - graph[room] for room, may in ROOMS.items() if set(may) - graph[room]}
+    assert not unused
+
+
+def test_no_file_is_too_long() -> None:
+    files = sources(*PACKAGES, "benchmarks")
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert not {name: length for name, length in lengths.items() if length > 350}
+    assert max(lengths["train.py"], lengths["evaluate.py"]) <= 110
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -15,6 +15,7 @@ import generators
 import train
 from amortized import memory_errors
 from amortized.cli import one_sentence_errors
+from amortized.commands.compose import RunConfig
 from amortized.memory_errors import OTHER_STAGE, STAGES, out_of_memory_message
 from tests.tiny_sd import make_tiny_sd
 

@@ -14,6 +14,7 @@ from amortized.config import load_config
 from amortized.guidance import Guidance, build_learned
 from amortized.parallel import World
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
+from amortized.random import derive_seed
 from amortized.training import BaseRunConfig, Trainer
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
@@ -65,9 +66,14 @@ def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.dev
 
 
 def build_untrained(config: RunConfig, text_dim: int, device: torch.device) -> nn.Module:
-    """The generator before training, on `device`. Its weights are a function of the seed."""
-    torch.manual_seed(config.seed)
-    return build_generator(config.generator, config.environment, text_dim).to(device)
+    """The generator before training, on `device`.
+
+    Its weights are a function of the seed alone; the global RNG is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "generator"))
+        generator = build_generator(config.generator, config.environment, text_dim)
+    return generator.to(device)
 
 
 def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, nn.Module]:

@@ -69,7 +69,7 @@ def evaluate_share(
             cameras,
             (height, width),
             background=settings.background,
-            show_environment=settings.own_background,
+            show_environment=settings.show_environment,
         )
 
     return evaluate(

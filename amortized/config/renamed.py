@@ -9,6 +9,9 @@ from typing import Any
 RENAMED_RUN_SETTINGS = {
     "surroundings": "environment",
     "order": "prompt_order",
+    "background.colour": "background.color",
+    "background.own_share": "background.environment_share",
+    "evaluation.own_background": "evaluation.show_environment",
     "text.kept": "text.cache_size",
     "optimizer.final_share": "optimizer.min_lr_ratio",
     "optimizer.surroundings_learning_rate": "optimizer.environment_learning_rate",

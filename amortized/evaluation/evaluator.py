@@ -66,7 +66,7 @@ class EvaluationConfig:
     fovy_deg: float = 40.0
     image_size: int = 64  # px, of the scored views
     background: float = 0.5  # gray level behind the object, in [0, 1]
-    own_background: bool = False  # show the scene's learned background instead, if it has one
+    show_environment: bool = False  # show the scene's learned background instead, if it has one
     turntable_frames: int = 24  # 0 writes no turntables
     turntable_size: int = 96  # px
     turntable_fps: float = 12.0

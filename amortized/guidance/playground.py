@@ -152,11 +152,7 @@ def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
     return torch.stack([*shown, prior.decode(sampled)])
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m amortized.guidance.playground", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
     parser.add_argument("--prompt", default=PlaygroundConfig.prompt)
     parser.add_argument("--prior", help="a folder in diffusers format (default: the embedded one)")
@@ -164,19 +160,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
     )
-    given = parser.parse_intermixed_args(argv)
-    try:
-        chosen = [f"prior={given.prior}", f"guidance.method={given.method}"]
-        if given.prior is None:
-            chosen = recommended(given.method)
-        config = load_config(PlaygroundConfig, None, [*chosen, *given.overrides, f"prompt={given.prompt}"])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        images = play(config, load_prior(config.prior, device))
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    output = given.output or Path("outputs/playground") / f"{given.method}.png"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Optimize images as `args` say and write the contact sheet; returns the exit status."""
+    settings = [f"prior={args.prior}", f"guidance.method={args.method}"]
+    if args.prior is None:
+        settings = recommended(args.method)
+    config = load_config(PlaygroundConfig, None, [*settings, *args.overrides, f"prompt={args.prompt}"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = play(config, load_prior(config.prior, device))
+    output = args.output or Path("outputs/playground") / f"{args.method}.png"
     save_grid(output, images.flatten(0, 1), columns=images.shape[1])
     print(output)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m amortized.guidance.playground",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    try:
+        return run(parser.parse_intermixed_args(argv))
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
     return 0
 
 

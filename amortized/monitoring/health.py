@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
-# Distillation losses are noisy: over long runs on the Shapes world a deviation of 12 median absolute
-# deviations separates spikes from noise.
+# Distillation losses are noisy: in long runs, 12 median absolute
+# deviations separate spikes from noise.
 SPIKE_DEVIATIONS = 12.0
 STRAGGLER_RATIO, STRAGGLER_S = 1.5, 0.05  # a rank lags if it exceeds the others' median by both
 WINDOW = 100  # steps

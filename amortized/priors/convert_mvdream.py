@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,22 +160,32 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
     (folder / VIEWS_FILE).write_text(json.dumps({"num_views": configs.num_views}) + "\n")
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="sd-v2.1-base-4view.pt")
+    parser.add_argument("folder", type=Path, help="output folder of the converted prior")
+    parser.add_argument("--tokenizer", required=True, help="a Stable Diffusion 2.x folder, for its tokenizer")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as `args` say; returns the exit status."""
+    convert(args.file, args.folder, args.tokenizer)
+    print(f"wrote {args.folder}; train with prior={args.folder}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m amortized.priors.convert_mvdream",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, help="sd-v2.1-base-4view.pt")
-    parser.add_argument("folder", type=Path, help="output folder of the converted prior")
-    parser.add_argument("--tokenizer", required=True, help="a Stable Diffusion 2.x folder, for its tokenizer")
-    args = parser.parse_args()
+    add_arguments(parser)
     try:
-        convert(args.file, args.folder, args.tokenizer)
+        return run(parser.parse_args(argv))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {str(error).strip().splitlines()[0]}\n")
-    print(f"wrote {args.folder}; train with prior={args.folder}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

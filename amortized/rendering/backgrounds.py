@@ -15,13 +15,13 @@ class BackgroundConfig:
     """One color per image. With random colors, an object cannot blend into its background."""
 
     kind: Literal["fixed", "random-grey", "random-rgb"] = "fixed"
-    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB in [0, 1], for kind=fixed
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB in [0, 1], for kind=fixed
     low: float = 0.0  # the random kinds are uniform in [low, high]
     high: float = 1.0
-    own_share: float = 0.8  # share of images that show the learned environment instead, if there is one
+    environment_share: float = 0.8  # share of images that show the learned environment, if there is one
 
     def __post_init__(self) -> None:
-        check(self, "colour", "low", "high", "own_share", at_least=0, at_most=1)
+        check(self, "color", "low", "high", "environment_share", at_least=0, at_most=1)
         if self.low > self.high:
             raise ValueError(f"low must be at most high, got {self.low} and {self.high}")
 
@@ -29,6 +29,6 @@ class BackgroundConfig:
 def background_from_uniform(config: BackgroundConfig, u: Tensor) -> Tensor:
     """Return colors [P, V, 3] in [0, 1] from uniform numbers u [P, V, 3] in [0, 1). A pure function."""
     if config.kind == "fixed":
-        return u.new_tensor(config.colour).expand_as(u)
+        return u.new_tensor(config.color).expand_as(u)
     values = config.low + (config.high - config.low) * u
     return values if config.kind == "random-rgb" else values[..., :1].expand_as(u)

@@ -79,7 +79,7 @@ class BatchSampler:
             prompt_indices=prompts,
             cameras=cameras_from_uniform(self.cameras, stacked["camera"]),
             background=background_from_uniform(self.background, stacked["background"]),
-            show_environment=stacked["show_environment"] < self.background.own_share,
+            show_environment=stacked["show_environment"] < self.background.environment_share,
             stratification=stacked["stratification"],
             guidance=GuidanceDraws(
                 u_timestep=stacked["timestep"].flatten(),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -36,11 +34,10 @@ from amortized.training.objective import Objective, StepLosses
 from amortized.training.prefetch import Prefetcher
 from amortized.training.previews import render_preview, save_preview
 from amortized.training.prompt_order import build_prompt_order
+from amortized.training.signals import catch_signals
 from amortized.transfer import Readback, pin, side_stream
 from amortized.types import Corpus, Prompt
 
-# A second Ctrl-C interrupts at once, unless it follows so soon that a launcher repeated the first one.
-SECOND_INTERRUPT_S = 2.0
 SHORTAGE_SAMPLE = 256  # prompts checked at the start for missing embeddings in text.shards
 
 
@@ -161,7 +158,7 @@ class Trainer:
             for note in [*notes, *self._start_notes()]:
                 monitor.note(note)
             stack.enter_context(self._mark_stop())
-            interrupted = stack.enter_context(_catch_signals())
+            interrupted = stack.enter_context(catch_signals())
             profiler = stack.enter_context(
                 profile_steps(config.monitoring.profile, self.folder, self.world, step)
             )
@@ -324,29 +321,3 @@ def _mean_numbers(losses: list[StepLosses]) -> dict[str, torch.Tensor]:
         learned = {} if loss.learned is None else {"learned": loss.learned.detach()}
         parts.append({"loss": loss.total.detach(), **learned, **loss.metrics})
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-
-@contextmanager
-def _catch_signals() -> Iterator[Callable[[], bool]]:
-    """Context: SIGINT, SIGTERM and SIGUSR1 only set a flag, so that the step finishes and is saved.
-
-    Another SIGINT at least SECOND_INTERRUPT_S after the first signal interrupts at once.
-    """
-    received: list[float] = []
-    previous = {}
-
-    def receive(number: int, frame: object) -> None:
-        received.append(time.monotonic())
-        if number == signal.SIGINT and received[-1] - received[0] >= SECOND_INTERRUPT_S:
-            raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        try:
-            previous[number] = signal.signal(number, receive)
-        except ValueError:  # not the main thread: the application handles signals itself
-            pass
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

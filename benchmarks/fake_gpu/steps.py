@@ -20,9 +20,8 @@ from unittest import mock
 
 from torch import Tensor
 
-import train
 from amortized import transfer
-from amortized.commands.compose import RunConfig
+from amortized.commands.compose import RunConfig, build_bank, guidance_of, load_corpus
 from amortized.config import load_config
 from amortized.encodings import triton_grid
 from amortized.guidance import Guidance
@@ -31,8 +30,8 @@ from amortized.priors import DTYPES, StableDiffusionPrior, graphs, load_prior
 from amortized.priors.loading import should_use_graphs
 from amortized.rendering import lattice
 from amortized.training import Trainer, objective
+from amortized.training.batches import TrainingBatch
 from amortized.training.metering import Cost
-from amortized.training.prefetch import Prepared
 from benchmarks import sizes
 from benchmarks.fake_gpu.machine import CUDA, IN_USE, FakeGPU, on_gpu
 from benchmarks.fake_gpu.pretend import pretend
@@ -79,7 +78,7 @@ def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS
     with tempfile.TemporaryDirectory() as folder, gpu, _instrumented(), _without_constants():
         trainer = _trainer(replace(config, output=folder), prior)
 
-        def get(step: int, part: int) -> Prepared:
+        def get(step: int, part: int) -> TrainingBatch:
             """The batch, made here: on a GPU another thread makes it, and waits there."""
             before = gpu.waits.copy()
             with gpu.outside():
@@ -91,14 +90,14 @@ def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS
         generator = trainer.state.generator
         generator.forward = _within("generator", generator.forward)
         with mock.patch.object(trainer.prefetcher, "get", get):
-            trainer.step(number - 1, False)  # makes moments, sends constants
+            trainer.step(number - 1)  # makes moments, sends constants
             resident = gpu.live
             gpu.costs.clear()
             gpu.waits.clear()
             made.clear()
             gpu.copied = 0
             with gpu.section("step"):
-                trainer.step(number, False)
+                trainer.step(number)
     return Step(costs=gpu.costs, waits=gpu.waits, waits_ahead=made, resident=resident, copied=gpu.copied)
 
 
@@ -109,11 +108,11 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
     else:
         prior = sizes.random_prior(PRIORS[prior_name], device=CUDA, dtype=DTYPES[config.prior.dtype])
         prior.graphs = should_use_graphs(config.prior, CUDA)
-    bank, width = train.bank_of(config, prior, CUDA)
+    bank, width = build_bank(config, prior, CUDA)
     generator = config.generator.build(text_dim=width)
-    if config.surroundings is not None:
-        generator = WithEnvironment(generator, config.surroundings.build(width))
-    corpus = train.corpus_of(config)
+    if config.environment is not None:
+        generator = WithEnvironment(generator, config.environment.build(width))
+    corpus = load_corpus(config)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(
         config, world=World(device=CUDA), corpus=corpus, guidance=guidance, bank=bank,

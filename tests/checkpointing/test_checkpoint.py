@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from amortized.checkpointing import (
+    CheckpointConfig,
     CheckpointError,
     CheckpointMeta,
     Checkpoints,
@@ -24,7 +25,7 @@ from amortized.checkpointing import (
     read_part,
 )
 from amortized.checkpointing import checkpoints as module
-from amortized.checkpointing.checkpoint import check
+from amortized.checkpointing.checkpoint import verify
 from amortized.parallel import TrainingState, World
 
 ABOUT = CheckpointMeta(step=5, prompts_seen=20, prior="a prior", text_dim=4)
@@ -44,7 +45,7 @@ def state_of(seed: int, width: int = 3) -> TrainingState:
 
 
 def saved(folder: Path, *steps: int, **keywords) -> Checkpoints:
-    kept = Checkpoints(folder, World(), **{"keep": 9, **keywords})
+    kept = Checkpoints(folder, CheckpointConfig(**{"keep": 9, **keywords}), World())
     for step in steps:
         kept.save(state_of(step), replace(ABOUT, step=step))
     kept.wait()
@@ -83,7 +84,7 @@ def test_what_is_saved_is_what_was_there_when_it_was_asked(tmp_path, monkeypatch
         write(*arguments)
 
     monkeypatch.setattr(module, "save_tensors", slow)
-    kept, state = Checkpoints(tmp_path, World(), keep=2), state_of(5)
+    kept, state = Checkpoints(tmp_path, CheckpointConfig(keep=2), World()), state_of(5)
     kept.save(state, ABOUT)
     assert begun.wait(20) and list_checkpoints(tmp_path) == []
     with torch.no_grad():
@@ -131,7 +132,7 @@ def test_two_hundred_damaged_checkpoints_are_all_seen(tmp_path):
     """Each is told in one sentence, and the one before is taken."""
     saved(tmp_path / "good", 4, 5)
     expected, chance, harmed = state_of(4), random.Random(0), set()
-    kept = Checkpoints(tmp_path / "run", World(), keep=9)
+    kept = Checkpoints(tmp_path / "run", CheckpointConfig(keep=9), World())
     for _ in range(200):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(tmp_path / "good", tmp_path / "run")
@@ -144,7 +145,7 @@ def test_two_hundred_damaged_checkpoints_are_all_seen(tmp_path):
         about = kept.restore(state, "a prior", notes.append)
         assert about is not None and about.step == 4 and same(state, expected), name
         (note,) = notes
-        assert "step_000005 is damaged (" in note and note.endswith("going on from the one before")
+        assert "step_000005 is damaged (" in note and note.endswith("trying the one before")
         assert "\n" not in note
     assert len(harmed) == 3
 
@@ -164,7 +165,7 @@ def test_where_none_is_whole_the_run_says_so(tmp_path):
     kept = saved(tmp_path, 4, 5)
     for name in ("step_000004", "step_000005"):
         (tmp_path / name / "state.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="none of the 2 checkpoints in .* can be read: put a good copy"):
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints in .* is intact: restore"):
         kept.restore(state_of(8), "a prior", print)
 
 
@@ -172,8 +173,8 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
     saved(tmp_path, 5)
     manifest = tmp_path / "step_000005/manifest.json"
     manifest.write_text(json.dumps({"files": {"../../secret": {"bytes": 1, "sha256": ""}}}))
-    with pytest.raises(CheckpointError, match="step_000005 is damaged .manifest.json names a file elsewhere"):
-        check(tmp_path / "step_000005")
+    with pytest.raises(CheckpointError, match="step_000005 is damaged .manifest.json names a file outside"):
+        verify(tmp_path / "step_000005")
 
 
 def test_another_model_is_one_sentence(tmp_path):
@@ -194,7 +195,7 @@ def test_averaged_weights_are_evaluated_where_there_are_some(tmp_path):
     assert expected is not None and torch.equal(found.weight, expected.weight)
     assert read_part(tmp_path / "run/checkpoints/step_000005", "ema").keys() == {"weight", "bias"}
     (tmp_path / "run/checkpoints/step_000005/state.json").unlink()
-    with pytest.raises(CheckpointError, match="is damaged .No such file.*remove it, to take the one before"):
+    with pytest.raises(CheckpointError, match="is damaged .No such file.*remove it to use the one before"):
         load_generator(tmp_path / "run", found)
 
 
@@ -214,7 +215,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_one_before(tmp_path, little_roo
     kept.save(state_of(6, width=30_000), replace(ABOUT, step=6))
     with pytest.raises(
         CheckpointError,
-        match="step_000006 could not be written .*; the last good checkpoint is .*step_000005: make room",
+        match="cannot write .*step_000006 .*; the last good checkpoint is .*step_000005: free disk space",
     ) as error:
         kept.wait()
     assert "\n" not in str(error.value)

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from amortized.checkpointing import CheckpointError, Checkpoints, list_checkpoints, load_generator, read_part
+from amortized.checkpointing import (
+    CheckpointConfig,
+    CheckpointError,
+    Checkpoints,
+    list_checkpoints,
+    load_generator,
+    read_part,
+)
 from amortized.parallel import World
 from tests.training.toy import make_trainer
 
@@ -17,19 +24,16 @@ def test_a_bare_machine_goes_on_from_copies(tmp_path):
     url = f"file://{tmp_path / 'bucket'}"
     whole = make_trainer(tmp_path / "whole")
     whole.train(quiet=True)
-    first = make_trainer(tmp_path / "lost", upload=url)
-    step = first._step
-    first._step = lambda number, interrupted: step(number, interrupted or number >= 19)
+    first = make_trainer(tmp_path / "lost", checkpointing={"upload": url})
+    step = first.step
+    first.step = lambda number, interrupted: step(number, interrupted=interrupted or number >= 19)
     assert first.train(quiet=True) == 20
     assert [path.name for path in list_checkpoints(tmp_path / "bucket")] == ["step_000010", "step_000020"]
     assert (tmp_path / "bucket/latest").read_text() == "step_000020\n"
     shutil.rmtree(tmp_path / "lost")
-    second = make_trainer(tmp_path / "lost", upload=url)
+    second = make_trainer(tmp_path / "lost", checkpointing={"upload": url})
     second.train(quiet=True)
-    assert (
-        "step_000020 was brought back from checkpointing.upload"
-        in (tmp_path / "lost/events.jsonl").read_text()
-    )
+    assert "step_000020 from file://" in (tmp_path / "lost/events.jsonl").read_text()
     for part in ("generator", "ema", "optimizer"):
         mine, expected = (
             read_part(tmp_path / run / "checkpoints/step_000030", part) for run in ("lost", "whole")
@@ -39,50 +43,51 @@ def test_a_bare_machine_goes_on_from_copies(tmp_path):
 
 def test_a_damaged_copy_is_passed_over(tmp_path):
     url = f"file://{tmp_path / 'bucket'}"
-    make_trainer(tmp_path / "run", steps=20, upload=url).train(quiet=True)
+    make_trainer(tmp_path / "run", steps=20, checkpointing={"upload": url}).train(quiet=True)
     names = [path.name for path in list_checkpoints(tmp_path / "bucket")]
     (tmp_path / "bucket" / names[-1] / "manifest.json").unlink()
     notes: list[str] = []
-    kept = Checkpoints(tmp_path / "new", World(), keep=2, upload=url)
-    assert kept.mirror is not None
-    assert kept.mirror.fetch(tmp_path / "new", notes.append) == tmp_path / "new" / names[0]
-    assert len(notes) == 1 and "is damaged" in notes[0] and "taking the one before" in notes[0]
+    kept = Checkpoints(tmp_path / "new", CheckpointConfig(upload=url), World())
+    assert kept.uploader is not None
+    assert kept.uploader.download_newest(tmp_path / "new", notes.append) == tmp_path / "new" / names[0]
+    assert len(notes) == 1 and "is damaged" in notes[0] and "trying the one before" in notes[0]
     (tmp_path / "bucket" / names[0] / "state.json").write_text("{}")
     shutil.rmtree(tmp_path / "new")
-    with pytest.raises(CheckpointError, match="none of the 2 checkpoints at file://.* can be read"):
-        kept.mirror.fetch(tmp_path / "new", notes.append)
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints at file://.* is intact"):
+        kept.uploader.download_newest(tmp_path / "new", notes.append)
 
 
 def test_storage_that_fails_stops_nothing(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("the cable was cut")
 
-    trainer = make_trainer(tmp_path / "run", steps=20, upload=f"file://{tmp_path / 'bucket'}")
-    assert trainer.checkpoints.mirror is not None
-    files = trainer.checkpoints.mirror.files
+    bucket = {"upload": f"file://{tmp_path / 'bucket'}"}
+    trainer = make_trainer(tmp_path / "run", steps=20, checkpointing=bucket)
+    assert trainer.checkpoints.uploader is not None
+    files = trainer.checkpoints.uploader.files
     monkeypatch.setattr(files, "exists", fail)
-    with pytest.raises(ValueError, match="cannot be read .the cable was cut"):
+    with pytest.raises(ValueError, match="cannot read file://.* .the cable was cut"):
         trainer.train(quiet=True)  # what may be there cannot be known
     monkeypatch.undo()
-    trainer = make_trainer(tmp_path / "run", steps=20, upload=f"file://{tmp_path / 'bucket'}")
-    monkeypatch.setattr(trainer.checkpoints.mirror.files, "put_file", fail)
+    trainer = make_trainer(tmp_path / "run", steps=20, checkpointing=bucket)
+    monkeypatch.setattr(trainer.checkpoints.uploader.files, "put_file", fail)
     assert trainer.train(quiet=True) == 20
     assert len(list_checkpoints(tmp_path / "run/checkpoints")) == 2
     told = (tmp_path / "run/events.jsonl").read_text()
-    assert "step_000010 could not be sent to file://" in told and "the cable was cut" in told
-    assert "step_000020 could not be sent to file://" in told
+    assert "could not upload step_000010 to file://" in told and "the cable was cut" in told
+    assert "could not upload step_000020 to file://" in told
 
 
 def test_an_unknown_kind_of_url_is_one_sentence(tmp_path: Path):
-    with pytest.raises(ValueError, match="checkpointing.upload=nowhere://x cannot be opened"):
-        make_trainer(tmp_path, upload="nowhere://x")
+    with pytest.raises(ValueError, match="cannot open checkpointing.upload=nowhere://x"):
+        make_trainer(tmp_path, checkpointing={"upload": "nowhere://x"})
 
 
 def test_the_best_one_stays(tmp_path):
-    trainer = make_trainer(tmp_path, steps=30, checkpoint_every=5, keep_checkpoints=1, best_by="guidance")
+    trainer = make_trainer(tmp_path, steps=30, checkpointing={"every": 5, "keep": 1, "best_by": "guidance"})
     scores = iter([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
-    save = trainer._save
-    trainer._save = lambda step, score: save(step, next(scores) if score is not None else None)
+    save = trainer.save
+    trainer.save = lambda step, score: save(step, next(scores) if score is not None else None)
     trainer.train(quiet=True)
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
         "step_000010",
@@ -92,5 +97,5 @@ def test_the_best_one_stays(tmp_path):
     assert load_generator(tmp_path, trainer.state.generator, "step_000030").name == "step_000030"
     with pytest.raises(CheckpointError, match="has no checkpoint step_7: it has step_000010, step_000030"):
         load_generator(tmp_path, trainer.state.generator, "step_7")
-    with pytest.raises(ValueError, match="checkpointing.best_by=colour is none of loss, guidance"):
-        make_trainer(tmp_path / "other", best_by="colour").train(quiet=True)
+    with pytest.raises(ValueError, match="checkpointing.best_by=color must be one of loss, guidance"):
+        make_trainer(tmp_path / "other", checkpointing={"best_by": "color"}).train(quiet=True)

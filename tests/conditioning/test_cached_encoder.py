@@ -157,5 +157,5 @@ def test_texts_missing_from_shards_are_reported(tmp_path: Path):
 
 
 def test_an_empty_cache_is_refused():
-    with pytest.raises(ValueError, match="^kept must be at least 1, got 0"):
-        TextConfig(kept=0)
+    with pytest.raises(ValueError, match="^cache_size must be at least 1, got 0"):
+        TextConfig(cache_size=0)

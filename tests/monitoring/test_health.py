@@ -23,7 +23,7 @@ def test_a_spike_is_told_once_and_noise_is_not():
         told[step] = spikes(step, loss)
     found = {step: text for step, text in told.items() if text}
     assert found.keys() == {500, 700}
-    assert found[500].startswith("step 500: a loss of 20, where the last 100 were about ")
+    assert found[500].startswith("step 500: loss spike: 20, the median of the last 100 was ")
 
 
 def test_constant_losses_have_no_spikes():
@@ -36,7 +36,7 @@ def test_a_process_that_lags_is_named():
     stragglers, chance = Stragglers(), random.Random(0)
     told = [stragglers(step, [chance.uniform(0.9, 1.1), chance.uniform(1.8, 2.2), 1.0]) for step in range(60)]
     assert [step for step, text in enumerate(told) if text] == [19]
-    assert "process 1 takes" in told[19]
+    assert "rank 1 is a straggler" in told[19]
     even = Stragglers()
     assert not any(even(step, [chance.uniform(0.9, 1.2) for _ in range(4)]) for step in range(300))
     alone = Stragglers()
@@ -61,7 +61,7 @@ def test_a_run_tells_of_itself(tmp_path, monkeypatch):
         finish=lambda: said.append("finished"),
     )
     monkeypatch.setitem(sys.modules, "trackio", tracker)
-    changes = {"steps": 4, "tracker": "trackio", "profile": (1, 3), "generator": "surrounded"}
+    changes = {"steps": 4, "monitoring": {"tracker": "trackio", "profile": (1, 3)}, "generator": "surrounded"}
     make_trainer(tmp_path, **changes).train(notes=["a note"], quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     timed = {"time/batch", "time/forward", "time/backward", "time/update"}
@@ -76,7 +76,7 @@ def test_a_run_tells_of_itself(tmp_path, monkeypatch):
     assert busy == pytest.approx(4 * last["speed/device_seconds_per_prompt"], rel=1e-6)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["note"] for event in events[:1]] == ["a note"] and events[0]["time"].endswith("+00:00")
-    assert "1 processes, ddp, 4 prompts a step" in events[1]["note"]
+    assert "1 processes, ddp, 4 prompts per step" in events[1]["note"]
     assert said[0]["name"] == tmp_path.name
     assert said[1:] == [*((line["step"], line["loss"]) for line in lines), "finished"]
     trace = json.loads((tmp_path / "profile/steps_1_3.json").read_text())
@@ -87,4 +87,4 @@ def test_a_run_tells_of_itself(tmp_path, monkeypatch):
 def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="monitoring.tracker=wandb is not installed: pip install wandb"):
-        make_trainer(tmp_path, steps=1, tracker="wandb").train(quiet=True)
+        make_trainer(tmp_path, steps=1, monitoring={"tracker": "wandb"}).train(quiet=True)

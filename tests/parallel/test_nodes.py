@@ -60,7 +60,7 @@ def wait_until(happened, seconds: float = 120.0) -> None:
 
 @pytest.mark.slow
 def test_a_node_is_lost_and_comes_back(tmp_path, nodes):
-    changes = {"steps": 400, "prompts_per_process": 1, "checkpoint_every": 20}
+    changes = {"steps": 400, "prompts_per_process": 1, "checkpointing": {"every": 20}}
     folder, port, told = tmp_path / "run", free_port(), [tmp_path / "a.txt", tmp_path / "b.txt"]
     nodes += [node(folder, port, told[0], hosts=True, **changes)]
     nodes += [node(folder, port, told[1], hosts=False, **changes)]

@@ -40,8 +40,8 @@ def test_rates_warm_up_decay_and_differ_by_part():
             self.surroundings = nn.ModuleDict({"grid": nn.Linear(2, 2)})
 
     config = OptimizerConfig(
-        learning_rate=0.1, encoding_learning_rate=1.0, surroundings_learning_rate=0.5,
-        warmup_steps=4, decay="cosine", final_share=0.2,
+        learning_rate=0.1, encoding_learning_rate=1.0, environment_learning_rate=0.5,
+        warmup_steps=4, decay="cosine", min_lr_ratio=0.2,
     )  # fmt: skip
     model = Model()
     optimizer = build_optimizer(config, model)
@@ -82,7 +82,7 @@ def test_adan_is_its_formula():
 
 
 def test_adan_wants_three_betas():
-    with pytest.raises(ValueError, match="optimizer.betas of adan are 3, e.g. .0.98, 0.92, 0.99., got"):
+    with pytest.raises(ValueError, match="betas must be 3 numbers for name=adan, e.g. .0.98, 0.92, 0.99."):
         OptimizerConfig(name="adan")
 
 

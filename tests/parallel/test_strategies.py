@@ -57,7 +57,7 @@ def slow(*case):
 )
 def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, generator, guidance):
     """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
-    changes = {"steps": 6, "generator": generator, "guidance": guidance, "preview_every": 2}
+    changes = {"steps": 6, "generator": generator, "guidance": guidance, "monitoring": {"preview_every": 2}}
     if generator == "3dconv-net":
         changes["ema_decay"] = None  # previews are then of the weights themselves
     asked = {**changes, "prompts_per_process": 8 // processes, "strategy": strategy}
@@ -129,9 +129,17 @@ def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(tmp_path):
 )
 def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path, ways):
     """1 to 2 to 3 to 1 processes, replicated and sharded by turns, is one run to rounding."""
-    changes = {"steps": 8, "generator": "surrounded", "guidance": learning("adapter"), "checkpoint_every": 50}
+    changes = {
+        "steps": 8,
+        "generator": "surrounded",
+        "guidance": learning("adapter"),
+        "checkpointing": {"every": 50},
+    }
     for strategy, processes, accumulation, stop in ways:
-        shared = {"prompts_per_process": 6 // processes // accumulation, "accumulation": accumulation}
+        shared = {
+            "prompts_per_process": 6 // processes // accumulation,
+            "gradient_accumulation_steps": accumulation,
+        }
         run_toy(tmp_path / "many", {**changes, **shared, "strategy": strategy, "stop": stop}, processes)
     one = make_trainer(tmp_path / "one", **changes, prompts_per_process=6)
     one.train(quiet=True)
@@ -168,7 +176,7 @@ def test_two_hundred_steps_are_those_of_one_process(tmp_path, one_of_two_hundred
         assert max(away) == 0
 
 
-LONG = {"steps": 200, "checkpoint_every": 50, "guidance": {"method": "sds", "guidance_scale": 1.0}}
+LONG = {"steps": 200, "checkpointing": {"every": 50}, "guidance": {"method": "sds", "guidance_scale": 1.0}}
 
 
 @pytest.fixture(scope="module")

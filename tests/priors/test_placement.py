@@ -80,6 +80,7 @@ def test_a_compiled_denoiser_predicts_the_same(folder):
 
 def test_denoiser_device_needs_a_single_process(tmp_path, capsys, monkeypatch):
     import train
+    from amortized import parallel
     from amortized.parallel import World
 
     class TwoProcesses:
@@ -89,13 +90,14 @@ def test_denoiser_device_needs_a_single_process(tmp_path, capsys, monkeypatch):
         def __exit__(self, *reason):
             return None
 
-    monkeypatch.setattr(train, "join_world", lambda device, **how: TwoProcesses())
+    monkeypatch.setattr(parallel, "join_world", lambda device, **how: TwoProcesses())
     with pytest.raises(SystemExit) as exited:
         sys.exit(
             train.main(["configs/quickstart.yaml", f"output={tmp_path}", "prior.denoiser_device=cuda:1"])
         )
     assert exited.value.code == 2
-    assert "prior.denoiser_device=cuda:1 is one device, for 2 processes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "prior.denoiser_device=cuda:1 is a single device, but there are 2 processes" in error
 
 
 # ---- compatible parts ---------------------------------------------------------------------------

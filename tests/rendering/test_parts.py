@@ -120,12 +120,12 @@ def test_backgrounds():
     assert torch.equal(background_from_uniform(BackgroundConfig(kind="random-rgb"), u), u)
     gray = background_from_uniform(BackgroundConfig(kind="random-grey"), u)
     assert torch.equal(gray, torch.stack([u[..., 0]] * 3, dim=-1))
-    plain = background_from_uniform(BackgroundConfig(colour=(0.1, 0.2, 0.3)), u)
+    plain = background_from_uniform(BackgroundConfig(color=(0.1, 0.2, 0.3)), u)
     torch.testing.assert_close(plain, torch.tensor([0.1, 0.2, 0.3]).expand(2, 3, 3))
     with pytest.raises(ValueError, match="random-grey"):
         build_config(BackgroundConfig, {"kind": "grey"})
-    with pytest.raises(ValueError, match="colour"):
-        BackgroundConfig(colour=(0.0, 1.0, 2.0))
+    with pytest.raises(ValueError, match="color"):
+        BackgroundConfig(color=(0.0, 1.0, 2.0))
 
 
 def test_sdf_gradient_takes_four_evaluations():

@@ -9,12 +9,12 @@ from amortized.cameras import CameraConfig
 from amortized.generation import asset_seed, asset_z, z_of
 from amortized.monitoring.monitor import batch_digest
 from amortized.rendering import BackgroundConfig
-from amortized.training.batches import Sampler, assign_slots
+from amortized.training.batches import BatchSampler, assign_slots
 from amortized.training.prompt_order import Shuffle
 from amortized.types import Prompt
 
 
-def make_sampler(**changes) -> Sampler:
+def make_sampler(**changes) -> BatchSampler:
     settings = {
         "seed": 3,
         "order": Shuffle(5, 3),
@@ -27,7 +27,7 @@ def make_sampler(**changes) -> Sampler:
         "cameras": CameraConfig(),
         "background": BackgroundConfig(kind="random-rgb"),
     }
-    return Sampler(**{**settings, **changes})
+    return BatchSampler(**{**settings, **changes})
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -51,14 +51,14 @@ def test_a_batch_is_its_slots_one_by_one():
         assert one.prompt_indices == [whole.prompt_indices[slot]]
         assert torch.equal(one.cameras.c2w[0], whole.cameras.c2w[slot])
         assert torch.equal(one.background[0], whole.background[slot])
-        assert torch.equal(one.draws.noise, whole.draws.noise[2 * slot : 2 * slot + 2])
-        assert torch.equal(one.draws.u_timestep, whole.draws.u_timestep[2 * slot : 2 * slot + 2])
+        assert torch.equal(one.guidance.noise, whole.guidance.noise[2 * slot : 2 * slot + 2])
+        assert torch.equal(one.guidance.u_timestep, whole.guidance.u_timestep[2 * slot : 2 * slot + 2])
         assert torch.equal(one.digests[0], whole.digests[slot])
 
 
 def test_steps_slots_and_seeds_draw_differently():
     noises = [
-        make_sampler(seed=seed).batch(step, [slot], step * 6).draws.noise
+        make_sampler(seed=seed).draw(step, [slot], step * 6).guidance.noise
         for seed in (3, 4)
         for step in (0, 1)
         for slot in (0, 1)
@@ -68,11 +68,11 @@ def test_steps_slots_and_seeds_draw_differently():
 
 
 def test_draws_are_what_they_claim():
-    batch = make_sampler(views=4, latent_shape=(4, 16, 16)).batch(0, range(64), 0)
-    noise = batch.draws.noise
+    batch = make_sampler(views=4, latent_shape=(4, 16, 16)).draw(0, range(64), 0)
+    noise = batch.guidance.noise
     assert noise.mean().abs() < 0.02 and abs(noise.std().item() - 1) < 0.02
-    assert 0 <= batch.draws.u_timestep.min() and batch.draws.u_timestep.max() < 1
-    assert abs(batch.draws.u_timestep.mean().item() - 0.5) < 0.06
+    assert 0 <= batch.guidance.u_timestep.min() and batch.guidance.u_timestep.max() < 1
+    assert abs(batch.guidance.u_timestep.mean().item() - 0.5) < 0.06
     assert Counter(batch.prompt_indices).most_common(1)[0][1] == 13  # 64 slots over 5 prompts: 12 or 13 each
 
 
@@ -82,30 +82,34 @@ def test_the_digest_sees_every_draw_and_no_order():
     assert batch_digest(batch.digests) == batch_digest(batch.digests.flip(0))
     for other in (
         sampler.draw(3, range(4), 12),
-        make_sampler(seed=9).batch(2, range(4), 8),
+        make_sampler(seed=9).draw(2, range(4), 8),
         sampler.draw(2, range(1, 5), 8),
-        make_sampler(order=Shuffle(6, 3)).batch(2, range(4), 8),
-        make_sampler(z_dim=2).batch(2, range(4), 8),
+        make_sampler(order=Shuffle(6, 3)).draw(2, range(4), 8),
+        make_sampler(z_dim=2).draw(2, range(4), 8),
     ):
         assert batch_digest(batch.digests) != batch_digest(other.digests)
 
 
 def test_every_visit_has_a_z_of_its_own_or_that_of_one_of_a_few_assets():
     free, few = make_sampler(), make_sampler(seeds_per_prompt=2)
-    batch = free.batch(0, range(40), 0)
-    assert len({tuple(row) for row in batch.z.tolist()}) == 40 and len(set(batch.draws.seeds.tolist())) == 1
-    batch = few.batch(0, range(40), 0)
-    found = {(tuple(z), int(s)) for z, s in zip(batch.z.tolist(), batch.draws.seeds[::2], strict=True)}
+    batch = free.draw(0, range(40), 0)
+    assert (
+        len({tuple(row) for row in batch.z.tolist()}) == 40 and len(set(batch.guidance.seeds.tolist())) == 1
+    )
+    batch = few.draw(0, range(40), 0)
+    found = {(tuple(z), int(s)) for z, s in zip(batch.z.tolist(), batch.guidance.seeds[::2], strict=True)}
     assert found == {(tuple(asset_z(3, k, 3).tolist()), asset_seed(3, k)) for k in range(2)}
-    assert torch.equal(batch.draws.seeds[::2], batch.draws.seeds[1::2])  # all views follow one trajectory
-    assert set(few.batch(7, range(40), 280).draws.seeds.tolist()) == set(batch.draws.seeds.tolist())
+    assert torch.equal(
+        batch.guidance.seeds[::2], batch.guidance.seeds[1::2]
+    )  # all views follow one trajectory
+    assert set(few.draw(7, range(40), 280).guidance.seeds.tolist()) == set(batch.guidance.seeds.tolist())
 
 
 def test_images_have_keys_and_prompts_of_their_own():
     sampler = make_sampler()
-    draws = sampler.draw(1, range(6), 6).draws
+    draws = sampler.draw(1, range(6), 6).guidance
     assert len(set(draws.keys.tolist())) == 12
-    assert torch.equal(sampler.draw(1, [4], 6).draws.keys, draws.keys[8:10])
+    assert torch.equal(sampler.draw(1, [4], 6).guidance.keys, draws.keys[8:10])
     assert draws.prompts.tolist() == [i for i in sampler.draw(1, range(6), 6).prompt_indices for _ in "ab"]
     assert (
         0 <= draws.u_learned.min() and draws.u_learned.max() < 1 and len(set(draws.u_learned.tolist())) == 12
@@ -114,11 +118,9 @@ def test_images_have_keys_and_prompts_of_their_own():
 
 def test_z_outside_training_is_that_of_an_asset_or_the_prompts_own():
     prompts = [Prompt(id=name, text=name) for name in "ab"]
-    generator = torch.nn.Linear(1, 1)
-    generator.z_dim = 3
-    own = z_of(prompts, generator, 5, None)
-    assert torch.equal(own[1:], z_of(prompts[1:], generator, 5, None)) and not torch.equal(own[0], own[1])
-    assert not torch.equal(own, z_of(prompts, generator, 5, None, number=1))
+    own = z_of(prompts, 3, 5, None)
+    assert torch.equal(own[1:], z_of(prompts[1:], 3, 5, None)) and not torch.equal(own[0], own[1])
+    assert not torch.equal(own, z_of(prompts, 3, 5, None, number=1))
     for number in range(3):
         expected = asset_z(5, number % 2, 3)
-        assert torch.equal(z_of(prompts, generator, 5, 2, number), torch.stack([expected, expected]))
+        assert torch.equal(z_of(prompts, 3, 5, 2, number), torch.stack([expected, expected]))

@@ -80,10 +80,9 @@ class Held(Meter):
 @pytest.mark.parametrize("generator", [None, *TINY])
 def test_a_step_needs_the_memory_that_was_foretold(tmp_path, monkeypatch, generator):
     trainer = make_trainer(tmp_path / "real", steps=2, generator=generator)
-    objective, prepared, held = trainer.strategy.objective, trainer.prepare(0, 0), Held()
+    objective, prepared, held = trainer.objective, trainer.prepare(0, 0), Held()
     with held, held.section("step") as cost:
-        terms = objective(prepared, 0.0, True)
-        terms["loss"].backward()
+        objective(prepared, 0.0, True).total.backward()
     real = cost.peak - sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)
     foretold = costs.step_memory(make_trainer(tmp_path / "fake", steps=2, generator=generator))
     # The share of rays is assumed there, and what the host holds is not counted.

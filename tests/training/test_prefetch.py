@@ -20,7 +20,7 @@ def test_batches_come_in_order_and_one_ahead():
     ahead = Prefetcher(make, num_parts=2)
     found = [ahead.get(step, part) for step in (4, 5) for part in (0, 1)]
     assert [text.split()[0] for text in found] == ["4.0", "4.1", "5.0", "5.1"]
-    assert all("next-batch" in text for text in found)
+    assert all("prefetch" in text for text in found)
     ahead.close()
     assert made[:4] == [(4, 0), (4, 1), (5, 0), (5, 1)] and made[4:] in ([], [(6, 0)])
     assert ahead.get(9, 1).startswith("9.1")  # after a pause, and out of order

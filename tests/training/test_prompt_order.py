@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.training.test_sampler import make_sampler
 
 from amortized.training import PromptOrderConfig
 from amortized.training.batches import assign_slots
 from amortized.training.prompt_order import Curriculum, Shuffle, Weighted, build_prompt_order, shuffled
 from corpora import prompt_list
 from corpora.table import Entry, tabulate
+from tests.training.test_batches import make_sampler
 
 # ---- the shuffle ------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ def test_equal_weights_are_a_shuffle():
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
 def test_weights_that_are_none(weights: list[float]):
-    with pytest.raises(ValueError, match="finite, none negative and not all zero"):
+    with pytest.raises(ValueError, match="finite, none negative, and not all zero"):
         Weighted(np.array(weights), 0)
 
 
@@ -214,7 +214,7 @@ def test_repeated_prompts_weigh_more():
 
 
 def test_order_settings_that_cannot_be(tmp_path: Path):
-    with pytest.raises(ValueError, match="order.by must be null or"):
+    with pytest.raises(ValueError, match="by must be null or"):
         PromptOrderConfig(by="length")
     with pytest.raises(ValueError, match=r"order.start must lie in \(0, 1\], got 0"):
         PromptOrderConfig(kind="curriculum", start=0)
@@ -232,7 +232,7 @@ def test_order_settings_that_cannot_be(tmp_path: Path):
     for text in ("", "{}", '{"prompts": 7}', '{"prompts": [7]}', '{"prompts": [{"id": "x"}]}'):
         path.write_text(text)
         with pytest.raises(
-            ValueError, match=f"order.by: {path} is no results.json with a column recall_at_1"
+            ValueError, match=f"prompt_order.by: {path} is not a results.json with a column recall_at_1"
         ):
             build_prompt_order(PromptOrderConfig(kind="curriculum", by=str(path)), corpus, 0)
     with pytest.raises(ValueError, match="is no results.json"):

@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_resuming_equals_never_having_stopped_bit_for_bit(folder, tmp_path, run):
-    changes = {**run, "prior": folder, "steps": 6, "checkpoint_every": 2}
+    changes = {**run, "prior": folder, "steps": 6, "checkpointing": {"every": 2}}
     whole = make_trainer(tmp_path / "whole", **changes)
     start = {name: value.clone() for name, value in weights_of(whole).items()}
     whole.train(quiet=True)
@@ -42,7 +42,7 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(folder, tmp_path, run)
     assert bool(lora) == (run is RUNS["lora"])
     assert all((expected[name] != start[name]).any() for name in lora)  # every one of them has learned
     first = make_trainer(tmp_path / "parts", **changes)
-    first._step = stop_after(first._step, 3)
+    first.step = stop_after(first.step, 3)
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
     second = make_trainer(tmp_path / "parts", **changes)
@@ -80,19 +80,19 @@ def test_a_run_goes_on_with_the_weights_that_taught_it(folder, tmp_path):
     """A LoRA of another UNet of the same shapes would load; so would any run's generator beside it."""
     mine, changes = tmp_path / "prior", {"guidance": VSD, "prior": str(tmp_path / "prior"), "steps": 2}
     shutil.copytree(folder, mine)
-    make_trainer(tmp_path / "run", **changes, checkpoint_every=1).train(quiet=True)
-    again = make_trainer(tmp_path / "run", **{**changes, "steps": 3}, checkpoint_every=1)
+    make_trainer(tmp_path / "run", **changes, checkpointing={"every": 1}).train(quiet=True)
+    again = make_trainer(tmp_path / "run", **{**changes, "steps": 3}, checkpointing={"every": 1})
     assert again.train(quiet=True) == 3
     weights = mine / "unet/diffusion_pytorch_model.safetensors"
     changed = load_file(weights)
     name = next(name for name in changed if name.endswith("attn2.to_q.weight"))
     save_file(changed | {name: changed[name] + 0.01}, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="step_000003 was taught by other weights than .* prior.path now"):
+    with pytest.raises(ValueError, match="step_000003 was trained with another prior than prior.path now"):
         make_trainer(tmp_path / "run", **{**changes, "steps": 4}).train(quiet=True)
 
 
 def test_an_adapter_of_another_size_is_refused(folder, tmp_path):
-    make_trainer(tmp_path, guidance=VSD, prior=folder, steps=1, checkpoint_every=1).train(quiet=True)
+    make_trainer(tmp_path, guidance=VSD, prior=folder, steps=1, checkpointing={"every": 1}).train(quiet=True)
     wider = {**VSD, "learned": {**VSD["learned"], "rank": 3}}
     with pytest.raises(
         ValueError, match="step_000001 does not fit the model of this config .*learned.*"
@@ -102,9 +102,9 @@ def test_an_adapter_of_another_size_is_refused(folder, tmp_path):
 
 
 def test_assets_that_cannot_be_told_apart_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="seeds_per_prompt=4 makes 4 assets of a prompt, .* takes no z"):
+    with pytest.raises(ValueError, match="seeds_per_prompt=4 trains 4 assets per prompt, .* takes no z"):
         make_trainer(tmp_path, seeds_per_prompt=4)
-    with pytest.raises(ValueError, match="noise=seed has a trajectory for each asset, .* set trainer.seeds"):
+    with pytest.raises(ValueError, match="noise=seed has one trajectory per asset, .* set trainer.seeds"):
         make_trainer(tmp_path, z_dim=2, guidance=DSD)
     make_trainer(tmp_path, z_dim=2, guidance=DSD, seeds_per_prompt=4)
     make_trainer(tmp_path, guidance=DSD)

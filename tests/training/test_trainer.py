@@ -19,22 +19,22 @@ from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_traine
 
 def distance_to_targets(trainer) -> float:
     """Mean squared distance of what the trainer renders now from the components' means."""
-    batch = trainer.sampler.draw(10**6, list(range(6)), 6 * 10**6)
-    scene = trainer.state.generator(trainer.bank.generator_text([TEXTS[i] for i in batch.prompt_indices]))
+    draws = trainer.sampler.draw(10**6, list(range(6)), 6 * 10**6)
+    scene = trainer.state.generator(trainer.bank.generator_text([TEXTS[i] for i in draws.prompt_indices]))
     from amortized.rendering import render
 
-    size = trainer.config.render_size
+    size = trainer.config.trainer.render_size
     images = render(
         scene,
-        batch.cameras,
+        draws.cameras,
         size,
         size,
-        config=trainer.settings.renderer,
-        background=batch.background,
+        config=trainer.config.renderer,
+        background=draws.background,
         sharpness=30.0,
         training=False,
     ).rgb[:, 0]
-    targets = target_images()[batch.prompt_indices].permute(0, 2, 3, 1)
+    targets = target_images()[draws.prompt_indices].permute(0, 2, 3, 1)
     return (images - targets).square().mean().item()
 
 
@@ -71,7 +71,7 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption
     assert len(start) > 0 or not guidance
     assert not start or any((weights_of(whole)[name] != value).any() for name, value in start.items())
     first = make_trainer(tmp_path / "parts", guidance=guidance)
-    first._step = stop_after(first._step, interruption + 3)  # three steps beyond the last checkpoint are lost
+    first.step = stop_after(first.step, interruption + 3)  # three steps beyond the last checkpoint are lost
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
     second = make_trainer(tmp_path / "parts", guidance=guidance)
@@ -89,7 +89,7 @@ def test_adan_resumes_bit_for_bit_and_stays_finite(tmp_path):
     whole = make_trainer(tmp_path / "whole", **changes)
     whole.train(quiet=True)
     first = make_trainer(tmp_path / "parts", **changes)
-    first._step = stop_after(first._step, 13)
+    first.step = stop_after(first.step, 13)
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
     second = make_trainer(tmp_path / "parts", **changes)
@@ -98,7 +98,7 @@ def test_adan_resumes_bit_for_bit_and_stays_finite(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(second).items())
     predict = whole.guidance.prior.predict_noise
     whole.guidance.prior.predict_noise = lambda *given, **named: predict(*given, **named) * math.nan
-    record = whole.step(30, False)
+    record = whole.step(30)
     assert not all(map(math.isfinite, record.values.tolist()))
     assert all(value.isfinite().all() for value in weights_of(whole).values())
 
@@ -107,7 +107,7 @@ def test_another_number_of_slots_goes_on_in_the_order_of_prompts(tmp_path):
     """1 to 3 to 2 processes, told by their slots: every prompt comes in its turn."""
     seen = []
     for steps, slots in ((2, 4), (3, 12), (5, 8)):
-        trainer = make_trainer(tmp_path, steps=steps, prompts_per_process=slots, checkpoint_every=1)
+        trainer = make_trainer(tmp_path, steps=steps, prompts_per_process=slots, checkpointing={"every": 1})
         draw = trainer.sampler.draw
 
         def watched(step, slots, start, draw=draw):
@@ -115,7 +115,7 @@ def test_another_number_of_slots_goes_on_in_the_order_of_prompts(tmp_path):
             seen.append((step, batch.prompt_indices))
             return batch
 
-        object.__setattr__(trainer.sampler, "batch", watched)
+        object.__setattr__(trainer.sampler, "draw", watched)
         trainer.train(quiet=True)
     # A step that was made ahead when its run ended is made again by the next one.
     order = sum((prompts for step, prompts in dict(seen).items() if step < 5), [])
@@ -128,7 +128,7 @@ def stop_after(step_function, steps):
     def step(number, interrupted):
         if number == steps:
             raise KeyboardInterrupt
-        return step_function(number, interrupted)
+        return step_function(number, interrupted=interrupted)
 
     return step
 
@@ -138,13 +138,13 @@ LAST = "checkpoints/step_000060"
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     """The same with a real SIGKILL, at whatever moment it strikes."""
-    make_trainer(tmp_path / "whole", steps=60, checkpoint_every=5).train(quiet=True)
+    make_trainer(tmp_path / "whole", steps=60, checkpointing={"every": 5}).train(quiet=True)
     command = [
         sys.executable,
         "-m",
         "tests.training.toy",
         str(tmp_path / "killed"),
-        '{"steps": 60, "checkpoint_every": 5}',
+        '{"steps": 60, "checkpointing": {"every": 5}}',
     ]
     process = subprocess.Popen(command)
     wait_until(lambda: len(list_checkpoints(tmp_path / "killed" / "checkpoints")) > 1)
@@ -153,7 +153,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert list_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name != "step_000060", (
         "killed too late to tell"
     )
-    resumed = make_trainer(tmp_path / "killed", steps=60, checkpoint_every=5)
+    resumed = make_trainer(tmp_path / "killed", steps=60, checkpointing={"every": 5})
     resumed.train(quiet=True)
     for part in ("generator", "ema", "optimizer"):
         mine, whole = (read_part(tmp_path / run / LAST, part) for run in ("killed", "whole"))
@@ -171,7 +171,7 @@ def test_a_signal_saves_and_leaves_cleanly(tmp_path, numbers):
         "-m",
         "tests.training.toy",
         str(tmp_path),
-        '{"steps": 100000, "checkpoint_every": 100000}',
+        '{"steps": 100000, "checkpointing": {"every": 100000}}',
     ]
     process = subprocess.Popen(command)
     wait_until(lambda: (tmp_path / "log.jsonl").exists() and (tmp_path / "log.jsonl").stat().st_size > 0)
@@ -196,7 +196,7 @@ def wait_until(happened, seconds: float = 90.0) -> None:
 def test_accumulation_equals_one_large_batch(tmp_path, guidance):
     changes = {"steps": 4, "guidance": guidance}
     large = make_trainer(tmp_path / "large", prompts_per_process=4, **changes)
-    parts = make_trainer(tmp_path / "parts", prompts_per_process=2, accumulation=2, **changes)
+    parts = make_trainer(tmp_path / "parts", prompts_per_process=2, gradient_accumulation_steps=2, **changes)
     large.train(quiet=True)
     parts.train(quiet=True)
     a, b = log_lines(tmp_path / "large"), log_lines(tmp_path / "parts")
@@ -230,13 +230,13 @@ def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
     step = trainer.step
 
     def poisoned(number, interrupted):
-        record = step(number, interrupted)
+        record = step(number, interrupted=interrupted)
         if record.step == 10:
             record.values.host.fill_(math.nan)
         return record
 
     trainer.step = poisoned
-    with pytest.raises(TrainingStopped, match="no checkpoint had been written"):
+    with pytest.raises(TrainingStopped, match="no checkpoint was written"):
         trainer.train(quiet=True)
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
@@ -264,8 +264,7 @@ def test_an_emptied_scene_stops_the_run(tmp_path):
     trainer = make_trainer(
         tmp_path,
         steps=400,
-        min_opacity=0.02,
-        patience=5,
+        monitoring={"min_opacity": 0.02, "patience": 5},
         losses=LossConfig(sparsity=1000.0),
         optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
         guidance={"method": "sds", "guidance_scale": 1.0, "weight": 1e-6},
@@ -278,13 +277,12 @@ def test_a_scene_that_fills_everything_stops_the_run(tmp_path):
     trainer = make_trainer(
         tmp_path,
         steps=400,
-        max_opacity=0.5,
-        patience=5,
+        monitoring={"max_opacity": 0.5, "patience": 5},
         losses=LossConfig(sparsity=0.0, opacity_floor=1000.0, floor=0.98, cap=1.0),
         optimizer=OptimizerConfig(learning_rate=2e-2, betas=(0.9, 0.99)),
         guidance={"method": "sds", "guidance_scale": 1.0, "weight": 1e-6},
     )
-    with pytest.raises(TrainingStopped, match="fills all of the image .* for 5 steps.*losses.opacity_cap"):
+    with pytest.raises(TrainingStopped, match="fills the whole image .* for 5 steps.*losses.opacity_cap"):
         trainer.train(quiet=True)
 
 
@@ -300,7 +298,7 @@ def test_the_generator_may_run_in_bfloat16(tmp_path):
 
 
 def test_old_checkpoints_go(tmp_path):
-    make_trainer(tmp_path, steps=30, checkpoint_every=5, keep_checkpoints=3).train(quiet=True)
+    make_trainer(tmp_path, steps=30, checkpointing={"every": 5, "keep": 3}).train(quiet=True)
     names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
     assert names == ["step_000020", "step_000025", "step_000030"]
 
@@ -308,6 +306,6 @@ def test_old_checkpoints_go(tmp_path):
 def test_previews_are_pictures(tmp_path):
     from PIL import Image
 
-    make_trainer(tmp_path, steps=20, preview_every=20).train(quiet=True)
+    make_trainer(tmp_path, steps=20, monitoring={"preview_every": 20}).train(quiet=True)
     with Image.open(tmp_path / "previews" / "step_000020.png") as picture:
         assert picture.size[0] >= 4 * 64 and len(picture.getcolors(maxcolors=10**6)) > 10

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -31,8 +30,8 @@ from amortized.training import BaseRunConfig, LossConfig, Trainer, TrainerConfig
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
-from generators.hyper_ingp import HyperINGPConfig
 from generators.environment import HashEnvironmentConfig, WithEnvironment
+from generators.hyper_ingp import HyperINGPConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
 
 COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
@@ -87,12 +86,13 @@ def target_images() -> torch.Tensor:
 
 
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
-    """A trainer over the three colors; `changes` are fields of its configs, or whole parts.
+    """A trainer over the three colors; `changes` are fields of TrainerConfig, or the following.
 
     generator: a module, a key of TINY, or "surrounded"; by default a small Hyper-iNGP with z_dim
     guidance: settings over those of ASD, e.g. another method
     views_per_group: of the prior
     prior: a folder in diffusers format, instead of the mixture
+    checkpointing, monitoring: dicts of fields of their configs
     """
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
@@ -106,13 +106,10 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
     method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
     guidance = published(**{**method, **changes.pop("guidance", {})})
+    checkpointing = CheckpointConfig(**{"every": 10, **changes.pop("checkpointing", {})})
+    monitoring = MonitorConfig(**{"preview_every": 10_000, **changes.pop("monitoring", {})})
     defaults = {"steps": 30, "prompts_per_process": 4, "render_size": SIZE, "ema_decay": 0.9}
-    trainer = TrainerConfig(**{**defaults, **_take(changes, TrainerConfig)})
-    checkpointing = CheckpointConfig(
-        **{"every": 10, **_take(changes, CheckpointConfig, every="checkpoint_every")}
-    )
-    monitoring = MonitorConfig(**{"preview_every": 10_000, **_take(changes, MonitorConfig)})
-    assert not changes, f"unknown changes: {changes}"
+    trainer = TrainerConfig(**{**defaults, **changes})
     device = world.device if world else "cpu"
     if prior_path is None:
         encoder, width = ColourEncoder(), len(TEXTS)
@@ -151,7 +148,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         prior=PriorConfig(path="toy"),
         seed=7,
         cameras=cameras,
-        background=BackgroundConfig(colour=(0.5, 0.5, 0.5)),
+        background=BackgroundConfig(color=(0.5, 0.5, 0.5)),
         renderer=renderer,
         losses=losses,
         optimizer=optimizer,
@@ -168,12 +165,6 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         bank=bank,
         generator=generator.to(world.device),
     )
-
-
-def _take(changes: dict, config: type, **aliases: str) -> dict:
-    """Remove from `changes` the fields of a config class; `aliases` maps fields to their names in `changes`."""
-    names = {aliases.get(field.name, field.name): field.name for field in fields(config)}
-    return {field: changes.pop(name) for name, field in names.items() if name in changes}
 
 
 def log_lines(folder: Path) -> list[dict]:

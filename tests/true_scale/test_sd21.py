@@ -74,9 +74,8 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     import time
     from pathlib import Path
 
-    from amortized.commands.compose import RunConfig, guidance_of, load_corpus
+    from amortized.commands.compose import RunConfig, build_parts, guidance_of, load_corpus
     from amortized.config import load_config
-    from train import compose
 
     root = Path(__file__).resolve().parents[2]
     prompts = tmp_path / "prompts.txt"
@@ -97,7 +96,7 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     from amortized.training import Trainer
 
     started = time.perf_counter()
-    prior, bank, generator = compose(config, World().device)
+    prior, bank, generator = build_parts(config, World().device)
     guidance = guidance_of(config, prior, bank, num_prompts=1)
     trainer = Trainer(
         config, world=World(), corpus=load_corpus(config), guidance=guidance, bank=bank, generator=generator

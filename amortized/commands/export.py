@@ -1,0 +1,31 @@
+"""Export a run's generator to a folder of its own: weights, config and model card.
+
+  amortized export outputs/quickstart exported/quickstart
+  amortized export outputs/quickstart exported/best --checkpoint best
+
+The folder works on a machine that never saw the run, from Python:
+
+  from amortized.generation import TextTo3D
+  model = TextTo3D.from_pretrained("exported/quickstart")
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("folder", type=Path, help="the folder to write; must not exist")
+    parser.add_argument(
+        "--checkpoint", default="newest", help="newest, best, or a name (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from amortized.generation.folder import export
+
+    checkpoint = export(args.run, args.folder, args.checkpoint)
+    print(f"exported {checkpoint} to {args.folder}")
+    return 0

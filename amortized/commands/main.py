@@ -1,0 +1,106 @@
+"""Train text-to-3D generators without 3D data, and use them.
+
+  amortized train configs/quickstart.yaml
+  amortized evaluate outputs/quickstart
+  amortized generate outputs/quickstart "a red cube on a blue cylinder"
+
+`amortized COMMAND --help` shows the examples and options of a command.
+"""
+
+# PYTHON_ARGCOMPLETE_OK
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from amortized import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: a module with a docstring that starts with examples, and `add_arguments` and `run`."""
+
+    name: str
+    module: str
+    summary: str
+    prefix: tuple[str, ...] = ()  # arguments of the module that the command implies
+
+
+COMMANDS = (
+    Command("train", "train", "train a generator over a corpus, or one object from a prompt"),
+    Command("evaluate", "evaluate", "render and score the prompts of a run"),
+    Command("generate", "amortized.commands.generate", "turn prompts into pictures and turntables"),
+    Command("export", "amortized.commands.export", "export a run's generator to a folder of its own"),
+    Command("corpora", "corpora.__main__", "list, import, convert and show corpora"),
+    Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),
+    Command("doctor", "amortized.doctor", "check this machine, and a config against it"),
+    Command("playground", "amortized.guidance.playground", "optimize images with a guidance method"),
+    Command("convert-mvdream", "amortized.priors.convert_mvdream", "convert MVDream's weights to a prior"),
+    Command("bench", "benchmarks.__main__", "run the benchmarks (from a checkout)"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand. Imports nothing but that command's module, so that `--help` is quick."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    arguments = sys.argv[1:] if argv is None else argv
+    commands = {command.name: command for command in COMMANDS}
+    if not arguments or arguments[0] not in commands:
+        _overview().parse_args(arguments or ["--help"])  # exits: help, version, or an unknown command
+    command = commands[arguments[0]]
+    module, rest = importlib.import_module(command.module), [*command.prefix, *arguments[1:]]
+    from amortized.cli import one_sentence_errors
+
+    parser = argparse.ArgumentParser(
+        prog=f"amortized {command.name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    # KEY=VALUE may stand before and after options, which argparse cannot do together with subcommands.
+    has_subcommands = any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
+    parse = parser.parse_args if has_subcommands else parser.parse_intermixed_args
+    with one_sentence_errors(parser.prog):
+        return module.run(parse(rest)) or 0
+    return 0
+
+
+def _overview(modules: dict[str, Any] | None = None) -> argparse.ArgumentParser:
+    """A parser of the command names, and with `modules` of each command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="amortized",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"amortized3d {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.name, help=command.summary)
+        if modules is not None and command.name in modules:
+            modules[command.name].add_arguments(sub)
+    return parser
+
+
+def _complete() -> None:
+    """Answer the shell's request for completions and exit."""
+    import argcomplete
+
+    modules: dict[str, Any] = {}
+    for command in COMMANDS:
+        try:
+            modules[command.name] = importlib.import_module(command.module)
+        except ImportError:  # the benchmarks are not installed with the package
+            continue
+    argcomplete.autocomplete(_overview(modules))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
