@@ -2,8 +2,7 @@
 
 A generator's file defines a frozen dataclass of settings, with a unique `name` and a method
 `build(text_dim)` that returns the untrained module. The module's `forward(text: TextCondition, z)` returns a
-`Scene`. If it has a `z_dim`, z [P, z_dim] is standard normal noise, for what the text leaves open; otherwise
-z is ignored.
+`Scene`. With a `z_dim`, standard normal z [P, z_dim] varies the scenes of a text; otherwise z is ignored.
 """
 
 from __future__ import annotations

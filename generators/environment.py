@@ -1,9 +1,8 @@
-"""What a scene shows where its object is not: backgrounds that are learned with it.
+"""Learned backgrounds, trained together with any generator and selected by `environment.name`.
 
-Around any generator, chosen by `environment.name`. Both colour a direction of sight and know nothing
-of the camera's place. Without surroundings, images have the plain colours of the section `background`;
-with them, `background.environment_share` of the training images show them and the others a plain colour,
-which keeps objects from hiding in what is behind them.
+Their color depends on the viewing direction, not on the camera position. Without an environment, backgrounds
+are the plain colors of the section `background`. With one, a share `background.environment_share` of the
+training images shows it; the others have plain colors, so that objects cannot blend into the background.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from amortized.config import check
 from amortized.encodings import (
     BiasFreeMLP,
     HashGrid,
@@ -30,9 +30,9 @@ from amortized.types import Scene, TextCondition
 
 @dataclass(frozen=True, kw_only=True)
 class HashEnvironmentConfig:
-    """A hash grid over directions that all prompts share, read by a network that the text writes.
+    """A hash grid over directions, shared by all prompts, and a per-prompt MLP from a hypernetwork.
 
-    The published grid's levels all have the same resolution by oversight; these grow.
+    In the published code all levels of the grid have the same resolution, by mistake; here they grow.
     """
 
     name: Literal["hash"] = "hash"
@@ -41,37 +41,31 @@ class HashEnvironmentConfig:
             num_levels=8, log2_table_size=15, base_resolution=4, growth=1.5
         )
     )
-    hidden: int = 64  # of each prompt's network
-    hyper_hidden: int = 64
+    hidden: int = 64  # hidden width of the per-prompt MLP
+    hyper_hidden: int = 64  # hidden width of the hypernetwork
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.hyper_hidden) < 1:
-            raise ValueError(
-                f"surroundings hidden and hyper_hidden must be at least 1, got {self.hidden} "
-                f"and {self.hyper_hidden}"
-            )
+        check(self, "hidden", "hyper_hidden", at_least=1)
 
     def build(self, text_dim: int) -> nn.Module:
-        """The untrained module, for text of width `text_dim`."""
+        """Build the untrained module for text embeddings of width `text_dim`."""
         return HashEnvironment(self, text_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SHEnvironmentConfig:
-    """A small network of spherical harmonics, the same for all prompts."""
+    """A small MLP of spherical harmonics, the same for all prompts."""
 
     name: Literal["sh"] = "sh"
-    num_bands: int = 3
-    hidden: tuple[int, ...] = (16, 16)
+    num_bands: int = 3  # of spherical harmonics
+    hidden: tuple[int, ...] = (16, 16)  # hidden widths of the MLP
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_bands <= 4:
-            raise ValueError(f"surroundings num_bands must lie in [1, 4], got {self.num_bands}")
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"surroundings hidden widths must be at least 1, got {list(self.hidden)}")
+        check(self, "num_bands", at_least=1, at_most=4)
+        check(self, "hidden", at_least=1)
 
     def build(self, text_dim: int) -> nn.Module:
-        """The untrained module; `text_dim` is not read."""
+        """Build the untrained module; `text_dim` is not used."""
         return SHEnvironment(self)
 
 
@@ -79,7 +73,7 @@ EnvironmentConfig = HashEnvironmentConfig | SHEnvironmentConfig
 
 
 class HashEnvironment(nn.Module):
-    """TextCondition to a map from directions [P, R, 3] to colours [P, R, 3] in (0, 1)."""
+    """Map a TextCondition to a function from directions [P, R, 3] to colors [P, R, 3] in (0, 1)."""
 
     def __init__(self, config: HashEnvironmentConfig, text_dim: int) -> None:
         super().__init__()
@@ -89,21 +83,23 @@ class HashEnvironment(nn.Module):
         with torch.no_grad():
             nn.init.xavier_normal_(last.weight)
             nn.init.zeros_(last.bias)
-            last.weight[-config.hidden * 3 :] *= 0.01  # mid-grey at first
+            last.weight[-config.hidden * 3 :] *= 0.01  # start mid-gray
         first = nn.Linear(text_dim, config.hyper_hidden, bias=False)
         self.hypernet = nn.Sequential(first, nn.LayerNorm(config.hyper_hidden), nn.SiLU(), last)
 
     def forward(self, text: TextCondition) -> Callable[[Tensor], Tensor]:
+        """Return the color function for text.pooled [P, D]."""
         dtype = self.grid.table.dtype
         flat = self.hypernet(text.pooled.to(dtype)).to(dtype)
-        return partial(self._colours, weights=split_mlp_weights(flat, self.widths))
+        return partial(self._colors, weights=split_mlp_weights(flat, self.widths))
 
-    def _colours(self, directions: Tensor, weights: list[Tensor]) -> Tensor:
+    def _colors(self, directions: Tensor, weights: list[Tensor]) -> Tensor:
+        """Return colors [P, R, 3] of unit directions [P, R, 3]; weights: [P, in, out] per layer."""
         return torch.sigmoid(batched_mlp(self.grid(0.5 * directions + 0.5), weights))
 
 
 class SHEnvironment(nn.Module):
-    """TextCondition, unread, to a map from directions [P, R, 3] to colours [P, R, 3] in (0, 1)."""
+    """Return a function from directions [P, R, 3] to colors [P, R, 3] in (0, 1), the same for any text."""
 
     def __init__(self, config: SHEnvironmentConfig) -> None:
         super().__init__()
@@ -111,40 +107,45 @@ class SHEnvironment(nn.Module):
         self.head = BiasFreeMLP((config.num_bands**2, *config.hidden, 3))
 
     def forward(self, text: TextCondition) -> Callable[[Tensor], Tensor]:
-        return self._colours
+        """Return the color function; `text` is not used."""
+        return self._colors
 
-    def _colours(self, directions: Tensor) -> Tensor:
+    def _colors(self, directions: Tensor) -> Tensor:
+        """Return colors [P, R, 3] of unit directions [P, R, 3]."""
         return torch.sigmoid(self.head(spherical_harmonics(directions, self.num_bands)))
 
 
 class WithEnvironment(nn.Module):
-    """A generator and surroundings, trained together: text and z to a scene with a background."""
+    """A generator and an environment: map text and z to scenes with a learned background."""
 
-    def __init__(self, generator: nn.Module, surroundings: nn.Module) -> None:
+    def __init__(self, generator: nn.Module, environment: nn.Module) -> None:
         super().__init__()
-        self.generator, self.surroundings = generator, surroundings
+        self.generator = generator
+        # Checkpoints and the optimizer's parameter groups refer to the name `surroundings`.
+        self.surroundings = environment
         self.z_dim = getattr(generator, "z_dim", 0)
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> EnvironmentScene:
+        """Return P scenes with background, for text and z [P, z_dim]."""
         return EnvironmentScene(self.generator(text, z), self.surroundings(text))
 
 
 @dataclass(frozen=True, eq=False)
 class EnvironmentScene:
-    """A `Scene` with a background of its own."""
+    """A `Scene` and its learned background: a `SceneWithBackground`."""
 
     scene: Scene
-    background: Callable[[Tensor], Tensor]  # colours [P, R, 3] seen along unit directions [P, R, 3]
+    background: Callable[[Tensor], Tensor]  # unit directions [P, R, 3] => colors [P, R, 3]
 
     @property
     def bounding_radius(self) -> float:
-        """Radius of the ball that holds the object."""
+        """Radius of the ball around the origin that contains the object."""
         return self.scene.bounding_radius
 
     def sdf(self, points: Tensor) -> Tensor:
-        """Signed distance [P, N] at points [P, N, 3]."""
+        """Return signed distances [P, N] at points [P, N, 3]."""
         return self.scene.sdf(points)
 
     def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [P, N] and albedo [P, N, 3], from one field evaluation."""
+        """Return signed distances [P, N] and albedo [P, N, 3], from one field evaluation."""
         return self.scene.sdf_and_albedo(points)

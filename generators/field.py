@@ -1,61 +1,62 @@
-"""What every generator ends in: features of a point, and two heads that read them."""
+"""The scene that every generator returns: point features and two heads on top of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from amortized.config import check
 from amortized.types import TextCondition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureField:
-    """P objects; a `Scene`. Holds the graph of the call that made it.
+    """P objects, a `Scene`. Holds the autograd graph of the generator call.
 
         sdf(x) = head_sdf(f(x)) + |x| - sphere_radius       albedo(x) = sigmoid(head_rgb(f(x)))
 
-    Heads start near zero, so that every prompt starts as a mid-grey ball.
+    Heads start near zero, so every prompt starts as a mid-gray ball.
     """
 
-    features: Callable[[Tensor], Tensor]  # points [P, N, 3] in the unit ball to [P, N, F]
-    head_sdf: Callable[[Tensor], Tensor]  # [P, N, F] to [P, N, 1]
-    head_rgb: Callable[[Tensor], Tensor]  # [P, N, F] to [P, N, 3]
+    features: Callable[[Tensor], Tensor]  # points [P, N, 3] in the unit ball => [P, N, F]
+    head_sdf: Callable[[Tensor], Tensor]  # [P, N, F] => [P, N, 1]
+    head_rgb: Callable[[Tensor], Tensor]  # [P, N, F] => [P, N, 3]
     sphere_radius: float
     bounding_radius: float
 
     def sdf(self, points: Tensor) -> Tensor:
-        """Signed distance [P, N] at points [P, N, 3]."""
+        """Return signed distances [P, N] at points [P, N, 3]."""
         return self._sdf(points, self.features(points / self.bounding_radius))
 
     def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [P, N] and albedo [P, N, 3] in (0, 1), from one lookup."""
+        """Return signed distances [P, N] and albedo [P, N, 3] in (0, 1), from the same features."""
         features = self.features(points / self.bounding_radius)
         return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))
 
     def _sdf(self, points: Tensor, features: Tensor) -> Tensor:
-        start = torch.linalg.vector_norm(points, dim=-1) - self.sphere_radius
-        return start + self.head_sdf(features).squeeze(-1)
+        sphere = torch.linalg.vector_norm(points, dim=-1) - self.sphere_radius
+        return sphere + self.head_sdf(features).squeeze(-1)
 
 
-def check_sizes(hidden: tuple[int, ...], sphere_radius: float, bounding_radius: float, **counts: int) -> None:
-    """Raise ValueError, naming the setting, where a generator of these sizes cannot be built."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"generator {name} must be at least 1, got {value}")
-    if min(hidden, default=1) < 1:
-        raise ValueError(f"generator hidden widths must be at least 1, got {list(hidden)}")
-    if not 0 < sphere_radius < bounding_radius:
+def check_sizes(config: Any, *names: str) -> None:
+    """Raise ValueError unless the named sizes are at least 1 and the initial sphere is in the bounding ball.
+
+    config: a generator's settings, with `sphere_radius` and `bounding_radius`. A tuple counts by its items.
+    """
+    check(config, *names, at_least=1)
+    if not 0 < config.sphere_radius < config.bounding_radius:
         raise ValueError(
-            f"generator sphere_radius must lie between 0 and bounding_radius {bounding_radius}, "
-            f"got {sphere_radius}"
+            f"sphere_radius must lie between 0 and bounding_radius {config.bounding_radius}, "
+            f"got {config.sphere_radius}"
         )
 
 
 def checked_tokens(text: TextCondition) -> tuple[Tensor, Tensor]:
-    """Tokens [P, L, D] and their mask [P, L]; raises ValueError where they do not belong together."""
+    """Return tokens [P, L, D] and their mask, bool [P, L]. Raises ValueError if the mask does not fit."""
     tokens, mask = text.tokens, text.mask
     if mask is None or mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
         got = "none" if mask is None else f"{mask.dtype} {list(mask.shape)}"
@@ -64,9 +65,9 @@ def checked_tokens(text: TextCondition) -> tuple[Tensor, Tensor]:
 
 
 def checked_z(z: Tensor | None, num_prompts: int, z_dim: int, like: Tensor) -> Tensor:
-    """z [P, z_dim] with the device and type of `like`; zeros where there is none.
+    """Return z [P, z_dim] with the device and dtype of `like`, or zeros if z is None.
 
-    Raises ValueError where it has another shape.
+    Raises ValueError if z has another shape.
     """
     if z is None:
         return like.new_zeros(num_prompts, z_dim)

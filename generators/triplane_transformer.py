@@ -1,4 +1,4 @@
-"""Triplane-Transformer: learned tokens of three planes that attend to the text and to each other.
+"""Triplane-Transformer: the learned tokens of three planes attend to the text and to each other.
 
 ScaleDreamer (arXiv 2407.02040), after OpenLRM and LRM (arXiv 2311.04400):
 
@@ -7,14 +7,14 @@ ScaleDreamer (arXiv 2407.02040), after OpenLRM and LRM (arXiv 2311.04400):
     f(x, y, z) = [plane_xy(x, y), plane_xz(x, z), plane_zy(z, y)]       concatenated, 96 wide
     sdf(x) = head_sdf(f(x)) + |x| - sphere_radius                       albedo(x) = sigmoid(head_rgb(f(x)))
 
-A token makes 2 x 2 cells on its own, so surfaces tend to ridges a token wide. With `smooth`, which adds
-no parameters, the planes pass a filter [1 2 1] / 4 along both sides, tokens start as waves over their
-plane, and the four cells of a token start alike: at first the planes are the tokens, upsampled
-bilinearly. (After sub-pixel convolution's initialization, arXiv 1707.02937, and StyleGAN's filters.)
+Each token generates 2 x 2 cells independently of its neighbors, so surfaces tend to have ridges one token
+wide. With `smooth`, which adds no parameters, the planes are filtered by [1 2 1] / 4 along both axes, tokens
+start as waves over their plane, and the four cells of a token start equal: initially the planes are the
+tokens, upsampled bilinearly. (After the ICNR initialization, arXiv 1707.02937, and StyleGAN's filters.)
 
-Sizes as published: 12 layers of 768 in 16 heads, 120.5 M parameters with text of width 1024; 3072
-tokens attend to each other, which costs about 300 G multiply-adds a prompt, and the planes take
-1.6 MB. Takes no z: the same text always gives the same scene.
+The published size has 12 layers of width 768 with 16 heads, and 120.5 M parameters for text embeddings of
+width 1024. Attention among 3072 tokens makes a forward pass cost about 300 G multiply-adds per prompt; the
+planes take 1.6 MB. It ignores z: a text always gives the same scene.
 """
 
 from __future__ import annotations
@@ -33,46 +33,40 @@ from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
 from generators.field import FeatureField, check_sizes, checked_tokens
 
-# Which two coordinates of a point (x, y, z) look up each plane; the first runs along its width.
+# The two coordinates of a point (x, y, z) that index each plane; the first runs along its width.
 AXES = ((0, 1), (0, 2), (2, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TriplaneTransformerConfig:
-    """Sizes of the generator; the default is the published one."""
+    """Sizes of the generator; the defaults are the published ones."""
 
     name: Literal["triplane-transformer"] = "triplane-transformer"
-    plane_tokens: int = 32  # tokens along a side of a plane; planes have twice as many cells
+    plane_tokens: int = 32  # tokens per side of a plane; planes have twice as many cells
     width: int = 768
     num_layers: int = 12
     num_heads: int = 16
     plane_channels: int = 32
     hidden: tuple[int, ...] = (64, 64)  # hidden widths of the two heads
-    text: Literal["tokens", "pooled"] = "tokens"  # attend to all tokens, or to one pooled vector
-    smooth: bool = False  # filter the planes, and start smooth
-    sphere_radius: float = 0.8  # of the ball that every prompt starts as
+    text: Literal["tokens", "pooled"] = "tokens"  # attend to all tokens, or to the pooled embedding
+    smooth: bool = False  # filter the planes, and initialize them smooth
+    sphere_radius: float = 0.8  # of the sphere that every prompt starts from
     bounding_radius: float = 1.0
     checkpointing: bool = False  # recompute each layer in the backward pass instead of storing it
     compile: bool = False  # torch.compile the layers: a minute at the start, faster steps on a GPU
 
     def __post_init__(self) -> None:
-        check_sizes(
-            self.hidden, self.sphere_radius, self.bounding_radius,
-            plane_tokens=self.plane_tokens, width=self.width, num_layers=self.num_layers,
-            num_heads=self.num_heads, plane_channels=self.plane_channels,
-        )  # fmt: skip
+        check_sizes(self, "hidden", "plane_tokens", "width", "num_layers", "num_heads", "plane_channels")
         if self.width % self.num_heads:
-            raise ValueError(
-                f"generator width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
-            )
+            raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
 
     def build(self, text_dim: int) -> TriplaneTransformer:
-        """The untrained generator, for text of width `text_dim`."""
+        """Build the untrained generator for text embeddings of width `text_dim`."""
         return TriplaneTransformer(self, text_dim)
 
 
 class TriplaneTransformer(nn.Module):
-    """Text of width `text_dim` to P scenes."""
+    """Map text embeddings of width `text_dim` to P scenes."""
 
     def __init__(self, config: TriplaneTransformerConfig, text_dim: int) -> None:
         super().__init__()
@@ -98,15 +92,15 @@ class TriplaneTransformer(nn.Module):
         self.head_rgb = BiasFreeMLP((features, *config.hidden, 3))
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> FeatureField:
-        """Scenes of text.tokens [P, L, D] under their mask, or of text.pooled [P, D]; z is ignored.
+        """Return P scenes for the masked text.tokens [P, L, D], or for text.pooled [P, D]; z is ignored.
 
-        Raises ValueError where tokens have no mask.
+        Raises ValueError if the tokens have no mask.
         """
         num_prompts = len(text.pooled)
         x = self.tokens.expand(num_prompts, -1, -1)
         if self.text_in is None:
             context, mask = checked_tokens(text)
-            mask = mask[:, None, None]  # [P, 1, 1, L]: every head, every query
+            mask = mask[:, None, None]  # [P, 1, 1, L]: the same for all heads and queries
         else:
             context, mask = self.text_in(text.pooled)[:, None], None
         for layer in self.layers:
@@ -129,19 +123,19 @@ class TriplaneTransformer(nn.Module):
 
 
 def read_planes(planes: Tensor, points: Tensor) -> Tensor:
-    """Features [P, N, 3 F] at points [P, N, 3] in [-1, 1], from planes [P, 3, F, H, W].
+    """Interpolate features [P, N, 3 F] at points [P, N, 3] in [-1, 1]; zero outside the cube.
 
-    Interpolated from each prompt's own planes and concatenated; zero outside the cube.
+    planes: [P, 3, F, H, W]; a prompt's points read its planes only, and the three are concatenated.
     """
-    axes = points.unbind(-1)  # not indexed by a list, which a GPU would wait for
-    where = torch.stack([torch.stack([axes[i], axes[j]], dim=-1) for i, j in AXES], dim=1)  # [P, 3, N, 2]
-    where = where.flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
-    found = functional.grid_sample(planes.flatten(0, 1), where, padding_mode="zeros", align_corners=False)
-    return found.squeeze(-1).view(len(points), -1, points.shape[1]).mT
+    axes = points.unbind(-1)  # indexing by a list would copy it to the GPU, and wait
+    grid = torch.stack([torch.stack([axes[i], axes[j]], dim=-1) for i, j in AXES], dim=1)  # [P, 3, N, 2]
+    grid = grid.flatten(0, 1)[:, :, None]  # [P * 3, N, 1, 2]
+    features = functional.grid_sample(planes.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
+    return features.squeeze(-1).view(len(points), -1, points.shape[1]).mT
 
 
 def filtered(planes: Tensor) -> Tensor:
-    """Planes [N, F, H, W] through [1 2 1] / 4 along both sides; the border goes on beyond itself."""
+    """Filter planes [N, F, H, W] by [1 2 1] / 4 along both axes, with replicated borders."""
     num_features = planes.shape[1]
     row = planes.new_tensor([1, 2, 1]) / 4
     kernel = (row[:, None] * row).expand(num_features, 1, 3, 3)
@@ -149,22 +143,22 @@ def filtered(planes: Tensor) -> Tensor:
 
 
 def waves(side: int, width: int) -> Tensor:
-    """Tokens [3 * side * side, width]: sines and cosines along both sides of a plane, and each plane's own.
+    """Return tokens [3 * side * side, width]: waves along both axes, plus a random vector per plane.
 
-    Transformers' usual frequencies, from one radian a token down to one in 10,000 tokens.
+    Sines and cosines with the usual frequencies of position encodings, 1 to 1 / 10,000 radian per token.
     """
-    num = -(-width // 4)
-    phases = torch.arange(side)[:, None] * 10000 ** (-torch.arange(num) / num)
-    wave = torch.cat([phases.sin(), phases.cos()], dim=-1)  # [side, 2 * num]
+    num_frequencies = -(-width // 4)
+    phases = torch.arange(side)[:, None] * 10000 ** (-torch.arange(num_frequencies) / num_frequencies)
+    wave = torch.cat([phases.sin(), phases.cos()], dim=-1)  # [side, 2 * num_frequencies]
     rows, columns = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
     plane = torch.cat([rows, columns], dim=-1)[..., :width].flatten(0, 1)
     return (plane + torch.randn(3, 1, width)).flatten(0, 1)
 
 
 class _Layer(nn.Module):
-    """Pre-norm: attention to the text, attention among tokens, MLP of four times the width.
+    """Pre-norm layer: cross-attention to the text, self-attention, and an MLP of four times the width.
 
-    Without a text width the text is one vector that joins the tokens for the length of the layer.
+    Without a `text_dim`, the context joins the tokens in self-attention instead.
     """
 
     def __init__(self, width: int, num_heads: int, text_dim: int | None) -> None:
@@ -177,6 +171,10 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """Return tokens [P, T, width] from tokens x [P, T, width].
+
+        context: [P, L, text_dim] with mask, bool [P, 1, 1, L]; without a `text_dim`, [P, 1, width] and None.
+        """
         if self.text_norm is None or self.text_attention is None:
             x = torch.cat([context, x], dim=1)
         else:
@@ -188,7 +186,7 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention without biases, by PyTorch's fused kernels where there are any."""
+    """Multi-head attention without biases, with PyTorch's fused kernels if available."""
 
     def __init__(self, width: int, num_heads: int, context_width: int) -> None:
         super().__init__()
@@ -199,12 +197,16 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [P, T, width] reads context [P, L, context_width] where mask, broadcast to [P, 1, T, L]."""
+        """Attend from x [P, T, width] to context [P, L, context_width]; returns [P, T, width].
 
-        def heads(values: Tensor) -> Tensor:
+        mask: bool, broadcast to [P, 1, T, L]; True for the context to attend to.
+        """
+
+        def split_heads(values: Tensor) -> Tensor:
             return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        found = functional.scaled_dot_product_attention(
-            heads(self.query(x)), heads(self.key(context)), heads(self.value(context)), attn_mask=mask
+        query, key, value = self.query(x), self.key(context), self.value(context)
+        attended = functional.scaled_dot_product_attention(
+            split_heads(query), split_heads(key), split_heads(value), attn_mask=mask
         )
-        return self.out(found.transpose(1, 2).flatten(2))
+        return self.out(attended.transpose(1, 2).flatten(2))

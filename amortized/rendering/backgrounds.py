@@ -18,9 +18,7 @@ class BackgroundConfig:
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB in [0, 1], for kind=fixed
     low: float = 0.0  # the random kinds are uniform in [low, high]
     high: float = 1.0
-    environment_share: float = (
-        0.8  # of images show the learned environment instead, if there is one
-    )
+    environment_share: float = 0.8  # share of images that show the learned environment, if there is one
 
     def __post_init__(self) -> None:
         check(self, "color", "low", "high", "environment_share", at_least=0, at_most=1)

@@ -1,4 +1,4 @@
-"""Volume rendering along a ray: where the intervals lie, and what each contributes.
+"""Volume rendering along rays: the placement of intervals, their densities and weights.
 
 Edges and positions are distances along rays of unit direction.
 """

@@ -6,7 +6,7 @@ places the fine intervals along them. It reads a lattice of distances, computed 
 so that the field is evaluated at rendered samples only.
 
 Each row of every tensor belongs to one prompt throughout, so prompts cannot mix. Prompts with fewer rays to
-render than the busiest one are padded with other rays of their own, which do not contribute to the image.
+render than the busiest one are padded with others of their rays, which do not contribute to the image.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class _RayMarcher:
                 self.scene, _points(origins, directions, surface), self.config.normal_epsilon
             )
             num_evaluations += 4 * surface.numel()
-            # Padding rays sit at the center, where a distance has no gradient: use a constant.
+            # Padding rays sit at the center, and a norm has no gradient at 0: use a constant.
             gradient = torch.where(valid[..., None], gradient, constant((0.0, 0.0, 1.0), gradient))
             normal = normals(gradient)  # [P, K, 3]
             if self.config.shading.kind != "none":

@@ -1,8 +1,8 @@
 """Contiguous gradients for tiny-cuda-nn's PyTorch binding, with a stub that computes real values on a CPU.
 
 The binding pads points to a multiple of 256 and slices its output. Without padding, the slice is the identity
-and the gradient reaches the C++ code with its strides. That code assumes contiguous rows: for other
-gradients, newer versions raise and older ones misread memory.
+and the gradient reaches the C++ code with its strides. That code assumes contiguous rows: for others, newer
+versions raise and older ones misread memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts, and generators that are past their start, for all tests of generators."""
+"""Random text, and modules with perturbed weights, for the tests of generators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def texts(num_prompts: int, length: int = 5, seed: int = 3) -> TextCondition:
-    """Random text; prompt p has length - p tokens of its own, the rest is padding."""
+    """Return random text conditions; prompt p has length - p tokens, the rest is padding."""
     random = torch.Generator().manual_seed(seed)
     return TextCondition(
         pooled=torch.randn(num_prompts, TEXT_DIM, generator=random),
@@ -24,15 +24,17 @@ def texts(num_prompts: int, length: int = 5, seed: int = 3) -> TextCondition:
 
 
 def rows_of(text: TextCondition, rows: slice) -> TextCondition:
+    """Return the text conditions of some prompts."""
     return TextCondition(**{name: value[rows] for name, value in vars(text).items()})
 
 
 def in_double(text: TextCondition) -> TextCondition:
+    """Return the same text in float64."""
     return TextCondition(pooled=text.pooled.double(), tokens=text.tokens.double(), mask=text.mask)
 
 
-def moved(module: Module, by: float = 0.2) -> Module:
-    """The module with every parameter away from its start, in evaluation: spectral norms stay as they are."""
+def perturb(module: Module, by: float = 0.2) -> Module:
+    """Add noise to all parameters, and set evaluation mode, in which spectral norms are not updated."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(by * torch.randn_like(parameter))

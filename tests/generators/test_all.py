@@ -1,4 +1,4 @@
-"""What holds of every generator: images of a batch equal those one by one, bfloat16 is safe."""
+"""Properties of every generator: a batch equals its prompts one by one, bfloat16 is accurate."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from generators import GENERATORS
 from generators.conv3d import Conv3DConfig
 from generators.hyper_ingp import HyperINGPConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
-from tests.generators.helpers import TEXT_DIM, in_double, moved, rows_of, texts
+from tests.generators.helpers import TEXT_DIM, in_double, perturb, rows_of, texts
 from tests.rendering import scenes
 
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
@@ -29,7 +29,7 @@ TRIPLANE = TriplaneTransformerConfig(
 TINY = {
     "hyper-ingp": HyperINGPConfig(grid=GRID, hidden=(8,), include_position=True, sphere_radius=0.6),
     "hyper-ingp shared width": HyperINGPConfig(grid=GRID, hidden=(8, 8), shared_width=8, sphere_radius=0.6),
-    "hyper-ingp with all": HyperINGPConfig(
+    "hyper-ingp extended": HyperINGPConfig(
         grid=GRID, hidden=(8,), text="tokens", z_dim=3, spectral_norm=True, sphere_radius=0.6
     ),
     "3dconv-net": CONV,
@@ -41,30 +41,37 @@ TINY = {
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, shading=ShadingConfig(kind="lambert"))
 
 
-def trained_like(name: str, seed: int = 0) -> torch.nn.Module:
+def perturbed(name: str, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return moved(TINY[name].build(TEXT_DIM), by=0.1).double()
+    return perturb(TINY[name].build(TEXT_DIM), by=0.1).double()
 
 
 def images(scene: Scene, num_prompts: int, num_views: int) -> torch.Tensor:
-    """[P, V, 8, 8, 3] of a training render."""
+    """Return images [P, V, 8, 8, 3] of a training render."""
     cameras = orbit(num_prompts, num_views, elevation_deg=20, distance=2.6, fovy_deg=45, start_azimuth_deg=10)
     cameras = scenes.in_double(cameras)
     background = torch.full((num_prompts, num_views, 3), 0.3).double()
     random = torch.Generator().manual_seed(1)
     u = torch.rand(1, num_views * 64, RENDERER.num_samples, generator=random).double()
-    look = render(
-        scene, cameras, 8, 8, config=RENDERER, background=background, sharpness=20.0, training=True,
+    rendered = render(
+        scene,
+        cameras,
+        8,
+        8,
+        config=RENDERER,
+        background=background,
+        sharpness=20.0,
+        training=True,
         u=u.expand(num_prompts, -1, -1),
-    )  # fmt: skip
-    return look.rgb
+    )
+    return rendered.rgb
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("num_views", [1, 4])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
-def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, num_views: int):
-    generator, text = trained_like(name), in_double(texts(num_prompts))
+def test_batch_equals_prompts_one_by_one(name: str, num_prompts: int, num_views: int):
+    generator, text = perturbed(name), in_double(texts(num_prompts))
     z = torch.randn(num_prompts, getattr(generator, "z_dim", 0)).double()
     seed = torch.randn(num_prompts, num_views, 8, 8, 3).double()
 
@@ -73,28 +80,28 @@ def test_images_of_a_batch_equal_those_one_by_one(name: str, num_prompts: int, n
         (rgb * seed[rows]).sum().backward()
         return rgb.detach()
 
-    together = run(slice(None))
+    batched = run(slice(None))
     gradients = [p.grad.clone() for p in generator.parameters()]
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     generator.zero_grad()
-    apart = torch.cat([run(slice(i, i + 1)) for i in range(num_prompts)])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-9)
-    for got, parameter in zip(gradients, generator.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, rtol=1e-6, atol=1e-8)
+    single = torch.cat([run(slice(i, i + 1)) for i in range(num_prompts)])
+    torch.testing.assert_close(batched, single, rtol=0, atol=1e-9)
+    for gradient, parameter in zip(gradients, generator.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=1e-8)
     if num_prompts > 1:
-        assert (together[0] - together[1]).abs().mean() > 1e-4
+        assert (batched[0] - batched[1]).abs().mean() > 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_sdf_alone_is_the_one_that_comes_with_colours(name: str):
-    scene = trained_like(name)(in_double(texts(2)))
+def test_sdf_equals_sdf_with_albedo(name: str):
+    scene = perturbed(name)(in_double(texts(2)))
     points = torch.rand(2, 50, 3).double() - 0.5
     torch.testing.assert_close(scene.sdf(points), scene.sdf_and_albedo(points)[0])
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
-    generator, text = trained_like(name).float(), texts(2)
+def test_bfloat16_is_accurate_and_scenes_are_float32(name: str):
+    generator, text = perturbed(name).float(), texts(2)
     z, points = torch.randn(2, getattr(generator, "z_dim", 0)), torch.rand(2, 200, 3) - 0.5
     exact = generator(text, z).sdf(points)
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,8 +115,8 @@ def test_bfloat16_is_close_and_scenes_stay_float32(name: str):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_weights_move_to_another_module(name: str):
-    generator, other, text = trained_like(name), trained_like(name, seed=1), in_double(texts(2))
+def test_state_dict_transfers_to_another_module(name: str):
+    generator, other, text = perturbed(name), perturbed(name, seed=1), in_double(texts(2))
     points = torch.rand(2, 50, 3).double() - 0.5
     assert not torch.allclose(generator(text).sdf(points), other(text).sdf(points))
     other.load_state_dict(generator.state_dict())
@@ -117,24 +124,24 @@ def test_weights_move_to_another_module(name: str):
 
 
 @pytest.mark.parametrize("name", ["3dconv-net", "triplane-transformer"])
-def test_parts_compile_whole(name: str):
-    """Each part is one graph without breaks, forward and backward, and computes the same."""
-    generator, text = trained_like(name), in_double(texts(2))
+def test_stages_and_layers_compile(name: str):
+    """Each compiles to one graph without breaks, forward and backward, with the same results."""
+    generator, text = perturbed(name), in_double(texts(2))
     z, points = torch.randn(2, getattr(generator, "z_dim", 0)).double(), torch.rand(2, 50, 3).double() - 0.5
-    parts = generator.stages if name == "3dconv-net" else generator.layers
+    blocks = generator.stages if name == "3dconv-net" else generator.layers
 
     def run() -> list[torch.Tensor]:
         sdf = generator(text, z).sdf(points)
-        return [sdf, *torch.autograd.grad(sdf.square().sum(), [*parts.parameters()])]
+        return [sdf, *torch.autograd.grad(sdf.square().sum(), [*blocks.parameters()])]
 
     expected = run()
-    for part in parts:
-        part.compile(fullgraph=True, backend="aot_eager")
-    for got, wanted in zip(run(), expected, strict=True):
-        torch.testing.assert_close(got, wanted)
+    for block in blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    for actual, wanted in zip(run(), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
 
 
-def test_names_choose_settings():
+def test_name_selects_settings():
     from amortized.commands.compose import RunConfig
 
     assert {name.split(" ")[0] for name in TINY} == set(GENERATORS)
@@ -150,7 +157,7 @@ def test_names_choose_settings():
 
 
 @pytest.mark.parametrize("generator", ["3dconv-net", "triplane-transformer"])
-def test_a_dry_run_shows_the_generator_that_was_chosen(generator: str):
+def test_dry_run_prints_selected_generator(generator: str):
     command = [
         sys.executable,
         "train.py",
@@ -160,11 +167,11 @@ def test_a_dry_run_shows_the_generator_that_was_chosen(generator: str):
     ]
     small = ["generator.resolution=8", "generator.base_channels=8"]
     small = small if generator == "3dconv-net" else ["generator.num_layers=1", "generator.width=48"]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, f"generator.name={generator}", *small],
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
     )
-    assert f"name: {generator}" in done.stdout and "generator:" in done.stdout
+    assert f"name: {generator}" in result.stdout and "generator:" in result.stdout

@@ -1,4 +1,4 @@
-"""3DConv-net: published sizes, the style convolution against kernels per prompt, and z."""
+"""3DConv-net: published sizes, the modulated convolution against per-prompt kernels, and z."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from torch.nn import functional
 from amortized.conditioning import expand_row
 from amortized.types import Scene
 from generators.conv3d import Conv3DConfig, Conv3DNet, _noise, _scramble, _StyleConv, read_volume
-from tests.generators.helpers import TEXT_DIM, moved, texts
+from tests.generators.helpers import TEXT_DIM, perturb, texts
 
 TINY = Conv3DConfig(resolution=16, base_channels=6, num_features=5, z_dim=4, style_dim=8, hidden=(7,))
 
 
 def volume_of(scene: Scene) -> torch.Tensor:
-    """[P, F, R, R, R]"""
+    """Return the feature volumes [P, F, R, R, R] of a scene."""
     return scene.features.args[0]
 
 
@@ -26,7 +26,7 @@ def test_published_parameter_counts(width: int, total: float, volumes: float):
     assert round(sum(n for name, n in counts.items() if name.endswith("volume")) / 1e6, 1) == volumes
 
 
-def test_every_prompt_starts_as_the_mid_grey_sphere():
+def test_every_prompt_starts_as_mid_gray_sphere():
     torch.manual_seed(0)
     scene = Conv3DNet(TINY, TEXT_DIM)(texts(3))
     assert isinstance(scene, Scene) and volume_of(scene).shape == (3, 5, 16, 16, 16)
@@ -37,8 +37,8 @@ def test_every_prompt_starts_as_the_mid_grey_sphere():
 
 
 @pytest.mark.parametrize("upsample", [False, True])
-def test_the_style_convolution_is_one_with_kernels_per_prompt(upsample: bool):
-    """StyleGAN2's equations 1 and 3, prompt by prompt and in float64."""
+def test_style_convolution_equals_per_prompt_kernels(upsample: bool):
+    """StyleGAN2, equations 1 and 3, prompt by prompt in float64."""
     torch.manual_seed(0)
     layer = _StyleConv(3, 4, 5, resolution=6, upsample=upsample).double()
     layer.bias.data.normal_()
@@ -46,7 +46,7 @@ def test_the_style_convolution_is_one_with_kernels_per_prompt(upsample: bool):
         torch.randn(2, 3, 3 + 3 * (not upsample), *[3 + 3 * (not upsample)] * 2).double(),
         torch.randn(2, 5),
     )
-    got = layer(x, style.double(), torch.zeros(2, 1))
+    actual = layer(x, style.double(), torch.zeros(2, 1))
     for p in range(2):
         scale = style[p].double() @ layer.affine.weight.T / 5**0.5 + layer.affine.bias
         kernel = layer.weight * scale[None, :, None, None, None]
@@ -56,45 +56,47 @@ def test_the_style_convolution_is_one_with_kernels_per_prompt(upsample: bool):
             y = functional.interpolate(y, size=(6, 6, 6), mode="trilinear", align_corners=True)
         y = y + layer.bias[None, :, None, None, None]
         y = torch.where(y > 0, y, 0.2 * y) * 2**0.5
-        torch.testing.assert_close(got[p], y[0])
+        torch.testing.assert_close(actual[p], y[0])
 
 
-def test_a_point_reads_its_own_place():
-    """A volume whose features are the coordinates of its cells' centres gives points back themselves."""
-    centres = (torch.arange(16) + 0.5) / 8 - 1
-    z, y, x = torch.meshgrid(centres, centres, centres, indexing="ij")
+def test_point_reads_its_position():
+    """A volume whose features are its cell centers returns the points themselves."""
+    centers = (torch.arange(16) + 0.5) / 8 - 1
+    z, y, x = torch.meshgrid(centers, centers, centers, indexing="ij")
     volume = torch.stack([torch.stack([x, y, z]), torch.stack([-x, -y, -z])])
     points = (2 * torch.rand(2, 40, 3) - 1) * 0.9
     expected = points * torch.tensor([1.0, -1.0])[:, None, None]
     torch.testing.assert_close(read_volume(volume, points), expected, rtol=0, atol=1e-5)
 
 
-def test_z_changes_the_scene_and_the_same_z_repeats_it():
+def test_scene_is_function_of_z():
     torch.manual_seed(0)
-    generator, text = moved(Conv3DNet(TINY, TEXT_DIM)), expand_row(texts(1), 3)
+    generator, text = perturb(Conv3DNet(TINY, TEXT_DIM)), expand_row(texts(1), 3)
     z = torch.randn(2, 4)
     with torch.no_grad():
-        first, again, other = volume_of(generator(text, z[[0, 0, 1]]))
+        first, repeated, other = volume_of(generator(text, z[[0, 0, 1]]))
         without = volume_of(generator(text))
-    torch.testing.assert_close(first, again)
+    torch.testing.assert_close(first, repeated)
     torch.testing.assert_close(without[0], without[1])
     assert not torch.allclose(first, other, atol=1e-2)
 
 
-def test_noise_differs_by_prompt_and_resolution_and_is_off_at_the_start():
+def test_noise_differs_between_prompts_and_starts_at_zero():
     torch.manual_seed(0)
     generator, text = Conv3DNet(TINY, TEXT_DIM), expand_row(texts(1), 2)
-    nearly = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.000001, 0.0, 0.0, 0.0]])  # same style, other bytes
+    similar_z = torch.tensor(
+        [[1.0, 0.0, 0.0, 0.0], [1.000001, 0.0, 0.0, 0.0]]
+    )  # nearly the same style, other bits
     with torch.no_grad():
-        quiet = volume_of(generator(text, nearly))
-        torch.testing.assert_close(quiet[0], quiet[1], rtol=0, atol=1e-4)
+        without_noise = volume_of(generator(text, similar_z))
+        torch.testing.assert_close(without_noise[0], without_noise[1], rtol=0, atol=1e-4)
         for stage in generator.stages:
             stage.keep.noise_strength.fill_(0.5)
-        noisy = volume_of(generator(text, nearly))
-    assert (noisy[0] - noisy[1]).abs().mean() > 0.05
+        with_noise = volume_of(generator(text, similar_z))
+    assert (with_noise[0] - with_noise[1]).abs().mean() > 0.05
 
 
-def test_noise_is_standard_normal_and_never_the_same():
+def test_noise_is_standard_normal_and_uncorrelated():
     z = torch.randn(3, 8)
     noise = torch.cat([_noise(z, 32, z).flatten(1), _noise(z, 16, z).flatten(1)], dim=1)  # [3, 36864]
     torch.testing.assert_close(noise.mean(dim=1), torch.zeros(3), rtol=0, atol=0.02)
@@ -106,7 +108,7 @@ def test_noise_is_standard_normal_and_never_the_same():
 
 
 def test_scramble_is_splitmix64():
-    """Against the published C code's arithmetic, in Python's unbounded integers."""
+    """Against the arithmetic of the published C code, in Python integers."""
 
     def reference(x: int) -> int:
         mask = 2**64 - 1
@@ -116,11 +118,11 @@ def test_scramble_is_splitmix64():
         return x ^ x >> 31
 
     numbers = [0, 1, 2, 12345, 2**40 + 7, 2**62 + 3, -1, -(2**63)]
-    got = _scramble(torch.tensor(numbers))
-    assert [int(n) % 2**64 for n in got] == [reference(n % 2**64) for n in numbers]
+    actual = _scramble(torch.tensor(numbers))
+    assert [int(n) % 2**64 for n in actual] == [reference(n % 2**64) for n in numbers]
 
 
-def test_bad_sizes_are_named():
+def test_bad_sizes_raise():
     with pytest.raises(ValueError, match=r"z must be \[P, z_dim\] = \[2, 4\], got \[2, 3\]"):
         Conv3DNet(TINY, TEXT_DIM)(texts(2), torch.randn(2, 3))
     for name, value in (

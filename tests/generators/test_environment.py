@@ -1,4 +1,4 @@
-"""Backgrounds that are learned: grey at first, a prompt's own, and shown where they are asked for."""
+"""Learned backgrounds: gray at first, different for each prompt, and shown in the requested images only."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from amortized.rendering import RendererConfig, render
 from amortized.types import Scene, SceneWithBackground
 from generators.environment import HashEnvironmentConfig, SHEnvironmentConfig, WithEnvironment
 from generators.hyper_ingp import HyperINGPConfig
-from tests.generators.helpers import TEXT_DIM, in_double, moved, rows_of, texts
+from tests.generators.helpers import TEXT_DIM, in_double, perturb, rows_of, texts
 from tests.rendering import scenes
 
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
@@ -17,88 +17,105 @@ KINDS = {"hash": HashEnvironmentConfig(grid=GRID, hidden=8), "sh": SHEnvironment
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, lattice=10)
 
 
-def trained_like(kind: str) -> WithEnvironment:
+def perturbed(kind: str) -> WithEnvironment:
     torch.manual_seed(0)
     generator = HyperINGPConfig(grid=GRID, hidden=(8,), z_dim=3).build(TEXT_DIM)
     module = WithEnvironment(generator, KINDS[kind].build(TEXT_DIM))
-    return moved(module, by=0.3).double()
+    return perturb(module, by=0.3).double()
 
 
-def look(scene: Scene, num_prompts: int, num_views: int, own: torch.Tensor | None) -> torch.Tensor:
+def render_rgb(scene: Scene, num_prompts: int, num_views: int, shown: torch.Tensor | None) -> torch.Tensor:
+    """Return images [P, V, 8, 8, 3] over one color; shown: bool [P, V], the images with environment."""
     cameras = orbit(num_prompts, num_views, elevation_deg=20, distance=2.6, fovy_deg=60, start_azimuth_deg=10)
     cameras = scenes.in_double(cameras)
-    colours = torch.tensor([0.2, 0.4, 0.6]).double().expand(num_prompts, num_views, 3)
+    colors = torch.tensor([0.2, 0.4, 0.6]).double().expand(num_prompts, num_views, 3)
     image = render(
-        scene, cameras, 8, 8, config=RENDERER, background=colours, sharpness=20.0, training=True,
-        show_environment=own,
-    )  # fmt: skip
+        scene,
+        cameras,
+        8,
+        8,
+        config=RENDERER,
+        background=colors,
+        sharpness=20.0,
+        training=True,
+        show_environment=shown,
+    )
     return image.rgb
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_direction_starts_mid_grey(kind: str):
+def test_every_direction_starts_mid_gray(kind: str):
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(2, 50, 3).double(), dim=-1)
-    colours = KINDS[kind].build(TEXT_DIM).double()(in_double(texts(2)))(directions)
-    torch.testing.assert_close(colours, torch.full((2, 50, 3), 0.5).double(), rtol=0, atol=0.01)
+    colors = KINDS[kind].build(TEXT_DIM).double()(in_double(texts(2)))(directions)
+    torch.testing.assert_close(colors, torch.full((2, 50, 3), 0.5).double(), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_views", [1, 4])
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
-def test_images_of_a_batch_equal_those_one_by_one(kind: str, num_prompts: int, num_views: int):
-    module, text = trained_like(kind), in_double(texts(num_prompts))
+def test_batch_equals_prompts_one_by_one(kind: str, num_prompts: int, num_views: int):
+    module, text = perturbed(kind), in_double(texts(num_prompts))
     z, seed = torch.randn(num_prompts, 3), torch.randn(num_prompts, num_views, 8, 8, 3).double()
-    own = torch.arange(num_prompts * num_views).view(num_prompts, num_views) % 2 == 0
+    shown = torch.arange(num_prompts * num_views).view(num_prompts, num_views) % 2 == 0
 
     def run(rows: slice) -> torch.Tensor:
-        rgb = look(module(rows_of(text, rows), z[rows]), len(z[rows]), num_views, own[rows])
+        rgb = render_rgb(module(rows_of(text, rows), z[rows]), len(z[rows]), num_views, shown[rows])
         (rgb * seed[rows]).sum().backward()
         return rgb.detach()
 
-    together = run(slice(None))
+    batched = run(slice(None))
     gradients = [p.grad.clone() for p in module.parameters()]
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     module.zero_grad()
-    apart = torch.cat([run(slice(i, i + 1)) for i in range(num_prompts)])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-9)
-    for got, parameter in zip(gradients, module.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, rtol=1e-6, atol=1e-8)
+    single = torch.cat([run(slice(i, i + 1)) for i in range(num_prompts)])
+    torch.testing.assert_close(batched, single, rtol=0, atol=1e-9)
+    for gradient, parameter in zip(gradients, module.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_corner_of_an_image_is_the_colour_of_its_direction(kind: str):
-    module = trained_like(kind)
+def test_image_corner_has_color_of_its_direction(kind: str):
+    module = perturbed(kind)
     scene = module(in_double(texts(2)))
     assert isinstance(scene, SceneWithBackground) and isinstance(scene, Scene) and module.z_dim == 3
-    plain = look(scene, 2, 2, None)
+    plain = render_rgb(scene, 2, 2, None)
     assert torch.equal(plain[:, :, 0, 0], torch.tensor([0.2, 0.4, 0.6]).double().expand(2, 2, 3))
-    own = look(scene, 2, 2, torch.tensor([[True, False], [False, True]]))
+    mixed = render_rgb(scene, 2, 2, torch.tensor([[True, False], [False, True]]))
     cameras = orbit(2, 2, elevation_deg=20, distance=2.6, fovy_deg=60, start_azimuth_deg=10)
     cameras = scenes.in_double(cameras)
     rays = camera_rays(cameras, 8, 8).directions.unflatten(1, (2, 8, 8))[:, :, 0, 0]
     expected = scene.background(rays)
-    assert torch.equal(own[0, 1, 0, 0], plain[0, 1, 0, 0]) and torch.equal(own[1, 0], plain[1, 0])
-    torch.testing.assert_close(own[0, 0, 0, 0], expected[0, 0])
-    torch.testing.assert_close(own[1, 1, 0, 0], expected[1, 1])
-    assert own.requires_grad
+    assert torch.equal(mixed[0, 1, 0, 0], plain[0, 1, 0, 0]) and torch.equal(mixed[1, 0], plain[1, 0])
+    torch.testing.assert_close(mixed[0, 0, 0, 0], expected[0, 0])
+    torch.testing.assert_close(mixed[1, 1, 0, 0], expected[1, 1])
+    assert mixed.requires_grad
     evaluated = render(
-        scene, cameras, 8, 8, config=RENDERER, background=plain[:, :, 0, 0].detach(), sharpness=20.0,
-        training=False, show_environment=torch.ones(2, 2, dtype=torch.bool),
-    )  # fmt: skip
+        scene,
+        cameras,
+        8,
+        8,
+        config=RENDERER,
+        background=plain[:, :, 0, 0].detach(),
+        sharpness=20.0,
+        training=False,
+        show_environment=torch.ones(2, 2, dtype=torch.bool),
+    )
     assert not evaluated.rgb.requires_grad
     torch.testing.assert_close(evaluated.rgb[:, :, 0, 0], expected.detach())
-    same = scene.background(rays[:1].expand(2, -1, -1))
-    assert torch.allclose(same[0], same[1]) == (kind == "sh")  # harmonics are shared by all prompts
+    shared_rays = scene.background(rays[:1].expand(2, -1, -1))
+    assert torch.allclose(shared_rays[0], shared_rays[1]) == (
+        kind == "sh"
+    )  # harmonics are shared by all prompts
 
 
-def test_a_plain_scene_ignores_the_wish():
-    scene = trained_like("sh").generator(in_double(texts(1)))
-    own = torch.ones(1, 1, dtype=torch.bool)
-    assert torch.equal(look(scene, 1, 1, own), look(scene, 1, 1, None))
+def test_scene_without_environment_ignores_show_environment():
+    scene = perturbed("sh").generator(in_double(texts(1)))
+    shown = torch.ones(1, 1, dtype=torch.bool)
+    assert torch.equal(render_rgb(scene, 1, 1, shown), render_rgb(scene, 1, 1, None))
 
 
-def test_bad_sizes_are_named():
+def test_bad_sizes_raise():
     for config, name, value in (
         (HashEnvironmentConfig, "hidden", 0),
         (SHEnvironmentConfig, "num_bands", 5),

@@ -1,4 +1,4 @@
-"""The worked example of docs/extending.md: one file and two lines from the page train a generator."""
+"""The example of docs/extending.md: one file and two lines, copied from the page, train a generator."""
 
 import re
 import shutil
@@ -24,9 +24,9 @@ trainer = make_trainer(Path(sys.argv[1]), steps=100, generator=generator)
 trainer.train(quiet=True)
 text = trainer.bank.generator_text(list(TEXTS))
 points = torch.rand(3, 20, 3) - 0.5
-together = generator(text).sdf(points)
-apart = [generator(trainer.bank.generator_text([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
-torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+batched = generator(text).sdf(points)
+single = [generator(trainer.bank.generator_text([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
+torch.testing.assert_close(batched, torch.cat(single), rtol=1e-4, atol=1e-5)
 albedo = generator(text).sdf_and_albedo(points)[1].mean(dim=1)  # [P, 3]
 colors = torch.tensor([COLORS[name] for name in TEXTS])
 assert torch.cdist(albedo, colors).argmin(dim=1).tolist() == [0, 1, 2], albedo

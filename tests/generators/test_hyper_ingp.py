@@ -1,4 +1,4 @@
-"""Hyper-iNGP: published sizes, the start sphere, and prompts that never mix."""
+"""Hyper-iNGP: published sizes, initialization, and the heads against their formula."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from amortized.encodings import HashGridConfig
 from amortized.types import Scene, TextCondition
 from generators.hyper_ingp import HyperINGP, HyperINGPConfig, TokenPooling
-from tests.generators.helpers import TEXT_DIM, in_double, moved, texts
+from tests.generators.helpers import TEXT_DIM, in_double, perturb, texts
 
 GRID = HashGridConfig(
     num_levels=4, features_per_level=4, log2_table_size=11, base_resolution=8, growth=5 ** (1 / 3)
@@ -18,9 +18,9 @@ RICH = HyperINGPConfig(
 )
 
 
-def trained_like(config: HyperINGPConfig) -> HyperINGP:
+def perturbed(config: HyperINGPConfig) -> HyperINGP:
     torch.manual_seed(0)
-    return moved(HyperINGP(config, TEXT_DIM))
+    return perturb(HyperINGP(config, TEXT_DIM))
 
 
 def test_published_parameter_counts():
@@ -32,7 +32,7 @@ def test_published_parameter_counts():
 
 
 @pytest.mark.parametrize("config", [SMALL, PLAIN, RICH, HyperINGPConfig(grid=GRID, include_position=True)])
-def test_every_prompt_starts_as_the_mid_grey_sphere(config: HyperINGPConfig):
+def test_every_prompt_starts_as_mid_gray_sphere(config: HyperINGPConfig):
     generator = HyperINGP(config, TEXT_DIM)
     scene = generator(texts(3))
     assert isinstance(scene, Scene)
@@ -43,8 +43,8 @@ def test_every_prompt_starts_as_the_mid_grey_sphere(config: HyperINGPConfig):
     torch.testing.assert_close(albedo, torch.full_like(albedo, 0.5), rtol=0, atol=0.005)
 
 
-def test_the_first_gradient_reaches_every_layer():
-    """A quiet start must not be a dead one: one step trains every layer, two move prompts apart."""
+def test_first_gradient_reaches_every_layer():
+    """Despite the small initialization, one step trains every layer, and two make prompts differ."""
     torch.manual_seed(0)
     generator = HyperINGP(SMALL, TEXT_DIM)
     text, points = texts(2), torch.rand(2, 200, 3) - 0.5
@@ -60,8 +60,8 @@ def test_the_first_gradient_reaches_every_layer():
     assert albedo[1].mean() > 0.51
 
 
-def test_heads_follow_the_formula():
-    generator = trained_like(PLAIN).double()
+def test_heads_equal_formula():
+    generator = perturbed(PLAIN).double()
     text, points = in_double(texts(1)), torch.rand(1, 9, 3).double() - 0.5
     sdf, albedo = generator(text).sdf_and_albedo(points)
     flat = generator.hypernet(text.pooled)[0]
@@ -78,19 +78,19 @@ def test_heads_follow_the_formula():
     torch.testing.assert_close(albedo[0], 1 / (1 + torch.exp(-rgb)))
 
 
-def test_tokens_z_and_spectral_norm_are_read_where_asked_for():
-    generator, points = trained_like(RICH), torch.rand(1, 50, 3) - 0.5
+def test_tokens_z_and_spectral_norm_have_effect():
+    generator, points = perturbed(RICH), torch.rand(1, 50, 3) - 0.5
     text, z = texts(1), torch.randn(1, 5)
 
     def sdf(**changes) -> torch.Tensor:
-        z_now = changes.pop("z", z)
+        z_used = changes.pop("z", z)
         with torch.no_grad():
-            return generator(TextCondition(**{**vars(text), **changes}), z_now).sdf(points)
+            return generator(TextCondition(**{**vars(text), **changes}), z_used).sdf(points)
 
-    now = sdf()
-    assert torch.equal(now, sdf())
-    assert (sdf(tokens=text.tokens + torch.randn_like(text.tokens)) - now).abs().max() > 1e-4
-    assert (sdf(z=-z) - now).abs().max() > 1e-4
+    reference = sdf()
+    assert torch.equal(reference, sdf())
+    assert (sdf(tokens=text.tokens + torch.randn_like(text.tokens)) - reference).abs().max() > 1e-4
+    assert (sdf(z=-z) - reference).abs().max() > 1e-4
     shorter = torch.tensor([[True, True, False, False, False]])
     padded = text.tokens.clone()
     padded[:, 2:] = 100.0
@@ -102,24 +102,24 @@ def test_tokens_z_and_spectral_norm_are_read_where_asked_for():
         assert torch.linalg.svdvals(layer.weight.detach())[0].item() == pytest.approx(1, abs=0.02)
 
 
-def test_pooling_is_pytorchs_attention_with_the_tokens_as_keys_and_values():
+def test_pooling_equals_pytorch_attention():
     torch.manual_seed(0)
     pooling, text = TokenPooling(TEXT_DIM, 3), texts(3)
     with torch.no_grad():
         pooling.queries.normal_()
-        got = pooling(text.tokens, text.mask)
+        actual = pooling(text.tokens, text.mask)
     expected = torch.nn.functional.scaled_dot_product_attention(
         pooling.queries.expand(3, -1, -1), text.tokens, text.tokens, attn_mask=text.mask[:, None]
     )
-    torch.testing.assert_close(got, expected.flatten(1))
+    torch.testing.assert_close(actual, expected.flatten(1))
 
 
-def test_bad_sizes_are_named():
+def test_bad_sizes_raise():
     text = texts(2)
     with pytest.raises(ValueError, match=r"z must be \[P, z_dim\] = \[2, 5\], got \[2, 3\]"):
-        trained_like(RICH)(text, torch.randn(2, 3))
+        perturbed(RICH)(text, torch.randn(2, 3))
     with pytest.raises(ValueError, match="need a bool mask"):
-        trained_like(RICH)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
+        perturbed(RICH)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
     for name, value in (
         ("sphere_radius", 1.2),
         ("hidden", (0,)),

@@ -13,7 +13,7 @@ from generators.triplane_transformer import (
     read_planes,
     waves,
 )
-from tests.generators.helpers import TEXT_DIM, moved, texts
+from tests.generators.helpers import TEXT_DIM, perturb, texts
 
 TINY = TriplaneTransformerConfig(
     plane_tokens=3, width=12, num_layers=2, num_heads=3, plane_channels=4, hidden=(7, 5)
@@ -23,13 +23,13 @@ SMOOTH = TriplaneTransformerConfig(**{**vars(TINY), "smooth": True})
 
 
 def planes_of(scene: Scene) -> torch.Tensor:
-    """[P, 3, F, H, W]"""
+    """Return the planes [P, 3, F, H, W] of a scene."""
     return scene.features.args[0]
 
 
-def trained_like(config: TriplaneTransformerConfig) -> TriplaneTransformer:
+def perturbed(config: TriplaneTransformerConfig) -> TriplaneTransformer:
     torch.manual_seed(0)
-    return moved(TriplaneTransformer(config, TEXT_DIM), by=0.3)
+    return perturb(TriplaneTransformer(config, TEXT_DIM), by=0.3)
 
 
 @pytest.mark.parametrize("smooth", [False, True])
@@ -40,7 +40,7 @@ def test_published_parameter_count(smooth: bool):
 
 
 @pytest.mark.parametrize("config", [TINY, POOLED, SMOOTH])
-def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerConfig):
+def test_every_prompt_starts_as_mid_gray_sphere(config: TriplaneTransformerConfig):
     torch.manual_seed(0)
     scene = TriplaneTransformer(config, TEXT_DIM)(texts(3))
     assert isinstance(scene, Scene) and planes_of(scene).shape == (3, 3, 4, 6, 6)
@@ -53,53 +53,55 @@ def test_every_prompt_starts_as_the_mid_grey_sphere(config: TriplaneTransformerC
 def test_smooth_planes_start_as_tokens_upsampled_bilinearly():
     torch.manual_seed(0)
     generator = TriplaneTransformer(SMOOTH, TEXT_DIM)
-    found = []
-    generator.norm.register_forward_hook(lambda _, __, out: found.append(out))
+    outputs = []
+    generator.norm.register_forward_hook(lambda _, __, out: outputs.append(out))
     planes = planes_of(generator(texts(2)))
-    tokens = found[0].view(2 * 3, 3, 3, 12) @ generator.to_planes.weight[:, :, 0, 0]
+    tokens = outputs[0].view(2 * 3, 3, 3, 12) @ generator.to_planes.weight[:, :, 0, 0]
     expected = functional.interpolate(tokens.movedim(-1, 1), scale_factor=2, mode="bilinear")
     torch.testing.assert_close(planes.flatten(0, 1), expected, rtol=0, atol=1e-6)
 
 
-def test_the_filter_takes_what_alternates_and_keeps_what_is_straight():
+def test_filter_removes_alternation_and_keeps_linear():
     columns = torch.arange(8.0).expand(8, 8)
-    straight, alternating = 2 * columns - columns.t(), (-1) ** columns
-    planes = filtered(torch.stack([straight, alternating + 1, alternating.t()])[None])[0]
-    torch.testing.assert_close(planes[0, 1:-1, 1:-1], straight[1:-1, 1:-1])
+    linear, alternating = 2 * columns - columns.t(), (-1) ** columns
+    planes = filtered(torch.stack([linear, alternating + 1, alternating.t()])[None])[0]
+    torch.testing.assert_close(planes[0, 1:-1, 1:-1], linear[1:-1, 1:-1])
     torch.testing.assert_close(planes[1, :, 1:-1], torch.ones(8, 6))
     torch.testing.assert_close(planes[2, 1:-1], torch.zeros(6, 8))
 
 
-def test_waves():
-    """Row i, column j: [sin(i w), cos(i w), sin(j w), cos(j w)], w = 1 and 1/100; and each plane's own."""
+def test_wave_tokens():
+    """Row i, column j: [sin(i w), cos(i w), sin(j w), cos(j w)], w = 1 and 0.01, plus a plane's vector."""
     tokens = waves(3, 8).view(3, 9, 8)
-    own = tokens[:, :1] - torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1])
-    torch.testing.assert_close((tokens - own)[1], (tokens - own)[0])
+    plane_vectors = tokens[:, :1] - torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1])
+    torch.testing.assert_close((tokens - plane_vectors)[1], (tokens - plane_vectors)[0])
     i, j = 2.0, 1.0
     w = torch.tensor([1.0, 0.01])
     expected = torch.cat([(i * w).sin(), (i * w).cos(), (j * w).sin(), (j * w).cos()])
-    torch.testing.assert_close((tokens - own)[2, 2 * 3 + 1], expected)
-    assert (own[0] - own[1]).abs().min() > 1e-3 and waves(2, 6).shape == (12, 6)
+    torch.testing.assert_close((tokens - plane_vectors)[2, 2 * 3 + 1], expected)
+    assert (plane_vectors[0] - plane_vectors[1]).abs().min() > 1e-3 and waves(2, 6).shape == (12, 6)
 
 
-def test_attention_is_pytorchs_own():
+def test_attention_equals_pytorch():
     torch.manual_seed(0)
-    ours = _Attention(12, 3, 6)
-    theirs = torch.nn.MultiheadAttention(12, 3, kdim=6, vdim=6, bias=False, batch_first=True)
+    attention = _Attention(12, 3, 6)
+    reference = torch.nn.MultiheadAttention(12, 3, kdim=6, vdim=6, bias=False, batch_first=True)
     with torch.no_grad():
-        theirs.q_proj_weight.copy_(ours.query.weight)
-        theirs.k_proj_weight.copy_(ours.key.weight)
-        theirs.v_proj_weight.copy_(ours.value.weight)
-        theirs.out_proj.weight.copy_(ours.out.weight)
+        reference.q_proj_weight.copy_(attention.query.weight)
+        reference.k_proj_weight.copy_(attention.key.weight)
+        reference.v_proj_weight.copy_(attention.value.weight)
+        reference.out_proj.weight.copy_(attention.out.weight)
     x, text = torch.randn(2, 7, 12), texts(2)
-    expected, _ = theirs(x, text.tokens, text.tokens, key_padding_mask=~text.mask)
-    torch.testing.assert_close(ours(x, text.tokens, text.mask[:, None, None]), expected, rtol=1e-4, atol=1e-5)
+    expected, _ = reference(x, text.tokens, text.tokens, key_padding_mask=~text.mask)
+    torch.testing.assert_close(
+        attention(x, text.tokens, text.mask[:, None, None]), expected, rtol=1e-4, atol=1e-5
+    )
 
 
-def test_a_point_reads_its_own_place_on_every_plane():
-    """Planes whose features are their cells' centres give back xy, xz and zy, in this order."""
-    centres = (torch.arange(8) + 0.5) / 4 - 1
-    row, column = torch.meshgrid(centres, centres, indexing="ij")
+def test_point_reads_its_position_on_every_plane():
+    """Planes whose features are their cell centers return xy, xz and zy, in this order."""
+    centers = (torch.arange(8) + 0.5) / 4 - 1
+    row, column = torch.meshgrid(centers, centers, indexing="ij")
     plane = torch.stack([column, row])
     planes = torch.stack([torch.stack([plane] * 3), torch.stack([-plane] * 3)])
     points = 2 * torch.rand(2, 40, 3) - 1
@@ -108,28 +110,28 @@ def test_a_point_reads_its_own_place_on_every_plane():
     torch.testing.assert_close(read_planes(planes, 0.8 * points), 0.8 * expected, rtol=0, atol=1e-5)
 
 
-def test_padding_is_not_read():
-    generator, text = trained_like(TINY), texts(3)
+def test_padding_has_no_effect():
+    generator, text = perturbed(TINY), texts(3)
     noise = torch.where(text.mask[..., None], text.tokens, 100 * torch.randn(3, 5, TEXT_DIM))
     other = TextCondition(pooled=text.pooled, tokens=noise, mask=text.mask)
     with torch.no_grad():
         torch.testing.assert_close(planes_of(generator(text)), planes_of(generator(other)))
 
 
-@pytest.mark.parametrize(("config", "read"), [(TINY, "tokens"), (POOLED, "pooled")])
-def test_it_is_conditioned_on_what_it_says(config: TriplaneTransformerConfig, read: str):
-    generator, text = trained_like(config), texts(1)
+@pytest.mark.parametrize(("config", "conditioning"), [(TINY, "tokens"), (POOLED, "pooled")])
+def test_conditioning_follows_setting(config: TriplaneTransformerConfig, conditioning: str):
+    generator, text = perturbed(config), texts(1)
     with torch.no_grad():
         planes = planes_of(generator(text))
         for name in ("tokens", "pooled"):
             changed = TextCondition(**{**vars(text), name: getattr(text, name) + 1})
-            assert torch.allclose(planes_of(generator(changed)), planes, atol=1e-4) == (name != read)
+            assert torch.allclose(planes_of(generator(changed)), planes, atol=1e-4) == (name != conditioning)
 
 
-def test_bad_sizes_are_named():
+def test_bad_sizes_raise():
     text = texts(2)
     with pytest.raises(ValueError, match=r"tokens \[2, 5, 6\] need a bool mask \[2, 5\], got none"):
-        trained_like(TINY)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
+        perturbed(TINY)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
     for name, value in (("num_heads", 7), ("plane_tokens", 0), ("hidden", (0,)), ("sphere_radius", 1.0)):
         with pytest.raises(ValueError, match=name):
             TriplaneTransformerConfig(**{name: value})

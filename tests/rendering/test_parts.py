@@ -124,7 +124,7 @@ def test_backgrounds():
     torch.testing.assert_close(plain, torch.tensor([0.1, 0.2, 0.3]).expand(2, 3, 3))
     with pytest.raises(ValueError, match="random-grey"):
         build_config(BackgroundConfig, {"kind": "grey"})
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(ValueError, match="color"):
         BackgroundConfig(color=(0.0, 1.0, 2.0))
 
 
