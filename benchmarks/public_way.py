@@ -27,7 +27,7 @@ from torch.nn import functional
 from amortized.cameras import camera_rays
 from amortized.conditioning.rows import concatenate_rows
 from amortized.conditioning.views import ViewText
-from amortized.guidance import perpendicular
+from amortized.guidance.scores import perpendicular
 from amortized.priors import StableDiffusionPrior
 from amortized.rendering.quadrature import laplace_density
 from amortized.types import Cameras, Scene, TextCondition

@@ -79,6 +79,7 @@ def test_extras_and_scripts() -> None:
     extras = set(PROJECT["project"]["optional-dependencies"])
     assert extras >= {"cuda", "distributed", "export", "serve", "dev"}
     assert PROJECT["project"]["scripts"] == {
+        "amortized": "amortized.commands.main:main",
         "amortized-train": "train:main",
         "amortized-evaluate": "evaluate:main",
         "amortized-corpora": "corpora.__main__:main",
