@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from amortized.config.presets import ConfigError, parse_overrides, read_presets
-
 PRESETS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -45,6 +43,8 @@ def check_readable(preset: Path, overrides: Sequence[str]) -> None:
 
     Takes milliseconds: call it before importing the configs, and with them PyTorch, which takes seconds.
     """
+    from amortized.config.presets import parse_overrides, read_presets
+
     read_presets(preset)
     parse_overrides(overrides)
 
@@ -58,9 +58,11 @@ def one_sentence_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except ConfigError as error:  # before anything that imports PyTorch
-        _exit(name, str(error), 2)
     except Exception as error:
+        from amortized.config.presets import ConfigError
+
+        if isinstance(error, ConfigError):  # raised before PyTorch is imported: do not import it now
+            _exit(name, str(error), 2)
         from amortized.memory_errors import out_of_memory_message
         from amortized.monitoring import TrainingStopped
         from amortized.parallel import PeerLost, ReportedByAnotherRank

@@ -38,7 +38,7 @@ COMMANDS = (
     Command("export", "amortized.commands.export", "export a run's generator to a folder of its own"),
     Command("corpora", "corpora.__main__", "list, import, convert and show corpora"),
     Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),
-    Command("doctor", "amortized.doctor", "check this machine, and a config against it"),
+    Command("doctor", "amortized.doctor.__main__", "check this machine, and a config against it"),
     Command("playground", "amortized.guidance.playground", "optimize images with a guidance method"),
     Command("convert-mvdream", "amortized.priors.convert_mvdream", "convert MVDream's weights to a prior"),
     Command("bench", "benchmarks.__main__", "run the benchmarks (from a checkout)"),

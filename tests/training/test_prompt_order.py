@@ -216,9 +216,9 @@ def test_repeated_prompts_weigh_more():
 def test_order_settings_that_cannot_be(tmp_path: Path):
     with pytest.raises(ValueError, match="by must be null or"):
         PromptOrderConfig(by="length")
-    with pytest.raises(ValueError, match=r"order.start must lie in \(0, 1\], got 0"):
+    with pytest.raises(ValueError, match=r"start must lie in \(0, 1\], got 0"):
         PromptOrderConfig(kind="curriculum", start=0)
-    with pytest.raises(ValueError, match="order.passes must be at least 1"):
+    with pytest.raises(ValueError, match="passes must be at least 1"):
         PromptOrderConfig(kind="curriculum", passes=0)
     corpus = prompt_list(TEXTS, "mine")
     path = results(tmp_path, {corpus[0].id: 1.0, corpus[1].id: None})
@@ -235,5 +235,5 @@ def test_order_settings_that_cannot_be(tmp_path: Path):
             ValueError, match=f"prompt_order.by: {path} is not a results.json with a column recall_at_1"
         ):
             build_prompt_order(PromptOrderConfig(kind="curriculum", by=str(path)), corpus, 0)
-    with pytest.raises(ValueError, match="is no results.json"):
+    with pytest.raises(ValueError, match="is not a results.json"):
         build_prompt_order(PromptOrderConfig(kind="curriculum", by="missing.json"), corpus, 0)

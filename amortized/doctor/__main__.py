@@ -1,0 +1,70 @@
+"""Check this machine for training: what it has, what is missing, and the command that fixes it.
+
+  python -m amortized.doctor                             the machine, and the embedded models
+  python -m amortized.doctor configs/quickstart.yaml     and the models that this preset names
+
+`missing` and `wrong` are required, `-` is optional. Only settings that name folders or models are used.
+Exit status: 0 if everything required is there, 1 if not, 2 if the settings cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+
+from amortized.cli import parser_for
+from amortized.doctor.machine import Row, devices, import_torch, optional, storage, versions
+from amortized.doctor.models import models, named_by, texts
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The report as text."""
+    width, lines = max(len(row.name) for row in rows), []
+    for group, members in groupby(rows, lambda row: row.group):
+        lines.append(group)
+        for row in members:
+            lines.append(f"  {row.state:<9}{row.name:<{width}}  {row.found}")
+            lines += [f"{'':<{width + 13}}{row.fix}"] if row.fix else []
+        lines.append("")
+    bad = sum(row.fails for row in rows)
+    lines.append(f"Required but missing or wrong: {bad}." if bad else "Everything required is there.")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="[CONFIG] [KEY=VALUE ...]", help="a preset, and settings")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_for("-m amortized.doctor", __doc__)
+    add_arguments(parser)
+    return run(parser.parse_intermixed_args(argv))
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check as `given` says; returns the exit status."""
+    torch, broken = import_torch()
+    rows = [*versions(torch, broken), *devices(torch), *optional(torch)]
+    try:
+        named = named_by(given.words)
+        rows += storage(named.output)
+        rows += models(named)
+        rows += texts(named.shards)
+    except ImportError as error:
+        rows.append(Row("models", "all", "wrong", f"cannot be checked: {error}", "pip install -e ."))
+    except ValueError as error:
+        print(f"amortized.doctor: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    good = not any(row.fails for row in rows)
+    report = json.dumps({"ok": good, "rows": [asdict(row) for row in rows]}, indent=2)
+    print(report if given.json else as_text(rows))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
