@@ -1,4 +1,4 @@
-# The commands of the project; `make help` lists them. Each makes the virtual environment if it is missing.
+# The commands of the project; `make help` lists them. Each creates the virtual environment if it is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -12,7 +12,7 @@ RUN ?= outputs/quickstart
 PYTEST_WORKERS ?= 2
 ARGS ?=
 DEVICE ?= cuda
-# The quickstart's processes share its 16 prompts: 4, 2 or 1, as there are cores.
+# The quickstart's 16 prompts are split among 4, 2 or 1 processes, depending on the number of cores.
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
 PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
@@ -23,15 +23,15 @@ LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 
-quickstart: $(READY) ## train on 16 prompts, evaluate, and say where the report is; again: goes on where it stopped
+quickstart: $(READY) ## train on 16 prompts, evaluate, print the path of the report; resumes if interrupted
 	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) ))
 	$(LAUNCH) evaluate.py outputs/quickstart
 	@echo "The report: file://$(CURDIR)/outputs/quickstart/evaluation/index.html"
 
-doctor: $(READY) ## say what this machine has, what is missing, and how to mend it (ARGS=CONFIG for a run)
+doctor: $(READY) ## check this machine and print how to fix what is missing (ARGS=CONFIG for a run)
 	$(BIN)/python -m amortized.doctor $(ARGS)
 
-# One thread a worker: more would only contend for the cores that the workers already fill.
+# One thread per worker: the workers already occupy all cores.
 test: $(READY) ## run the tests (ARGS="-m slow" for the long ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(ARGS)
 
@@ -41,21 +41,21 @@ test-lowest: $(LOWEST)/.installed ## run the tests with the lowest versions that
 bench: $(READY) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
-guidance-bench: $(READY) ## compare guidance methods, many runs of them (a day on two cores; goes on where it stopped)
+guidance-bench: $(READY) ## compare guidance methods, with many runs each (a day on two cores; resumes if interrupted)
 	$(BIN)/python -m benchmarks.guidance $(ARGS)
 
-# Both may run without the environment: on a GPU machine without a package index there can be none.
+# Both run without the environment too: a GPU machine without a package index cannot create it.
 gpu-bundle: ## download the wheels that a bare GPU machine lacks, into gpu-bundle/wheels
 	$(PYTHON) -m benchmarks.bundle download
 
-gpu-check: ## the first 8 minutes on a GPU, in outputs/gpu-check/report.md (DEVICE=cpu walks the same way without one)
+gpu-check: ## the first 8 minutes on a GPU, in outputs/gpu-check/report.md (DEVICE=cpu runs the same steps without one)
 	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check --device $(DEVICE) $(ARGS)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-report: ## say where the report of RUN=outputs/quickstart is, and open it on a desktop
+report: ## print the path of the report of RUN=outputs/quickstart, and open it on a desktop
 	@page="$(RUN)/evaluation/index.html"; \
 	if [ ! -f "$$page" ]; then \
 		echo "error: there is no report $$page; run 'make quickstart' or 'python evaluate.py $(RUN)'" >&2; exit 1; \
@@ -63,11 +63,11 @@ report: ## say where the report of RUN=outputs/quickstart is, and open it on a d
 	echo "file://$$(realpath "$$page")"; \
 	if [ -n "$${DISPLAY:-}$${WAYLAND_DISPLAY:-}" ] && command -v xdg-open >/dev/null; then xdg-open "$$page"; fi
 
-weights: $(READY) ## train the small models of checkpoints/ anew (hours on a CPU; goes on where it stopped)
+weights: $(READY) ## retrain the small models of checkpoints/ (hours on a CPU; resumes if interrupted)
 	$(BIN)/python -m corpora.shapes.recipe $(ARGS)
 
-# --universal: one lock for every platform and Python; versions already locked stay while they fit.
-lock: $(READY) ## resolve requirements.lock anew from pyproject.toml (ARGS=--upgrade for the newest versions)
+# --universal: one lock for every platform and Python; locked versions stay as long as they fit.
+lock: $(READY) ## update requirements.lock from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--no-annotate --no-sources --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
@@ -86,7 +86,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Direct requirements at their lower bounds, what these need as new as it comes.
+# Direct requirements at their lower bounds, indirect ones as new as possible.
 $(LOWEST)/.installed: pyproject.toml
 	@echo "Installing into $(LOWEST) (about 6 GB, some minutes, once) ..."
 	$(PYTHON) -m venv --clear $(LOWEST)

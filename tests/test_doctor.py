@@ -31,7 +31,12 @@ from tests.conditioning.encoding import encoded
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = {"checkpoints/shapes-prior", "checkpoints/shapes-clip", "checkpoints/shapes-multi-view"}
-REQUIRES = ["torch>=2.13", "numpy<3,>=2", 'deepspeed>=1.5; extra == "distributed"', 'tqdm>=9; python_version < "3"']
+REQUIRES = [
+    "torch>=2.13",
+    "numpy<3,>=2",
+    'deepspeed>=1.5; extra == "distributed"',
+    'tqdm>=9; python_version < "3"',
+]
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +249,11 @@ def test_what_is_optional_and_absent_is_no_failure(monkeypatch, capsys) -> None:
 
 def test_a_package_is_no_mere_folder(machine, monkeypatch) -> None:
     """Runs that are logged leave a folder `wandb`, which Python takes for a package of its own kind."""
-    origins = {"wandb": None, "trackio": "/site/trackio/__init__.py", "deepspeed": "/site/deepspeed/__init__.py"}
+    origins = {
+        "wandb": None,
+        "trackio": "/site/trackio/__init__.py",
+        "deepspeed": "/site/deepspeed/__init__.py",
+    }
     monkeypatch.setattr(
         checks,
         "find_spec",

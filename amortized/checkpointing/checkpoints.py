@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, pruned, found again on resume."""
+"""The checkpoints of a run: saved in the background, pruned, restored on resume."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World) -> 
 
 @contextmanager
 def _short_errors(message: str) -> Iterator[None]:
-    """Context: turn CheckpointException, which is no Exception and prints pages, into one sentence."""
+    """Context: turn CheckpointException, which is not an Exception and prints pages, into one sentence."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")

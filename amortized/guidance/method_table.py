@@ -121,7 +121,7 @@ METHODS: Mapping[str, Mapping[str, object]] = {
         "weight": 6.1e-5,
     },
     # Diverse score distillation (DSD, arXiv 2412.06780): noise from a deterministic trajectory that starts
-    # at the asset's seed; the same noise at t and at a later t', where the reference has scale 1. CFG is
+    # at the asset's seed; the same noise at t and at a later t', at which the reference has scale 1. CFG is
     # e_b + s (e_y - e_b), as everywhere here; the code's branch without perp-neg has s + 1.
     "dsd": {
         "noise": "seed",

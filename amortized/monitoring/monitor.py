@@ -66,7 +66,7 @@ class StepMonitor:
             self.log = RunLog(folder, config.tracker, start=run.start, steps=run.steps, quiet=quiet)
 
     def __call__(self, record: StepRecord) -> bool:
-        """Log a step; returns whether a signal asked to stop.
+        """Log a step; returns whether a signal requests a stop.
 
         Raises TrainingStopped on a non-finite number or a collapsed scene.
         """

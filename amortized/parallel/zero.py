@@ -89,7 +89,7 @@ class DeepSpeedStrategy:
 
     @contextmanager
     def gather_generator(self, *, modify: bool = False) -> Iterator[None]:
-        """Context: the generator's full weights on every rank. With `modify`, in-place changes are kept."""
+        """Context: the generator's full weights on every rank. With `modify`, in-place changes persist."""
         if self.stage < 3:
             yield
             return

@@ -1,8 +1,8 @@
-"""What a computation costs, counted on tensors without numbers: FLOPs, traffic, operations, memory.
+"""The cost of a computation, counted on fake tensors: FLOPs, memory traffic, operations, peak memory.
 
-PyTorch's fake tensors have a shape, a type and a device, but no storage: a step of any size runs on them in
-seconds on any machine. The meter sees every operation, adds up what it would cost, and keeps an account of
-the memory that is alive. Real tensors are computed with as ever: what a step decides on the host stays true.
+PyTorch's fake tensors have a shape, dtype and device, but no storage: a step of any size runs on them in
+seconds on any machine. The meter intercepts every operation, adds up its cost, and tracks live memory. Real
+tensors are computed as usual, so decisions that a step makes on the host remain correct.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-# Operations that move no data: they look at memory in another way, or reserve it.
+# Operations that move no data: they reinterpret memory, or reserve it.
 VIEWS = frozenset(
     "_reshape_alias _unsafe_view alias as_strided chunk detach diagonal empty empty_like empty_strided "
     "expand lift_fresh new_empty new_empty_strided permute reshape select slice split split_with_sizes "
@@ -30,20 +30,19 @@ VIEWS = frozenset(
 
 @dataclass
 class Cost:
-    """What was spent in a section, sections within it included."""
+    """The cost of a section, including nested sections."""
 
-    flops: float = 0.0  # of matrix products, convolutions and attention; two for a multiply-add
-    flops_float32: float = 0.0  # those of them in single precision
-    traffic: float = 0.0  # bytes that operations read and write, each by itself: nothing is fused
-    operations: int = 0  # that a GPU would be handed, one by one
-    peak: int = 0  # bytes alive at most, those from before the section included
+    flops: float = 0.0  # of matrix products, convolutions and attention; a multiply-add counts as two
+    flops_float32: float = 0.0  # those in single precision
+    traffic: float = 0.0  # bytes read and written by each operation on its own, without fusion
+    operations: int = 0  # kernel launches on a GPU
+    peak: int = 0  # peak of live bytes, including those allocated before the section
 
 
 class Meter(TorchDispatchMode):
-    """Active as `with meter:`, where tensors are fake. Sections by `with meter.section(NAME):`.
+    """Active inside `with meter:`, on fake tensors; `with meter.section(NAME):` counts a section.
 
-    What is read as an integer is answered with `integer`, since there are no numbers: in a training step that
-    is the number of rays that are rendered.
+    Reading an integer from a fake tensor returns `integer`: in a training step, the number of rays to render.
     """
 
     def __init__(self, *, integer: int = 1) -> None:
@@ -69,7 +68,7 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def section(self, name: str) -> Iterator[Cost]:
-        """What is done inside is counted under this name too."""
+        """Context: count operations under this name too."""
         cost = self.costs.setdefault(name, Cost())
         cost.peak = max(cost.peak, self.live)
         self._sections.append(name)
@@ -80,7 +79,7 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """What is done inside belongs to no section."""
+        """Context: count operations in no section."""
         sections, self._sections = self._sections, []
         try:
             yield
@@ -89,14 +88,14 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
-        """What is done inside is counted as one operation, as the replay of a CUDA graph is."""
+        """Context: count everything as one operation, like the replay of a CUDA graph."""
         before = {section: self.costs[section].operations for section in self._sections}
         yield
         for section, operations in before.items():
             self.costs[section].operations = operations + 1
 
     def counts(self, tensor: Tensor) -> bool:
-        """Whether a tensor is in the memory that is counted."""
+        """Whether a tensor's memory is counted."""
         return isinstance(tensor, FakeTensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -109,13 +108,13 @@ class Meter(TorchDispatchMode):
         return self.run(func, args, kwargs)
 
     def answer(self, tensor: Tensor) -> bool | int | float:
-        """A number in place of the one that a fake tensor does not have."""
+        """The number to return when the host reads a fake tensor."""
         if tensor.dtype == torch.bool:
             return True
         return 0.5 if tensor.dtype.is_floating_point else self.integer
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """An operation on fake tensors, counted."""
+        """Run an operation on fake tensors and count it."""
         out = func(*args, **kwargs)
         written = [x for x in tree_leaves(out) if isinstance(x, Tensor) and self.counts(x)]
         for tensor in written:
@@ -123,7 +122,7 @@ class Meter(TorchDispatchMode):
         name = func.overloadpacket.__name__
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and self.counts(x)]
         if name in VIEWS or func.namespace == "prim" or not (written or read):
-            return out  # prim.device and the like only ask
+            return out  # prim.device and the like are queries
         flops = 0.0
         if func.overloadpacket in self.flops:
             flops = float(self.flops[func.overloadpacket](*args, **kwargs, out_val=out))
@@ -133,7 +132,7 @@ class Meter(TorchDispatchMode):
         return out
 
     def charge(self, *, flops: float = 0.0, flops_float32: float = 0.0, traffic: float = 0.0) -> None:
-        """Count an operation in all sections that are open."""
+        """Count an operation in all open sections."""
         for section in self._sections:
             cost = self.costs[section]
             cost.flops += flops
@@ -142,7 +141,7 @@ class Meter(TorchDispatchMode):
             cost.operations += 1
 
     def _account(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor as alive until it is gone."""
+        """Count a tensor's storage as live until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._storages:
@@ -159,7 +158,7 @@ class Meter(TorchDispatchMode):
         weakref.finalize(storage, release)
 
     def fake_weights(self, module: nn.Module) -> None:
-        """Put fake tensors in place of a module's weights and buffers, for good."""
+        """Replace a module's weights and buffers by fake tensors, permanently."""
         fakes: dict[int, nn.Parameter] = {}  # a weight may have two names
         for part in module.modules():
             for name, weight in part._parameters.items():

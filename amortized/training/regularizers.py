@@ -1,8 +1,8 @@
-"""Terms that keep geometry alive and clean. Plain functions, unweighted, one value per prompt [P].
+"""Regularizers of geometry: plain functions, unweighted, one value per prompt [P].
 
 `opacity` is a render's [P, V, H, W] in [0, 1]; `samples` are a training render's. The first five are
-ScaleDreamer's (arXiv 2407.02040), the last three are guards against collapse: an emptied or
-all-filling object gives no guidance gradient from which it could recover.
+ScaleDreamer's (arXiv 2407.02040); the last three prevent collapse: an empty scene, or one that fills the
+image, gets no guidance gradient to recover by.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from amortized.types import RaySamples
 
 
 def sparsity(opacity: Tensor) -> Tensor:
-    """mean sqrt(opacity^2 + 0.01), in [0.1, 1.005]: low where little of the image is covered."""
+    """mean sqrt(opacity^2 + 0.01), in [0.1, 1.005]: low if little of the image is covered."""
     return (opacity.square() + 0.01).sqrt().mean(dim=(1, 2, 3))
 
 
 def opaque(opacity: Tensor) -> Tensor:
     """Mean binary entropy -a log a - (1 - a) log(1 - a) in nats, a clamped to [0.001, 0.999].
 
-    Low where every pixel is either covered or empty. Pixels beyond the clamp get no gradient.
+    Low if every pixel is either covered or empty. Pixels beyond the clamp get no gradient.
     """
     a = opacity.clamp(1e-3, 1 - 1e-3)
     return -(a * a.log() + (1 - a) * (-a).log1p()).mean(dim=(1, 2, 3))
 
 
 def eikonal(samples: RaySamples) -> Tensor:
-    """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero where the field is a distance."""
+    """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero for a true distance field."""
     error = (torch.linalg.vector_norm(_gradient(samples), dim=-1) - 1).square()
     return _mean(error, samples.valid)
 
@@ -43,7 +43,7 @@ def orient(samples: RaySamples) -> Tensor:
 def z_variance(samples: RaySamples) -> Tensor:
     """Mean variance of the samples' depth under their weights, over rays of opacity above 0.5.
 
-    Low where each ray meets one thin surface (HiFA, arXiv 2305.18766).
+    Low if each ray meets one thin surface (HiFA, arXiv 2305.18766).
     """
     opacity = samples.weights.sum(dim=-1)
     share = samples.weights / opacity.clamp(min=1e-6)[..., None]
@@ -53,31 +53,31 @@ def z_variance(samples: RaySamples) -> Tensor:
 
 
 def opacity_floor(opacity: Tensor, floor: float) -> Tensor:
-    """relu(floor - covered share of the image), mean over views: wakes an object that fades away.
+    """relu(floor - covered share of the image), mean over views: revives an object that fades away.
 
-    A floor of 0.08 is just below a thin ring seen from its side.
+    A floor of 0.08 is just below the coverage of a thin ring in side view.
     """
     return (floor - opacity.mean(dim=(2, 3))).relu().mean(dim=1)
 
 
 def opacity_cap(opacity: Tensor, cap: float) -> Tensor:
-    """relu(covered share of the image - cap), mean over views: stops an object that fills all."""
+    """relu(covered share of the image - cap), mean over views: shrinks an object that fills the image."""
     return (opacity.mean(dim=(2, 3)) - cap).relu().mean(dim=1)
 
 
 def inside_hinge(sdf: Tensor, margin: float = 0.1) -> Tensor:
     """relu(min sdf + margin) over a prompt's samples [P, K, S]: zero once some sample is inside.
 
-    Reaches objects that have become invisible, where opacity no longer has a gradient.
+    It has a gradient even for invisible objects, for which opacity has none.
     """
     return (sdf.flatten(1).amin(dim=1) + margin).relu()
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Each prompt's mean [P] of values [P, K] over the rays `where` [P, K]; 0 where there are none."""
-    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean [P] of each prompt's values [P, K] over the rays in `mask` [P, K]; 0 if it is empty."""
+    return (values * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _gradient(samples: RaySamples) -> Tensor:
-    assert samples.gradient is not None, "the render was not asked for normals"
+    assert samples.gradient is not None, "the render has no normals: set want_normal"
     return samples.gradient
