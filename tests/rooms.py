@@ -111,7 +111,8 @@ def room_of(module: str) -> str:
     """The room of a module; "ground" for those that every room may import."""
     if module.split(".")[0] != "amortized":
         return module.split(".")[0]
-    return "ground" if inside(module, GROUND) else ".".join(module.split(".")[:2])
+    is_ground = module == "amortized" or inside(module, GROUND)
+    return "ground" if is_ground else ".".join(module.split(".")[:2])
 
 
 def import_graph() -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.draw_rooms import PICTURE, draw
 from tests.rooms import (
     CORPORA,
     GENERATORS,
@@ -238,3 +239,8 @@ def test_its_name_is_found(tmp_path: Path) -> None:
         'def f():\n    """The sizes and shapes."""\n    return open_shapes(x)  # shapes16\n'
     )
     assert list(named(path)) == [1, 3, 7, 7]
+
+
+def test_the_picture_of_the_rooms_is_current() -> None:
+    """Redraw it after moving code: python -m tests.draw_rooms."""
+    assert PICTURE.read_text(encoding="utf-8") == draw()

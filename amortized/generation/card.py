@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Measures of a results.json's `overall`, with their names on the card.
-MEASURES = {
+# Metrics of a results.json, with their names on the card.
+METRICS = {
     "clip_similarity": "CLIP similarity",
     "recall_at_1": "CLIP recall@1",
     "iou": "volumetric IoU with the ground truth",
+    "color_error": "color error",
 }
 
 
@@ -61,19 +62,14 @@ publishing.
 def _scores(run: Path) -> str:
     """The scores of the run's evaluation, if it has one."""
     try:
-        overall = json.loads((run / "evaluation" / "results.json").read_text(encoding="utf-8"))["overall"]
-        rows = [(label, overall[key]) for key, label in MEASURES.items() if key in overall]
-        lines = [f"| {label} | {_number(value)} |" for label, value in rows]
+        metrics = json.loads((run / "evaluation" / "results.json").read_text(encoding="utf-8"))["metrics"]
+        rows = [(label, metrics[key]) for key, label in METRICS.items() if key in metrics]
+        lines = [f"| {label} | {m['mean']:.3f} [{m['low']:.3f}, {m['high']:.3f}] |" for label, m in rows]
     except (OSError, ValueError, KeyError, TypeError):
         lines = []
     if not lines:
         return "Not evaluated: run `python evaluate.py RUN` before the export to have its scores here."
-    return "\n".join(["| measure | mean over prompts |", "|---|---|", *lines])
-
-
-def _number(value: Any) -> str:
-    mean = value["mean"] if isinstance(value, dict) else value
-    return f"{float(mean):.3f}"
+    return "\n".join(["| metric | mean over prompts [95 % interval] |", "|---|---|", *lines])
 
 
 def _plain(text: Any) -> str:
