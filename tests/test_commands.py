@@ -248,7 +248,7 @@ def quick_pictures(tmp_path: Path) -> list[str]:
 
 
 def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp_path):
-    """A real process: saved, 75; and the same command goes on to the end."""
+    """A real process: it saves and exits with 75; the same command resumes to the end."""
     arguments = small(prior, tmp_path / "run", "trainer.steps=60", "checkpointing.every=1000")
     going = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -442,12 +442,12 @@ def test_nearness_is_told_of_held_out_prompts_only():
     rows += [row("a blue cone", "heldout"), row("a torus", "heldout")]
     found = [(one.split, one.near_train) for one in mark_near_duplicates(rows, corpus)]
     near = "a red cube on the table"
-    # What is asked for by --prompts may be a training prompt after all.
+    # A prompt of --prompts may be a training prompt.
     assert found == [("train", None), ("heldout", near), ("train", None), ("heldout", None)]
 
 
 def test_two_processes_encode_together_and_stop_together(prior, tmp_path):
-    """A real launch: the same bytes as one process writes; and where one meets an error, one sentence."""
+    """A real launch: the same bytes as one process writes; an error on one is one sentence."""
     text = [tmp_path / name for name in ("one", "two")]
     command = ["-m", "corpora", "encode", "shapes16", "--encoder", prior, "--prompts-per-shard", "3"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]

@@ -1,4 +1,4 @@
-"""Who imports whom, what an import costs, and what no file may contain."""
+"""The imports between rooms, the cost of an import, and constructs that no file may contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, never believed when damaged, written while training goes on."""
+"""Checkpoints: complete or absent, verified before loading, written while training continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from amortized.checkpointing import checkpoints as module
 from amortized.checkpointing.checkpoint import verify
 from amortized.parallel import TrainingState, World
 
-ABOUT = CheckpointMeta(step=5, prompts_seen=20, prior="a prior", text_dim=4)
+META = CheckpointMeta(step=5, prompts_seen=20, prior="a prior", text_dim=4)
 
 
 def state_of(seed: int, width: int = 3) -> TrainingState:
@@ -39,17 +39,17 @@ def state_of(seed: int, width: int = 3) -> TrainingState:
     parameters = [*generator.parameters(), *learned.parameters()]
     optimizer = torch.optim.Adam(parameters, fused=True)
     for _ in range(2):
-        generator(torch.randn(5, 4)).sum().backward()  # the learned model has not learned yet
+        generator(torch.randn(5, 4)).sum().backward()  # the reference model has no gradient yet
         optimizer.step()
     return TrainingState(generator=generator, ema=ema, optimizer=optimizer, learned=learned)
 
 
 def saved(folder: Path, *steps: int, **keywords) -> Checkpoints:
-    kept = Checkpoints(folder, CheckpointConfig(**{"keep": 9, **keywords}), World())
+    checkpoints = Checkpoints(folder, CheckpointConfig(**{"keep": 9, **keywords}), World())
     for step in steps:
-        kept.save(state_of(step), replace(ABOUT, step=step))
-    kept.wait()
-    return kept
+        checkpoints.save(state_of(step), replace(META, step=step))
+    checkpoints.wait()
+    return checkpoints
 
 
 def same(one: TrainingState, other: TrainingState) -> bool:
@@ -57,15 +57,15 @@ def same(one: TrainingState, other: TrainingState) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
-    kept, other = saved(tmp_path, 5), state_of(8)
+def test_a_saved_state_is_restored_bit_for_bit(tmp_path):
+    checkpoints, other = saved(tmp_path, 5), state_of(8)
     notes = []
     assert not same(state_of(5), other)
-    assert kept.restore(other, "a prior", notes.append) == ABOUT and notes == []
+    assert checkpoints.restore(other, "a prior", notes.append) == META and notes == []
     assert same(state_of(5), other)
     names = other.tensors()
     assert "optimizer.generator.0.weight.exp_avg" in names and "generator.1.running_mean" in names
-    assert not any(name.startswith("optimizer.learned") for name in names)  # nothing there to save
+    assert not any(name.startswith("optimizer.learned") for name in names)  # it has no moments yet
     assert (tmp_path / "latest").read_text() == "step_000005\n"
 
 
@@ -74,45 +74,45 @@ def test_no_file_is_a_pickle(tmp_path):
     assert {path.suffix for path in (tmp_path / "step_000005").iterdir()} == {".safetensors", ".json"}
 
 
-def test_what_is_saved_is_what_was_there_when_it_was_asked(tmp_path, monkeypatch):
-    """Saving goes on in a thread: the weights change meanwhile."""
-    begun, go_on, write = threading.Event(), threading.Event(), module.save_tensors
+def test_a_checkpoint_has_the_weights_of_the_call_to_save(tmp_path, monkeypatch):
+    """A thread writes the checkpoint while the weights change."""
+    started, may_write, write = threading.Event(), threading.Event(), module.save_tensors
 
     def slow(*arguments):
-        begun.set()
-        assert go_on.wait(20)
+        started.set()
+        assert may_write.wait(20)
         write(*arguments)
 
     monkeypatch.setattr(module, "save_tensors", slow)
-    kept, state = Checkpoints(tmp_path, CheckpointConfig(keep=2), World()), state_of(5)
-    kept.save(state, ABOUT)
-    assert begun.wait(20) and list_checkpoints(tmp_path) == []
+    checkpoints, state = Checkpoints(tmp_path, CheckpointConfig(keep=2), World()), state_of(5)
+    checkpoints.save(state, META)
+    assert started.wait(20) and list_checkpoints(tmp_path) == []
     with torch.no_grad():
         for value in state.tensors().values():
             value.zero_()
-    go_on.set()
-    kept.wait()
+    may_write.set()
+    checkpoints.wait()
     other = state_of(8)
-    kept.restore(other, "a prior", print)
+    checkpoints.restore(other, "a prior", print)
     assert same(state_of(5), other)
 
 
-def test_the_newest_and_every_so_many_stay(tmp_path):
+def test_the_newest_and_every_nth_are_retained(tmp_path):
     saved(tmp_path, 4, 5, 8, 9, 10, 11, keep=2, keep_every=4)
     assert [path.name for path in list_checkpoints(tmp_path)] == [
         "step_000004", "step_000008", "step_000010", "step_000011",
     ]  # fmt: skip
 
 
-def test_a_folder_left_half_written_is_removed(tmp_path):
-    kept = saved(tmp_path, 5)
+def test_a_partial_folder_is_removed(tmp_path):
+    checkpoints = saved(tmp_path, 5)
     shutil.copytree(tmp_path / "step_000005", tmp_path / ".partial_step_000006")
-    assert kept.restore(state_of(8), "a prior", print) == ABOUT
+    assert checkpoints.restore(state_of(8), "a prior", print) == META
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["latest", "step_000005"]
 
 
 def damaged(folder: Path, chance: random.Random) -> str:
-    """Harm one file of a checkpoint in one way; says which."""
+    """Damage one file of a checkpoint in one way; returns its name."""
     file = chance.choice(sorted(folder.iterdir()))
     data = bytearray(file.read_bytes())
     match chance.randrange(4):
@@ -128,22 +128,22 @@ def damaged(folder: Path, chance: random.Random) -> str:
     return file.name
 
 
-def test_two_hundred_damaged_checkpoints_are_all_seen(tmp_path):
-    """Each is told in one sentence, and the one before is taken."""
+def test_two_hundred_damaged_checkpoints_are_all_detected(tmp_path):
+    """Each is reported in one sentence, and the one before is loaded."""
     saved(tmp_path / "good", 4, 5)
     expected, chance, harmed = state_of(4), random.Random(0), set()
-    kept = Checkpoints(tmp_path / "run", CheckpointConfig(keep=9), World())
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(keep=9), World())
     for _ in range(200):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(tmp_path / "good", tmp_path / "run")
         name = damaged(tmp_path / "run/step_000005", chance)
         manifest = tmp_path / "run/step_000005/manifest.json"
         if name == manifest.name and manifest.exists() and readable(manifest) == readable_good(tmp_path):
-            continue  # harmed where it says nothing, such as white space
+            continue  # damaged in white space: nothing has changed
         harmed.add(name)
         state, notes = state_of(8), []
-        about = kept.restore(state, "a prior", notes.append)
-        assert about is not None and about.step == 4 and same(state, expected), name
+        meta = checkpoints.restore(state, "a prior", notes.append)
+        assert meta is not None and meta.step == 4 and same(state, expected), name
         (note,) = notes
         assert "step_000005 is damaged (" in note and note.endswith("trying the one before")
         assert "\n" not in note
@@ -161,15 +161,15 @@ def readable_good(folder: Path) -> object:
     return readable(folder / "good/step_000005/manifest.json")
 
 
-def test_where_none_is_whole_the_run_says_so(tmp_path):
-    kept = saved(tmp_path, 4, 5)
+def test_an_error_if_no_checkpoint_is_intact(tmp_path):
+    checkpoints = saved(tmp_path, 4, 5)
     for name in ("step_000004", "step_000005"):
         (tmp_path / name / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints in .* is intact: restore"):
-        kept.restore(state_of(8), "a prior", print)
+        checkpoints.restore(state_of(8), "a prior", print)
 
 
-def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
+def test_a_manifest_cannot_name_files_outside_the_folder(tmp_path):
     saved(tmp_path, 5)
     manifest = tmp_path / "step_000005/manifest.json"
     manifest.write_text(json.dumps({"files": {"../../secret": {"bytes": 1, "sha256": ""}}}))
@@ -177,18 +177,18 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
         verify(tmp_path / "step_000005")
 
 
-def test_another_model_is_one_sentence(tmp_path):
-    kept = saved(tmp_path / "run/checkpoints", 5)
+def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
+    checkpoints = saved(tmp_path / "run/checkpoints", 5)
     with pytest.raises(
         CheckpointError, match="step_000005 does not fit the model of this config .*"
     ) as error:
-        kept.restore(state_of(8, width=2), "a prior", print)
+        checkpoints.restore(state_of(8, width=2), "a prior", print)
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match="step_000005 does not fit the model of this config"):
         load_generator(tmp_path / "run", nn.Linear(3, 7))
 
 
-def test_averaged_weights_are_evaluated_where_there_are_some(tmp_path):
+def test_ema_weights_are_loaded_if_there_are_any(tmp_path):
     saved(tmp_path / "run/checkpoints", 5)
     expected, found = state_of(5).ema, nn.Linear(4, 2)
     assert load_generator(tmp_path / "run", found).name == "step_000005"
@@ -200,8 +200,8 @@ def test_averaged_weights_are_evaluated_where_there_are_some(tmp_path):
 
 
 @pytest.fixture
-def little_room():
-    """No file may be longer than 64 kB, as if the disk were full."""
+def little_disk_space():
+    """Limits files to 64 kB, as if the disk were full."""
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
@@ -210,22 +210,22 @@ def little_room():
     signal.signal(signal.SIGXFSZ, old)
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_one_before(tmp_path, little_room):
-    kept = saved(tmp_path, 5)
-    kept.save(state_of(6, width=30_000), replace(ABOUT, step=6))
+def test_a_full_disk_stops_the_run_and_preserves_the_checkpoint_before(tmp_path, little_disk_space):
+    checkpoints = saved(tmp_path, 5)
+    checkpoints.save(state_of(6, width=30_000), replace(META, step=6))
     with pytest.raises(
         CheckpointError,
         match="cannot write .*step_000006 .*; the last good checkpoint is .*step_000005: free disk space",
     ) as error:
-        kept.wait()
+        checkpoints.wait()
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000005"]
     state = state_of(8)
-    assert kept.restore(state, "a prior", print) == ABOUT and same(state, state_of(5))
+    assert checkpoints.restore(state, "a prior", print) == META and same(state, state_of(5))
 
 
 def test_a_stager_is_used_once(tmp_path, monkeypatch):
-    """torch 2.11's empties itself after one use, and none is made to be used after its `close`."""
+    """A stager of torch 2.11 is empty after one use, and none can be used after `close`."""
 
     class Once(module.DefaultStager):
         used = False
@@ -240,6 +240,6 @@ def test_a_stager_is_used_once(tmp_path, monkeypatch):
             super().close()
 
     monkeypatch.setattr(module, "DefaultStager", Once)
-    kept = saved(tmp_path, 5, 6)
-    kept.close()
+    checkpoints = saved(tmp_path, 5, 6)
+    checkpoints.close()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000005", "step_000006"]

@@ -1,4 +1,4 @@
-"""What may go wrong in a run of many processes: said once, soon, and with something to go on from."""
+"""Failures of a run of many processes: reported once, soon, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def launch(folder: Path, processes: int = 2, **changes) -> tuple[int, str, float
     return done.returncode, done.stderr, time.monotonic() - start
 
 
-def said(stderr: str) -> list[str]:
+def reported(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if "toy: error:" in line or "train.py: error:" in line]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_loss_that_is_not_finite_on_one_process_stops_all(tmp_path, strategy):
     status, stderr, _ = launch(tmp_path, steps=30, trouble=[1, 13, "nan"], strategy=strategy)
-    (sentence,) = said(stderr)
+    (sentence,) = reported(stderr)
     assert status != 0 and "step 14: loss" in sentence and "not finite" in sentence
     assert "the last good checkpoint is " in sentence and "step_000010" in sentence
     assert "0]: Traceback" not in stderr and "1]: Traceback" not in stderr  # the launcher's own has no rank
@@ -40,9 +40,9 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(tmp_path, strategy):
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000010"]
 
 
-def test_a_process_that_is_stuck_ends_them_all_with_their_stacks(tmp_path):
+def test_a_stuck_process_ends_all_and_leaves_their_stacks(tmp_path):
     status, stderr, seconds = launch(tmp_path, steps=30, trouble=[1, 5, "hang"], timeout_s=20.0)
-    (sentence,) = said(stderr)
+    (sentence,) = reported(stderr)
     assert status != 0 and seconds < 120
     assert "no progress for 20 s (step 6)" in sentence and str(tmp_path / "stacks") in sentence
     stuck, waits = ((tmp_path / "stacks" / f"process_0000{rank}.txt").read_text() for rank in (1, 0))
@@ -50,25 +50,25 @@ def test_a_process_that_is_stuck_ends_them_all_with_their_stacks(tmp_path):
     assert "in backward" in waits or "in mean" in waits or "in step" in waits
 
 
-def test_a_process_that_dies_takes_the_others_down(tmp_path):
+def test_a_dead_process_ends_the_others(tmp_path):
     status, stderr, seconds = launch(tmp_path, steps=10_000, trouble=[1, 60, "die"])
     assert status != 0 and seconds < 90  # with the start; the end itself takes a moment
-    # The launcher knows who, and may end the other one before it has said what it saw.
+    # The launcher names the process, and may stop the other before that reports the loss.
     assert stderr.count("Root Cause") == 1 and "Signal 9 (SIGKILL)" in stderr
-    assert all("another process exited or cannot be reached" in text for text in said(stderr))
-    assert len(said(stderr)) <= 1 and "0]: Traceback" not in stderr
+    assert all("another process exited or cannot be reached" in text for text in reported(stderr))
+    assert len(reported(stderr)) <= 1 and "0]: Traceback" not in stderr
     # The one of step 60 may still have been under way.
     assert "step_000050" in [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
 
 
-def test_a_defect_keeps_its_traceback_and_is_told_once(tmp_path):
+def test_a_bug_keeps_its_traceback_and_is_printed_once(tmp_path):
     status, stderr, _ = launch(tmp_path, steps=10_000, trouble=[1, 3, "defect"])
-    assert status != 0 and said(stderr) == []
+    assert status != 0 and reported(stderr) == []
     ours = [line for line in stderr.splitlines() if "ZeroDivisionError: a defect" in line]
     assert len(ours) == 1 and "[rank0]: Traceback" not in stderr
 
 
-def test_clocks_decide_nothing(tmp_path):
+def test_no_decision_depends_on_a_clock(tmp_path):
     """One process is a day ahead, and the files' dates are upside down."""
     changes = {"steps": 20, "checkpointing": {"every": 5}, "prompts_per_process": 2}
     launch(tmp_path / "run", **{**changes, "steps": 10}, clock=86400.0)
@@ -84,13 +84,13 @@ def test_clocks_decide_nothing(tmp_path):
     assert found == ["step_000015", "step_000020"]
 
 
-def test_a_damaged_newest_checkpoint_is_told_by_a_run_of_two(tmp_path):
+def test_two_processes_report_a_damaged_checkpoint_once(tmp_path):
     launch(tmp_path, steps=20)
     newest = list_checkpoints(tmp_path / "checkpoints")[-1]
     (newest / "state.json").write_text("{}")
     status, stderr, _ = launch(tmp_path, steps=30)
     assert status == 0, stderr
     notes = [json.loads(line)["note"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    (told,) = [note for note in notes if "damaged" in note]
-    assert "step_000020 is damaged" in told and "trying the one before" in told
+    (note,) = [note for note in notes if "damaged" in note]
+    assert "step_000020 is damaged" in note and "trying the one before" in note
     assert torch.isfinite(read_part(tmp_path / "checkpoints/step_000030", "generator")["grid.table"]).all()

@@ -86,7 +86,7 @@ def test_thirty_kills_change_nothing(tmp_path):
         struck["checkpoint"] += killed_when(started(*train, f"output={run}"), writing())
     while struck["evaluation"] < 10:
         struck["evaluation"] += killed_when(started(*judge), after_seconds(chance.uniform(4.0, 14.0)))
-    assert 20 < lines() < STEPS, "the run was over before it was killed so often, or never went on"
+    assert 20 < lines() < STEPS, "the run finished before thirty kills, or never resumed"
     for folder in (run, tmp_path / "whole"):
         done = started(*train, f"output={folder}")
         _, stderr = done.communicate()

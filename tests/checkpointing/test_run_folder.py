@@ -1,4 +1,4 @@
-"""A run's folder: opened anew and again, by one run at a time."""
+"""A run's folder: created, resumed, used by one run at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def opened(folder, config=CONFIG, **how) -> list[str]:
         return told
 
 
-def test_what_a_run_is_may_not_change_unasked(tmp_path):
+def test_defining_settings_may_not_change_silently(tmp_path):
     folder = tmp_path / "run"
     assert opened(folder) == [] and opened(folder) == []
     with pytest.raises(ValueError, match="already holds a run: resume it"):
@@ -42,7 +42,7 @@ def test_what_a_run_is_may_not_change_unasked(tmp_path):
     assert (folder / "config.yaml").read_text() == other
 
 
-def test_how_a_run_computes_may_change(tmp_path):
+def test_other_settings_may_change(tmp_path):
     opened(tmp_path)
     other = CONFIG.replace("log_every: 1", "log_every: 7") + "distributed:\n  strategy: fsdp2\n"
     (told,) = opened(tmp_path, other)
@@ -50,7 +50,7 @@ def test_how_a_run_computes_may_change(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == other
 
 
-def test_the_settings_that_may_change_exist():
+def test_resumable_settings_exist():
     given = ["output=o", "corpus=c", "prior=p", "generator.grid.engine=torch"]
     known = set(run_folder.differences("{}", config_to_yaml(load_config(RunConfig, None, given))))
     for name in run_folder.RESUMABLE_SETTINGS:
@@ -58,7 +58,7 @@ def test_the_settings_that_may_change_exist():
         assert found or name in ("generator.checkpointing", "generator.compile"), name
 
 
-def test_what_stopped_for_a_reason_is_not_begun_again(tmp_path):
+def test_a_stopped_run_is_not_restarted(tmp_path):
     opened(tmp_path)
     (tmp_path / "stopped").write_text("step 7: loss not finite; lower optimizer.learning_rate\n")
     with pytest.raises(ValueError, match=r"stopped and would stop again \(step 7: .*rate\): change"):
@@ -78,7 +78,7 @@ with open_run(Path(sys.argv[1]), "seed: 0", World()):
 """
 
 
-def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch):
+def test_a_folder_is_locked_by_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_S", 0.5)
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -93,7 +93,7 @@ def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch):
     assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
 
 
-def test_where_nothing_can_be_locked_the_run_says_so(tmp_path, monkeypatch):
+def test_a_message_if_the_folder_cannot_be_locked(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(37, "No locks available")
 

@@ -1,4 +1,4 @@
-"""Copies of checkpoints elsewhere: sent whole, fetched whole, and never in the way."""
+"""Uploaded copies of checkpoints: complete, verified, and never blocking the training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amortized.parallel import World
 from tests.training.toy import make_trainer
 
 
-def test_a_bare_machine_goes_on_from_copies(tmp_path):
+def test_a_new_machine_resumes_from_an_uploaded_copy(tmp_path):
     url = f"file://{tmp_path / 'bucket'}"
     whole = make_trainer(tmp_path / "whole")
     whole.train(quiet=True)
@@ -41,7 +41,7 @@ def test_a_bare_machine_goes_on_from_copies(tmp_path):
         assert all(torch.equal(value, expected[name]) for name, value in mine.items()) and len(mine) > 0
 
 
-def test_a_damaged_copy_is_passed_over(tmp_path):
+def test_a_damaged_copy_is_skipped(tmp_path):
     url = f"file://{tmp_path / 'bucket'}"
     make_trainer(tmp_path / "run", steps=20, checkpointing={"upload": url}).train(quiet=True)
     names = [path.name for path in list_checkpoints(tmp_path / "bucket")]
@@ -57,7 +57,7 @@ def test_a_damaged_copy_is_passed_over(tmp_path):
         kept.uploader.download_newest(tmp_path / "new", notes.append)
 
 
-def test_storage_that_fails_stops_nothing(tmp_path, monkeypatch):
+def test_a_failed_upload_does_not_stop_training(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("the cable was cut")
 
@@ -67,7 +67,7 @@ def test_storage_that_fails_stops_nothing(tmp_path, monkeypatch):
     files = trainer.checkpoints.uploader.files
     monkeypatch.setattr(files, "exists", fail)
     with pytest.raises(ValueError, match="cannot read file://.* .the cable was cut"):
-        trainer.train(quiet=True)  # what may be there cannot be known
+        trainer.train(quiet=True)  # the copies there are unknown
     monkeypatch.undo()
     trainer = make_trainer(tmp_path / "run", steps=20, checkpointing=bucket)
     monkeypatch.setattr(trainer.checkpoints.uploader.files, "put_file", fail)
@@ -78,12 +78,12 @@ def test_storage_that_fails_stops_nothing(tmp_path, monkeypatch):
     assert "could not upload step_000020 to file://" in told
 
 
-def test_an_unknown_kind_of_url_is_one_sentence(tmp_path: Path):
+def test_an_unknown_protocol_is_one_sentence(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot open checkpointing.upload=nowhere://x"):
         make_trainer(tmp_path, checkpointing={"upload": "nowhere://x"})
 
 
-def test_the_best_one_stays(tmp_path):
+def test_the_best_checkpoint_is_retained(tmp_path):
     trainer = make_trainer(tmp_path, steps=30, checkpointing={"every": 5, "keep": 1, "best_by": "guidance"})
     scores = iter([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
     save = trainer.save

@@ -116,7 +116,7 @@ class Image:
         return self.ask(x, t, self.text.unconditional)
 
     def of_learned(self, x: np.ndarray, t: int) -> np.ndarray:
-        """The learned model: weights of its own, or the means moved."""
+        """The reference model: other component weights, or shifted means."""
         weights, shift = self.learned
         weights = self.text.positive.pooled[0].numpy() if weights is None else weights
         return noise_of(self.prior, x, t, weights, shift)

@@ -1,4 +1,4 @@
-"""One step of a method on the mixture, and a prior that remembers what it is asked."""
+"""One step of a method on the mixture, and priors that record their calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.guidance.closed_form import mixture, weights_of_text
 
 
 def guidance_for(method, prior=None, **settings) -> Guidance:
-    """A published method, changed; what it learns has learned something."""
+    """A published method with changed settings and a reference model that differs from its initialization."""
     prior, config = prior or mixture(), published(method, **settings)
     if config.learned is None:
         return Guidance(prior, config)
@@ -23,7 +23,7 @@ def guidance_for(method, prior=None, **settings) -> Guidance:
     return Guidance(prior, config, learned)
 
 
-def what_was_learned(guidance):
+def learned_parameters(guidance):
     """(weights of the components or None for the image's own, shift of the means)"""
     if guidance.learned is None:
         return None
@@ -43,12 +43,12 @@ def step(guidance, latents, text, draws, progress=0.3, cameras=None, **arguments
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the largest number; where all cancels, of the numbers that do."""
+    """The largest error relative to the largest expected number."""
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-9)).item()
 
 
 class CountingPrior(GaussianMixturePrior):
-    """Remembers the arguments of each denoiser call."""
+    """Records the arguments of each denoiser call."""
 
     def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
         self.calls = [*getattr(self, "calls", []), (noisy, timesteps, text, cameras)]
@@ -56,7 +56,7 @@ class CountingPrior(GaussianMixturePrior):
 
 
 class SeeingPrior(GaussianMixturePrior):
-    """Sees another image from every side."""
+    """Predicts another image for every camera."""
 
     def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
         assert cameras is not None

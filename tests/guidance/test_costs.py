@@ -1,4 +1,4 @@
-"""What a step costs: all that can share a denoiser call does, and no more is asked than must be."""
+"""The cost of a step: queries share denoiser calls, and none is superfluous."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amortized.guidance import METHODS, calls_per_image, published, queries_per_
 from tests.guidance.closed_form import random_step
 from tests.guidance.steps import counting, guidance_for, step
 
-# Method: images a step asks about, for one of its own; denoiser calls; of both, those that learn.
+# Method: denoiser images per rendered image; denoiser calls; those of each that train the reference model.
 COSTS = {
     "sds": (2, 1, 0), "csd": (2, 1, 0), "asd": (3, 1, 0), "vsd": (3 + 1, 2 + 1, 1),
     "lods-embedding": (2 + 1, 1 + 1, 1), "lods-lora": (2 + 1, 2 + 1, 1),
@@ -46,7 +46,7 @@ def test_an_inversion_asks_no_more_than_it_must(perp_neg):
     assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
 
 
-# At scale 1 the null is not asked: for the first step alone, and for the second half of the run.
+# At scale 1 the null is not queried: in the first step, and in the second half of the run.
 CHANGING = [("sds", {"guidance_scale": (1.0, 7.5)}), ("sds", {"guidance_scale": (0.0, 7.5, 1.0, 0.5)})]
 
 

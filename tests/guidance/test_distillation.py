@@ -26,10 +26,10 @@ from tests.guidance.steps import (
     CountingPrior,
     counting,
     guidance_for,
+    learned_parameters,
     relative_error,
     seeing,
     step,
-    what_was_learned,
 )
 
 SETTINGS = {
@@ -49,7 +49,7 @@ SETTINGS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_is_the_closed_form(method, perp_neg, settings):
     guidance, batch = guidance_for(method, **settings), 4
-    prior, config, learned = guidance.prior, guidance.config, what_was_learned(guidance)
+    prior, config, learned = guidance.prior, guidance.config, learned_parameters(guidance)
     for progress in (0.0, 0.3, 1.0):
         latents, text, draws = random_step(batch, perp_neg=perp_neg)
         output, gradient = step(guidance, latents, text, draws, progress)
@@ -244,7 +244,7 @@ def test_asd_without_shift_at_scale_one_is_nothing():
 
 
 def test_sds_minus_csd_is_the_null_score_minus_the_noise():
-    """Perp-neg and the scale act on both alike, so they cancel."""
+    """Perp-neg and the scale act on both in the same way, so they cancel."""
     latents, text, draws = random_step(5, perp_neg=True)
     prior, same = mixture(), {"weighting": "uniform", "guidance_scale": 7.5, "t_min": 0.1, "t_max": 0.9}
     sds, csd = (step(guidance_for(m, prior, **same), latents, text, draws) for m in ("sds", "csd"))
@@ -321,7 +321,7 @@ def test_a_bad_prediction_makes_the_loss_non_finite(method, bad, normalize):
     class BrokenPrior(CountingPrior):
         def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
             noise = super().predict_noise(noisy, timesteps, text, cameras, adapted=adapted).clone()
-            if len(noise) % 3 == 0:  # all three images are asked about
+            if len(noise) % 3 == 0:  # all three images are queried
                 noise[2, 0, 0, 0] = bad  # one pixel of the last image, in the first branch
             return noise
 

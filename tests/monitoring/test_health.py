@@ -1,4 +1,4 @@
-"""What is worth a word, and what is not."""
+"""Warnings, logs and traces of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from amortized.monitoring.health import LossSpikes, Stragglers
 from tests.training.toy import make_trainer
 
 
-def test_a_spike_is_told_once_and_noise_is_not():
-    chance, spikes, told = random.Random(0), LossSpikes(), {}
+def test_a_spike_is_reported_once_and_noise_is_not():
+    chance, spikes, warnings = random.Random(0), LossSpikes(), {}
     for step in range(1, 1001):
         loss = chance.lognormvariate(0.0, 0.3) if step not in (500, 510, 700) else 20.0
-        told[step] = spikes(step, loss)
-    found = {step: text for step, text in told.items() if text}
+        warnings[step] = spikes(step, loss)
+    found = {step: text for step, text in warnings.items() if text}
     assert found.keys() == {500, 700}
     assert found[500].startswith("step 500: loss spike: 20, the median of the last 100 was ")
 
@@ -32,18 +32,20 @@ def test_constant_losses_have_no_spikes():
     assert spikes(301, 1.1)
 
 
-def test_a_process_that_lags_is_named():
+def test_a_straggling_rank_is_named():
     stragglers, chance = Stragglers(), random.Random(0)
-    told = [stragglers(step, [chance.uniform(0.9, 1.1), chance.uniform(1.8, 2.2), 1.0]) for step in range(60)]
-    assert [step for step, text in enumerate(told) if text] == [19]
-    assert "rank 1 is a straggler" in told[19]
+    warnings = [
+        stragglers(step, [chance.uniform(0.9, 1.1), chance.uniform(1.8, 2.2), 1.0]) for step in range(60)
+    ]
+    assert [step for step, text in enumerate(warnings) if text] == [19]
+    assert "rank 1 is a straggler" in warnings[19]
     even = Stragglers()
     assert not any(even(step, [chance.uniform(0.9, 1.2) for _ in range(4)]) for step in range(300))
     alone = Stragglers()
     assert not any(alone(step, [chance.uniform(0, 9)]) for step in range(100))
 
 
-def test_a_stopwatch_sums_what_has_one_name():
+def test_a_stopwatch_sums_sections_of_the_same_name():
     watch = Stopwatch(torch.device("cpu"))
     for name, seconds in (("a", 0.02), ("b", 0.05), ("a", 0.03)):
         time.sleep(seconds)
@@ -52,13 +54,13 @@ def test_a_stopwatch_sums_what_has_one_name():
     assert list(found) == ["a", "b"] and 0.05 <= found["a"] < 0.2 and 0.05 <= found["b"] < 0.2
 
 
-def test_a_run_tells_of_itself(tmp_path, monkeypatch):
-    """Numbers, times and events in files; the numbers with a tracker too; a trace where one is asked for."""
-    said = []
+def test_a_run_logs_to_files_tracker_and_trace(tmp_path, monkeypatch):
+    """Numbers, times and events in files; the numbers in a tracker too; a trace of the chosen steps."""
+    logged = []
     tracker = SimpleNamespace(
-        init=lambda **given: said.append(given),
-        log=lambda values, step: said.append((step, values["loss"])),
-        finish=lambda: said.append("finished"),
+        init=lambda **given: logged.append(given),
+        log=lambda values, step: logged.append((step, values["loss"])),
+        finish=lambda: logged.append("finished"),
     )
     monkeypatch.setitem(sys.modules, "trackio", tracker)
     changes = {"steps": 4, "monitoring": {"tracker": "trackio", "profile": (1, 3)}, "generator": "surrounded"}
@@ -77,14 +79,14 @@ def test_a_run_tells_of_itself(tmp_path, monkeypatch):
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["note"] for event in events[:1]] == ["a note"] and events[0]["time"].endswith("+00:00")
     assert "1 processes, ddp, 4 prompts per step" in events[1]["note"]
-    assert said[0]["name"] == tmp_path.name
-    assert said[1:] == [*((line["step"], line["loss"]) for line in lines), "finished"]
+    assert logged[0]["name"] == tmp_path.name
+    assert logged[1:] == [*((line["step"], line["loss"]) for line in lines), "finished"]
     trace = json.loads((tmp_path / "profile/steps_1_3.json").read_text())
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("ProfilerStep#") for name in names) == 2
 
 
-def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
+def test_a_missing_tracker_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="monitoring.tracker=wandb is not installed: pip install wandb"):
         make_trainer(tmp_path, steps=1, monitoring={"tracker": "wandb"}).train(quiet=True)

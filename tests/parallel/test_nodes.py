@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def node(folder: Path, port: int, output: Path, *, hosts: bool, **changes) -> subprocess.Popen:
-    """A launcher with two processes, in a process group of its own; one hosts the meeting place."""
+    """A launcher with two processes, in its own process group; one launcher hosts the rendezvous."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=toy"]
     command += [f"--rdzv-conf=is_host={int(hosts)}"]  # on one machine both would think it is them

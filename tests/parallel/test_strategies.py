@@ -1,4 +1,4 @@
-"""How a training is spread over processes changes nothing of it but where it runs."""
+"""A training computes the same with every strategy and number of processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.training.toy import learning, log_lines, make_trainer
 
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="deepspeed, or g++ which it needs at its first start, is not here",
+    reason="needs deepspeed, and g++ for its first start",
 )
 
 
@@ -28,7 +28,7 @@ def zero(*case):
 
 
 def slow(*case):
-    """Worth a run before a release, not at every change: launches of processes that import all of torch."""
+    """For releases, not for every change: each case launches processes that import all of torch."""
     marks = [pytest.mark.slow, *([NEEDS_DEEPSPEED] if "zero" in str(case) else [])]
     return pytest.param(*case, marks=marks)
 
@@ -55,7 +55,7 @@ def slow(*case):
     ],
     ids=lambda value: value.get("method", "asd") if isinstance(value, dict) else None,
 )
-def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, generator, guidance):
+def test_many_processes_take_the_steps_of_one(tmp_path, strategy, processes, generator, guidance):
     """Same prompts, cameras and noise by digest; the same losses and weights up to rounding."""
     changes = {"steps": 6, "generator": generator, "guidance": guidance, "monitoring": {"preview_every": 2}}
     if generator == "3dconv-net":
@@ -78,7 +78,7 @@ def test_processes_see_the_global_batch_of_one(tmp_path, strategy, processes, ge
 
 
 @pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("fsdp2", 2)])
-def test_a_denoiser_may_be_taken_apart(tmp_path, strategy, processes):
+def test_a_sharded_denoiser_predicts_the_same(tmp_path, strategy, processes):
     prior = str(make_tiny_sd(tmp_path / "prior", prediction_type="v_prediction"))
     changes = {"steps": 4, "prior": prior, "generator": "triplane-transformer"}
     asked = {"prompts_per_process": 4 // processes, "strategy": strategy, "shard_prior": True}
@@ -89,7 +89,7 @@ def test_a_denoiser_may_be_taken_apart(tmp_path, strategy, processes):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
-def test_a_denoiser_that_cannot_be_taken_apart_is_one_sentence(tmp_path):
+def test_a_prior_that_cannot_be_sharded_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="distributed.shard_prior needs a Stable Diffusion"):
         make_trainer(tmp_path, shard_prior=True)
 
@@ -127,8 +127,8 @@ def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(tmp_path):
     ],
     ids=["ddp and fsdp2", "zero"],
 )
-def test_a_run_goes_on_with_other_processes_and_another_strategy(tmp_path, ways):
-    """1 to 2 to 3 to 1 processes, replicated and sharded by turns, is one run to rounding."""
+def test_a_run_resumes_on_other_processes_with_another_strategy(tmp_path, ways):
+    """1, 2, 3 and 1 processes, replicated and sharded in turn, equal one run up to rounding."""
     changes = {
         "steps": 8,
         "generator": "surrounded",
@@ -163,7 +163,7 @@ STRATEGIES = ["ddp", "fsdp2", zero("zero1"), zero("zero2"), zero("zero3")]
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_hundred_steps_are_those_of_one_process(tmp_path, one_of_two_hundred, strategy, processes):
+def test_two_hundred_steps_equal_those_of_one_process(tmp_path, one_of_two_hundred, strategy, processes):
     """Rounding grows with the steps, as each begins from the last one's weights; it stays rounding."""
     changes = {"prompts_per_process": 8 // processes, "strategy": strategy, **LONG}
     run_toy(tmp_path, changes, processes)

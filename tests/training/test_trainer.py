@@ -1,4 +1,4 @@
-"""Training as a whole: it learns, it resumes bit for bit, it stops when going on is of no use."""
+"""The training loop: it learns, resumes bit for bit, and stops when continuing is pointless."""
 
 import math
 import signal
