@@ -56,7 +56,7 @@ def evaluate_share(
     progress: Callable[[int, int], None],
 ) -> list[PromptRow]:
     """Render and score this rank's share of the prompts."""
-    model = load_run(run, checkpoint, str(world.device), config_to_dict(config))
+    model = TextTo3D(*load_run(run, checkpoint, str(world.device), config_to_dict(config)))
     share = list(prompts[world.rank :: world.size])
     if not share:
         return []

@@ -1,6 +1,7 @@
 """Use a trained generator, from a run or an exported folder: any text to scenes, scenes to images."""
 
-from amortized.generation.model import SceneConfig, TextTo3D, sharpness_at
+from amortized.generation.config import SceneConfig, sharpness_at
+from amortized.generation.model import TextTo3D
 from amortized.generation.variants import asset_seed, asset_z, z_of, z_width
 
 __all__ = ["SceneConfig", "TextTo3D", "asset_seed", "asset_z", "sharpness_at", "z_of", "z_width"]

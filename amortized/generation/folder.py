@@ -29,11 +29,12 @@ from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
 from amortized.devices import local_device
 from amortized.files import sync
 from amortized.generation.card import model_card
-from amortized.generation.model import SceneConfig, TextTo3D, sharpness_at
+from amortized.generation.config import SceneConfig, sharpness_at
 from generators import DEFAULT, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
 FORMAT = 1
+Parts = tuple[nn.Module, TextBank, SceneConfig]  # the arguments of TextTo3D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ class ModelConfig:
 
 def load_run(
     run: Path, checkpoint: str = "newest", device: str = "auto", settings: Mapping[str, Any] | None = None
-) -> TextTo3D:
-    """See `TextTo3D.from_run`; `settings` replaces the run's config.yaml, e.g. to render it otherwise."""
+) -> Parts:
+    """The parts of a run's `TextTo3D`; `settings` replaces the run's config.yaml, e.g. to change the renderer."""
     settings = _run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
     config = _model_config(settings, path)
@@ -149,8 +150,8 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
     return path
 
 
-def load_exported(folder: str | Path, text_encoder: str | None = None, device: str = "auto") -> TextTo3D:
-    """See `TextTo3D.from_pretrained`."""
+def load_exported(folder: str | Path, text_encoder: str | None = None, device: str = "auto") -> Parts:
+    """The parts of an exported folder's `TextTo3D`; see `TextTo3D.from_pretrained`."""
     path = _local_folder(str(folder))
     try:
         data = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -209,9 +210,9 @@ def _load_encoder(config: TextEncoderConfig, device: torch.device, allow_network
         ) from error
 
 
-def _assemble(generator: nn.Module, encoder: Any, config: ModelConfig, device: str, shards: Any) -> TextTo3D:
+def _assemble(generator: nn.Module, encoder: Any, config: ModelConfig, device: str, shards: Any) -> Parts:
     chosen = local_device(device)
     stores = [ShardStore(url) for url in shards]
     texts = TextBank(encoder, device=chosen, stores=stores)
     generator = generator.to(chosen).eval().requires_grad_(False)
-    return TextTo3D(generator, texts, config.scenes)
+    return generator, texts, config.scenes

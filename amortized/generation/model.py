@@ -12,31 +12,20 @@ use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from amortized.cameras import CameraConfig, orbit
+from amortized.cameras import orbit
 from amortized.conditioning import TextBank
-from amortized.config import Schedule, geometric_at
+from amortized.generation.config import SceneConfig
+from amortized.generation.folder import load_exported, load_run
 from amortized.generation.variants import z_of, z_width
 from amortized.names import text_hash
-from amortized.rendering import RendererConfig, render
+from amortized.rendering import render
 from amortized.transfer import to_device
 from amortized.types import Cameras, Prompt, Render, Scene, TextCondition
-
-
-@dataclass(frozen=True, kw_only=True)
-class SceneConfig:
-    """How the scenes of a generator are made from text and rendered."""
-
-    renderer: RendererConfig = field(default_factory=RendererConfig)
-    sharpness: float = 30.0  # k of the density at the checkpoint's step, 1 / length
-    cameras: CameraConfig = field(default_factory=CameraConfig)  # of the training
-    seed: int = 0  # the run's, from which z follows
-    seeds_per_prompt: int | None = None  # as in trainer.seeds_per_prompt
 
 
 class TextTo3D:
@@ -61,9 +50,7 @@ class TextTo3D:
 
         Raises ValueError if the folder holds no run, or the checkpoint is missing or damaged.
         """
-        from amortized.generation.folder import load_run
-
-        return load_run(Path(run), checkpoint, device)
+        return cls(*load_run(Path(run), checkpoint, device))
 
     @classmethod
     def from_pretrained(
@@ -74,9 +61,7 @@ class TextTo3D:
         `text_encoder` is a folder or Hub id to use instead of the recorded one; it must be the same encoder.
         Raises ValueError if the folder is damaged, or if its text encoder is missing or another one.
         """
-        from amortized.generation.folder import load_exported
-
-        return load_exported(folder, text_encoder, device)
+        return cls(*load_exported(folder, text_encoder, device))
 
     @torch.no_grad()
     def scenes(self, prompts: str | Sequence[str | Prompt], seed: int = 0) -> Scene:
@@ -155,11 +140,6 @@ class TextTo3D:
         """z [P, z_dim] of variant `number` of each prompt; see `z_of`."""
         config = self.config
         return z_of(prompts, z_width(self.generator), config.seed, config.seeds_per_prompt, number)
-
-
-def sharpness_at(schedule: Schedule, step: int, steps: int) -> float:
-    """The sharpness of a generator trained for `step` of `steps` steps."""
-    return geometric_at(schedule, step / steps)
 
 
 def _as_prompt(prompt: str | Prompt) -> Prompt:
