@@ -63,7 +63,7 @@ class ModelConfig:
 def load_run(
     run: Path, checkpoint: str = "newest", device: str = "auto", settings: Mapping[str, Any] | None = None
 ) -> Parts:
-    """The parts of a run's `TextTo3D`; `settings` replaces the run's config.yaml, e.g. to change the renderer."""
+    """The parts of a run's `TextTo3D`; `settings` replace its config.yaml, e.g. to change the renderer."""
     settings = _run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
     config = _model_config(settings, path)
