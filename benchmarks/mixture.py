@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
-from amortized.guidance import METHODS, Guidance, build_learned, calls_per_image, published
+from amortized.guidance import METHODS, Guidance, build_guidance, calls_per_image, published
 from amortized.guidance.playground import draws_of, optimize
 from amortized.priors import GaussianMixturePrior, ddim
 from amortized.random import normal
@@ -51,11 +51,7 @@ def guidance_for(method: str, schedule: dict) -> Guidance:
     """A published method with another schedule, on a mixture of its own, its learned model untrained."""
     prior, learns = mixture(), "learned" in METHODS[method]
     config = published(method, **schedule, **(RATE if schedule and learns else {}))
-    if config.learned is None:
-        return Guidance(prior, config)
-    text = None if config.learned.text is None else weights()
-    model = build_learned(config.learned, prior, null=weights(), text=text, num_prompts=1, seed=0)
-    return Guidance(prior, config, model)
+    return build_guidance(config, prior, encode=lambda texts: weights(), num_prompts=1, seed=0)
 
 
 def measure(seed: int = 0) -> list[dict[str, str | float]]:

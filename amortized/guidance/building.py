@@ -1,15 +1,13 @@
-"""Build the guidance of a run: the method, and its reference model if it has one."""
+"""Build guidance from its config, with a reference model if the method has one (VSD, LODS)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
 from amortized.conditioning.views import ViewTextConfig
 from amortized.guidance.config import GuidanceConfig
 from amortized.guidance.distillation import Guidance
-from amortized.guidance.learned import build_learned
+from amortized.guidance.learned import LearnedReference, build_learned
 from amortized.priors.base import Prior, PriorConfig
 from amortized.types import TextCondition
 
@@ -23,17 +21,17 @@ def build_guidance(
     seed: int,
     negative_prompt: str = "",
 ) -> Guidance:
-    """Build a method of score distillation on `prior`, with its learned reference model (VSD, LODS).
+    """Build the guidance on `prior`, with its learned reference model if the method has one (VSD, LODS).
 
-    encode           encodes texts for the prior, N rows, on its device
-    num_prompts      training prompts, for a reference model per prompt
+    encode           encodes N texts for the prior: N rows, on its device
+    num_prompts      the number of training prompts, for a null per prompt
     seed             determines the initial weights of the reference model
-    negative_prompt  the null from which a learned null starts
+    negative_prompt  the text of the null from which a learned null starts
 
     A LoRA reference model adds an adapter to the prior: build one guidance per prior. Raises ValueError if
     the prior cannot serve the method.
     """
-    learned: nn.Module | None = None
+    learned: LearnedReference | None = None
     if config.learned is not None:
         text = None if config.learned.text is None else encode([config.learned.text])
         null = encode([negative_prompt])
@@ -44,11 +42,11 @@ def build_guidance(
 
 
 def check_guidance(config: GuidanceConfig, prior: PriorConfig, views: ViewTextConfig) -> None:
-    """Raise ValueError for settings of guidance, prior and view texts that exclude each other."""
+    """Raise ValueError if settings of guidance, prior and view texts exclude each other."""
     if config.trajectory.cache and (views.direction_step_deg or views.perp_neg):
         raise ValueError(
-            "guidance.trajectory.cache caches a trajectory for each view of a prompt, of which there are too "
-            "many here: it needs views.direction_step_deg=0 and views.perp_neg=false"
+            "guidance.trajectory.cache stores a trajectory for each view text of a prompt, and there are too "
+            "many of them here: set views.direction_step_deg=0 and views.perp_neg=false"
         )
     if config.learned is not None and prior.offload:
         raise ValueError(

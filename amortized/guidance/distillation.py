@@ -1,4 +1,4 @@
-"""One step of score distillation: latents and text in, a loss with the right gradient out.
+"""One step of score distillation: from latents and texts to a loss whose gradient is the method's.
 
 Every method is target minus reference, both noise predictions. SDS (arXiv 2209.14988), in one place:
 
@@ -23,16 +23,15 @@ ASD (arXiv 2407.02040) replaces the reference by the same network at a later tim
     g = w(t) * (target - reference)                       # w at t, not at t'
     loss as above
 
-The other methods choose other parts, see `method_table`. The code below is the same for all of them.
+The other methods choose other parts: see `method_table`. The code below is the same for all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortized.conditioning.views import ViewText
 from amortized.config import value_at
@@ -41,8 +40,7 @@ from amortized.guidance.costs import trajectory_cache_bytes
 from amortized.guidance.draws import GuidanceDraws
 from amortized.guidance.learned import LearnedReference, denoising_loss
 from amortized.guidance.methods import Method, build_method
-from amortized.guidance.noise import CleanLatents
-from amortized.guidance.scores import Denoiser, NoisyBatch
+from amortized.guidance.scores import CleanBatch, Denoiser
 from amortized.guidance.timesteps import (
     WEIGHTINGS,
     draw_timesteps,
@@ -60,13 +58,13 @@ from amortized.types import Cameras
 class GuidanceOutput:
     """The result of a guidance step."""
 
-    loss: Tensor  # scalar; only its gradient means something, its value does not measure progress
-    learned_loss: Tensor | None  # scalar, of the reference model alone: no gradient reaches the latents
+    loss: Tensor  # scalar; only its gradient is meaningful, its value does not measure progress
+    learned_loss: Tensor | None  # scalar, for the reference model alone: no gradient reaches the latents
     per_sample: Tensor  # [B] detached, 0.5 * |gradient|^2 before `weight`, of latents or of images
     timesteps: Tensor  # [B] long, t
     timesteps_reference: Tensor  # [B] long, t'
     num_denoiser_calls: int  # images sent through the denoiser
-    num_gradient_calls: int  # those of them with a graph, for the reference model
+    num_gradient_calls: int  # of these, images with an autograd graph, for the reference model
     metrics: dict[str, Tensor]  # detached scalars on the latents' device
 
 
@@ -77,13 +75,13 @@ class Guidance:
         self,
         prior: Prior,
         config: GuidanceConfig,
-        learned: nn.Module | None = None,
+        learned: LearnedReference | None = None,
         *,
         method: Method | None = None,
     ) -> None:
-        """`learned` is the reference model, a LearnedReference; `method` overrides the config's parts.
+        """Compose a method; `learned` is its reference model, and `method` overrides the config's parts.
 
-        Raises ValueError if the reference model is missing, or the prior cannot serve the method.
+        Raises ValueError if the reference model is missing or the prior cannot serve the method.
         """
         if config.uses_learned and learned is None:
             raise ValueError("this guidance needs a reference model: build it with build_guidance")
@@ -106,7 +104,7 @@ class Guidance:
         return 1 if self.config.learned is None else self.config.learned.every
 
     def cache_bytes(self, num_assets: int, num_views: int) -> int:
-        """The final size of the trajectory cache; 0 without one."""
+        """Return the final size of the trajectory cache; 0 without one."""
         return trajectory_cache_bytes(self.config, self.method, self.prior, num_assets, num_views)
 
     def __call__(
@@ -120,17 +118,20 @@ class Guidance:
         images: Tensor | None = None,
         learn: bool = True,
     ) -> GuidanceOutput:
-        """One step at `progress` = step / steps in [0, 1].
+        """Return the losses of one step at `progress` = step / steps in [0, 1].
 
-        latents [B, C, h, w] carry the graph of the images; text has B rows, prompt-major, on the same
-        device; cameras [P, V] are those of the images. The gradient of the loss with respect to the latents
-        is
+        latents [B, C, h, w] carry the autograd graph of the images; text has B rows, prompt-major, on the
+        same device; cameras [P, V], B = P * V, are those of the images. The gradient of the loss with respect
+        to the latents is
 
             weight / B * g,    g = w(t) * (target - reference),    w at t, not at t',
 
         without a derivative through the denoiser. With residual=image, `images` [B, H, W, 3] carry the graph
-        instead, and g is decoded: D(z) - D(z - g). With `learn`, the reference model, if there is one, gets
-        a loss. A non-finite prediction makes the loss non-finite.
+        instead, and g is decoded: D(z) - D(z - g). With `learn`, the reference model gets a loss, if there is
+        one. A non-finite prediction makes the loss non-finite.
+
+        Raises ValueError if time_per=prompt and there are no cameras, or if B is not a multiple of the number
+        of views that the prior denoises together.
         """
         batch_size = len(latents)
         assert len(text.positive.pooled) == batch_size, (
@@ -140,7 +141,8 @@ class Guidance:
         denoiser = Denoiser(self.prior, cameras)
         with torch.no_grad():
             # 1. Timesteps and noisy latents. A noise source may query the denoiser itself (ISM, SDI, DSD).
-            batch = self._prepare(denoiser, clean, text, draws, progress)
+            inputs = self._inputs(clean, text, draws, progress, cameras)
+            batch = self.method.noise(denoiser, inputs)
             # 2. All queries of target and reference in one denoiser batch; equal queries once.
             target_score, reference_score = self.method.target, self.method.reference
             predictions = denoiser({**target_score.queries(batch), **reference_score.queries(batch)})
@@ -148,16 +150,17 @@ class Guidance:
             reference = reference_score.combine(predictions, batch)
             # 3. The gradient: weighted, then limited per image, so that one image cannot dominate the batch.
             difference = target - reference
-            gradient = self._weights(batch, clean) * difference
+            gradient = self._weights(inputs) * difference
             norms = norms_of(gradient)  # [B], before normalization
             gradient = self._limited(gradient, norms)
-        # 4. The reference model's own loss, on the same latents at another timestep.
+        # 4. The reference model's own loss, on the same latents at an independent timestep. `clean` is
+        #    detached, so that this loss cannot train the generator.
         learned_loss = None
         if learn and self.learned is not None and self.config.learned is not None:
-            learned = cast(LearnedReference, self.learned)
-            loss = denoising_loss(self.prior, learned, clean, text, draws, cameras)
+            loss = denoising_loss(self.prior, self.learned, clean, text, draws, cameras)
             learned_loss = self.config.learned.weight * loss
-        # 5. A loss with this gradient, at the latents or, decoded, at the images.
+        # 5. A loss with this gradient: at the latents, or decoded, at the images. The latter keeps the
+        #    encoder out of the backward pass.
         if self.config.residual == "image":
             assert images is not None, "residual=image needs the images"
             with torch.no_grad():
@@ -169,8 +172,8 @@ class Guidance:
             loss=self.config.weight * per_sample.sum() / batch_size,
             learned_loss=learned_loss,
             per_sample=per_sample.detach(),
-            timesteps=batch.timesteps,
-            timesteps_reference=batch.timesteps_reference,
+            timesteps=inputs.timesteps,
+            timesteps_reference=inputs.timesteps_reference,
             num_denoiser_calls=denoiser.num_images + (0 if learned_loss is None else batch_size),
             num_gradient_calls=0 if learned_loss is None else batch_size,
             metrics={
@@ -178,61 +181,58 @@ class Guidance:
                 "target_norm": norms_of(target).mean(),
                 "reference_norm": norms_of(reference).mean(),
                 "difference_norm": norms_of(difference).mean(),
-                "timestep": batch.timesteps.double().mean(),
-                "timestep_reference": batch.timesteps_reference.double().mean(),
+                "timestep": inputs.timesteps.double().mean(),
+                "timestep_reference": inputs.timesteps_reference.double().mean(),
             },
         )
 
-    def _prepare(
-        self, denoiser: Denoiser, clean: Tensor, text: ViewText, draws: GuidanceDraws, progress: float
-    ) -> NoisyBatch:
-        """The timesteps, noisy latents and scale of this step."""
-        prior, group = self.prior, self._images_per_time(denoiser.cameras)
+    def _inputs(
+        self,
+        clean: Tensor,
+        text: ViewText,
+        draws: GuidanceDraws,
+        progress: float,
+        cameras: Cameras | None,
+    ) -> CleanBatch:
+        """Draw t and t' for clean latents [B, C, h, w], and look up the step's scale and reference model."""
+        prior, group = self.prior, self._images_per_time(cameras)
         low, high = timestep_range(self.config, progress, prior.num_timesteps)
-        # Timesteps are drawn on the host, which decides by t' how often an inversion queries the denoiser.
+        # Draw the timesteps on the host, which needs t' to know how often an inversion queries the denoiser.
         u_timestep, u_shift = (share_in_groups(u.cpu(), group) for u in (draws.u_timestep, draws.u_shift))
         on_host = draw_timesteps(u_timestep, low, high)
         reference_on_host = reference_timesteps(
             self.config, on_host, u_shift, low=low, num_timesteps=prior.num_timesteps, progress=progress
         )
         timesteps, reference = to_device(torch.stack([on_host, reference_on_host]), clean.device)
-        noisy = self.method.noise(
-            denoiser,
-            CleanLatents(
-                latents=clean,
-                timesteps=timesteps,
-                timesteps_reference=reference,
-                reference_on_host=reference_on_host,
-                text=text,
-                draws=draws,
-            ),
-        )
-        return NoisyBatch(
-            noisy=noisy,
+        return CleanBatch(
+            latents=clean,
             timesteps=timesteps,
             timesteps_reference=reference,
+            reference_on_host=reference_on_host,
             text=text,
+            draws=draws,
             guidance_scale=value_at(self.config.guidance_scale, progress),
             learned=None if self.learned is None else self.learned(text, draws.prompts),
         )
 
     def _images_per_time(self, cameras: Cameras | None) -> int:
-        """The number of consecutive images that share t and t'."""
+        """Return the number of consecutive images that share t and t'."""
         if self.config.time_per == "group":
             return self.prior.views_per_group
         if cameras is None:
-            raise ValueError("guidance.time_per=prompt needs cameras, which tell how many views a prompt has")
+            raise ValueError("guidance.time_per=prompt needs cameras, to count the views of a prompt")
         return cameras.azimuth_deg.shape[1]
 
-    def _weights(self, batch: NoisyBatch, like: Tensor) -> Tensor:
-        """The factor of target - reference, [B, 1, 1, 1]."""
-        abar = alphas_at(self.prior.alphas_cumprod, batch.timesteps, like)
+    def _weights(self, inputs: CleanBatch) -> Tensor:
+        """Return the factor [B, 1, 1, 1] of target - reference."""
+        abar = alphas_at(self.prior.alphas_cumprod, inputs.timesteps, inputs.latents)
         weights = WEIGHTINGS[self.config.weighting](abar)
-        return weights / batch.guidance_scale if self.config.divide_by_scale else weights
+        return weights / inputs.guidance_scale if self.config.divide_by_scale else weights
 
     def _limited(self, gradient: Tensor, norms: Tensor) -> Tensor:
-        """The gradient [B, C, h, w], normalized or clipped per image as the config says."""
+        """Return the gradient [B, C, h, w], normalized or clipped per image; norms [B] are its own."""
         factors = torch.ones_like(norms)
+        # clamp lets NaN through: a bad prediction must reach the loss.
         if self.config.normalize == "per_sample":
             factors = 1 / norms.clamp(min=1e-12)
         if self.config.max_norm is not None:
@@ -241,13 +241,14 @@ class Guidance:
 
 
 def norms_of(values: Tensor) -> Tensor:
-    """The norm [B] of each image's values [B, ...]."""
+    """Return the norm [B] of each image's values [B, ...]."""
     return values.flatten(1).norm(dim=1)
 
 
 def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:
-    """Losses [B] of value 0.5 * |gradient|^2 whose derivative with respect to the latents is `gradient`.
+    """Return losses [B] of value 0.5 * |gradient|^2 whose derivative by the latents is `gradient`.
 
-    0.5 * |z - sg(z - g)|^2, arranged so that z cancels exactly and g is not rounded to z's precision.
+    Both are [B, ...]. This is 0.5 * |z - sg(z - g)|^2, arranged so that z cancels exactly and g is not
+    rounded to z's precision.
     """
     return 0.5 * (latents - latents.detach() + gradient.detach()).square().flatten(1).sum(1)

@@ -1,15 +1,14 @@
 """Reference models: a text condition or LoRA under which the prior predicts the noise of the renders.
 
 LODS (arXiv 2312.04820) learns a null text or a LoRA for one object; VSD (arXiv 2305.16213) a LoRA that is
-queried with the text. Over a corpus, one null models the mixture of all renders; a null per prompt learns
-little, as a prompt has few visits; `adapter` predicts the difference of a prompt's null from its tokens.
+queried with the prompt. Over a corpus, one null models the mixture of all renders; a null per prompt learns
+little, because each prompt is visited rarely; `adapter` adds to one null a residual that it predicts from the
+prompt's tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,21 +26,26 @@ from amortized.random import derive_seed, normal
 from amortized.transfer import to_device
 from amortized.types import Cameras, TextCondition
 
-MAX_TABLE_GIB = 16.0  # of a table of nulls with gradients and moments
+MAX_TABLE_GIB = 16.0  # size of a table of nulls, with gradients and Adam's moments
 
 
-class LearnedReference(Protocol):
-    """A trainable model of the distribution of renders, as an nn.Module."""
+class LearnedReference(nn.Module):
+    """A trainable model of the distribution of renders: its output, put into the prior, predicts their noise.
 
-    def __call__(self, text: ViewText, prompts: Tensor) -> LearnedText:
-        """How to query the prior for images with `text` (B rows) of prompts [B] long, any device; B rows."""
-        ...
+    Its parameters are trained by `denoising_loss`, at `learned.learning_rate`.
+    """
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    def forward(self, text: ViewText, prompts: Tensor) -> LearnedText:
+        """Return how to query the prior for B images: B rows, on the parameters' device.
+
+        text     the images' view-dependent texts, B rows, on the same device
+        prompts  [B] long, any device: indices among the training prompts
+        """
+        raise NotImplementedError
 
 
-class LearnedNull(nn.Module):
-    """One text condition [1, ...] instead of the null, initialized to it."""
+class LearnedNull(LearnedReference):
+    """One text condition instead of the null, initialized to it. `null` has one row."""
 
     mask: Tensor
 
@@ -55,10 +59,10 @@ class LearnedNull(nn.Module):
         return LearnedText(text=expand_row(null, len(prompts)), adapted=False)
 
 
-class PromptNulls(nn.Module):
-    """One null for each of `num_prompts` prompts.
+class PromptNulls(LearnedReference):
+    """One null for each of `num_prompts` prompts, all initialized to `null`, which has one row.
 
-    Raises ValueError if they exceed MAX_TABLE_GIB with gradients and moments.
+    Raises ValueError if they take more than MAX_TABLE_GIB with gradients and moments.
     """
 
     mask: Tensor
@@ -82,8 +86,11 @@ class PromptNulls(nn.Module):
         return LearnedText(text=nulls, adapted=False)
 
 
-class NullAdapter(nn.Module):
-    """One null plus a residual that a small network predicts from the image's text; initially zero."""
+class NullAdapter(LearnedReference):
+    """One null plus a residual that a small network predicts from the image's text; initially zero.
+
+    `null` has one row; `width` is the network's hidden width.
+    """
 
     def __init__(self, null: TextCondition, width: int) -> None:
         super().__init__()
@@ -106,8 +113,8 @@ class NullAdapter(nn.Module):
         )
 
 
-class AdaptedPrior(nn.Module):
-    """A LoRA of the prior, queried with one fixed text [1, ...], or with each image's own (None)."""
+class AdaptedPrior(LearnedReference):
+    """A LoRA of the prior, queried with one fixed text, one row, or with each image's text (None)."""
 
     def __init__(self, adapter: nn.Module, text: TextCondition | None) -> None:
         super().__init__()
@@ -126,11 +133,13 @@ def build_learned(
     text: TextCondition | None,
     num_prompts: int,
     seed: int,
-) -> nn.Module:
-    """Build the reference model, a LearnedReference. Its initial weights are a function of the seed.
+) -> LearnedReference:
+    """Build the reference model. Its initial weights are a function of the seed.
 
-    `null` is the text condition to start from, one row; `text`, one row, the fixed text of a LoRA (None: each
-    image's own).
+    null  the text condition from which a learned null starts; its first row counts
+    text  one row: the fixed text with which a LoRA is queried; None: each image's text
+
+    A LoRA adds an adapter to the prior. Raises ValueError if a table of nulls would be too large.
     """
     null = take_rows(null, torch.tensor([0]))
     with torch.random.fork_rng(devices=[]):
@@ -138,7 +147,7 @@ def build_learned(
         match config.kind:
             case "lora":
                 model = AdaptedPrior(prior.add_adapter(config.rank, config.lora_scale), text)
-                for weight in model.parameters():  # inside the denoiser gradients are scaled up
+                for weight in model.parameters():  # undo the scale of gradients inside the denoiser
                     weight.register_hook(lambda gradient: gradient / _loss_scale(prior))
             case "prompt-nulls":
                 model = PromptNulls(null, num_prompts)
@@ -150,10 +159,10 @@ def build_learned(
 
 
 def _loss_scale(prior: Prior) -> float:
-    """The scale of the loss's gradient inside the denoiser, which may run in float16.
+    """Return the scale of the loss's gradient inside the denoiser, which may run in float16.
 
-    The loss is a mean over the latents: scaled by about their number, its gradient does not underflow.
-    A power of two rounds nothing.
+    The loss is a mean over the latents: scaled by about their number, its gradient does not underflow. The
+    scale is a power of two, which is exact.
     """
     return 2.0 ** round(math.log2(math.prod(prior.latent_shape)))
 
@@ -166,9 +175,10 @@ def denoising_loss(
     draws: GuidanceDraws,
     cameras: Cameras | None,
 ) -> Tensor:
-    """The reference model's loss: mean |noise_pred - noise|^2 over latents [B, C, h, w], a scalar.
+    """Return the reference model's loss, a scalar: mean |noise_pred - noise|^2 over latents [B, C, h, w].
 
-    t is uniform over the diffusion time; t and the noise are independent of those of the guidance.
+    VSD's, arXiv 2305.16213. t is uniform over the diffusion time; t and the noise are independent of the
+    guidance's. `text` has B rows; cameras [P, V], B = P * V.
     """
     u = share_in_groups(draws.u_learned, prior.views_per_group)
     timesteps = to_device(draw_timesteps(u, 0, prior.num_timesteps - 1), latents.device)

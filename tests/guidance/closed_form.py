@@ -1,4 +1,4 @@
-"""Score distillation on a Gaussian mixture, written again: numpy, float64, one image at a time."""
+"""Score distillation on a Gaussian mixture, reimplemented in float64 numpy for one image at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_COMPONENTS = 4
 
 
 def mixture(views_per_group: int = 1) -> GaussianMixturePrior:
-    """Components that overlap, so that the text makes a difference at every timestep."""
+    """Build a mixture whose components overlap, so that the text matters at every timestep."""
     generator = torch.Generator().manual_seed(0)
     means = 0.6 * torch.randn(NUM_COMPONENTS, *SHAPE, generator=generator, dtype=torch.float64)
     stds = torch.tensor([0.8, 0.9, 1.0, 1.2], dtype=torch.float64)
@@ -36,7 +36,7 @@ def weights_of_text(num_rows: int, seed: int) -> TextCondition:
 def random_step(
     batch: int, *, perp_neg: bool = False, seed: int = 0
 ) -> tuple[torch.Tensor, ViewText, GuidanceDraws]:
-    """Latents, texts and draws of `batch` unrelated images."""
+    """Return latents, texts and draws of `batch` unrelated images."""
     generator = torch.Generator().manual_seed(100 + seed)
     text = ViewText(
         positive=weights_of_text(batch, seed + 1),
@@ -58,7 +58,7 @@ def random_step(
 
 
 def rows(value, index: slice):
-    """The same rows of a tensor, condition, view text or draws."""
+    """Return the same rows of a tensor, text condition, view text or draws."""
     if isinstance(value, torch.Tensor):
         return value[index]
     if isinstance(value, ViewText):
@@ -69,13 +69,13 @@ def rows(value, index: slice):
             negatives=tuple(rows(negative, index) for negative in value.negatives),
             negative_weights=value.negative_weights[:, index],
         )
-    return type(value)(**{name: part[index] for name, part in vars(value).items()})
+    return type(value)(**{name: tensor[index] for name, tensor in vars(value).items()})
 
 
 def noise_of(
     prior: GaussianMixturePrior, x: np.ndarray, t: int, weights: np.ndarray, shift: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """Predicted noise = E[noise | x_t = x], by Bayes' rule over the components, all moved by `shift`."""
+    """Return E[noise | x_t = x], by Bayes' rule over the components, all moved by `shift`."""
     abar = float(prior.alphas_cumprod[t])
     posterior, means = [], []
     for k in range(NUM_COMPONENTS):
@@ -83,7 +83,7 @@ def noise_of(
         total = abar * std**2 + 1 - abar
         distance = float(((x - math.sqrt(abar) * mean) ** 2).sum())
         posterior.append(math.log(weights[k]) - 0.5 * distance / total - 0.5 * x.size * math.log(total))
-        # E[x0 | x_t, k], then the noise that is left.
+        # E[x0 | x_t, k], and the noise that remains.
         x0 = mean + math.sqrt(abar) * std**2 / total * (x - math.sqrt(abar) * mean)
         means.append((x - math.sqrt(abar) * x0) / math.sqrt(1 - abar))
     share = np.exp(np.array(posterior) - max(posterior))
@@ -91,7 +91,7 @@ def noise_of(
 
 
 class Image:
-    """One image of a step: its latents, and what the prior says of it, in numpy."""
+    """One image of a step: its latents, and the prior's predictions for it, in numpy."""
 
     def __init__(self, prior, latents, text, draws, learned) -> None:
         self.prior, self.text, self.draws, self.learned = prior, text, draws, learned
@@ -109,23 +109,23 @@ class Image:
     def at(self, t: int, eps: np.ndarray) -> np.ndarray:
         return self.alpha(t) * self.z + self.sigma(t) * eps
 
-    def ask(self, x: np.ndarray, t: int, condition: TextCondition) -> np.ndarray:
+    def predict(self, x: np.ndarray, t: int, condition: TextCondition) -> np.ndarray:
         return noise_of(self.prior, x, t, condition.pooled[0].numpy())
 
     def null(self, x: np.ndarray, t: int) -> np.ndarray:
-        return self.ask(x, t, self.text.unconditional)
+        return self.predict(x, t, self.text.unconditional)
 
-    def of_learned(self, x: np.ndarray, t: int) -> np.ndarray:
-        """The learned model: weights of its own, or the means moved."""
+    def of_reference(self, x: np.ndarray, t: int) -> np.ndarray:
+        """The reference model's prediction: with other component weights, or with the means moved."""
         weights, shift = self.learned
         weights = self.text.positive.pooled[0].numpy() if weights is None else weights
         return noise_of(self.prior, x, t, weights, shift)
 
     def guided(self, x: np.ndarray, t: int, s: float, base: np.ndarray, negatives: bool = True) -> np.ndarray:
-        positive = self.ask(x, t, self.text.positive) - base
+        positive = self.predict(x, t, self.text.positive) - base
         direction = positive.copy()
         for i, negative in enumerate(self.text.negatives if negatives else ()):
-            other = self.ask(x, t, negative) - base
+            other = self.predict(x, t, negative) - base
             other = other - (other * positive).sum() / max((positive**2).sum(), 1e-6) * positive
             direction += float(self.text.negative_weights[i, 0]) * other
         return base + s * direction
@@ -138,50 +138,52 @@ class Image:
 
 
 def difference(method: str, image: Image, t: int, later: int, s: float) -> np.ndarray:
-    """target - reference, as the notes on each method have it in one notation; w(t) not included."""
-    me = image
+    """Return target - reference by the formulas of each method's paper, without w(t)."""
     if method == "ism":
-        x, now = me.at(0, me.eps), 0
+        x, now = image.at(0, image.eps), 0
         while now < later:  # `later` is the earlier time s here
             following = min(now + 200, later)
-            x, now = me.ddim(x, me.ask(x, now, me.text.empty), now, following), following
-        met = me.ask(x, later, me.text.empty)
-        x = me.ddim(x, met, later, t)
-        return me.guided(x, t, s, me.null(x, t)) - met
+            x, now = image.ddim(x, image.predict(x, now, image.text.empty), now, following), following
+        inverted = image.predict(x, later, image.text.empty)
+        x = image.ddim(x, inverted, later, t)
+        return image.guided(x, t, s, image.null(x, t)) - inverted
     if method == "sdi":
-        x, now = me.at(0, me.eps), 0
+        x, now = image.at(0, image.eps), 0
         while now < t:
             following = min(now + 100, t)
-            empty, positive = me.ask(x, now, me.text.empty), me.ask(x, now, me.text.positive)
+            empty, positive = (
+                image.predict(x, now, image.text.empty),
+                image.predict(x, now, image.text.positive),
+            )
             eps = empty - 7.5 * (positive - empty)
-            a, b = me.abar(now), me.abar(following)
+            a, b = image.abar(now), image.abar(following)
             std = 0.3 * math.sqrt((1 - a) / (1 - b) * (1 - b / a))
-            x0 = (x - me.sigma(now) * eps) / me.alpha(now)
-            fresh = me.draw(int(me.draws.keys), "inversion", -(-following // 100) * 100)
+            x0 = (x - image.sigma(now) * eps) / image.alpha(now)
+            fresh = image.draw(int(image.draws.keys), "inversion", -(-following // 100) * 100)
             x = math.sqrt(b) * x0 + math.sqrt(1 - b - std**2) * eps + std * fresh
             now = following
-        carried = (x - me.alpha(t) * me.z) / me.sigma(t)
-        return me.guided(x, t, s, me.null(x, t)) - carried
+        carried = (x - image.alpha(t) * image.z) / image.sigma(t)
+        return image.guided(x, t, s, image.null(x, t)) - carried
     if method == "dsd":
-        x, now = me.draw(int(me.draws.seeds), "trajectory"), 999
+        x, now = image.draw(int(image.draws.seeds), "trajectory"), 999
         grid = [node for node in range(899, -101, -100) if node > later]
         for following in [*grid, later]:
             if following < now:
-                x = me.ddim(x, me.guided(x, now, 7.5, me.null(x, now)), now, following)
+                x = image.ddim(x, image.guided(x, now, 7.5, image.null(x, now)), now, following)
                 now = following
-        eps = me.guided(x, later, 7.5, me.null(x, later))
-        x, y = me.at(t, eps), me.at(later, eps)
-        return me.guided(x, t, s, me.null(x, t)) - me.guided(y, later, 1.0, me.null(y, later))
-    x = me.at(t, me.eps)
+        eps = image.guided(x, later, 7.5, image.null(x, later))
+        x, y = image.at(t, eps), image.at(later, eps)
+        return image.guided(x, t, s, image.null(x, t)) - image.guided(y, later, 1.0, image.null(y, later))
+    x = image.at(t, image.eps)
     if method.startswith("lods"):
-        base = me.of_learned(x, t)
-        return (me.guided(x, t, s, base) - me.eps) / s
-    target = me.guided(x, t, s, me.null(x, t))
+        base = image.of_reference(x, t)
+        return (image.guided(x, t, s, base) - image.eps) / s
+    target = image.guided(x, t, s, image.null(x, t))
     if method == "asd":
-        return target - me.ask(me.at(later, me.eps), later, me.text.positive)
+        return target - image.predict(image.at(later, image.eps), later, image.text.positive)
     if method == "vsd":
-        return target - me.of_learned(x, t)
-    return target - {"sds": me.eps, "csd": me.null(x, t)}[method]
+        return target - image.of_reference(x, t)
+    return target - {"sds": image.eps, "csd": image.null(x, t)}[method]
 
 
 def gradient_of(
@@ -195,7 +197,7 @@ def gradient_of(
     batch: int,
     learned: tuple[np.ndarray | None, np.ndarray | float] | None = None,
 ) -> tuple[np.ndarray, int, int]:
-    """(d loss / d latents, t, t') of the single image in the arguments, in a step of `batch` images."""
+    """Return (d loss / d latents, t, t') of the one image in the arguments, in a step of `batch` images."""
     run = math.sqrt(progress) if method == "dsd" else progress
     low, high = (math.floor(1000 * line(bound, run) + 1e-6) for bound in (config.t_min, config.t_max))
     t = low + math.floor(float(draws.u_timestep) * (high - low + 1))
@@ -225,7 +227,7 @@ def gradient_of(
 
 
 def line(schedule, progress: float) -> float:
-    """A number, [from, to], or [start, from, to, end, ...], written again with numpy."""
+    """Evaluate a schedule with numpy: a number, [from, to], or [start, from, to, end, ...]."""
     if isinstance(schedule, (int, float)):
         return float(schedule)
     if len(schedule) == 2:

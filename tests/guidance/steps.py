@@ -1,30 +1,31 @@
-"""One step of a method on the mixture, and a prior that remembers what it is asked."""
+"""One guidance step on the mixture, and priors that record their calls or depend on the cameras."""
 
 from __future__ import annotations
 
 import torch
 
-from amortized.guidance import Guidance, build_learned, published
+from amortized.guidance import Guidance, build_guidance, published
 from amortized.priors import GaussianMixturePrior
 from tests.guidance.closed_form import mixture, weights_of_text
 
 
 def guidance_for(method, prior=None, **settings) -> Guidance:
-    """A published method, changed; what it learns has learned something."""
-    prior, config = prior or mixture(), published(method, **settings)
-    if config.learned is None:
-        return Guidance(prior, config)
-    own = weights_of_text(1, 20) if config.learned.text else None
-    null = weights_of_text(1, 21)
-    learned = build_learned(config.learned, prior, null=null, text=own, num_prompts=3, seed=0).double()
-    with torch.no_grad():
-        for i, parameter in enumerate(learned.parameters()):
-            parameter += 0.2 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(i))
-    return Guidance(prior, config, learned)
+    """Build a published method with changed settings and a reference model moved away from its start."""
+
+    def encode(texts):
+        return weights_of_text(1, 21 if texts == [""] else 20)
+
+    config = published(method, **settings)
+    guidance = build_guidance(config, prior or mixture(), encode=encode, num_prompts=3, seed=0)
+    if guidance.learned is not None:
+        with torch.no_grad():
+            for i, parameter in enumerate(guidance.learned.double().parameters()):
+                parameter += 0.2 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(i))
+    return guidance
 
 
-def what_was_learned(guidance):
-    """(weights of the components or None for the image's own, shift of the means)"""
+def learned_mixture(guidance):
+    """Return the reference model: (component weights or None for the image's text, shift of the means)."""
     if guidance.learned is None:
         return None
     if guidance.config.learned.kind == "null":
@@ -35,7 +36,7 @@ def what_was_learned(guidance):
 
 
 def step(guidance, latents, text, draws, progress=0.3, cameras=None, **arguments):
-    """(output, d loss / d latents)"""
+    """Run a step and return (output, d loss / d latents)."""
     latents = latents.clone().requires_grad_()
     output = guidance(latents, text, draws, progress, cameras, **arguments)
     (gradient,) = torch.autograd.grad(output.loss, latents)
@@ -43,30 +44,30 @@ def step(guidance, latents, text, draws, progress=0.3, cameras=None, **arguments
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the largest number; where all cancels, of the numbers that do."""
+    """Return the largest error relative to the largest expected value, or to 1e-9 if all are about zero."""
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-9)).item()
 
 
 class CountingPrior(GaussianMixturePrior):
-    """Remembers the arguments of each denoiser call."""
+    """Records the arguments of each denoiser call."""
 
-    def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
-        self.calls = [*getattr(self, "calls", []), (noisy, timesteps, text, cameras)]
-        return super().predict_noise(noisy, timesteps, text, cameras, adapted=adapted)
+    def predict_noise(self, latents_noisy, timesteps, text, cameras=None, *, adapted=False):
+        self.calls = [*getattr(self, "calls", []), (latents_noisy, timesteps, text, cameras)]
+        return super().predict_noise(latents_noisy, timesteps, text, cameras, adapted=adapted)
 
 
-class SeeingPrior(GaussianMixturePrior):
-    """Sees another image from every side."""
+class CameraPrior(GaussianMixturePrior):
+    """Predicts differently for every azimuth."""
 
-    def predict_noise(self, noisy, timesteps, text, cameras=None, *, adapted=False):
+    def predict_noise(self, latents_noisy, timesteps, text, cameras=None, *, adapted=False):
         assert cameras is not None
-        seen = torch.sin(cameras.azimuth_deg.flatten().to(noisy))[:, None, None, None]
-        return super().predict_noise(noisy, timesteps, text, adapted=adapted) + 0.3 * seen
+        offset = torch.sin(cameras.azimuth_deg.flatten().to(latents_noisy))[:, None, None, None]
+        return super().predict_noise(latents_noisy, timesteps, text, adapted=adapted) + 0.3 * offset
 
 
-def seeing(views_per_group: int = 1) -> SeeingPrior:
+def camera_dependent(views_per_group: int = 1) -> CameraPrior:
     prior = mixture()
-    return SeeingPrior(prior.means, prior.stds, views_per_group=views_per_group)
+    return CameraPrior(prior.means, prior.stds, views_per_group=views_per_group)
 
 
 def counting(views_per_group: int = 1) -> CountingPrior:

@@ -1,4 +1,4 @@
-"""What a step costs: all that can share a denoiser call does, and no more is asked than must be."""
+"""The cost of a step: queries share denoiser batches, none is redundant, and the counts are exact."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from amortized.guidance import METHODS, calls_per_image, published, queries_per_
 from tests.guidance.closed_form import random_step
 from tests.guidance.steps import counting, guidance_for, step
 
-# Method: images a step asks about, for one of its own; denoiser calls; of both, those that learn.
+# Per method: denoiser images per rendered image, denoiser calls, and of both those with a gradient.
 COSTS = {
-    "sds": (2, 1, 0), "csd": (2, 1, 0), "asd": (3, 1, 0), "vsd": (3 + 1, 2 + 1, 1),
-    "lods-embedding": (2 + 1, 1 + 1, 1), "lods-lora": (2 + 1, 2 + 1, 1),
-}  # fmt: skip
+    "sds": (2, 1, 0),
+    "csd": (2, 1, 0),
+    "asd": (3, 1, 0),
+    "vsd": (3 + 1, 2 + 1, 1),
+    "lods-embedding": (2 + 1, 1 + 1, 1),
+    "lods-lora": (2 + 1, 2 + 1, 1),
+}
 
 
 @pytest.mark.parametrize(("method", "cost"), COSTS.items(), ids=COSTS)
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
+def test_queries_share_denoiser_calls(method, cost, perp_neg):
     prior, (images, calls, learning) = counting(), cost
     images += 2 * perp_neg
     latents, text, draws = random_step(4, perp_neg=perp_neg)
@@ -33,8 +37,8 @@ def test_all_that_can_share_a_denoiser_call_does(method, cost, perp_neg):
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_an_inversion_asks_no_more_than_it_must(perp_neg):
-    """t = 480 and 80 by ISM with spans of 80: nodes 0, 200 below 400, and 0 alone; then s, then t."""
+def test_an_inversion_makes_no_redundant_calls(perp_neg):
+    """ISM with span 80 at t = 480 and 80: steps from 0 and 200 up to s = 400, none to s = 0; then s and t."""
     prior = counting()
     latents, text, draws = random_step(2, perp_neg=perp_neg)
     draws.u_timestep[:] = torch.tensor([0.999, 0.0])
@@ -46,26 +50,34 @@ def test_an_inversion_asks_no_more_than_it_must(perp_neg):
     assert [times.tolist() for _, times, *_ in prior.calls[:3]] == [[0], [200], [400, 0]]
 
 
-# At scale 1 the null is not asked: for the first step alone, and for the second half of the run.
-CHANGING = [("sds", {"guidance_scale": (1.0, 7.5)}), ("sds", {"guidance_scale": (0.0, 7.5, 1.0, 0.5)})]
+# At scale 1 the null is not queried: in the first step only, and in the second half of the run.
+SCHEDULED = [("sds", {"guidance_scale": (1.0, 7.5)}), ("sds", {"guidance_scale": (0.0, 7.5, 1.0, 0.5)})]
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
-@pytest.mark.parametrize(("method", "settings"), [*((m, {}) for m in METHODS), *CHANGING])
-def test_the_cost_of_a_run_is_what_its_steps_ask(method, settings, perp_neg):
-    guidance, asked = guidance_for(method, **settings), 0
+@pytest.mark.parametrize(("method", "settings"), [*((m, {}) for m in METHODS), *SCHEDULED])
+def test_the_predicted_cost_of_a_run_is_the_sum_over_its_steps(method, settings, perp_neg):
+    guidance, num_images = guidance_for(method, **settings), 0
     for i in range(60):
         latents, text, draws = random_step(4, perp_neg=perp_neg, seed=i)
-        asked += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls
-    # 240 random images against the mean over all
-    assert asked / 240 == pytest.approx(calls_per_image(guidance.config, 2 * perp_neg), rel=0.04)
+        num_images += step(guidance, latents, text, draws, i / 60)[0].num_denoiser_calls
+    # 240 random images against the expectation
+    assert num_images / 240 == pytest.approx(calls_per_image(guidance.config, 2 * perp_neg), rel=0.04)
 
 
-# What the public code asks for one view of a step, CFG as two and learning included; without perp-neg.
+# Denoiser images per view and step of the public code: CFG counts as two, training of the reference model is
+# included, Perp-Neg is not.
 PUBLIC = {
-    "sds": 2, "csd": 2, "vsd": 5, "asd": 3, "ism": 4.7, "lods-embedding": 3, "lods-lora": 3, "sdi": 17,
+    "sds": 2,
+    "csd": 2,
+    "vsd": 5,
+    "asd": 3,
+    "ism": 4.7,
+    "lods-embedding": 3,
+    "lods-lora": 3,
+    "sdi": 17,
     "dsd": 16,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -74,12 +86,12 @@ def test_no_method_costs_more_than_its_public_code(method):
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])
-def test_a_trajectory_asks_no_more_than_it_must(perp_neg):
-    """At progress 0.25, t = 650: nodes 999, 899, 799, 699; then the noise at t', and target and reference."""
-    prior, branches = counting(), 2 + 2 * perp_neg
+def test_a_trajectory_makes_no_redundant_calls(perp_neg):
+    """At progress 0.25, t = 650: nodes 999, 899, 799, 699; the noise at t'; then target and reference."""
+    prior, per_cfg = counting(), 2 + 2 * perp_neg
     latents, text, draws = random_step(1, perp_neg=perp_neg)
     output, _ = step(guidance_for("dsd", prior, shift_eta=0.0), latents, text, draws, 0.25)
     assert output.timesteps.tolist() == output.timesteps_reference.tolist() == [650]
-    reference = branches if perp_neg else 1
-    assert [len(noisy) for noisy, *_ in prior.calls] == [branches] * 5 + [branches + reference]
+    reference = per_cfg if perp_neg else 1
+    assert [len(noisy) for noisy, *_ in prior.calls] == [per_cfg] * 5 + [per_cfg + reference]
     assert [times[0].item() for _, times, *_ in prior.calls] == [999, 899, 799, 699, 650, 650]

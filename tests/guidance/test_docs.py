@@ -1,4 +1,4 @@
-"""docs/guidance.md tells what the code does."""
+"""docs/guidance.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OnlyGuidance:
     guidance: GuidanceConfig
 
 
-def test_the_combination_of_the_page_is_what_it_says(tmp_path):
+def test_the_yaml_example_builds_the_described_method(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "example.yaml").write_text(example)
     config = load_config(OnlyGuidance, tmp_path / "example.yaml").guidance
@@ -31,7 +31,7 @@ def test_the_combination_of_the_page_is_what_it_says(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_costs_of_the_page_are_those_of_the_code(method):
+def test_the_documented_costs_are_those_of_the_code(method):
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{method}` |")]
     cost = row.split("|")[5]
     forward, learning = re.fullmatch(r" ([\d.]+)(?: \+ (1) with gradient)? ", cost).groups()
@@ -40,7 +40,7 @@ def test_costs_of_the_page_are_those_of_the_code(method):
     assert (published(method).learned is not None) == bool(learning)
 
 
-def test_every_setting_is_on_the_page():
+def test_every_setting_is_documented():
     words = set(re.findall(r"`([a-z_]+)[.:`]", PAGE))
     names = [field.name for field in fields(GuidanceConfig) if not field.name.startswith("shift")]
     assert [name for name in names if name not in words] == []

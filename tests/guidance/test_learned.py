@@ -1,4 +1,4 @@
-"""Learned models of the renders: their loss in closed form, and each image's own question."""
+"""Reference models: their loss and its gradient in closed form, for each image and each batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.guidance.closed_form import SHAPE, mixture, noise_of, random_step, ro
 KINDS = ("null", "prompt-nulls", "adapter", "lora")
 
 
-def learned_of(kind: str, prior: GaussianMixturePrior) -> torch.nn.Module:
-    """A model whose every weight has moved away from its start, each by another amount."""
+def perturbed_model(kind: str, prior: GaussianMixturePrior) -> torch.nn.Module:
+    """Build a reference model with all weights moved away from their start, by different amounts."""
     config = published("csd", null="learned", learned={"kind": kind}).learned
     model = build_learned(config, prior, null=weights_of_text(1, 21), text=None, num_prompts=3, seed=0)
     model = model.double()
@@ -30,26 +30,26 @@ def learned_of(kind: str, prior: GaussianMixturePrior) -> torch.nn.Module:
     return model
 
 
-def asked(kind: str, model: torch.nn.Module, text: ViewText, prompt: int, row: int):
-    """(mixture weights, shift of the means) of an image of a prompt, from the weights themselves."""
+def expected_mixture(kind: str, model: torch.nn.Module, text: ViewText, prompt: int, row: int):
+    """Return (component weights, shift of the means) for an image of a prompt, computed in numpy."""
     weights = {name: value.detach().numpy() for name, value in model.named_parameters()}
-    own = text.positive.pooled[row].numpy()
+    pooled = text.positive.pooled[row].numpy()
     if kind == "null":
         return weights["pooled"][0], 0.0
     if kind == "prompt-nulls":
         return weights["pooled"][prompt], 0.0
     if kind == "lora":
-        return own, weights["adapter.shift"]
-    hidden = weights["residual.0.weight"] @ own + weights["residual.0.bias"]
+        return pooled, weights["adapter.shift"]
+    hidden = weights["residual.0.weight"] @ pooled + weights["residual.0.bias"]
     hidden = hidden / (1 + np.exp(-hidden))
-    added = weights["residual.2.weight"] @ hidden + weights["residual.2.bias"]
-    return weights["null.pooled"][0] + added, 0.0
+    residual = weights["residual.2.weight"] @ hidden + weights["residual.2.bias"]
+    return weights["null.pooled"][0] + residual, 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_and_its_gradient_are_the_closed_form(kind: str):
     prior, (latents, text, draws) = mixture(), random_step(4)
-    model = learned_of(kind, prior)
+    model = perturbed_model(kind, prior)
     loss = denoising_loss(prior, model, latents, text, draws, None)
 
     def expected() -> float:
@@ -59,20 +59,21 @@ def test_the_loss_and_its_gradient_are_the_closed_form(kind: str):
             abar = float(prior.alphas_cumprod[t])
             noise = normal(SHAPE, int(draws.keys[b]), "learned").double().numpy()
             x = math.sqrt(abar) * latents[b].numpy() + math.sqrt(1 - abar) * noise
-            predicted = noise_of(prior, x, t, *asked(kind, model, text, int(draws.prompts[b]), b))
-            squares.append((predicted - noise) ** 2)
+            mixture_b = expected_mixture(kind, model, text, int(draws.prompts[b]), b)
+            noise_pred = noise_of(prior, x, t, *mixture_b)
+            squares.append((noise_pred - noise) ** 2)
         return float(np.mean(squares))
 
     assert loss.item() == pytest.approx(expected(), rel=1e-9)
-    read = {name: p for name, p in model.named_parameters() if "tokens" not in name}
-    gradients = torch.autograd.grad(loss, list(read.values()))
-    for parameter, gradient in zip(read.values(), gradients, strict=True):
+    used = [p for name, p in model.named_parameters() if "tokens" not in name]
+    gradients = torch.autograd.grad(loss, used)
+    for parameter, gradient in zip(used, gradients, strict=True):
         direction = torch.rand_like(parameter)
         with torch.no_grad():
             parameter += 1e-5 * direction
-            more = expected()
+            above = expected()
             parameter -= 2e-5 * direction
-            slope = (more - expected()) / 2e-5
+            slope = (above - expected()) / 2e-5
             parameter += 1e-5 * direction
         assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
@@ -82,22 +83,21 @@ def test_the_loss_and_its_gradient_are_the_closed_form(kind: str):
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_the_loss_of_a_batch_is_the_mean_of_its_prompts(kind: str, num_prompts: int, num_views: int):
     prior = mixture(views_per_group=num_views)
-    model, batch = learned_of(kind, prior), num_prompts * num_views
+    model, batch = perturbed_model(kind, prior), num_prompts * num_views
     latents, text, draws = random_step(batch)
     draws.prompts[:] = torch.arange(num_prompts).repeat_interleave(num_views)
-    whole = denoising_loss(prior, model, latents, text, draws, None)
+    batch_loss = denoising_loss(prior, model, latents, text, draws, None)
     groups = [slice(p * num_views, (p + 1) * num_views) for p in range(num_prompts)]
-    apart = [
+    losses = [
         denoising_loss(prior, model, *(rows(value, group) for value in (latents, text, draws)), None)
         for group in groups
     ]
-    torch.testing.assert_close(whole, torch.stack(apart).mean())
-    alone = {round(loss.item(), 9) for loss in apart}
-    assert len(alone) == num_prompts
+    torch.testing.assert_close(batch_loss, torch.stack(losses).mean())
+    assert len({round(loss.item(), 9) for loss in losses}) == num_prompts
 
 
 def test_small_gradients_survive_half_precision():
-    """Each row by its own size, 1e-9 and 1e-3: the first would be zero in float16."""
+    """Each row is scaled by its own norm, here 1e-9 and 1e-3: the first would underflow in float16."""
     x = torch.randn(2, 5, requires_grad=True)
     weights = torch.tensor([[1e-9], [1e-3]]) * torch.rand(2, 5)
 
@@ -106,14 +106,14 @@ def test_small_gradients_survive_half_precision():
 
     (plain,) = torch.autograd.grad((network(x) * weights).sum(), x)
     assert plain[0].abs().max() == 0
-    (sized,) = torch.autograd.grad((normalize_gradient_through(network, x) * weights).sum(), x)
-    torch.testing.assert_close(sized, 3 * weights, rtol=2e-3, atol=0)
+    (normalized,) = torch.autograd.grad((normalize_gradient_through(network, x) * weights).sum(), x)
+    torch.testing.assert_close(normalized, 3 * weights, rtol=2e-3, atol=0)
     torch.testing.assert_close(normalize_gradient_through(network, x), network(x))
-    (nothing,) = torch.autograd.grad((normalize_gradient_through(network, x) * 0).sum(), x)
-    assert torch.equal(nothing, torch.zeros(2, 5))
+    (zero,) = torch.autograd.grad((normalize_gradient_through(network, x) * 0).sum(), x)
+    assert torch.equal(zero, torch.zeros(2, 5))
 
 
-def test_a_gradient_that_is_not_finite_stays_so():
+def test_a_non_finite_gradient_stays_non_finite():
     x = torch.randn(2, 5, requires_grad=True)
     weights = torch.ones(2, 5)
     weights[1, 2] = math.nan
@@ -125,13 +125,13 @@ def test_a_gradient_that_is_not_finite_stays_so():
 @pytest.mark.parametrize(
     "through", [lambda x: normalize_gradient_through(lambda v: 2 * v, x), lambda x: scale_gradient(x, 8)]
 )
-def test_without_gradients_they_change_nothing(through):
+def test_gradient_scaling_is_the_identity_under_no_grad(through):
     x = torch.randn(2, 5, requires_grad=True)
     with torch.no_grad():
         assert torch.equal(through(x), through(x.detach()))
 
 
-def test_a_factor_acts_on_the_gradient_alone():
+def test_scale_gradient_leaves_the_values_unchanged():
     x = torch.randn(3, requires_grad=True)
     y = scale_gradient(x, 8.0)
     assert torch.equal(y, x)

@@ -1,4 +1,4 @@
-"""Timesteps cover their range, both ends included, and shifts never leave it."""
+"""Timesteps cover their range including both ends, and shifts never leave it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amortized.guidance import GuidanceConfig, published
 from amortized.guidance.timesteps import draw_timesteps, reference_timesteps, shift_later, timestep_range
 
 
-def test_the_published_annealing():
+def test_asd_anneals_as_published():
     asd = published("asd")
     assert asd == GuidanceConfig()
     assert timestep_range(asd, 0.0, 1000) == (500, 980)
@@ -22,7 +22,7 @@ def test_the_published_annealing():
     assert timestep_range(asd, 2.0, 1000) == (20, 500)
 
 
-def test_dsd_falls_with_the_root_of_the_run():
+def test_dsd_anneals_with_the_root_of_the_progress():
     """Published figures: 980 to 320, half of the steps at 513 or below, 1.4 % above 900."""
     dsd = published("dsd")
     times = [timestep_range(dsd, k / 10_000, 1000) for k in range(10_000)]
@@ -39,37 +39,40 @@ def test_dsd_shifts_as_published():
     for k in range(10_000):
         low, _ = timestep_range(dsd, k / 10_000, 1000)
         t = torch.tensor([low])
-        found = reference_timesteps(dsd, t, u[k : k + 1], low=low, num_timesteps=1000, progress=k / 10_000)
-        shifts.append(int(found) - low)
+        later = reference_timesteps(dsd, t, u[k : k + 1], low=low, num_timesteps=1000, progress=k / 10_000)
+        shifts.append(int(later) - low)
     shifts = torch.tensor(shifts).double()
     assert shifts.mean().item() == pytest.approx(10.4, abs=0.3) and 55 <= shifts.max() <= 61
     assert (shifts == 0).double().mean().item() == pytest.approx(0.13, abs=0.02)
 
 
-def test_lods_cuts_its_range_at_two_fifths():
+def test_lods_halves_its_range_at_two_fifths():
     lods = published("lods-embedding")
     assert [timestep_range(lods, p, 1000) for p in (0.0, 0.399, 0.41, 1.0)] == [
-        (20, 980), (20, 980), (20, 500), (20, 500),
-    ]  # fmt: skip
+        (20, 980),
+        (20, 980),
+        (20, 500),
+        (20, 500),
+    ]
 
 
-def test_ism_warms_up():
+def test_ism_warms_up_as_published():
     """t up to 980, later 500; s is 100 before t, later 80, and never below 0."""
     ism, t = published("ism"), torch.tensor([500, 60])
     assert timestep_range(ism, 0.0, 1000) == (20, 980) and timestep_range(ism, 0.15, 1000) == (20, 740)
     assert timestep_range(ism, 0.3, 1000) == timestep_range(ism, 1.0, 1000) == (20, 500)
     for progress, expected in ((0.0, [400, 0]), (0.15, [410, 0]), (1.0, [420, 0])):
-        found = reference_timesteps(ism, t, t / 1000, low=20, num_timesteps=1000, progress=progress)
-        assert found.tolist() == expected
+        earlier = reference_timesteps(ism, t, t / 1000, low=20, num_timesteps=1000, progress=progress)
+        assert earlier.tolist() == expected
 
 
 @pytest.mark.parametrize("percent", range(101))
-def test_fractions_round_down_without_floating_point_slips(percent):
+def test_fractions_round_down_without_floating_point_error(percent):
     config = GuidanceConfig(t_min=percent / 100, t_max=1.0)
     assert timestep_range(config, 0.37, 1000) == (min(10 * percent, 999), 999)
 
 
-def test_every_timestep_of_the_range_and_no_other_equally_often():
+def test_timesteps_are_uniform_on_the_range():
     u = (torch.arange(4800) + 0.5) / 4800
     counts = torch.bincount(draw_timesteps(u, 20, 67), minlength=1000)
     assert counts[20:68].tolist() == [100] * 48 and counts.sum() == 4800
@@ -90,13 +93,13 @@ def test_bounds_are_inclusive(low, width):
     u=st.floats(0, 1),
 )
 def test_shift_against_the_formula(t, start, eta, u):
-    found = shift_later(torch.tensor([t]), torch.tensor([u]).double(), eta, start, 1000).item()
+    shifted = shift_later(torch.tensor([t]), torch.tensor([u]).double(), eta, start, 1000).item()
     exact = max(min(eta * (t - start), 999 - t), 0) * u
-    assert t <= found <= 999
-    assert found - t in (math.floor(exact), math.floor(exact + 1e-9))
+    assert t <= shifted <= 999
+    assert shifted - t in (math.floor(exact), math.floor(exact + 1e-9))
 
 
-def test_shift_statistics_at_the_start_of_a_run():
+def test_asd_shift_statistics_at_the_start_of_a_run():
     """Published figures of ScaleDreamer's rule: at most 45, about 11 on average, zero in ~10 %."""
     u = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(0))
     t = draw_timesteps(u[0], 500, 980)
@@ -109,7 +112,7 @@ def reference(config: GuidanceConfig, t: torch.Tensor, u: torch.Tensor, low: int
     return reference_timesteps(config, t, u, low=low, num_timesteps=1000, progress=0.0)
 
 
-def test_no_shift_where_there_is_none_to_make():
+def test_shift_settings():
     t, u = torch.tensor([20, 400, 999]), torch.tensor([0.9, 0.9, 0.9])
     assert reference(GuidanceConfig(shift="none"), t, u, 20) is t
     assert reference(GuidanceConfig(shift_eta=0.0), t, u, 20).tolist() == t.tolist()
@@ -153,12 +156,12 @@ def test_no_shift_where_there_is_none_to_make():
         ({"trajectory": {"num_steps": 0}}, "guidance.trajectory.num_steps must be at least 1"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_invalid_settings_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         published(**{"method": "asd", **settings})
 
 
-def test_published_settings_give_way_to_others():
+def test_settings_override_the_published_ones():
     vsd = published("vsd", guidance_scale=3.0, learned={"rank": 8})
     assert vsd.guidance_scale == 3.0 and vsd.reference == "learned"
     assert (vsd.learned.kind, vsd.learned.rank, vsd.learned.lora_scale) == ("lora", 8, 1.0)
