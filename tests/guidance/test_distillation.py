@@ -8,15 +8,9 @@ import torch
 from amortized.cameras import cameras_at, view_index
 from amortized.conditioning import TextBank, ViewTextConfig, perp_neg_text, take_rows
 from amortized.conditioning.views import plain_text
-from amortized.guidance import (
-    METHODS,
-    Guidance,
-    GuidanceDraws,
-    build_guidance,
-    build_method,
-    published,
-    surrogate,
-)
+from amortized.guidance import METHODS, Guidance, GuidanceDraws, build_guidance, published
+from amortized.guidance.distillation import surrogate
+from amortized.guidance.methods import build_method
 from amortized.guidance.noise import ddim_step
 from amortized.guidance.scores import CleanBatch, Denoiser, perpendicular
 from amortized.guidance.timesteps import share_in_groups
