@@ -122,8 +122,8 @@ METHODS: Mapping[str, Mapping[str, object]] = {
         "weight": 6.1e-5,
     },
     # Diverse score distillation (DSD, arXiv 2412.06780): noise from a deterministic trajectory that starts
-    # at the asset's seed; the same noise at t and at a later t', where the reference has CFG scale 1. CFG is
-    # e_b + s (e_y - e_b), as for all methods; the code's branch without Perp-Neg uses s + 1.
+    # at the asset's seed; the same noise at t and at a later t', at which the reference has CFG scale 1. CFG
+    # is e_b + s (e_y - e_b), as for all methods; the code's branch without Perp-Neg uses s + 1.
     "dsd": {
         "noise": "seed",
         "reference": "guided",
