@@ -46,7 +46,7 @@ def test_a_stuck_process_ends_all_and_leaves_their_stacks(tmp_path):
     assert status != 0 and seconds < 120
     assert "no progress for 20 s (step 6)" in sentence and str(tmp_path / "stacks") in sentence
     stuck, waits = ((tmp_path / "stacks" / f"process_0000{rank}.txt").read_text() for rank in (1, 0))
-    assert "step 6" in stuck and "in trouble" in stuck and "watchdog.py" in stuck
+    assert "step 6" in stuck and "in fail_here" in stuck and "watchdog.py" in stuck
     assert "in backward" in waits or "in mean" in waits or "in step" in waits
 
 

@@ -14,7 +14,7 @@ def losses(folder) -> list[float]:
     return [line["loss"] for line in log_lines(folder)]
 
 
-@pytest.mark.parametrize("generator", [None, "surrounded", *TINY])
+@pytest.mark.parametrize("generator", [None, "with-environment", *TINY])
 def test_steps_see_the_batches_of_the_cpu_and_lose_alike(world: World, tmp_path, generator):
     own = make_trainer(tmp_path / "own", world, steps=5, generator=generator)
     cpu = make_trainer(tmp_path / "cpu", steps=5, generator=generator)

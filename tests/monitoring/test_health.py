@@ -63,7 +63,11 @@ def test_a_run_logs_to_files_tracker_and_trace(tmp_path, monkeypatch):
         finish=lambda: logged.append("finished"),
     )
     monkeypatch.setitem(sys.modules, "trackio", tracker)
-    changes = {"steps": 4, "monitoring": {"tracker": "trackio", "profile": (1, 3)}, "generator": "surrounded"}
+    changes = {
+        "steps": 4,
+        "monitoring": {"tracker": "trackio", "profile": (1, 3)},
+        "generator": "with-environment",
+    }
     make_trainer(tmp_path, **changes).train(notes=["a note"], quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     timed = {"time/batch", "time/forward", "time/backward", "time/update"}

@@ -38,18 +38,18 @@ def slow(*case):
     [
         ("ddp", 2, None, {}),
         ("ddp", 4, "triplane-transformer", {}),
-        slow("ddp", 2, "surrounded", {}),
+        slow("ddp", 2, "with-environment", {}),
         slow("ddp", 2, "3dconv-net", {}),
         slow("ddp", 2, None, learning("adapter")),
         ("ddp", 2, None, learning("lods-lora")),
         slow("fsdp2", 1, None, {}),
-        ("fsdp2", 2, "surrounded", learning("adapter")),
+        ("fsdp2", 2, "with-environment", learning("adapter")),
         ("fsdp2", 2, "3dconv-net", learning("lods-lora")),
         ("fsdp2", 4, "triplane-transformer", learning("prompt-nulls")),
         slow("zero1", 1, None, {}),
-        slow("zero1", 2, "surrounded", learning("adapter")),
+        slow("zero1", 2, "with-environment", learning("adapter")),
         slow("zero2", 4, None, learning("lods-lora")),
-        slow("zero3", 2, "surrounded", {}),
+        slow("zero3", 2, "with-environment", {}),
         slow("zero3", 2, "3dconv-net", learning("adapter")),
         slow("zero3", 2, "triplane-transformer", {}),
     ],
@@ -131,7 +131,7 @@ def test_a_run_resumes_on_other_processes_with_another_strategy(tmp_path, ways):
     """1, 2, 3 and 1 processes, replicated and sharded in turn, equal one run up to rounding."""
     changes = {
         "steps": 8,
-        "generator": "surrounded",
+        "generator": "with-environment",
         "guidance": learning("adapter"),
         "checkpointing": {"every": 50},
     }
