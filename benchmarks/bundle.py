@@ -1,6 +1,6 @@
 """What a bare GPU machine without a package index lacks, as wheels that travel with the code.
 
-    python -m benchmarks.bundle download    into gpu-bundle/wheels; fails where it and the code are too large
+    python -m benchmarks.bundle download    into gpu-bundle/wheels; fails if it and the code are too large
     python -m benchmarks.bundle install     into gpu-bundle/site, what cannot be imported there already
 
 Such a machine has Python 3.12 on x86-64 Linux, a CUDA build of PyTorch, and most of what is built upon it
@@ -55,7 +55,7 @@ def wheel_of(name: str) -> Path | None:
 
 
 def download() -> int:
-    """Fetch the wheels anew and print what they and the code weigh; 1 where that is too much."""
+    """Download the wheels and print their size with the code; returns 1 if it is too large."""
     WHEELS.mkdir(parents=True, exist_ok=True)
     for old in WHEELS.glob("*.whl"):
         old.unlink()
@@ -82,7 +82,7 @@ def code_bytes() -> int:
 
 
 def install() -> int:
-    """Unpack what is missing; returns 1, having said so, where something still is."""
+    """Unpack missing packages; prints and returns 1 if some are still missing."""
     wheels = [str(wheel) for name in missing() if (wheel := wheel_of(name)) is not None]
     if wheels:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
@@ -90,7 +90,7 @@ def install() -> int:
     if left := missing():
         print(
             f"error: {', '.join(left)} cannot be imported, and gpu-bundle/wheels does not have them: run "
-            "'make gpu-bundle' where there is a package index, and take the folder along",
+            "'make gpu-bundle' on a machine with a package index, and copy the folder here",
             file=sys.stderr,
         )
     return int(bool(left))

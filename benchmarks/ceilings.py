@@ -42,7 +42,7 @@ def measure(device: torch.device) -> dict[str, float]:
 
 
 def about(device: torch.device) -> dict[str, str | float]:
-    """`timing.machine`, and what more there is to say of a GPU and of the libraries."""
+    """`timing.machine`, with details of the GPU and the versions of the libraries."""
     import diffusers
     import transformers
 

@@ -1,10 +1,10 @@
-"""Where guidance points: the cosine between a method's gradient and the true residual, by timestep.
+"""The direction of guidance: the cosine between a method's gradient and the true residual, by timestep.
 
   python -m benchmarks.directions [CONFIG] [--methods asd sds] [--scales 1.5 7.5] [--run DIR] [KEY=VALUE ...]
 
 The residual is that of the latents, render minus truth, so a method that points straight at the truth
 has cosine 1. It tells the useful band of timesteps of a prior within minutes, before anything is trained.
-States: a ball in each object's colour, and, with --run, what that run's generator makes of the prompts.
+States: a ball in each object's color, and, with --run, the scenes of that run's generator.
 Learned models are untrained here. Needs a corpus whose objects are known, as the embedded one's are.
 """
 
@@ -37,7 +37,7 @@ VIEWS, REPEATS = 4, 2
 
 
 class Ball:
-    """The ball that a run starts from, in the colour of an object."""
+    """The ball that a run starts from, in the color of an object."""
 
     front_mark, kind = None, "ball"
 
@@ -67,7 +67,7 @@ def cosines(
 
 
 def at_time(config: GuidanceConfig, scale: float, t: float) -> GuidanceConfig:
-    """The method at one time and scale; a shift starts where the method has it in the middle of a run."""
+    """The method at one timestep and scale; a shift starts as in the middle of a run."""
     start = value_at(config.t_min, 0.5) if config.shift_start is None else config.shift_start
     return replace(config, guidance_scale=scale, t_min=t, t_max=t, shift_start=start)
 
@@ -82,15 +82,15 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
     cameras = orbit(len(prompts), VIEWS, elevation_deg=20, distance=2.6, fovy_deg=38, start_azimuth_deg=30)
     rows = []
     for method in methods:
-        # Composed anew, as a learned model may change the prior.
+        # New parts for each method, as a reference model may add an adapter to the prior.
         taught = replace(config, guidance=published(method, weight=1.0))
         prior, bank, generator = build_parts(taught, device)
         guidance = guidance_of(taught, prior, bank, len(corpus.trained))
         text = bank.prior_text([prompt.text for prompt in prompts], cameras)
-        states: dict[str, Scene] = {"ball in its colour": TrueScene([Ball(truth) for truth in truths])}
+        states: dict[str, Scene] = {"ball in its color": TrueScene([Ball(truth) for truth in truths])}
         if run is not None:
             load_generator(run, generator.eval())
-            states[run.name] = _made(generator, prompts, config, bank)
+            states[run.name] = _scene_of(generator, prompts, config, bank)
         true = _latents(config, guidance.prior, TrueScene(truths), cameras)
         for state, scene in states.items():
             latents = _latents(config, guidance.prior, scene, cameras)
@@ -105,7 +105,7 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
 
 
 @torch.no_grad()
-def _made(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scene:
+def _scene_of(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scene:
     z = z_of(prompts, z_width(generator), config.seed, config.trainer.seeds_per_prompt)
     return generator(bank.generator_text([prompt.text for prompt in prompts]), z)
 

@@ -1,11 +1,11 @@
-"""How many different things a prompt becomes: on sentences that leave a word open.
+"""Diversity: how many different objects a prompt that leaves a word open becomes.
 
-A run has learnt "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
-a z. Every prompt is made with 16 z's, each seen from a side of its own, as the prior's samples are, and named
-by the CLIP among the 64 shape-colour sentences. Right: how many of the assets are named as something that the
-prompt allows. Outcomes: how many of those names are different.
+The run has learned "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
+z. Each prompt is generated with 16 z's, each rendered from another side, like the prior's samples, and
+classified by the CLIP among the 64 shape-color prompts. Right: the share of assets whose class the prompt
+allows. Outcomes: the number of different classes among them.
 
-What guidance alone does of it: the same of latents that no generator shares, all begun in grey.
+The effect of guidance alone: the same for latents that no generator shares, all starting from gray.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
 
 
 def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
-    """As many images [assets, H, W, 3], each of latents of its own, by a run's guidance in half its steps."""
+    """Images [assets, H, W, 3] by a run's guidance in half its steps, each with its own latents."""
     corpus, found = load_corpus(config), {}
     for index in range(len(corpus)):
         # New parts for each prompt: a reference model learns one prompt only.
@@ -109,7 +109,7 @@ def one_each(config: RunConfig, num_assets: int) -> Cameras:
 
 @torch.no_grad()
 def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
-    """As many samples [assets, H, W, 3] of the run's prior, told the same sides."""
+    """Samples [assets, H, W, 3] of the run's prior, with the same view words."""
     config = load_config(RunConfig, run / "config.yaml")
     corpus = load_corpus(config)
     prior, bank, _ = build_parts(config, torch.device("cpu"))

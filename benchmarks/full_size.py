@@ -1,6 +1,6 @@
 """One prompt through each generator at its published size: forward, 4,096 points, backward.
 
-Each in a process of its own, so that its peak of memory is its own.
+Each runs in a separate process, which measures its peak memory.
 """
 
 from __future__ import annotations

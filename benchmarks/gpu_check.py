@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_check [--device cpu] [--stages tests,steps] [--output DIR]
 
-Stages run one after another, each in a process of its own with a time limit, 8 minutes together; one that
+Stages run one after another, each in a separate process with a time limit, 8 minutes together; one that
 fails or takes too long is told with its last words, and the next one begins. DIR/report.json and
 DIR/report.md are whole after every stage. On a CPU the same way is walked at tiny sizes. Standard library
 only, so that a machine on which nothing else works still gets its report.
@@ -62,7 +62,7 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
     workers = ("-n", "6") if shared else ()
     tests = (sys.executable, "-m", "pytest", "-v", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider",
              f"--junitxml={folder / 'tests'}.xml", *workers)  # fmt: skip
-    # What a stage can do by itself within its limit it is told a little less of.
+    # A stage that limits itself gets slightly less than its limit.
     return [
         measured("machine", "What the machine is and can do"),
         Stage(name="tests", title="pytest -m gpu", command=tests, limit_s=limits["tests"]),
@@ -89,7 +89,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def run(stage: Stage, folder: Path, device: str) -> Report:
-    """What came of a stage: its state, its time, what it found, and its last words where it failed."""
+    """The outcome of a stage: state, seconds, results, and the last lines of its output if it failed."""
     for kind in ("json", "xml"):
         (folder / f"{stage.name}.{kind}").unlink(missing_ok=True)
     log, begun = folder / f"{stage.name}.log", time.perf_counter()
@@ -124,7 +124,7 @@ def run(stage: Stage, folder: Path, device: str) -> Report:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process' whole session, gently first: interrupted, pytest still writes what it has found."""
+    """End a process and its children: first by an interrupt, after which pytest still writes its report."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -172,7 +172,7 @@ def write(folder: Path, report: Report) -> None:
 
 
 def as_text(report: Report) -> str:
-    """The report for reading: the stages, then what each found."""
+    """The report as Markdown: the stages, then the results of each."""
     machine = ", ".join(f"{key}: {value}" for key, value in report["machine"].items())
     parts = [f"# GPU check ({report['device']})\n", f"{machine}\n", overview(report)]
     for stage in report["stages"].values():
@@ -209,7 +209,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def check(stages: Sequence[Stage], folder: Path, device: str) -> Report:
-    """Run the stages, the report written anew after each."""
+    """Run the stages and rewrite the report after each."""
     folder.mkdir(parents=True, exist_ok=True)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     report: Report = {"device": device, "machine": {"device": "unknown", "date": date}, "stages": {}}
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = {names[0], *given.stages.split(",")}
     if unknown := asked - set(names):
         parser.error(f"--stages knows {', '.join(names)}, not {', '.join(sorted(unknown))}")
-    bundle.install()  # what still lacks is told, and the stages that need it fail by themselves
+    bundle.install()  # missing packages are printed, and the stages that need them fail
     folder = given.output.resolve()
     chosen = [stage for stage in stages_for(given.device, folder) if stage.name in asked]
     report = check(chosen, folder, given.device)

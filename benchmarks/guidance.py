@@ -145,7 +145,7 @@ def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> l
 
 
 def pointing(seeds: Sequence[int], folder: Path) -> list[dict]:
-    """Directions under both embedded priors, from a ball; and from what the corpus run made, where it is."""
+    """Directions under both embedded priors, from a ball and, if the corpus run exists, from its scenes."""
     [trained] = jobs_of(STUDIES["corpus"], "asd", seeds[:1], folder)[0]
     run = trained.folder if list_checkpoints(trained.folder / "checkpoints") else None
     one, four = (

@@ -1,4 +1,4 @@
-"""Guidance methods where everything is known: a Gaussian mixture in place of the prior.
+"""Guidance methods on a prior that is known exactly: a Gaussian mixture.
 
 Each method optimizes free images at equal denoiser calls, from many starts.
 

@@ -75,7 +75,7 @@ class PublicWay:
     ) -> Tensor:
         """The loss of one step: a row of text of each kind, cameras [1, 1], z [1, z_dim].
 
-        `mark` is told the name of what has just been done.
+        Calls `mark` with the name of each part when it is done.
         """
         with public_precision():
             scene = self.generator(read, z)
@@ -94,7 +94,7 @@ class PublicWay:
         return loss.detach()
 
     def look(self, scene: Scene, cameras: Cameras) -> Seen:
-        """The image over a colour at random, rays row by row."""
+        """The image over a random color, rays row by row."""
         rays = camera_rays(cameras, self.size, self.size)
         background = torch.rand(1, 3, device=rays.origins.device)
         return march(scene, rays.origins, rays.directions, background)
@@ -153,7 +153,7 @@ def public_precision() -> Iterator[None]:
 
 
 def march(scene: Scene, origins: Tensor, directions: Tensor, background: Tensor) -> Seen:
-    """What is seen along rays [1, R, 3] of one prompt, by 900 field evaluations each."""
+    """Render rays [1, R, 3] of one prompt with 900 field evaluations each."""
     num_rays = origins.shape[1]
     with torch.no_grad():
         steps = torch.linspace(NEAR, FAR, NUM_COARSE + 1, device=origins.device)

@@ -32,7 +32,7 @@ SMALL = ("evaluation.views=2", "evaluation.grid=16", "--limit=4")
 
 
 def train(folder: Path, device: str, limit_s: float) -> float:
-    """Train, in seconds; at the limit it is asked to save and stop."""
+    """Train and return the seconds; at the limit, signal it to save and stop."""
     changes = () if device.startswith("cuda") else FEW_STEPS
     command = [sys.executable, "train.py", "configs/quickstart.yaml", f"device={device}", f"output={folder}"]
     begun = time.perf_counter()
@@ -75,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     findings = Findings(given.output, ceilings.about(torch.device(given.device)))
     folder = given.output.resolve().parent / "quickstart"
-    shutil.rmtree(folder, ignore_errors=True)  # a run that is there would only be gone on with
+    shutil.rmtree(folder, ignore_errors=True)  # an existing run would only be resumed
     seconds = train(folder, given.device, TRAINING_SHARE * given.limit)
     told = steps_of(folder)
     findings.add({"part": "training, s", "value": round(seconds, 1)})

@@ -63,7 +63,7 @@ def count(prior: str, generator: str, prompts: int) -> dict[str, Any]:
 
 
 def by_part(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
-    """FLOPs, bytes and operations of each part alone, and of what is in none."""
+    """FLOPs, bytes and operations of each part, and of the rest."""
     found = {name: asdict(costs[name]) for name in PARTS if name in costs}
     if "guidance" in found:
         found["guidance"] = _less(found["guidance"], found["denoiser"])

@@ -55,7 +55,7 @@ def sentences(count: int) -> Iterator[str]:
 
 
 def prepared(count: int, folder: Path) -> tuple[Path, Path]:
-    """The corpus of so many prompts, and its shards, both made where they are missing."""
+    """A corpus of `count` prompts and its shards, created if they are missing."""
     corpus, shards = folder / f"{count}.parquet", folder / f"text-{count}"
     if not corpus.exists():
         entries = (Entry(text, "train", f"sentence {place}") for place, text in enumerate(sentences(count)))
@@ -68,7 +68,7 @@ def prepared(count: int, folder: Path) -> tuple[Path, Path]:
 
 def configured(corpus: Path, shards: Path) -> RunConfig:
     text = (f"text.shards=[{shards}]", "trainer.prompts_per_process=4")
-    # The prior is told the prompts as they are, which the shards hold.
+    # The prior gets the plain prompts, without view words: the shards have them.
     text += ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
     preset = ROOT / "configs/quickstart.yaml"
     return load_config(RunConfig, preset, [f"corpus={corpus}", "output=outputs/scaling/run", *text])
@@ -83,12 +83,12 @@ def trainer_of(config: RunConfig) -> Trainer:
 
 
 def process(corpus: Path, shards: Path) -> dict[str, float]:
-    """In a process of its own: start-up, memory, and the steps with text from shards and from memory."""
+    """In a separate process: start-up, memory, and steps with text from shards and from memory."""
     start = time.perf_counter()
     trainer = trainer_of(configured(corpus, shards))
     trainer.step(0, interrupted=False)
     found = {"start-up, s": time.perf_counter() - start}
-    # The same steps, turn by turn, so that a busy machine slows both alike.
+    # Alternate the two, so that a busy machine slows both equally.
     known = trainer_of(configured(corpus, shards))
     remember(known)
     times: dict[str, list[float]] = {"shards": [], "memory": []}
@@ -123,7 +123,7 @@ def remember(trainer: Trainer) -> None:
 
 
 def memory(corpus: Path, shards: Path) -> dict[str, float]:
-    """In a process of its own: peak resident memory of a training."""
+    """In a separate process: peak resident memory of a training."""
     import resource
 
     trainer = trainer_of(configured(corpus, shards))
@@ -180,7 +180,7 @@ def encoding(folder: Path) -> list[dict[str, object]]:
 
 
 def ordering() -> list[dict[str, object]]:
-    """Microseconds for a prompt's place in the order; nothing is kept at any size."""
+    """Microseconds to compute a position of the prompt order, which stores nothing at any size."""
     rows = []
     for count in (1_000, 1_000_000, 10_000_000, 10_000_000_000):
         order = Shuffle(count, 0)

@@ -156,7 +156,7 @@ def measure_public(trainer: Trainer, repeats: int) -> dict[str, Any]:
 
 
 def waits_of(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """How often, and where, the host waits for a GPU within a step."""
+    """The number of times, and the places, at which the host waits for the GPU in a step."""
     places = waits(step) if device.type == "cuda" else None
     return {"host waits a step": None if places is None else len(places), "host waits at": places or []}
 
@@ -190,7 +190,7 @@ def add_floors(rows: list[dict[str, Any]], counted: Path, ceiling: dict[str, flo
 
 
 def row_of(case: Case, prior: StableDiffusionPrior, device: torch.device, repeats: int) -> dict[str, Any]:
-    """What a case measures; where memory runs out, that."""
+    """The measurements of a case, or that it ran out of memory."""
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -205,7 +205,7 @@ def row_of(case: Case, prior: StableDiffusionPrior, device: torch.device, repeat
         row |= (measure_public if case.public else measure_ours)(trainer, repeats)
     except torch.OutOfMemoryError as error:
         row["stopped by"] = f"out of memory: {first_line(error)}"
-    except Exception as error:  # the other cases are to be measured all the same
+    except Exception as error:  # measure the other cases nevertheless
         row["stopped by"] = f"{type(error).__name__}: {first_line(error)}"
     row["peak, GiB"] = round(torch.cuda.max_memory_allocated() / 2**30 if on_cuda else max_resident_gib(), 2)
     return row
@@ -245,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sd_steps", description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check/steps.json"))
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds, within which cases are to end")
+    parser.add_argument("--limit", type=float, default=180.0, help="time limit for all cases, in seconds")
     given = parser.parse_args()
     ends = time.perf_counter() + given.limit
     with join_world(given.device) as world:

@@ -52,7 +52,7 @@ TEXT = {
     "hidden_act": "gelu",
     "projection_dim": 512,
     "bos_token_id": 0,
-    "eos_token_id": 2,  # as published: the case where transformers pools at the largest id
+    "eos_token_id": 2,  # as published: transformers then pools at the largest id
     "pad_token_id": 1,
 }
 SCHEDULER = {
@@ -69,7 +69,7 @@ SCHEDULER = {
 
 # What MVDream changes: latents of 256 px, and a camera of 16 numbers that joins the time.
 CAMERAS = {"sample_size": 32, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-# The same layers, as narrow as they can be: for a CPU, where a step takes no time.
+# The same layers with minimal width, so that a step is quick on a CPU.
 TINY_UNET = {
     "sample_size": 8,
     "cross_attention_dim": 32,
@@ -151,7 +151,7 @@ def scheduler() -> Any:
 def random_prior(
     sizes: Sizes, *, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> StableDiffusionPrior:
-    """The prior, made where it is used: on a GPU a matter of seconds, and no file is written.
+    """The prior with random weights, created on its device: seconds on a GPU, without a file.
 
     On a GPU its networks are replayed as graphs, as those of a loaded prior are.
     """

@@ -1,6 +1,6 @@
-"""Where a training step's time and memory go.
+"""The time and memory of each part of a training step.
 
-Baselines: a denoiser asked once per branch instead of once for all; the public code's evaluations.
+Baselines: one denoiser call per query instead of one for all; the public code's field evaluations.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Mark = Callable[[str], object]
 
 @dataclass(kw_only=True)
 class Pieces:
-    """What a trainer's step is made of, on the batch of step 0, to be done and timed piece by piece.
+    """The parts of a trainer's step, on the batch of step 0, to run and time one by one.
 
-    The batch is on the device from the start: in a training its copies run beside the step before.
+    The batch is already on the device: in training its copies overlap with the previous step.
     """
 
     trainer: Trainer
@@ -75,7 +75,7 @@ class Pieces:
         return self.trainer.guidance(latents, self.told, self.batch.guidance, PROGRESS, self.cameras)
 
     def step(self, mark: Mark) -> Tensor:
-        """One step's loss; `mark` is told the name of what has just been done."""
+        """Take a step and return its loss; calls `mark` with the name of each part when it is done."""
         scene = self.generate()
         mark("generator")
         image = self.look(scene)
@@ -94,7 +94,7 @@ class Pieces:
 
 
 def split_of(step: Callable[[Mark], object], device: torch.device, repeats: int = 5) -> dict[str, float]:
-    """Seconds of each part of a step, medians after one to warm up; the GPU is not waited for within one."""
+    """Median seconds of each part of a step, after one warm-up; without device syncs within a step."""
     found: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
         stopwatch = Stopwatch(device)
@@ -143,7 +143,7 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
 
 
 def graph_bytes(action: Callable[[], object], weights: Iterable[Tensor]) -> int:
-    """Bytes that the graph of what `action` returns keeps for the backward pass, `weights` apart."""
+    """Bytes that autograd saves for the backward pass of `action`'s result, excluding `weights`."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from amortized.config import load_config
 from amortized.evaluation.metrics import Interval, bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[1]
-STOPPED = 1  # exit status of a training that could not go on
+STOPPED = 1  # exit status of a training that stopped
 Rows = list[dict]
 
 
@@ -80,7 +80,7 @@ def jobs_of(study: Study, variant: str, seeds: Sequence[int], folder: Path) -> l
 
 
 def run(job: Job, threads: int) -> Rows:
-    """The rows of one run's prompts, trained and evaluated first where that is still to be done."""
+    """The result rows of a run, which is trained and evaluated first if necessary."""
     results, checkpoints = job.folder / "evaluation" / "results.json", job.folder / "checkpoints"
     check_settings(job)
     if not results.exists():
@@ -101,7 +101,7 @@ def run(job: Job, threads: int) -> Rows:
 
 
 def check_settings(job: Job) -> None:
-    """Raises ValueError where the folder holds a run of other settings: its preset has changed since."""
+    """Raise ValueError if the folder holds a run with other settings: its preset has changed."""
     kept = job.folder / "config.yaml"
     preset, *changes = job.arguments
     if kept.exists() and load_config(RunConfig, kept) != load_config(RunConfig, Path(preset), changes):

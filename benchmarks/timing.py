@@ -20,7 +20,7 @@ from amortized.files import atomic_write_text
 
 
 def seconds(action: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of an action after one warm-up; waits for the GPU where there is one."""
+    """Median wall time of an action after one warm-up; syncs with the GPU, if there is one."""
     times = []
     for _ in range(repeats + 1):
         start = now()
@@ -30,14 +30,14 @@ def seconds(action: Callable[[], object], repeats: int = 5) -> float:
 
 
 def now() -> float:
-    """Time in seconds at which everything asked of the device so far is done."""
+    """The time in seconds, after waiting for all queued work of the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def machine(device: torch.device) -> dict[str, str | float]:
-    """What figures are to be read against; the matrix speed tells a shared machine from a free one."""
+    """The machine of a measurement; its matrix speed shows whether it was shared with other work."""
     a = torch.randn(1024, 1024, device=device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -101,7 +101,7 @@ class Findings:
 
 
 def plain(value: Any) -> Any:
-    """The same for JSON, which has no word for what is not finite."""
+    """The same for JSON, which cannot express non-finite numbers."""
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list):

@@ -84,7 +84,10 @@ def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBan
 
 
 def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: int) -> Guidance:
-    """The guidance of a run, with its reference model if the method has one (VSD, LODS)."""
+    """Build the guidance of a run, with its reference model if the method has one (VSD, LODS).
+
+    Raises ValueError for settings that exclude each other.
+    """
     check_guidance(config.guidance, config.prior, config.views)
     return build_guidance(
         config.guidance,

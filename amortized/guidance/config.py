@@ -14,10 +14,10 @@ Weighting = Literal["one_minus_alphas_cumprod", "uniform", "sqrt", "sigma_over_a
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """How DDIM run backwards finds the noise of latents."""
+    """DDIM inversion, which computes the noise of given latents."""
 
     stride: float = 0.2  # longest step, as a fraction of the diffusion time
-    scale: float = 0.0  # CFG scale; 0: without text; negative: away from the text
+    scale: float = 0.0  # CFG scale; 0: unconditional; negative: away from the text
     eta: float = 0.0  # fraction of fresh noise in each step; 0: deterministic
 
     def __post_init__(self) -> None:
@@ -31,8 +31,8 @@ class TrajectoryConfig:
 
     num_steps: int = 10  # of DDIM over the whole diffusion time
     scale: float = 7.5  # CFG scale
-    # Cache the predictions of every asset and view: a third of the denoiser calls, at the cost of memory (see
-    # --dry-run). Needs few views per prompt: no numbered directions, no perp-neg.
+    # Cache the predictions for every asset and view: a third of the denoiser calls, at the cost of memory
+    # (see --dry-run). Needs few views per prompt: no numbered directions, no Perp-Neg.
     cache: bool = False
 
     def __post_init__(self) -> None:
@@ -46,16 +46,16 @@ class LearnedConfig:
     Trained together with the generator on E |e(z_t', t', .) - noise|^2, t' uniform over the diffusion time.
     """
 
-    # null: one text condition instead of the null, for all prompts; prompt-nulls: one per prompt;
-    # adapter: one, plus a residual from the prompt's tokens by a small network; lora: weights of the prior.
+    # null: one learned null for all prompts; prompt-nulls: one per prompt; adapter: one, plus a residual
+    # that a small network predicts from the prompt's tokens; lora: a LoRA of the prior.
     kind: Literal["null", "prompt-nulls", "adapter", "lora"] = "null"
     learning_rate: float = 1e-5
-    weight: float = 1.0
+    weight: float = 1.0  # of its loss
     every: int = 1  # steps between updates
     width: int = 64  # adapter: hidden width
-    rank: int = 4  # lora
-    lora_scale: float = 1.0
-    text: str | None = None  # lora: the one text it is queried with; null: each image's own
+    rank: int = 4  # lora: its rank
+    lora_scale: float = 1.0  # lora: factor of its output
+    text: str | None = None  # lora: the one text to query it with; null: each image's text
 
     def __post_init__(self) -> None:
         check(self, "learning_rate", "weight", "lora_scale", above=0)
@@ -66,14 +66,14 @@ class LearnedConfig:
 class GuidanceConfig:
     """A method of score distillation, in five parts. Defaults are ASD's; `published` gives any method's.
 
-    Schedules run over the training, see `amortized.config.schedules`; times are fractions of the diffusion
+    Schedules run over the training (see `amortized.config.schedules`); times are fractions of the diffusion
     time.
     """
 
     # `guidance.method=NAME` in a preset: start from these values.
     templates: ClassVar[tuple[str, Mapping[str, Any]]] = ("method", METHODS)
 
-    # t is uniform between two bounds; equal bounds: no randomness.
+    # t is uniform between two bounds; equal bounds fix it.
     t_min: Schedule = (0.5, 0.02)
     t_max: Schedule = (0.98, 0.5)
     t_curve: Literal["linear", "sqrt"] = "linear"  # sqrt: evaluate both bounds at the root of the progress
@@ -86,7 +86,7 @@ class GuidanceConfig:
     shift_random: bool = True  # u uniform in [0, 1), or 1
     shift_start: float | None = None  # null: the current t_min
     shift_span: Schedule = 0.08
-    # The noise in x_t: drawn; found by inversion up to t'; or from the trajectory of the asset's seed.
+    # The noise in x_t: drawn; from DDIM inversion up to t'; or from the trajectory of the asset's seed.
     noise: Literal["gaussian", "inversion", "seed"] = "gaussian"
     inversion: InversionConfig = field(default_factory=InversionConfig)
     trajectory: TrajectoryConfig = field(default_factory=TrajectoryConfig)
@@ -95,10 +95,10 @@ class GuidanceConfig:
     null: Literal["prior", "learned"] = "prior"
     divide_by_scale: bool = False  # divide the whole gradient by guidance_scale
     # The reference: the noise in x_t; the null at t; a CFG pair at t'; the prediction of the inversion at t';
-    # or the learned model at t.
+    # or the reference model at t.
     reference: Literal["noise", "null", "guided", "inverted", "learned"] = "guided"
     reference_scale: float = 1.0
-    reference_negatives: bool = False  # apply perp-neg to it too
+    reference_negatives: bool = False  # apply Perp-Neg to it too
     learned: LearnedConfig | None = None
     # w(t), and a constant factor.
     weighting: Weighting = "one_minus_alphas_cumprod"
@@ -107,18 +107,18 @@ class GuidanceConfig:
     normalize: Literal["none", "per_sample"] = "none"
     max_norm: float | None = None
     # latent: the gradient reaches the images through the prior's encoder. image: w (target - reference),
-    # with weighting=sigma_over_alpha a change of latents, is decoded to a residual of the images; no
-    # gradient passes the encoder.
+    # which is a change of latents for weighting=sigma_over_alpha, is decoded to a residual of the images;
+    # the encoder is not differentiated.
     residual: Literal["latent", "image"] = "latent"
 
     def __post_init__(self) -> None:
         self._check_times()
-        check_schedule("guidance_scale", self.guidance_scale, positive=True)  # at 0 the text has no effect
+        check_schedule("guidance_scale", self.guidance_scale, positive=True)  # 0 would ignore the text
         check(self, "shift_eta", "weight", "reference_scale", at_least=0)
         check(self, "max_norm", above=0)
         if self.noise == "inversion" and self.shift == "later":
             raise ValueError(
-                "noise=inversion goes up to t' and on to t: it needs shift=none or shift=earlier"
+                "noise=inversion goes up to t' and then to t: it needs shift=none or shift=earlier"
             )
         if self.reference == "inverted" and (self.noise, self.shift) != ("inversion", "earlier"):
             raise ValueError(
@@ -127,13 +127,13 @@ class GuidanceConfig:
             )
         if self.residual == "image" and self.weighting != "sigma_over_alpha":
             raise ValueError(
-                "residual=image decodes a change of latents, which only weighting=sigma_over_alpha gives, "
+                "residual=image decodes a change of latents: it needs weighting=sigma_over_alpha, "
                 f"got weighting={self.weighting}"
             )
         if self.learned is not None and not self.uses_learned:
             raise ValueError(
                 "learned would be trained but not used: set null=learned or reference=learned, or "
-                "learned=null"
+                "remove it with learned=null"
             )
         if self.uses_learned and self.learned is None:
             raise ValueError("null=learned and reference=learned need a reference model: set learned.kind")
@@ -153,17 +153,17 @@ class GuidanceConfig:
 
     @property
     def uses_learned(self) -> bool:
-        """Whether the gradient depends on a reference model."""
+        """Whether the gradient depends on the reference model."""
         return "learned" in (self.null, self.reference)
 
 
 def published(method: str, **changes: Any) -> GuidanceConfig:
-    """The config of a published method, one of METHODS, with changes; a section is a mapping."""
+    """Return the config of a published method, one of METHODS, with changes; a section is a mapping."""
     return build_config(GuidanceConfig, {"method": method, **changes}, "guidance")
 
 
 def _knots(schedule: Schedule) -> tuple[float, ...]:
-    """The progress at which a schedule can bend."""
+    """Return the progress values at which a schedule can change its slope."""
     if isinstance(schedule, (int, float)) or len(schedule) == 2:
         return 0.0, 1.0
     return 0.0, schedule[0], *schedule[3::2], 1.0

@@ -13,17 +13,20 @@ from amortized.priors.base import Prior
 
 
 def queries_per_image(config: GuidanceConfig, num_negatives: int = 0, progress: float = 0.0) -> int:
-    """Denoiser images per rendered image for target and reference, at `progress` in [0, 1] of a run."""
+    """Return denoiser images per rendered image for target and reference, at `progress` in [0, 1]."""
     method, scale = build_method(config), value_at(config.guidance_scale, progress)
     scores = (method.target, method.reference)
     return len(set().union(*(score.query_names(scale, num_negatives) for score in scores)))
 
 
 def calls_per_image(config: GuidanceConfig, num_negatives: int = 0, num_timesteps: int = 1000) -> float:
-    """Denoiser images per rendered image and step, the mean over a run; without a trajectory cache."""
+    """Return denoiser images per rendered image and step, averaged over a run, without a trajectory cache.
+
+    Training of the reference model is included.
+    """
     noise, total = build_method(config).noise, 0.0
     u = (torch.arange(64) + 0.5) / 64
-    u_shift = (u * 27.0) % 1  # practically independent of u
+    u_shift = (u * 27.0) % 1  # nearly independent of u
     for progress in u.tolist():
         low, high = timestep_range(config, progress, num_timesteps)
         timesteps = draw_timesteps(u, low, high)
@@ -33,13 +36,13 @@ def calls_per_image(config: GuidanceConfig, num_negatives: int = 0, num_timestep
         total += noise.calls(reference, num_timesteps, num_negatives).double().mean().item()
         total += queries_per_image(config, num_negatives, progress)
     training = 0.0 if config.learned is None else 1 / config.learned.every
-    return total / 64 + training
+    return total / len(u) + training
 
 
 def trajectory_cache_bytes(
     config: GuidanceConfig, method: Method, prior: Prior, num_assets: int, num_views: int
 ) -> int:
-    """The final size of the trajectory cache; 0 without one."""
+    """Return the final size of the trajectory cache; 0 without one."""
     if not isinstance(method.noise, SeedTrajectory):
         return 0
     lowest = min(timestep_range(config, p / 100, prior.num_timesteps)[0] for p in range(101))

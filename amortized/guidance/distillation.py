@@ -130,8 +130,8 @@ class Guidance:
         instead, and g is decoded: D(z) - D(z - g). With `learn`, the reference model gets a loss, if there is
         one. A non-finite prediction makes the loss non-finite.
 
-        Raises ValueError if time_per=prompt and there are no cameras, or if B is not a multiple of the number
-        of views that the prior denoises together.
+        Raises ValueError if time_per=prompt and cameras is None, or if B is not a multiple of the number of
+        views that the prior denoises together.
         """
         batch_size = len(latents)
         assert len(text.positive.pooled) == batch_size, (

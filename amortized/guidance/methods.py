@@ -1,4 +1,4 @@
-"""A method: the parts that a config names."""
+"""Methods: the noise source, target and reference that a config names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amortized.guidance.scores import Guided, InvertedNoise, Null, Score, TrueNo
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """The three parts of a method that query the denoiser. Its timesteps and weights are in the config."""
+    """The parts of a method that query the denoiser; its timesteps and weights are in the config."""
 
     noise: NoiseSource
     target: Score

@@ -4,9 +4,9 @@
   python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
 
 Writes a contact sheet: one column per image, which differ only in their seeds; one row per sixth of the
-steps; and a last row of samples of the prior for the same text. All start from gray, and every method gets
-the same number of denoiser calls, unless `steps` is set. With the embedded prior, each method runs the
-schedule recommended for that prior (configs/methods); with another prior, its published schedule.
+steps; and a last row of samples from the prior for the same text. All images start from gray, and every
+method gets the same number of denoiser calls unless `steps` is set. The embedded prior uses the method's
+recommended schedule (configs/methods), another prior its published one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class PlaygroundConfig:
     prompt: str = "a red cube, front view az30 el20"
     prior: PriorConfig
     guidance: GuidanceConfig
-    images: int = 8  # of a multi-view prior: objects, each with all its views
-    steps: int | None = None  # null: as many as CALLS denoiser calls per image allow
+    images: int = 8  # with a multi-view prior: objects, each with all its views
+    steps: int | None = None  # null: for CALLS denoiser calls per image
     learning_rate: float = 0.05  # of Adam, on latents of about unit variance
     seed: int = 0
 
@@ -58,7 +58,7 @@ class PlaygroundConfig:
 
 
 def draws_of(latents: Tensor, seed: int, step: int, group: int = 1) -> GuidanceDraws:
-    """The random numbers of a step for latents [B, C, h, w]; every `group` of them is one asset."""
+    """Draw the random numbers of a step for latents [B, C, h, w]; each `group` of them is one asset."""
     batch, shape = len(latents), tuple(latents.shape[1:])
     u = torch.stack([uniform((3,), seed, step, image) for image in range(batch)])
     return GuidanceDraws(
@@ -83,7 +83,7 @@ def optimize(
     seed: int,
     each: Callable[[int, Tensor], None] = lambda step, latents: None,
 ) -> Tensor:
-    """Latents [B, C, h, w] after `steps` steps of Adam; calls `each` after every step, counted from 1.
+    """Return latents [B, C, h, w] after `steps` steps of Adam; call `each` after every step, counted from 1.
 
     Raises ValueError if a loss is not finite.
     """
@@ -110,7 +110,10 @@ def optimize(
 
 
 def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
-    """The images [rows, columns, H, W, 3] of the contact sheet: ROWS of steps, then the samples."""
+    """Return the images [rows, columns, H, W, 3] of the contact sheet: ROWS of steps, then samples.
+
+    Raises ValueError if the prior has no text encoder.
+    """
     encoder = prior.text_encoder
     if encoder is None:
         raise ValueError("this prior has no text encoder")
@@ -124,36 +127,47 @@ def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
     with torch.no_grad():
         start = prior.encode(gray)
     steps = config.steps or max(ROWS, round(CALLS / calls_per_image(config.guidance)))
-    shown: list[Tensor] = []
+    rows: list[Tensor] = []
 
     def show(step: int, latents: Tensor) -> None:
         if step * ROWS // steps > (step - 1) * ROWS // steps:
-            shown.append(prior.decode(latents))
+            rows.append(prior.decode(latents))
 
     optimize(
-        guidance, start, text, cameras,
-        steps=steps, learning_rate=config.learning_rate, seed=config.seed, each=show,
-    )  # fmt: skip
+        guidance,
+        start,
+        text,
+        cameras,
+        steps=steps,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        each=show,
+    )
     noise = torch.stack([normal(prior.latent_shape, config.seed, "sample", i) for i in range(num_images)])
-    sampled = ddim(
-        prior, noise.to(prior.device), text.positive, text.unconditional, num_steps=25, cfg=2.0,
+    samples = ddim(
+        prior,
+        noise.to(prior.device),
+        text.positive,
+        text.unconditional,
+        num_steps=25,
+        cfg=2.0,
         cameras=cameras,
-    )  # fmt: skip
-    return torch.stack([*shown, prior.decode(sampled)])
+    )
+    return torch.stack([*rows, prior.decode(samples)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
     parser.add_argument("--prompt", default=PlaygroundConfig.prompt)
-    parser.add_argument("--prior", help="a folder in diffusers format (default: the embedded one)")
-    parser.add_argument("--output", type=Path, help="default: outputs/playground/METHOD.png")
+    parser.add_argument("--prior", help="folder of a prior in diffusers format (default: the embedded prior)")
+    parser.add_argument("--output", type=Path, help="image to write (default: outputs/playground/METHOD.png)")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Optimize images as `args` say and write the contact sheet; returns the exit status."""
+    """Run the playground from parsed arguments and return the exit status."""
     settings = [f"prior={args.prior}", f"guidance.method={args.method}"]
     if args.prior is None:
         settings = recommended(args.method)
@@ -181,13 +195,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def recommended(method: str) -> list[str]:
-    """The embedded prior, and the method's schedule for it, as overrides."""
+    """Return overrides that select the embedded prior and the method's recommended schedule for it."""
     preset = CONFIGS / "methods" / f"{method}.yaml"
-    preset = preset if preset.exists() else CONFIGS / "quickstart.yaml"  # the latter is ASD's
+    preset = preset if preset.exists() else CONFIGS / "quickstart.yaml"  # the quickstart is ASD's preset
     overrides = []
     for _, data in read_presets(preset):
-        parts = {part: data[part] for part in ("prior", "guidance") if part in data}
-        for key, value in flatten(parts).items():
+        sections = {name: data[name] for name in ("prior", "guidance") if name in data}
+        for key, value in flatten(sections).items():
             overrides.append(f"{key}=[{', '.join(value)}]" if isinstance(value, list) else f"{key}={value}")
     return [*overrides, f"guidance.method={method}"]
 

@@ -1,4 +1,4 @@
-"""(t, t'), the timesteps of the target and of the reference, and the weight w(t)."""
+"""The timesteps t of the target and t' of the reference, and the weight w(t)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTINGS: dict[Weighting, Callable[[Tensor], Tensor]] = {
 
 
 def timestep_range(config: GuidanceConfig, progress: float, num_timesteps: int) -> tuple[int, int]:
-    """The smallest and the largest t that can be drawn at `progress` in [0, 1], both inclusive."""
+    """Return the smallest and the largest t that can be drawn at `progress` in [0, 1], both inclusive."""
     run = min(max(progress, 0.0), 1.0)
     run = math.sqrt(run) if config.t_curve == "sqrt" else run
     low, high = (to_timestep(value_at(bound, run), num_timesteps) for bound in (config.t_min, config.t_max))
@@ -29,18 +29,21 @@ def timestep_range(config: GuidanceConfig, progress: float, num_timesteps: int) 
 
 
 def to_timestep(fraction: float, num_timesteps: int) -> int:
-    """A fraction of the diffusion time as a timestep, rounded down."""
+    """Convert a fraction of the diffusion time to a timestep, rounded down."""
     return int(fraction * num_timesteps + 1e-6)  # 0.57 * 1000 is 569.99...
 
 
 def draw_timesteps(u: Tensor, low: int, high: int) -> Tensor:
-    """Integers [B], uniform on {low, ..., high}, from u [B] in [0, 1)."""
+    """Return integers [B], uniform on {low, ..., high}, from u [B] in [0, 1)."""
     # For u just below 1 the product can round up to `high + 1`: clamp.
     return (low + torch.floor(u.double() * (high - low + 1)).long()).clamp(max=high)
 
 
 def share_in_groups(values: Tensor, group: int) -> Tensor:
-    """[B] values, in which each run of `group` neighbors has the value of its first."""
+    """Return values [B] in which each group of `group` consecutive ones shares the value of its first.
+
+    Raises ValueError if B is not a multiple of `group`.
+    """
     if len(values) % group:
         raise ValueError(
             f"this prior denoises groups of {group} views, but there are {len(values)} images; "
@@ -52,7 +55,7 @@ def share_in_groups(values: Tensor, group: int) -> Tensor:
 def reference_timesteps(
     config: GuidanceConfig, timesteps: Tensor, u: Tensor, *, low: int, num_timesteps: int, progress: float
 ) -> Tensor:
-    """t' [B] long, from t [B] and u [B] in [0, 1); `low` is the smallest t that can be drawn now."""
+    """Return t' [B] long from t [B] and u [B] in [0, 1); `low` is the smallest t at this progress."""
     if config.shift == "none":
         return timesteps
     if config.shift == "earlier":
@@ -63,10 +66,10 @@ def reference_timesteps(
 
 
 def shift_later(timesteps: Tensor, u: Tensor, eta: float, start: int, num_timesteps: int) -> Tensor:
-    """t + floor(min(eta * (t - start), T - 1 - t) * u): never earlier than t, never beyond T - 1.
+    """Return t + floor(min(eta * (t - start), T - 1 - t) * u), which lies in [t, T - 1].
 
-    ScaleDreamer (arXiv 2407.02040), as in its code. The shift grows with t - start, so it is zero at the
-    lowest timestep; rounding down makes it zero for about a tenth of all draws at eta = 0.1.
+    As in ScaleDreamer's code (arXiv 2407.02040). The shift grows with t - start and is zero at the lowest
+    timestep; rounding down makes it zero for about a tenth of all draws at eta = 0.1.
     """
     time = timesteps.double()
     longest = torch.minimum(eta * (time - start), num_timesteps - 1 - time).clamp(min=0)

@@ -9,7 +9,7 @@ GPU. What would make the host wait is answered with a made-up value and recorded
     index     a CPU index into a CUDA tensor, which is copied first
     shape     an operation whose result's size only the device knows: nonzero, a boolean index
 
-The hooks that make this possible are for a whole process, and stay: use it in a process of its own.
+The hooks are process-wide and permanent: use it in a separate process.
 """
 
 from __future__ import annotations

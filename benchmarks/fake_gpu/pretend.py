@@ -15,7 +15,7 @@ from amortized.priors import graphs
 from benchmarks.fake_gpu.machine import IN_USE, install_hooks, on_gpu
 
 aten = torch.ops.aten
-# What looks at torch.cuda, or makes tensors, when it is imported: it is to find things as they are.
+# Modules that query torch.cuda, or create tensors, at import: import them before anything is faked.
 IMPORTED_BEFORE = (
     "torch._dynamo", "peft", "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip",

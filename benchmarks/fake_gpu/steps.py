@@ -2,8 +2,8 @@
 
   python -m benchmarks.fake_gpu.steps CONFIG [KEY=VALUE ...] [--prior sd21|mvdream] [--rays SHARE]
 
-prints what one step costs, by part, and where the host waits. Without --prior the config's own folder is
-loaded; with it, a model of the published size is made of shapes alone.
+prints the cost of one step, by part, and the places at which the host waits. Without --prior it loads the
+folder that the config names; with it, it creates a model of the published size without weights.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS
 
 
 def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
-    """As `train.run` composes it."""
+    """As `build_trainer` composes it."""
     if prior_name is None:
         prior = load_prior(config.prior, CUDA)
     else:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from amortized.config import load_config
-from amortized.guidance import METHODS, GuidanceConfig, build_method, calls_per_image, published
+from amortized.guidance import METHODS, GuidanceConfig, calls_per_image, published
+from amortized.guidance.methods import build_method
 from amortized.guidance.noise import SeedTrajectory
 from amortized.guidance.scores import Null
 
