@@ -13,7 +13,7 @@
 #
 # If a process or a machine fails, the others restart their processes and resume from the last checkpoint, with MIN
 # machines or more, after some 45 s; run the same command on a recovered machine to let it rejoin. Each machine counts
-# the restarts that others caused, up to MAX_RESTARTS. Fewer machines make a smaller batch (prompts_per_process on each).
+# restarts that others cause, up to MAX_RESTARTS. Fewer machines make a smaller batch (prompts_per_process on each).
 # The machine of RDZV_ENDPOINT is essential: if it fails, all exit, and the same command on all restarts them.
 # SIGTERM or Ctrl-C on one machine saves and removes that machine. torchrun then waits 120 s for its processes, but
 # always 30 s if it stops them only to restart them. SIGUSR1 ends only torchrun: do not send it.
