@@ -244,7 +244,10 @@ if __name__ == "__main__":
         with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", always_group=sharded) as joined:
             trainer = interrupted_at(make_trainer(Path(sys.argv[1]), joined, **changes), stop)
             ranks = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
-            print(json.dumps({**ranks, "slots": trainer.slots}), flush=True)
+            # One write: torchrun runs workers unbuffered, so that `print` writes the newline separately
+            # and lines of two processes can mix.
+            sys.stdout.write(json.dumps({**ranks, "slots": trainer.slots}) + "\n")
+            sys.stdout.flush()
             (inject_failure(trainer, *trouble) if trouble else trainer).train(quiet=True)
             del trainer
     # A Gloo thread that outlives its process group aborts the process at exit, about once in a thousand runs.
