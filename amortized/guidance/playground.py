@@ -191,7 +191,6 @@ def main(argv: list[str] | None = None) -> int:
         return run(parser.parse_intermixed_args(argv))
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    return 0
 
 
 def recommended(method: str) -> list[str]:

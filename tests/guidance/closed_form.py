@@ -125,9 +125,9 @@ class Image:
         positive = self.predict(x, t, self.text.positive) - base
         direction = positive.copy()
         for i, negative in enumerate(self.text.negatives if negatives else ()):
-            other = self.predict(x, t, negative) - base
-            other = other - (other * positive).sum() / max((positive**2).sum(), 1e-6) * positive
-            direction += float(self.text.negative_weights[i, 0]) * other
+            away = self.predict(x, t, negative) - base
+            away = away - (away * positive).sum() / max((positive**2).sum(), 1e-6) * positive
+            direction += float(self.text.negative_weights[i, 0]) * away
         return base + s * direction
 
     def ddim(self, x: np.ndarray, eps: np.ndarray, a: int, b: int) -> np.ndarray:
@@ -201,13 +201,13 @@ def gradient_of(
     run = math.sqrt(progress) if method == "dsd" else progress
     low, high = (math.floor(1000 * line(bound, run) + 1e-6) for bound in (config.t_min, config.t_max))
     t = low + math.floor(float(draws.u_timestep) * (high - low + 1))
-    other = t
+    reference = t
     if method in ("asd", "dsd"):
         u = float(draws.u_shift) if config.shift_random else 1.0
         start = low if method == "asd" else 320
-        other = t + math.floor(max(min(config.shift_eta * (t - start), 999 - t), 0) * u)
+        reference = t + math.floor(max(min(config.shift_eta * (t - start), 999 - t), 0) * u)
     elif method == "ism":
-        other = max(t - math.floor(1000 * line(config.shift_span, progress) + 1e-6), 0)
+        reference = max(t - math.floor(1000 * line(config.shift_span, progress) + 1e-6), 0)
     scale = line(config.guidance_scale, progress)
     image = Image(prior, latents, text, draws, learned)
     abar = image.abar(t)
@@ -217,13 +217,13 @@ def gradient_of(
         "sqrt": math.sqrt(abar) * (1 - abar),
         "sigma_over_alpha": math.sqrt(1 - abar) / math.sqrt(abar),
     }
-    gradient = weight[config.weighting] * difference(method, image, t, other, scale)
+    gradient = weight[config.weighting] * difference(method, image, t, reference, scale)
     size = np.linalg.norm(gradient)
     if config.normalize == "per_sample":
         gradient, size = gradient / size, 1.0
     if config.max_norm is not None:
         gradient = gradient * min(1.0, config.max_norm / size)
-    return config.weight / batch * gradient, t, other
+    return config.weight / batch * gradient, t, reference
 
 
 def line(schedule, progress: float) -> float:
