@@ -52,11 +52,11 @@ def plan_strides(start: int, targets: Tensor, nodes: Sequence[int], device: torc
     clip = torch.minimum if nodes and nodes[0] > start else torch.maximum
     now, planned = torch.full_like(targets, start), []
     for node in nodes:
-        following = clip(targets, torch.tensor(node))
-        rows = (following != now).nonzero().flatten()
+        next_times = clip(targets, torch.tensor(node))
+        rows = (next_times != now).nonzero().flatten()
         if len(rows):
-            planned.append((node, torch.stack([rows, now[rows], following[rows]])))
-        now = following
+            planned.append((node, torch.stack([rows, now[rows], next_times[rows]])))
+        now = next_times
     if not planned:
         return []
     on_device = to_device(torch.cat([numbers for _, numbers in planned], dim=1), device)
