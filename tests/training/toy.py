@@ -22,7 +22,7 @@ from amortized.checkpointing import CheckpointConfig
 from amortized.cli import one_sentence_errors
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
-from amortized.guidance import Guidance, build_learned, published
+from amortized.guidance import build_guidance, published
 from amortized.monitoring import MonitorConfig, StepRecord
 from amortized.parallel import DistributedConfig, OptimizerConfig, World, join_world
 from amortized.priors import GaussianMixturePrior, PriorConfig, load_stable_diffusion
@@ -139,13 +139,6 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         generator = TINY[generator].build(width)
     generator = generator or plain
     bank = TextBank(encoder, device=world.device)
-    learned = None
-    if guidance.learned is not None:
-        text = None if guidance.learned.text is None else bank.encode_for_prior([guidance.learned.text])
-        null, num_prompts = bank.encode_for_prior([""]), len(TEXTS)
-        learned = build_learned(
-            guidance.learned, prior, null=null, text=text, num_prompts=num_prompts, seed=7
-        )
     folder.mkdir(parents=True, exist_ok=True)
     config = BaseRunConfig(
         output=str(folder),
@@ -166,7 +159,9 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         config,
         world=world,
         corpus=prompt_list(TEXTS, "toy"),
-        guidance=Guidance(prior, guidance, learned),
+        guidance=build_guidance(
+            guidance, prior, encode=bank.encode_for_prior, num_prompts=len(TEXTS), seed=7
+        ),
         bank=bank,
         generator=generator.to(world.device),
     )
