@@ -115,17 +115,24 @@ def _latents(config: RunConfig, prior, scene: Scene, cameras: Cameras) -> Tensor
     grey = torch.full((*cameras.azimuth_deg.shape, 3), 0.6)
     size, sharpness = config.trainer.render_size, geometric_at(config.trainer.sharpness, 1.0)
     look = render(
-        scene, cameras, size, size, config=config.renderer, background=grey, sharpness=sharpness,
+        scene,
+        cameras,
+        size,
+        size,
+        config=config.renderer,
+        background=grey,
+        sharpness=sharpness,
         training=False,
-    )  # fmt: skip
+    )
     return prior.encode(look.rgb.flatten(0, 1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.directions", description=__doc__,
+        prog="python -m benchmarks.directions",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("config", nargs="?", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

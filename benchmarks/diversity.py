@@ -70,16 +70,22 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
     look, cameras = config.evaluation, one_each(config, num_assets)
     grey, found = torch.full((num_assets, 1, 3), look.background), {}
     for prompt in (corpus[i] for i in range(len(corpus))):
-        z = torch.cat([
-            z_of([prompt], z_width(generator), config.seed, config.trainer.seeds_per_prompt, number)
-            for number in range(num_assets)
-        ])  # fmt: skip
+        z = torch.cat(
+            [
+                z_of([prompt], z_width(generator), config.seed, config.trainer.seeds_per_prompt, number)
+                for number in range(num_assets)
+            ]
+        )
         found[prompt.text] = render(
             generator(bank.generator_text([prompt.text] * num_assets), z),
-            cameras, look.image_size, look.image_size,
-            config=config.renderer, background=grey, training=False,
+            cameras,
+            look.image_size,
+            look.image_size,
+            config=config.renderer,
+            background=grey,
+            training=False,
             sharpness=geometric_at(config.trainer.sharpness, 1.0),
-        ).rgb[:, 0]  # fmt: skip
+        ).rgb[:, 0]
     return found
 
 
@@ -93,9 +99,14 @@ def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
         sides = one_each(config, num_assets)
         grey = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)
         ends = optimize(
-            guidance, prior.encode(grey), bank.prior_text([corpus[index].text] * num_assets, sides), sides,
-            steps=config.trainer.steps // 2, learning_rate=0.05, seed=config.seed,
-        )  # fmt: skip
+            guidance,
+            prior.encode(grey),
+            bank.prior_text([corpus[index].text] * num_assets, sides),
+            sides,
+            steps=config.trainer.steps // 2,
+            learning_rate=0.05,
+            seed=config.seed,
+        )
         found[corpus[index].text] = prior.decode(ends)
     return found
 

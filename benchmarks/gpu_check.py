@@ -60,8 +60,19 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
     # Workers share the card: a test takes little of it, and starting Python takes longest.
     shared = on_cuda and (os.cpu_count() or 1) >= 12 and find_spec("xdist") is not None
     workers = ("-n", "6") if shared else ()
-    tests = (sys.executable, "-m", "pytest", "-v", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider",
-             f"--junitxml={folder / 'tests'}.xml", *workers)  # fmt: skip
+    tests = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-m",
+        "gpu",
+        "tests/gpu",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={folder / 'tests'}.xml",
+        *workers,
+    )
     # A stage that limits itself gets slightly less than its limit.
     return [
         measured("machine", "What the machine is and can do"),
@@ -82,10 +93,17 @@ def environment(device: str) -> dict[str, str]:
     path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     # Of tiny sizes one core is the faster, and the steadier beside other work.
     threads = {} if device != "cpu" else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return os.environ | threads | {
-        "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false", "GPU_TESTS_ON": device,
-    }  # fmt: skip
+    return (
+        os.environ
+        | threads
+        | {
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "GPU_TESTS_ON": device,
+        }
+    )
 
 
 def run(stage: Stage, folder: Path, device: str) -> Report:
@@ -95,9 +113,14 @@ def run(stage: Stage, folder: Path, device: str) -> Report:
     log, begun = folder / f"{stage.name}.log", time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            stage.command, cwd=ROOT, env=environment(device), stdout=output, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            stage.command,
+            cwd=ROOT,
+            env=environment(device),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             status = process.wait(stage.limit_s)
             state = "passed" if status == 0 else f"failed, status {status}"
@@ -188,16 +211,18 @@ def as_text(report: Report) -> str:
 
 def overview(report: Report) -> str:
     """A row for each stage."""
-    return table([
-        {
-            "stage": name,
-            "state": stage["state"],
-            "s": stage["seconds"],
-            "limit, s": stage["limit_s"],
-            "what": stage["summary"],
-        }
-        for name, stage in report["stages"].items()
-    ])  # fmt: skip
+    return table(
+        [
+            {
+                "stage": name,
+                "state": stage["state"],
+                "s": stage["seconds"],
+                "limit, s": stage["limit_s"],
+                "what": stage["summary"],
+            }
+            for name, stage in report["stages"].items()
+        ]
+    )
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

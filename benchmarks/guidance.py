@@ -52,9 +52,13 @@ def alone(preset: Variant) -> Variant:
 WORDLESS = ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
 # As configs/shapes16-multi-view.yaml has it: as many images a step.
 FOUR_VIEWS = (
-    "prior.path=checkpoints/shapes-multi-view", "prior.num_views=4", "cameras.ring=true", *WORDLESS,
-    "trainer.prompts_per_process=4", "trainer.views_per_prompt=4",
-)  # fmt: skip
+    "prior.path=checkpoints/shapes-multi-view",
+    "prior.num_views=4",
+    "cameras.ring=true",
+    *WORDLESS,
+    "trainer.prompts_per_process=4",
+    "trainer.views_per_prompt=4",
+)
 STUDIES = {
     "corpus": Study(
         title="Methods over a corpus, at equal denoiser calls",
@@ -87,9 +91,14 @@ STUDIES = {
         title="LODS with nulls of three kinds, and the plain one",
         variants={
             # Nothing learns, so that there are calls for half as many steps more.
-            "plain": Variant(preset="methods/lods-embedding", changes=(
-                "guidance.null=prior", "guidance.learned=null", "trainer.steps=900",
-            )),
+            "plain": Variant(
+                preset="methods/lods-embedding",
+                changes=(
+                    "guidance.null=prior",
+                    "guidance.learned=null",
+                    "trainer.steps=900",
+                ),
+            ),
             **{
                 kind: Variant(preset="methods/lods-embedding", changes=(f"guidance.learned.kind={kind}",))
                 for kind in ("null", "prompt-nulls", "adapter")
@@ -111,7 +120,7 @@ STUDIES = {
         variants={"asd": Variant(preset="methods/open-asd"), "dsd": Variant(preset="methods/open-dsd")},
         columns=("clip_similarity",),
     ),
-}  # fmt: skip
+}
 # What of DSD makes assets differ: its reference, or its noise; and of that, the trajectory or the seed?
 PARTS_OF_DSD = {
     "dsd, the noise as reference": Variant(
@@ -162,9 +171,10 @@ def pointing(seeds: Sequence[int], folder: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.guidance", description=__doc__,
+        prog="python -m benchmarks.guidance",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")

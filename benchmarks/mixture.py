@@ -80,9 +80,15 @@ def _run(guidance: Guidance, starts: Tensor, named: tuple[int, ...], steps: int,
         found.extend(latents.clone() for at in kept if at == step)
 
     optimize(
-        guidance, starts, plain_text(_rows(named), weights()), None, steps=steps,
-        learning_rate=LEARNING_RATE, seed=seed, each=each,
-    )  # fmt: skip
+        guidance,
+        starts,
+        plain_text(_rows(named), weights()),
+        None,
+        steps=steps,
+        learning_rate=LEARNING_RATE,
+        seed=seed,
+        each=each,
+    )
     return found
 
 

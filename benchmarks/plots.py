@@ -18,9 +18,13 @@ def intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None
     """A panel for each column of intervals, a line for each row; differences are left to the table."""
     columns = [name for name, value in rows[0].items() if isinstance(value, Interval)]
     figure, axes = pyplot.subplots(
-        1, len(columns), figsize=(3 * len(columns), 0.8 + 0.32 * len(rows)), sharey=True, squeeze=False,
+        1,
+        len(columns),
+        figsize=(3 * len(columns), 0.8 + 0.32 * len(rows)),
+        sharey=True,
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     places = range(len(rows), 0, -1)
     for axis, column in zip(axes[0], columns, strict=True):
         found = [row[column] for row in rows]

@@ -84,8 +84,14 @@ def main() -> None:
     findings.add({"part": "evaluation, s", "value": round(evaluate(folder, given.device), 1)})
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     for name, interval in results["metrics"].items():
-        findings.add({"part": name, "value": round(interval["mean"], 3), "low": interval["low"],
-                      "high": interval["high"]})  # fmt: skip
+        findings.add(
+            {
+                "part": name,
+                "value": round(interval["mean"], 3),
+                "low": interval["low"],
+                "high": interval["high"],
+            }
+        )
     scores = {name: results["metrics"][name]["mean"] for name in ("recall_at_1", "iou")}
     said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     findings.sum_up(f"{told['steps']} steps in {seconds:.0f} s, {told['step, ms']} ms each; {said}")

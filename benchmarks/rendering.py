@@ -72,9 +72,15 @@ def measure(own: RendererConfig) -> list[dict[str, str | float]]:
         def look(config: RendererConfig, scene: Scene, num: int, size: int = size) -> Render:
             cameras = orbit(num, 1, elevation_deg=20.0, distance=2.6, fovy_deg=42.0, start_azimuth_deg=25.0)
             return render(
-                scene, cameras, size, size, config=config, background=torch.full((num, 1, 3), 0.5),
-                sharpness=SHARPNESS, training=False,
-            )  # fmt: skip
+                scene,
+                cameras,
+                size,
+                size,
+                config=config,
+                background=torch.full((num, 1, 3), 0.5),
+                sharpness=SHARPNESS,
+                training=False,
+            )
 
         reference = look(RendererConfig(num_coarse=DENSE, num_fine=0, shading=LIT), scene, num).rgb
         for name, config in samplings.items():

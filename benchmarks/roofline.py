@@ -117,9 +117,10 @@ def start(output: Path, numbers: Iterable[int]) -> subprocess.Popen[bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.roofline", description=__doc__,
+        prog="python -m benchmarks.roofline",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--tflops", type=float, default=790.0, help="of half precision (H100: %(default)s)")
     parser.add_argument(
         "--tbps", type=float, default=3.0, help="of memory, 10^12 bytes a second (%(default)s)"

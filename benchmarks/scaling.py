@@ -191,9 +191,10 @@ def ordering() -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__,
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--prompts", nargs="+", type=int, default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--folder", type=Path, default=Path("outputs/scaling"))
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "CORPUS", "SHARDS"), help=argparse.SUPPRESS)

@@ -41,9 +41,12 @@ TINY = {
     "hyper-ingp": ("generator.grid.log2_table_size=10", "generator.grid.num_levels=4"),
     "3dconv-net": ("generator.resolution=8", "generator.base_channels=16", "generator.num_features=8"),
     "triplane-transformer": (
-        "generator.plane_tokens=4", "generator.width=32", "generator.num_layers=2", "generator.num_heads=2",
+        "generator.plane_tokens=4",
+        "generator.width=32",
+        "generator.num_layers=2",
+        "generator.num_heads=2",
     ),
-}  # fmt: skip
+}
 TINY_RUN = ("trainer.render_size=16", "renderer.num_coarse=16", "renderer.num_fine=8", "renderer.lattice=12")
 PUBLIC_RADIUS = 2.0  # of the field's box in the public code, to whose ends its rays go
 THINGS = ("a red cube", "an astronaut riding a horse", "a bowl of fruit", "a castle", "a small boat")
@@ -104,9 +107,13 @@ def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> T
     torch.manual_seed(config.seed)
     generator = config.generator.build(text_dim=prior.text_encoder.width).to(device)
     return Trainer(
-        config, world=World(device=device), corpus=corpus, guidance=Guidance(prior, config.guidance),
-        bank=bank, generator=generator,
-    )  # fmt: skip
+        config,
+        world=World(device=device),
+        corpus=corpus,
+        guidance=Guidance(prior, config.guidance),
+        bank=bank,
+        generator=generator,
+    )
 
 
 def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:

@@ -136,9 +136,14 @@ def tokenizer() -> Any:
     begin, end = "<|startoftext|>", "<|endoftext|>"
     names = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), begin, end]
     return CLIPTokenizer(
-        vocab={name: index for index, name in enumerate(names)}, merges=merges, bos_token=begin,
-        eos_token=end, unk_token=end, pad_token="!", model_max_length=77,
-    )  # fmt: skip
+        vocab={name: index for index, name in enumerate(names)},
+        merges=merges,
+        bos_token=begin,
+        eos_token=end,
+        unk_token=end,
+        pad_token="!",
+        model_max_length=77,
+    )
 
 
 def scheduler() -> Any:

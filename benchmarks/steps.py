@@ -63,10 +63,17 @@ class Pieces:
         settings = self.trainer.config
         size = settings.trainer.render_size
         return render(
-            scene, self.cameras, size, size, config=settings.renderer, background=self.background,
-            sharpness=geometric_at(settings.trainer.sharpness, PROGRESS), training=True, u=self.u,
+            scene,
+            self.cameras,
+            size,
+            size,
+            config=settings.renderer,
+            background=self.background,
+            sharpness=geometric_at(settings.trainer.sharpness, PROGRESS),
+            training=True,
+            u=self.u,
             want_normal=settings.losses.need_normals(PROGRESS),
-        )  # fmt: skip
+        )
 
     def encode(self, image: Render) -> Tensor:
         return self.trainer.guidance.prior.encode(image.rgb.flatten(0, 1))
@@ -112,9 +119,13 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
     prior, bank, generator = build_parts(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     trainer = Trainer(
-        config, world=World(device=device), corpus=corpus, guidance=guidance, bank=bank,
+        config,
+        world=World(device=device),
+        corpus=corpus,
+        guidance=guidance,
+        bank=bank,
         generator=generator,
-    )  # fmt: skip
+    )
     pieces = Pieces(trainer=trainer)
 
     def per_branch() -> None:

@@ -40,9 +40,16 @@ def rendering(device: torch.device) -> Iterator[dict[str, object]]:
 
         def look(training: bool, size: int = size) -> Render:
             return render(
-                generator(text), cameras, size, size, config=RendererConfig(), background=background,
-                sharpness=30.0, training=training, want_normal=True,
-            )  # fmt: skip
+                generator(text),
+                cameras,
+                size,
+                size,
+                config=RendererConfig(),
+                background=background,
+                sharpness=30.0,
+                training=training,
+                want_normal=True,
+            )
 
         def learn(size: int = size) -> None:
             look(True, size).rgb.sum().backward()

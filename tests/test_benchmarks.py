@@ -170,8 +170,11 @@ def test_plots_are_drawn(tmp_path):
 
 def test_tables_are_markdown():
     assert timing.markdown([{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}]).splitlines() == [
-        "| a | b |", "| --- | --- |", "| 1 | x |", "| 2.5 | y |",
-    ]  # fmt: skip
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 | x |",
+        "| 2.5 | y |",
+    ]
 
 
 def test_memory_of_a_graph_is_counted_once_and_without_weights():

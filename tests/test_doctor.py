@@ -116,8 +116,12 @@ def test_a_real_run_imports_nothing_that_is_optional(tmp_path: Path) -> None:
     assert done.returncode == (0 if told["ok"] else 1) and "Traceback" not in done.stderr
     assert told["ok"] == (not any(row.state in ("missing", "wrong") for row in rows))
     assert list(dict.fromkeys(row.group for row in rows)) == [
-        "versions", "devices", "optional", "storage", "models"
-    ]  # fmt: skip
+        "versions",
+        "devices",
+        "optional",
+        "storage",
+        "models",
+    ]
     assert all(named_row(rows, name).state == "ok" for name in (*checks.OPTIONAL, "tiny-cuda-nn"))
     assert named_row(rows, "CPU").found.startswith(f"usable cores: {len(os.sched_getaffinity(0))},")
 

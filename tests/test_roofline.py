@@ -23,14 +23,20 @@ def cost(flops: float, traffic: float, operations: int, single: float = 0.0) -> 
 
 def test_parts_are_apart_and_the_rest_is_what_no_part_has():
     counted = {
-        "step": cost(100, 1000, 50), "render": cost(10, 100, 5), "guidance": cost(60, 500, 20),
-        "denoiser": cost(55, 450, 15), "backward": cost(20, 200, 10),
-    }  # fmt: skip
+        "step": cost(100, 1000, 50),
+        "render": cost(10, 100, 5),
+        "guidance": cost(60, 500, 20),
+        "denoiser": cost(55, 450, 15),
+        "backward": cost(20, 200, 10),
+    }
     found = roofline.by_part(counted)
     assert {name: (c["flops"], c["traffic"], c["operations"]) for name, c in found.items()} == {
-        "render": (10, 100, 5), "denoiser": (55, 450, 15), "guidance": (5, 50, 5), "backward": (20, 200, 10),
+        "render": (10, 100, 5),
+        "denoiser": (55, 450, 15),
+        "guidance": (5, 50, 5),
+        "backward": (20, 200, 10),
         "rest": (10, 200, 15),
-    }  # fmt: skip
+    }
 
 
 def test_a_floor_is_the_longer_of_products_and_bytes():

@@ -190,10 +190,21 @@ def install_hooks() -> None:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "hooks.so"
         command = [
-            "g++", "-std=c++20", "-O1", "-shared", "-fPIC", str(Path(__file__).with_name("hooks.cpp")),
-            "-o", str(library), f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}",
-            f"-L{libraries}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}",
-        ]  # fmt: skip
+            "g++",
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            str(Path(__file__).with_name("hooks.cpp")),
+            "-o",
+            str(library),
+            f"-I{include}",
+            f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}",
+            f"-L{libraries}",
+            "-ltorch_cpu",
+            "-lc10",
+            f"-Wl,-rpath,{libraries}",
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError as error:

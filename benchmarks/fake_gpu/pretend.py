@@ -17,9 +17,12 @@ from benchmarks.fake_gpu.machine import IN_USE, install_hooks, on_gpu
 aten = torch.ops.aten
 # Modules that query torch.cuda, or create tensors, at import: import them before anything is faked.
 IMPORTED_BEFORE = (
-    "torch._dynamo", "peft", "diffusers.models.unets.unet_2d_condition",
-    "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip",
-)  # fmt: skip
+    "torch._dynamo",
+    "peft",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "transformers.models.clip.modeling_clip",
+)
 _attention_of_cpu = nn.functional.scaled_dot_product_attention
 
 
@@ -124,9 +127,15 @@ def _move(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """The kernel that CUDA takes: flash in half precision without a mask, else the memory-efficient one."""
     if not on_gpu(query):
         return _attention_of_cpu(

@@ -115,9 +115,13 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
     corpus = load_corpus(config)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(
-        config, world=World(device=CUDA), corpus=corpus, guidance=guidance, bank=bank,
+        config,
+        world=World(device=CUDA),
+        corpus=corpus,
+        guidance=guidance,
+        bank=bank,
         generator=generator.to(CUDA),
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -181,9 +185,10 @@ def shown(step: Step) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fake_gpu.steps", description=__doc__,
+        prog="python -m benchmarks.fake_gpu.steps",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--prior", choices=tuple(PRIORS))

@@ -31,9 +31,16 @@ def picture(generator: HyperINGP, device: torch.device, training: bool) -> Rende
     cameras = to_device(orbit(2, 2, elevation_deg=20.0, distance=2.0, fovy_deg=50.0), device)
     config = RendererConfig(num_coarse=32, num_fine=16, lattice=16, shading=ShadingConfig(kind="lambert"))
     return render(
-        generator(to_device(text, device)), cameras, 24, 24, config=config, sharpness=20.0,
-        background=torch.full((2, 2, 3), 0.5, device=device), training=training, want_normal=True,
-    )  # fmt: skip
+        generator(to_device(text, device)),
+        cameras,
+        24,
+        24,
+        config=config,
+        sharpness=20.0,
+        background=torch.full((2, 2, 3), 0.5, device=device),
+        training=training,
+        want_normal=True,
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
