@@ -1,13 +1,13 @@
-# Two images from one file; the small embedded models are inside, so neither needs a network to run.
+# Two images, cpu and cuda. Both include the small embedded models, so neither needs a network to run.
 #   docker build --target cpu  -t amortized3d:cpu .
 #   docker build --target cuda -t amortized3d:cuda .
 #   docker run --rm -v "$PWD/outputs:/app/outputs" amortized3d:cpu configs/quickstart.yaml
 #   docker run --rm -v "$PWD/outputs:/app/outputs" --entrypoint python amortized3d:cpu evaluate.py outputs/quickstart
 ARG PYTHON_IMAGE=python:3.12-slim
-# The torch wheel carries its own CUDA 13 libraries; the -devel image adds nvcc, for optional extensions.
+# The torch wheel bundles the CUDA 13 libraries; the -devel image adds nvcc, for optional extensions.
 ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04
 
-# ---- the source, and the list of what it needs ----
+# ---- source: the code and its requirements ----
 FROM ${PYTHON_IMAGE} AS source
 WORKDIR /app
 COPY pyproject.toml requirements.lock ./
@@ -21,7 +21,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE=1
 WORKDIR /app
 COPY --from=source /app/requirements.txt /app/requirements.lock ./
-# First the pair alone from its index; the next line finds it installed and adds the rest from PyPI.
+# Install torch and torchvision from the CPU index first; the next line keeps them and adds the rest from PyPI.
 RUN pip install --no-deps --index-url "${TORCH_INDEX}" --constraint requirements.lock torch torchvision \
     && pip install --constraint requirements.lock --requirement requirements.txt
 RUN useradd --create-home --uid 1000 amortized && install --directory --owner amortized outputs
@@ -30,7 +30,7 @@ USER 1000
 ENTRYPOINT ["python", "train.py"]
 CMD ["--help"]
 
-# ---- cuda: the wheels of PyPI on a CUDA image; run with --gpus all ----
+# ---- cuda: PyPI wheels on a CUDA image; run with --gpus all ----
 FROM ${CUDA_IMAGE} AS cuda
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE=1 \
     PATH="/opt/venv/bin:${PATH}"
@@ -42,7 +42,7 @@ RUN apt-get update \
 WORKDIR /app
 COPY --from=source /app/requirements.txt /app/requirements.lock ./
 RUN pip install --constraint requirements.lock --requirement requirements.txt deepspeed
-# Ubuntu's image already has a user of id 1000.
+# Ubuntu's image already has a user with id 1000.
 RUN (userdel --remove ubuntu || true) \
     && useradd --create-home --uid 1000 amortized && install --directory --owner amortized outputs
 COPY --from=source /app ./

@@ -119,6 +119,7 @@ def repeat_cameras(cameras: Cameras, times: int) -> Cameras:
 
 
 def _map_fields(cameras: Cameras, function: Callable[[Tensor], Tensor]) -> Cameras:
+    """Return cameras with `function` applied to each tensor."""
     return Cameras(**{field.name: function(getattr(cameras, field.name)) for field in fields(cameras)})
 
 

@@ -107,9 +107,8 @@ class RaySamples:
     t_positions: Tensor  # [P, K, S] distances from the camera
     sdf: Tensor  # [P, K, S]
     weights: Tensor  # [P, K, S] compositing weights, front to back
-    gradient: Tensor | None = (
-        None  # [P, K, 3] of the SDF at the rays' expected depth, if computed; not normalized
-    )
+    # [P, K, 3] SDF gradient at the rays' expected depth, not normalized; None unless computed
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

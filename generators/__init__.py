@@ -20,7 +20,7 @@ from generators.triplane_transformer import TriplaneTransformerConfig
 GeneratorConfig = HyperINGPConfig | Conv3DConfig | TriplaneTransformerConfig
 
 GENERATORS = {config.name: config for config in get_args(GeneratorConfig)}
-DEFAULT = HyperINGPConfig
+DEFAULT_GENERATOR = HyperINGPConfig
 
 
 def build_generator(
@@ -36,4 +36,4 @@ def build_generator(
     return generator
 
 
-__all__ = ["DEFAULT", "GENERATORS", "GeneratorConfig", "build_generator"]
+__all__ = ["DEFAULT_GENERATOR", "GENERATORS", "GeneratorConfig", "build_generator"]

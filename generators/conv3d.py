@@ -110,11 +110,12 @@ class Conv3DNet(nn.Module):
         """
         pooled = text.pooled
         z = checked_z(z, len(pooled), self.z_dim, pooled)
+        # Unit second moment, as StyleGAN's mapping network normalizes its input.
         style = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.mapping:
             style = functional.leaky_relu(layer(style), SLOPE) * GAIN
-        style = self.join(torch.cat([pooled, style], dim=1))
-        features = self._volumes(style, z)
+        style = self.join(torch.cat([pooled, style], dim=1))  # [P, style_dim]
+        features = self._volumes(style, z)  # [P, F, R, R, R]
         return FeatureField(
             features=partial(read_volume, features.to(self.constant.dtype)),
             head_sdf=self.head_sdf,

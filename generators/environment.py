@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amortized.config import check
 from amortized.encodings import (
+    MAX_BANDS,
     BiasFreeMLP,
     HashGrid,
     HashGridConfig,
@@ -61,7 +62,7 @@ class SHEnvironmentConfig:
     hidden: tuple[int, ...] = (16, 16)  # hidden widths of the MLP
 
     def __post_init__(self) -> None:
-        check(self, "num_bands", at_least=1, at_most=4)
+        check(self, "num_bands", at_least=1, at_most=MAX_BANDS)
         check(self, "hidden", at_least=1)
 
     def build(self, text_dim: int) -> nn.Module:

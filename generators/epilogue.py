@@ -33,6 +33,8 @@ def leaky_clamped(x: Tensor, shift: Tensor, bias: Tensor) -> Tensor:
 
 
 class _LeakyClamped(torch.autograd.Function):
+    """`leaky_clamped` in place, with a backward pass from the output alone."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, bias: Tensor) -> Tensor:
         """Return [P, C, R, R, R] in the memory of x."""

@@ -38,6 +38,7 @@ class FeatureField:
         return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))
 
     def _sdf(self, points: Tensor, features: Tensor) -> Tensor:
+        """Return signed distances [P, N] at points [P, N, 3] with features [P, N, F]."""
         sphere = torch.linalg.vector_norm(points, dim=-1) - self.sphere_radius
         return sphere + self.head_sdf(features).squeeze(-1)
 

@@ -117,7 +117,8 @@ class HyperINGP(nn.Module):
             inputs.append(self.pooling(tokens.to(dtype), mask))
         if self.z_dim:
             inputs.append(checked_z(z, len(text.pooled), self.z_dim, inputs[0]))
-        weights = self.hypernet(torch.cat(inputs, dim=-1)).to(dtype)  # float32 under autocast
+        # [P, weights of both heads], in the grid's float32 under autocast as well.
+        weights = self.hypernet(torch.cat(inputs, dim=-1)).to(dtype)
         heads = zip(weights.split(self.num_weights, dim=-1), self.config.head_widths, strict=True)
         sdf_weights, rgb_weights = (split_mlp_weights(flat, widths) for flat, widths in heads)
         return FeatureField(

@@ -97,20 +97,20 @@ class TriplaneTransformer(nn.Module):
         Raises ValueError if the tokens have no mask.
         """
         num_prompts = len(text.pooled)
-        x = self.tokens.expand(num_prompts, -1, -1)
+        x = self.tokens.expand(num_prompts, -1, -1)  # [P, 3 * side^2, width]
         if self.text_in is None:
             context, mask = checked_tokens(text)
             mask = mask[:, None, None]  # [P, 1, 1, L]: the same for all heads and queries
         else:
-            context, mask = self.text_in(text.pooled)[:, None], None
+            context, mask = self.text_in(text.pooled)[:, None], None  # [P, 1, width]
         for layer in self.layers:
             if self.config.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, context, mask, use_reentrant=False)
             else:
                 x = layer(x, context, mask)
         side = self.config.plane_tokens
-        grid = self.norm(x).view(num_prompts * 3, side, side, -1).movedim(-1, 1)
-        planes = self.to_planes(grid)
+        grid = self.norm(x).view(num_prompts * 3, side, side, -1).movedim(-1, 1)  # [P * 3, width, side, side]
+        planes = self.to_planes(grid)  # [P * 3, F, 2 * side, 2 * side]
         if self.config.smooth:
             planes = filtered(planes)
         return FeatureField(
@@ -203,6 +203,7 @@ class _Attention(nn.Module):
         """
 
         def split_heads(values: Tensor) -> Tensor:
+            """Reshape [P, T, width] to [P, num_heads, T, width / num_heads]."""
             return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         query, key, value = self.query(x), self.key(context), self.value(context)

@@ -18,7 +18,7 @@ from amortized.random import derive_seed
 from amortized.training import BaseRunConfig, Trainer
 from amortized.types import Corpus
 from corpora import open_corpus, prompt_list
-from generators import DEFAULT, GeneratorConfig, build_generator
+from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
 
@@ -26,7 +26,7 @@ from generators.environment import EnvironmentConfig
 class RunConfig(BaseRunConfig):
     """Everything that determines a run."""
 
-    generator: GeneratorConfig = field(default_factory=DEFAULT)
+    generator: GeneratorConfig = field(default_factory=DEFAULT_GENERATOR)
     environment: EnvironmentConfig | None = None  # a learned background; null: none
 
 

@@ -22,6 +22,7 @@ BLOCK = 256  # points per program
 
 @triton.jit
 def _cell_of(points, scales, n, inside, level, axis: tl.constexpr):
+    """Return the cell index and the fraction [SIZE] of points n along one axis."""
     position = tl.load(points + 3 * n + axis, mask=inside, other=0.0) * tl.load(scales + level) + 0.5
     cell = tl.floor(position)
     return cell.to(tl.int32).to(tl.uint32), position - cell
@@ -29,6 +30,7 @@ def _cell_of(points, scales, n, inside, level, axis: tl.constexpr):
 
 @triton.jit
 def _row_of(x, y, z, sizes, level):
+    """Return the table rows [SIZE] of vertices (x, y, z) at a level."""
     resolution = tl.load(sizes + 3 * level).to(tl.uint32)
     size = tl.load(sizes + 3 * level + 1).to(tl.uint32)
     dense = x + y * resolution + z * resolution * resolution
@@ -41,6 +43,7 @@ def _row_of(x, y, z, sizes, level):
 
 @triton.jit
 def _forward(points, table, scales, sizes, out, num_points, F: tl.constexpr, SIZE: tl.constexpr):
+    """Write the features of SIZE points at one level to out [N, L * F]."""
     level, num_levels = tl.program_id(1), tl.num_programs(1)
     n = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside, f = n < num_points, tl.arange(0, F)
@@ -60,6 +63,7 @@ def _forward(points, table, scales, sizes, out, num_points, F: tl.constexpr, SIZ
 
 @triton.jit
 def _backward(points, grad, scales, sizes, table_grad, num_points, F: tl.constexpr, SIZE: tl.constexpr):
+    """Add the gradients grad [N, L * F] of SIZE points at one level to table_grad [rows, F]."""
     level, num_levels = tl.program_id(1), tl.num_programs(1)
     n = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside, f = n < num_points, tl.arange(0, F)
@@ -86,6 +90,7 @@ class TritonLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, table: Tensor, scales: Tensor, sizes: Tensor) -> Tensor:
+        """Return features [N, L * F]."""
         points, table = points.contiguous(), table.contiguous()
         ctx.save_for_backward(points, scales, sizes)
         ctx.table_shape = table.shape
@@ -98,6 +103,7 @@ class TritonLookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        """Return the gradient [rows, F] of the table for grad [N, L * F]."""
         points, scales, sizes = ctx.saved_tensors
         table_grad = grad.new_zeros(ctx.table_shape)
         if len(points):

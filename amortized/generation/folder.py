@@ -30,7 +30,7 @@ from amortized.devices import local_device
 from amortized.files import sync
 from amortized.generation.card import model_card
 from amortized.generation.config import SceneConfig, sharpness_at
-from generators import DEFAULT, GeneratorConfig, build_generator
+from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
 FORMAT = 1
@@ -50,7 +50,7 @@ class TextEncoderConfig:
 class ModelConfig:
     """Everything that using a generator's weights depends on."""
 
-    generator: GeneratorConfig = field(default_factory=DEFAULT)
+    generator: GeneratorConfig = field(default_factory=DEFAULT_GENERATOR)
     environment: EnvironmentConfig | None = None
     text_dim: int  # width of the text embeddings
     text_encoder: TextEncoderConfig

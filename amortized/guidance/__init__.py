@@ -5,7 +5,6 @@ from amortized.guidance.config import GuidanceConfig, published
 from amortized.guidance.costs import calls_per_image, queries_per_image
 from amortized.guidance.distillation import Guidance, GuidanceOutput
 from amortized.guidance.draws import GuidanceDraws
-from amortized.guidance.learned import build_learned
 from amortized.guidance.method_table import METHODS
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "GuidanceDraws",
     "GuidanceOutput",
     "build_guidance",
-    "build_learned",
     "calls_per_image",
     "check_guidance",
     "published",

@@ -11,19 +11,19 @@ Every method is target minus reference, both noise predictions. SDS (arXiv 2209.
     g = w(t) * (target - reference)                       # w(t) = 1 - abar_t
     loss = 0.5 * |z - stop_gradient(z - g)|^2 / B         # d loss / d z = g / B
 
-ASD (arXiv 2407.02040) replaces the reference by the same network at a later time:
+ASD (arXiv 2407.02040): the reference is the same network's prediction at a later time:
 
     t ~ uniform{t_min, ..., t_max};  u ~ uniform[0, 1)
     t' = t + floor(u * min(eta * (t - t_min), T - 1 - t)) # eta = 0.1
     noise ~ N(0, 1)                                       # the same at t and t'
     x_t, x_t' = add_noise(z, noise, t), add_noise(z, noise, t')
     e_y, e_null = unet(x_t, t, [text, null])              # these two and the next in one batch
-    reference = unet(x_t', t', text)                      # a later, and so more accurate, prediction
+    reference = unet(x_t', t', text)                      # later, and so more accurate
     target = e_null + s * (e_y - e_null)                  # s = 7.5
     g = w(t) * (target - reference)                       # w at t, not at t'
     loss as above
 
-The other methods choose other parts: see `method_table`. The code below is the same for all of them.
+The other methods combine other parts (see `method_table`); the code below serves all of them.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Guidance:
             difference = target - reference
             gradient = self._weights(inputs) * difference
             norms = norms_of(gradient)  # [B], before normalization
-            gradient = self._limited(gradient, norms)
+            gradient = self._limit(gradient, norms)
         # 4. The reference model's own loss, on the same latents at an independent timestep. `clean` is
         #    detached, so that this loss cannot train the generator.
         learned_loss = None
@@ -229,10 +229,10 @@ class Guidance:
         weights = WEIGHTINGS[self.config.weighting](abar)
         return weights / inputs.guidance_scale if self.config.divide_by_scale else weights
 
-    def _limited(self, gradient: Tensor, norms: Tensor) -> Tensor:
-        """Return the gradient [B, C, h, w], normalized or clipped per image; norms [B] are its own."""
+    def _limit(self, gradient: Tensor, norms: Tensor) -> Tensor:
+        """Normalize or clip the gradient [B, C, h, w] of each image, given its norm [B]."""
         factors = torch.ones_like(norms)
-        # clamp lets NaN through: a bad prediction must reach the loss.
+        # clamp passes NaN on: a non-finite prediction must show in the loss.
         if self.config.normalize == "per_sample":
             factors = 1 / norms.clamp(min=1e-12)
         if self.config.max_norm is not None:
@@ -246,7 +246,7 @@ def norms_of(values: Tensor) -> Tensor:
 
 
 def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:
-    """Return losses [B] of value 0.5 * |gradient|^2 whose derivative by the latents is `gradient`.
+    """Return losses [B] of 0.5 * |gradient|^2, whose derivative with respect to the latents is `gradient`.
 
     Both are [B, ...]. This is 0.5 * |z - sg(z - g)|^2, arranged so that z cancels exactly and g is not
     rounded to z's precision.

@@ -30,7 +30,7 @@ MAX_TABLE_GIB = 16.0  # size of a table of nulls, with gradients and Adam's mome
 
 
 class LearnedReference(nn.Module):
-    """A trainable model of the distribution of renders: its output, put into the prior, predicts their noise.
+    """A trainable model of the distribution of renders: with its output, the prior predicts their noise.
 
     Its parameters are trained by `denoising_loss`, at `learned.learning_rate`.
     """

@@ -2,7 +2,7 @@
 
 Every method's gradient with respect to the latents z is w(t) * (target - reference), with
 
-    target     e_b + s * [ (e_y - e_b) + perp-neg ]     at (x_t, t): the CFG pair
+    target     e_b + s * [ (e_y - e_b) + Perp-Neg ]     at (x_t, t): the CFG pair
     x_t        sqrt(abar_t) z + sqrt(1 - abar_t) noise  from a noise source
     reference  the prediction to subtract: the true noise, the null, a learned model of the renders, or the
                prior at another timestep t'
@@ -80,7 +80,7 @@ METHODS: Mapping[str, Mapping[str, object]] = {
         "weighting": "sigma_over_alpha",
         "weight": 0.1,
     },
-    # Learning to optimize denoising scores (LODS, arXiv 2312.04820): SDS with CFG scale s and a null learned
+    # Learn to optimize denoising scores (LODS, arXiv 2312.04820): SDS with CFG scale s and a null learned
     # from the renders, divided by s. Follows the 3D code; for 2D, the learning rates of paper and code
     # differ.
     "lods-embedding": {

@@ -52,11 +52,11 @@ def plan_strides(start: int, targets: Tensor, nodes: Sequence[int], device: torc
     clip = torch.minimum if nodes and nodes[0] > start else torch.maximum
     now, planned = torch.full_like(targets, start), []
     for node in nodes:
-        following = clip(targets, torch.tensor(node))
-        rows = (following != now).nonzero().flatten()
+        next_times = clip(targets, torch.tensor(node))
+        rows = (next_times != now).nonzero().flatten()
         if len(rows):
-            planned.append((node, torch.stack([rows, now[rows], following[rows]])))
-        now = following
+            planned.append((node, torch.stack([rows, now[rows], next_times[rows]])))
+        now = next_times
     if not planned:
         return []
     on_device = to_device(torch.cat([numbers for _, numbers in planned], dim=1), device)
@@ -102,13 +102,13 @@ def drawn_noise(clean: CleanBatch) -> Tensor:
 def with_noise(prior: Prior, clean: CleanBatch, noise: Tensor) -> NoisyBatch:
     """Add the same noise [B, C, h, w] to the latents at t and at t'."""
 
-    def at(times: Tensor) -> Tensor:
+    def noisy_at(times: Tensor) -> Tensor:
         return add_noise(clean.latents, noise, alphas_at(prior.alphas_cumprod, times, clean.latents))
 
     return NoisyBatch(
         clean=clean,
-        latents_noisy=at(clean.timesteps),
-        latents_noisy_reference=at(clean.timesteps_reference),
+        latents_noisy=noisy_at(clean.timesteps),
+        latents_noisy_reference=noisy_at(clean.timesteps_reference),
         noise=noise,
     )
 
@@ -213,15 +213,15 @@ class SeedTrajectory:
     cached: dict[tuple[bytes, int], Tensor] = field(default_factory=dict)  # by (seed and text, timestep)
 
     def __call__(self, denoiser: Denoiser, clean: CleanBatch) -> NoisyBatch:
-        prior, like = denoiser.prior, clean.latents
-        shape, last = tuple(like.shape[1:]), prior.num_timesteps - 1
+        prior, latents = denoiser.prior, clean.latents
+        shape, last = tuple(latents.shape[1:]), prior.num_timesteps - 1
         # Views that are denoised together start from different noise, as when the prior samples.
         starts = [(seed, row % prior.views_per_group) for row, seed in enumerate(clean.draws.seeds.tolist())]
         start = {key: self._start(shape, *key) for key in set(starts)}
-        x = to_device(torch.stack([start[key] for key in starts]), like.device).to(like.dtype)
+        x = to_device(torch.stack([start[key] for key in starts]), latents.device).to(latents.dtype)
         names = _cache_keys(clean) if self.config.cache else []
         nodes = self._nodes(prior.num_timesteps)
-        for stride in plan_strides(last, clean.reference_on_host, nodes, like.device):
+        for stride in plan_strides(last, clean.reference_on_host, nodes, latents.device):
             moving = _take(x, stride.rows)
             noise_pred = self._predict_at_node(denoiser, moving, clean, stride, names)
             x = _put(x, stride.rows, ddim_step(prior, moving, noise_pred, stride.now, stride.to))
@@ -243,8 +243,8 @@ class SeedTrajectory:
         missing = {key: row for row, key in enumerate(keys) if key not in self.cached}
         if missing:
             rows = [*missing.values()]
-            both = torch.tensor([rows, [stride.images[row] for row in rows]])
-            row, images = to_device(both, x.device)
+            indices = torch.tensor([rows, [stride.images[row] for row in rows]])
+            row, images = to_device(indices, x.device)  # one copy for both
             noise_pred = self._predict(denoiser, x[row], stride.now[row], clean.text, images)
             self.cached.update(zip(missing, noise_pred, strict=True))
         return torch.stack([self.cached[key] for key in keys])

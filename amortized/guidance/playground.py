@@ -83,9 +83,9 @@ def optimize(
     seed: int,
     each: Callable[[int, Tensor], None] = lambda step, latents: None,
 ) -> Tensor:
-    """Return latents [B, C, h, w] after `steps` steps of Adam; call `each` after every step, counted from 1.
+    """Return latents [B, C, h, w] after `steps` steps of Adam.
 
-    Raises ValueError if a loss is not finite.
+    Calls `each(step, latents)` after each step, counted from 1. Raises ValueError if a loss is not finite.
     """
     latents = latents.clone().requires_grad_()
     groups = [{"params": [latents], "lr": learning_rate}]
@@ -109,7 +109,7 @@ def optimize(
     return latents.detach()
 
 
-def play(config: PlaygroundConfig, prior: Prior) -> Tensor:
+def make_sheet(config: PlaygroundConfig, prior: Prior) -> Tensor:
     """Return the images [rows, columns, H, W, 3] of the contact sheet: ROWS of steps, then samples.
 
     Raises ValueError if the prior has no text encoder.
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         settings = recommended(args.method)
     config = load_config(PlaygroundConfig, None, [*settings, *args.overrides, f"prompt={args.prompt}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = play(config, load_prior(config.prior, device))
+    images = make_sheet(config, load_prior(config.prior, device))
     output = args.output or Path("outputs/playground") / f"{args.method}.png"
     save_grid(output, images.flatten(0, 1), columns=images.shape[1])
     print(output)
@@ -191,7 +191,6 @@ def main(argv: list[str] | None = None) -> int:
         return run(parser.parse_intermixed_args(argv))
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    return 0
 
 
 def recommended(method: str) -> list[str]:

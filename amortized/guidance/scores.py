@@ -99,7 +99,7 @@ class Score(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """Classifier-free guidance (arXiv 2207.12598), with Perp-Neg if there are negative texts.
+    """Classifier-free guidance (arXiv 2207.12598); with negative texts, Perp-Neg (arXiv 2304.04968).
 
         e_b + s * [ (e_y - e_b) + sum_i w_i * perp(e_i - e_b, e_y - e_b) ]
 
@@ -188,7 +188,7 @@ class TrueNoise:
 
 
 class InvertedNoise:
-    """The prediction that an inversion made at t': the reference of ISM. Costs no further query."""
+    """The prediction that an inversion made at t': the reference of ISM. Costs no extra query."""
 
     def query_names(self, guidance_scale: float, num_negatives: int) -> set[str]:
         return set()

@@ -40,7 +40,7 @@ from amortized.types import Cameras, RaySamples, Render, Scene, SceneWithBackgro
 PARTS_PER_INTERVAL = 4
 
 # Training renders at least this share of a prompt's rays even if they look empty: an object that has
-# vanished must keep a gradient, with samples near its center, to be able to come back.
+# vanished must keep a gradient, with samples near its center, to recover.
 MIN_RAY_SHARE = 0.125
 
 
@@ -119,11 +119,13 @@ def render(
             want_normal=want_normal or config.shading.kind != "none",
             training=training,
         )
+        # Bound the largest evaluation: coarse edges, samples, or the 4 points of a normal. Training keeps the
+        # graph of all rays, so chunks would save no memory.
         rays_per_chunk = chunk // (num_prompts * max(config.num_coarse + 1, config.num_samples, 4))
         step = rays.origins.shape[1] if training else max(1, rays_per_chunk)
-        numbers = repeat(None) if u is None else u.split(step, dim=1)
-        chunks = zip(rays.origins.split(step, dim=1), rays.directions.split(step, dim=1), numbers)  # noqa: B905
-        outputs = [march(*chunk) for chunk in chunks]
+        u_chunks = repeat(None) if u is None else u.split(step, dim=1)  # repeat has no end: zip is not strict
+        chunks = zip(rays.origins.split(step, dim=1), rays.directions.split(step, dim=1), u_chunks)  # noqa: B905
+        outputs = [march(*ray_chunk) for ray_chunk in chunks]
         pixels = torch.cat([output.pixels for output in outputs], dim=1)
         pixels = pixels.unflatten(1, rays.shape)  # [P, V, H, W, 5 or 8]
         rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
@@ -171,7 +173,7 @@ class _RayMarcher:
         # Rays that miss serve as padding only, with length 0 and all samples at the ball's center.
         origins = torch.where(valid[..., None], origins, 0.0)
         # On a GPU, reading the lattice for all rays is cheaper than waiting for the number of rays that hit.
-        if self.lattice is not None and _counting_waits(origins.device):
+        if self.lattice is not None and _reading_blocks_host(origins.device):
             index = _all_rays(valid)
         else:
             index = _compact(valid)
@@ -182,6 +184,7 @@ class _RayMarcher:
 
         # 2. Coarse pass: drop rays that look empty, and move the edges to the surface.
         if self.config.num_fine:
+            # `render` has counted the lattice's evaluations.
             num_evaluations += 0 if self.lattice is not None else edges.numel()
             min_rays = int(MIN_RAY_SHARE * num_rays)
             selected, valid, edges = self._importance_edges(
@@ -198,6 +201,7 @@ class _RayMarcher:
         num_evaluations += sdf.numel()
         sdf, albedo = sdf.view_as(t_positions), albedo.unflatten(1, t_positions.shape[1:])  # [P, K, S(, 3)]
         densities = laplace_density(sdf, self.sharpness)
+        # Padding rays must not show in the image.
         weights = compositing_weights(densities, edges.diff(dim=-1)) * valid[..., None]  # [P, K, S]
         opacity = weights.sum(dim=-1, keepdim=True)
         depth = (weights * t_positions).sum(dim=-1, keepdim=True)
@@ -206,6 +210,7 @@ class _RayMarcher:
         # 4. One normal per ray, at its expected depth: 4 evaluations instead of 4 per sample.
         channels, gradient = [opacity, depth], None
         if self.want_normal:
+            # `depth` is premultiplied by opacity. Detached: normals are not differentiable in their position.
             surface = (depth / opacity.clamp(min=1e-12)).detach()  # [P, K, 1]
             gradient = sdf_gradient(
                 self.scene, _points(origins, directions, surface), self.config.normal_epsilon
@@ -226,6 +231,7 @@ class _RayMarcher:
             valid=valid,
             directions=directions,
             t_positions=t_positions,
+            # Padding rays look far outside, so that regularizers of the SDF ignore them.
             sdf=torch.where(valid[..., None], sdf, self.scene.bounding_radius),
             weights=weights,
             gradient=gradient,
@@ -269,14 +275,14 @@ class _RayMarcher:
 def _compact(wanted: Tensor) -> Tensor:
     """Return indices [P, K] of each prompt's wanted rays (bool [P, R]) in order, then of others as padding.
 
-    K, the busiest prompt's count, shapes tensors, so the host waits for it.
+    K is the busiest prompt's count. It determines shapes, so the host waits for it.
     """
     count = max(int(wanted.sum(dim=1).amax()), 1)
     return torch.argsort(wanted.byte(), dim=1, descending=True, stable=True)[:, :count]
 
 
-def _counting_waits(device: torch.device) -> bool:
-    """Return whether reading a number from the device makes the host wait."""
+def _reading_blocks_host(device: torch.device) -> bool:
+    """Return whether the host waits to read a number from the device."""
     return device.type == "cuda"
 
 

@@ -25,14 +25,14 @@ from amortized.checkpointing import (
     read_part,
 )
 from amortized.checkpointing import checkpoints as module
-from amortized.checkpointing.checkpoint import verify
+from amortized.checkpointing.checkpoint import step_of, verify
 from amortized.parallel import TrainingState, World
 
 META = CheckpointMeta(step=5, prompts_seen=20, prior="a prior", text_dim=4)
 
 
 def state_of(seed: int, width: int = 3) -> TrainingState:
-    """A small model after two steps."""
+    """The state of a small model after two optimizer steps."""
     torch.manual_seed(seed)
     generator = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
     ema, learned = nn.Linear(4, 2), nn.Linear(2, 2)
@@ -44,8 +44,9 @@ def state_of(seed: int, width: int = 3) -> TrainingState:
     return TrainingState(generator=generator, ema=ema, optimizer=optimizer, learned=learned)
 
 
-def saved(folder: Path, *steps: int, **keywords) -> Checkpoints:
-    checkpoints = Checkpoints(folder, CheckpointConfig(**{"keep": 9, **keywords}), World())
+def saved(folder: Path, *steps: int, **fields) -> Checkpoints:
+    """Save a checkpoint of each step and wait; `fields` are those of CheckpointConfig."""
+    checkpoints = Checkpoints(folder, CheckpointConfig(**{"keep": 9, **fields}), World())
     for step in steps:
         checkpoints.save(state_of(step), replace(META, step=step))
     checkpoints.wait()
@@ -78,10 +79,10 @@ def test_a_checkpoint_has_the_weights_of_the_call_to_save(tmp_path, monkeypatch)
     """A thread writes the checkpoint while the weights change."""
     started, may_write, write = threading.Event(), threading.Event(), module.save_tensors
 
-    def slow(*arguments):
+    def slow(*args):
         started.set()
         assert may_write.wait(20)
-        write(*arguments)
+        write(*args)
 
     monkeypatch.setattr(module, "save_tensors", slow)
     checkpoints, state = Checkpoints(tmp_path, CheckpointConfig(keep=2), World()), state_of(5)
@@ -99,9 +100,8 @@ def test_a_checkpoint_has_the_weights_of_the_call_to_save(tmp_path, monkeypatch)
 
 def test_the_newest_and_every_nth_are_retained(tmp_path):
     saved(tmp_path, 4, 5, 8, 9, 10, 11, keep=2, keep_every=4)
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "step_000004", "step_000008", "step_000010", "step_000011",
-    ]  # fmt: skip
+    steps = [step_of(path) for path in list_checkpoints(tmp_path)]
+    assert steps == [4, 8, 10, 11]
 
 
 def test_a_partial_folder_is_removed(tmp_path):
@@ -111,54 +111,52 @@ def test_a_partial_folder_is_removed(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["latest", "step_000005"]
 
 
-def damaged(folder: Path, chance: random.Random) -> str:
+def damage(folder: Path, rng: random.Random) -> str:
     """Damage one file of a checkpoint in one way; returns its name."""
-    file = chance.choice(sorted(folder.iterdir()))
+    file = rng.choice(sorted(folder.iterdir()))
     data = bytearray(file.read_bytes())
-    match chance.randrange(4):
+    match rng.randrange(4):
         case 0:
             file.unlink()
         case 1:
-            file.write_bytes(data[: chance.randrange(len(data))])
+            file.write_bytes(data[: rng.randrange(len(data))])
         case 2:
-            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             file.write_bytes(data)
         case 3:
-            file.write_bytes(data + bytes(chance.randrange(1, 9)))
+            file.write_bytes(data + bytes(rng.randrange(1, 9)))
     return file.name
 
 
 def test_two_hundred_damaged_checkpoints_are_all_detected(tmp_path):
     """Each is reported in one sentence, and the one before is loaded."""
     saved(tmp_path / "good", 4, 5)
-    expected, chance, harmed = state_of(4), random.Random(0), set()
+    good_manifest = contents(tmp_path / "good/step_000005/manifest.json")
+    expected, rng, damaged_files = state_of(4), random.Random(0), set()
     checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(keep=9), World())
     for _ in range(200):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(tmp_path / "good", tmp_path / "run")
-        name = damaged(tmp_path / "run/step_000005", chance)
+        name = damage(tmp_path / "run/step_000005", rng)
         manifest = tmp_path / "run/step_000005/manifest.json"
-        if name == manifest.name and manifest.exists() and readable(manifest) == readable_good(tmp_path):
-            continue  # damaged in white space: nothing has changed
-        harmed.add(name)
+        if name == manifest.name and manifest.exists() and contents(manifest) == good_manifest:
+            continue  # only white space has changed
+        damaged_files.add(name)
         state, notes = state_of(8), []
         meta = checkpoints.restore(state, "a prior", notes.append)
         assert meta is not None and meta.step == 4 and same(state, expected), name
         (note,) = notes
         assert "step_000005 is damaged (" in note and note.endswith("trying the one before")
         assert "\n" not in note
-    assert len(harmed) == 3
+    assert len(damaged_files) == 3
 
 
-def readable(manifest: Path) -> object:
+def contents(manifest: Path) -> object:
+    """The data of a manifest, or None if it is not JSON."""
     try:
         return json.loads(manifest.read_bytes())
     except ValueError:
         return None
-
-
-def readable_good(folder: Path) -> object:
-    return readable(folder / "good/step_000005/manifest.json")
 
 
 def test_an_error_if_no_checkpoint_is_intact(tmp_path):
@@ -190,13 +188,13 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
 
 def test_ema_weights_are_loaded_if_there_are_any(tmp_path):
     saved(tmp_path / "run/checkpoints", 5)
-    expected, found = state_of(5).ema, nn.Linear(4, 2)
-    assert load_generator(tmp_path / "run", found).name == "step_000005"
-    assert expected is not None and torch.equal(found.weight, expected.weight)
+    expected, loaded = state_of(5).ema, nn.Linear(4, 2)
+    assert load_generator(tmp_path / "run", loaded).name == "step_000005"
+    assert expected is not None and torch.equal(loaded.weight, expected.weight)
     assert read_part(tmp_path / "run/checkpoints/step_000005", "ema").keys() == {"weight", "bias"}
     (tmp_path / "run/checkpoints/step_000005/state.json").unlink()
     with pytest.raises(CheckpointError, match="is damaged .No such file.*remove it to use the one before"):
-        load_generator(tmp_path / "run", found)
+        load_generator(tmp_path / "run", loaded)
 
 
 @pytest.fixture
@@ -231,7 +229,7 @@ def test_a_stager_is_used_once(tmp_path, monkeypatch):
         used = False
 
         def stage(self, tensors, **keywords):
-            assert not self.used, "used again"
+            assert not self.used, "the stager is used twice"
             self.used = True
             return super().stage(tensors, **keywords)
 

@@ -17,15 +17,16 @@ from tests.training.toy import log_lines, make_trainer
 
 
 def launch(folder: Path, processes: int = 2, **changes) -> tuple[int, str, float]:
-    """Status, stderr and seconds of a run under torchrun."""
+    """Train the toy under torchrun; returns exit status, stderr and seconds."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "tests.training.toy", str(folder), json.dumps(changes)]
-    start, quiet = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=200)
+    start, env = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     return done.returncode, done.stderr, time.monotonic() - start
 
 
 def reported(stderr: str) -> list[str]:
+    """The one-sentence errors in stderr."""
     return [line for line in stderr.splitlines() if "toy: error:" in line or "train.py: error:" in line]
 
 
@@ -35,7 +36,9 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(tmp_path, strategy):
     (sentence,) = reported(stderr)
     assert status != 0 and "step 14: loss" in sentence and "not finite" in sentence
     assert "the last good checkpoint is " in sentence and "step_000010" in sentence
-    assert "0]: Traceback" not in stderr and "1]: Traceback" not in stderr  # the launcher's own has no rank
+    assert (
+        "0]: Traceback" not in stderr and "1]: Traceback" not in stderr
+    )  # the launcher prints one without a rank
     assert "step 14: loss" in (tmp_path / "stopped").read_text()
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000010"]
 
@@ -45,43 +48,42 @@ def test_a_stuck_process_ends_all_and_leaves_their_stacks(tmp_path):
     (sentence,) = reported(stderr)
     assert status != 0 and seconds < 120
     assert "no progress for 20 s (step 6)" in sentence and str(tmp_path / "stacks") in sentence
-    stuck, waits = ((tmp_path / "stacks" / f"process_0000{rank}.txt").read_text() for rank in (1, 0))
-    assert "step 6" in stuck and "in trouble" in stuck and "watchdog.py" in stuck
-    assert "in backward" in waits or "in mean" in waits or "in step" in waits
+    stuck, waiting = ((tmp_path / "stacks" / f"process_0000{rank}.txt").read_text() for rank in (1, 0))
+    assert "step 6" in stuck and "in fail_here" in stuck and "watchdog.py" in stuck
+    assert "in backward" in waiting or "in mean" in waiting or "in step" in waiting
 
 
 def test_a_dead_process_ends_the_others(tmp_path):
     status, stderr, seconds = launch(tmp_path, steps=10_000, trouble=[1, 60, "die"])
-    assert status != 0 and seconds < 90  # with the start; the end itself takes a moment
+    assert status != 0 and seconds < 90  # most of it is the start
     # The launcher names the process, and may stop the other before that reports the loss.
     assert stderr.count("Root Cause") == 1 and "Signal 9 (SIGKILL)" in stderr
     assert all("another process exited or cannot be reached" in text for text in reported(stderr))
     assert len(reported(stderr)) <= 1 and "0]: Traceback" not in stderr
-    # The one of step 60 may still have been under way.
+    # The checkpoint of step 60 may still have been in progress.
     assert "step_000050" in [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
 
 
 def test_a_bug_keeps_its_traceback_and_is_printed_once(tmp_path):
     status, stderr, _ = launch(tmp_path, steps=10_000, trouble=[1, 3, "defect"])
     assert status != 0 and reported(stderr) == []
-    ours = [line for line in stderr.splitlines() if "ZeroDivisionError: a defect" in line]
-    assert len(ours) == 1 and "[rank0]: Traceback" not in stderr
+    tracebacks = [line for line in stderr.splitlines() if "ZeroDivisionError: a defect" in line]
+    assert len(tracebacks) == 1 and "[rank0]: Traceback" not in stderr
 
 
 def test_no_decision_depends_on_a_clock(tmp_path):
-    """One process is a day ahead, and the files' dates are upside down."""
+    """One clock is a day ahead, and the checkpoints' modification times are in reverse order."""
     changes = {"steps": 20, "checkpointing": {"every": 5}, "prompts_per_process": 2}
     launch(tmp_path / "run", **{**changes, "steps": 10}, clock=86400.0)
     for age, path in enumerate(list_checkpoints(tmp_path / "run/checkpoints")):
         os.utime(path, (2e9 - 1e6 * age,) * 2)
     status, stderr, _ = launch(tmp_path / "run", **changes, clock=-86400.0)
     assert status == 0, stderr
-    whole = make_trainer(tmp_path / "whole", **{**changes, "prompts_per_process": 4})
-    whole.train(quiet=True)
-    lines, expected = log_lines(tmp_path / "run"), log_lines(tmp_path / "whole")
+    make_trainer(tmp_path / "one", **{**changes, "prompts_per_process": 4}).train(quiet=True)
+    lines, expected = log_lines(tmp_path / "run"), log_lines(tmp_path / "one")
     assert [line["batch_digest"] for line in lines] == [line["batch_digest"] for line in expected]
-    found = [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")]
-    assert found == ["step_000015", "step_000020"]
+    names = [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")]
+    assert names == ["step_000015", "step_000020"]
 
 
 def test_two_processes_report_a_damaged_checkpoint_once(tmp_path):

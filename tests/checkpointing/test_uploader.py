@@ -22,8 +22,7 @@ from tests.training.toy import make_trainer
 
 def test_a_new_machine_resumes_from_an_uploaded_copy(tmp_path):
     url = f"file://{tmp_path / 'bucket'}"
-    whole = make_trainer(tmp_path / "whole")
-    whole.train(quiet=True)
+    make_trainer(tmp_path / "uninterrupted").train(quiet=True)
     first = make_trainer(tmp_path / "lost", checkpointing={"upload": url})
     step = first.step
     first.step = lambda number, interrupted: step(number, interrupted=interrupted or number >= 19)
@@ -35,10 +34,10 @@ def test_a_new_machine_resumes_from_an_uploaded_copy(tmp_path):
     second.train(quiet=True)
     assert "step_000020 from file://" in (tmp_path / "lost/events.jsonl").read_text()
     for part in ("generator", "ema", "optimizer"):
-        mine, expected = (
-            read_part(tmp_path / run / "checkpoints/step_000030", part) for run in ("lost", "whole")
+        tensors, expected = (
+            read_part(tmp_path / run / "checkpoints/step_000030", part) for run in ("lost", "uninterrupted")
         )
-        assert all(torch.equal(value, expected[name]) for name, value in mine.items()) and len(mine) > 0
+        assert all(torch.equal(value, expected[name]) for name, value in tensors.items()) and len(tensors) > 0
 
 
 def test_a_damaged_copy_is_skipped(tmp_path):
@@ -47,14 +46,14 @@ def test_a_damaged_copy_is_skipped(tmp_path):
     names = [path.name for path in list_checkpoints(tmp_path / "bucket")]
     (tmp_path / "bucket" / names[-1] / "manifest.json").unlink()
     notes: list[str] = []
-    kept = Checkpoints(tmp_path / "new", CheckpointConfig(upload=url), World())
-    assert kept.uploader is not None
-    assert kept.uploader.download_newest(tmp_path / "new", notes.append) == tmp_path / "new" / names[0]
+    checkpoints = Checkpoints(tmp_path / "new", CheckpointConfig(upload=url), World())
+    assert checkpoints.uploader is not None
+    assert checkpoints.uploader.download_newest(tmp_path / "new", notes.append) == tmp_path / "new" / names[0]
     assert len(notes) == 1 and "is damaged" in notes[0] and "trying the one before" in notes[0]
     (tmp_path / "bucket" / names[0] / "state.json").write_text("{}")
     shutil.rmtree(tmp_path / "new")
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints at file://.* is intact"):
-        kept.uploader.download_newest(tmp_path / "new", notes.append)
+        checkpoints.uploader.download_newest(tmp_path / "new", notes.append)
 
 
 def test_a_failed_upload_does_not_stop_training(tmp_path, monkeypatch):
@@ -73,9 +72,9 @@ def test_a_failed_upload_does_not_stop_training(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.checkpoints.uploader.files, "put_file", fail)
     assert trainer.train(quiet=True) == 20
     assert len(list_checkpoints(tmp_path / "run/checkpoints")) == 2
-    told = (tmp_path / "run/events.jsonl").read_text()
-    assert "could not upload step_000010 to file://" in told and "the cable was cut" in told
-    assert "could not upload step_000020 to file://" in told
+    events = (tmp_path / "run/events.jsonl").read_text()
+    assert "could not upload step_000010 to file://" in events and "the cable was cut" in events
+    assert "could not upload step_000020 to file://" in events
 
 
 def test_an_unknown_protocol_is_one_sentence(tmp_path: Path):
@@ -89,10 +88,8 @@ def test_the_best_checkpoint_is_retained(tmp_path):
     save = trainer.save
     trainer.save = lambda step, score: save(step, next(scores) if score is not None else None)
     trainer.train(quiet=True)
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
-        "step_000010",
-        "step_000030",
-    ]
+    names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step_000010", "step_000030"]
     assert load_generator(tmp_path, trainer.state.generator, "best").name == "step_000010"
     assert load_generator(tmp_path, trainer.state.generator, "step_000030").name == "step_000030"
     with pytest.raises(CheckpointError, match="has no checkpoint step_7: it has step_000010, step_000030"):

@@ -86,7 +86,6 @@ def test_tiny_cuda_nn_uses_our_table(monkeypatch):
 
 INTERPRETED = """
 import torch
-from amortized.config import build_config
 from amortized.encodings import HashGrid, HashGridConfig
 from amortized.encodings.triton_grid import TritonLookup
 
@@ -112,7 +111,6 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from amortized.config import build_config
 from amortized.encodings import triton_grid
 
 kinds = {"num_points": "i32", "sizes": "*i64", "F": "constexpr", "SIZE": "constexpr"}

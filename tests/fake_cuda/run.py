@@ -1,4 +1,7 @@
-"""Steps on the fake GPU, in a process of its own: JSON cases in, a line of JSON for each out."""
+"""Take training steps on the fake GPU: reads a JSON list of cases from stdin, prints one JSON line per case.
+
+Runs in a separate process, because `pretend` patches PyTorch globally.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     pretend()
     for case in json.loads(sys.stdin.read()):
-        found: dict[str, object] = {"name": case["name"]}
+        result: dict[str, object] = {"name": case["name"]}
         try:
             config = load_config(RunConfig, ROOT / "configs" / case["preset"], case["overrides"])
             step = take_step(config, case["prior"])
-            found["waits"] = [[kind, place, times] for (kind, place), times in step.waits.items()]
-            found["operations"] = step.costs["step"].operations
-            found["flops"] = step.costs["step"].flops
-            found["peak"] = step.costs["step"].peak
-        except Exception as error:  # of any kind: the test says which case it was
-            found["error"] = f"{type(error).__name__}: {error}"
-        print(json.dumps(found), flush=True)
+            result["waits"] = [[kind, place, count] for (kind, place), count in step.waits.items()]
+            result["operations"] = step.costs["step"].operations
+            result["flops"] = step.costs["step"].flops
+            result["peak"] = step.costs["step"].peak
+        except Exception as error:  # any error: the test reports it with the name of the case
+            result["error"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Training steps on fake CUDA tensors: devices and types fit, and the host waits once a step at most.
+"""Training steps on fake CUDA tensors: devices and dtypes match, and the host waits at most once per step.
 
-Nothing is computed on the GPU, so that any machine with a C++ compiler runs them. What numbers come out is
-for `tests/gpu`.
+Fake tensors have no values, so any machine with a C++ compiler runs these tests. `tests/gpu` checks values.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from amortized.guidance import METHODS
 from benchmarks.sd_steps import TINY, TINY_RUN
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_WAITS = 1  # for the number of rays to render, which shapes tensors
+MAX_WAITS = 1  # for the number of rays to render, which determines shapes
 
 SMALL_RUN = ("corpus=shapes16", *TINY_RUN)
 LEARNED = {"lods-embedding": ("null", "prompt-nulls", "adapter"), "lods-lora": ("lora",), "vsd": ("lora",)}
 
 
 def case(name: str, *overrides: str, generator: str = "hyper-ingp", views: int = 1) -> dict:
-    """A small run of one prompt; with 4 views, of a multi-view prior."""
+    """Return a small run of one prompt; with 4 views, its prior is a multi-view one."""
     return {
         "name": name,
         "preset": "hyper-ingp-sd21.yaml" if views == 1 else "hyper-ingp-mvdream.yaml",
@@ -35,63 +34,67 @@ def case(name: str, *overrides: str, generator: str = "hyper-ingp", views: int =
 
 
 def method_cases() -> list[dict]:
-    found = []
+    cases = []
     for method in METHODS:
-        for kind in LEARNED.get(method, (None,)):
-            own = [f"guidance.method={method}"] + ([] if kind is None else [f"guidance.learned.kind={kind}"])
-            found.append(case(" ".join(filter(None, (method, kind))), *own))
-    return found
+        cases += [
+            case(f"{method} {kind}", f"guidance.method={method}", f"guidance.learned.kind={kind}")
+            for kind in LEARNED.get(method, ())
+        ] or [case(method, f"guidance.method={method}")]
+    return cases
 
 
 def batch_cases() -> list[dict]:
-    found = []
+    cases = []
     for method in ("asd", "sdi", "dsd", "lods-lora"):
-        own = f"guidance.method={method}"
-        found.append(case(f"{method} four views", own, views=4))
-        found.append(case(f"{method} three prompts", own, "trainer.prompts_per_process=3"))
-    return found
+        override = f"guidance.method={method}"
+        cases.append(case(f"{method} four views", override, views=4))
+        cases.append(case(f"{method} three prompts", override, "trainer.prompts_per_process=3"))
+    return cases
 
 
 def option_cases() -> list[dict]:
-    image = ("guidance.method=sdi", "guidance.residual=image")
+    image_residual = ("guidance.method=sdi", "guidance.residual=image")
     options = {
-        "residual=image": image,
-        "residual=image float32": (*image, "prior.dtype=float32"),
+        "residual=image": image_residual,
+        "residual=image float32": (*image_residual, "prior.dtype=float32"),
         "bfloat16 prior": ("prior.dtype=bfloat16",),
         "float32 prior": ("prior.dtype=float32",),
         "no perp-neg": ("views.perp_neg=false",),
         "numbered directions": ("views.perp_neg=false", "views.direction_step_deg=10"),
         "negatives": ("views.negatives=[ugly]", "views.negative_weights=[-1]"),
         "accumulation": ("trainer.gradient_accumulation_steps=2",),
-        "average and clipping": ("trainer.ema_decay=0.99", "optimizer.clip_norm=1", "optimizer.name=adamw"),
+        "ema and clipping": ("trainer.ema_decay=0.99", "optimizer.clip_norm=1", "optimizer.name=adamw"),
         "adan": ("optimizer.name=adan", "optimizer.betas=[0.98, 0.92, 0.99]"),
         "shading": ("renderer.shading.kind=lambert",),
         "all regularizers": (
-            "losses.orient=1", "losses.z_variance=1", "losses.opacity_floor=1", "losses.opacity_cap=1",
+            "losses.orient=1",
+            "losses.z_variance=1",
+            "losses.opacity_floor=1",
+            "losses.opacity_cap=1",
             "losses.inside=1",
         ),
-        "the field looked at first": ("renderer.lattice=0",),
-        "one pass": ("renderer.num_fine=0",),
-        "torch's lookup": ("generator.grid.engine=torch",),
+        "no lattice": ("renderer.lattice=0",),
+        "no fine pass": ("renderer.num_fine=0",),
+        "torch engine": ("generator.grid.engine=torch",),
         "tokens and z": ("generator.text=tokens", "generator.z_dim=4", "trainer.seeds_per_prompt=2"),
-        "hash surroundings": ("environment.name=hash",),
-        "shared surroundings": ("environment.name=sh",),
-        "two views a prompt": ("trainer.views_per_prompt=2", "trainer.prompts_per_process=2"),
-    }  # fmt: skip
+        "hash environment": ("environment.name=hash",),
+        "spherical harmonics environment": ("environment.name=sh",),
+        "two views per prompt": ("trainer.views_per_prompt=2", "trainer.prompts_per_process=2"),
+    }
     return [case(name, *overrides) for name, overrides in options.items()]
 
 
 def generator_cases() -> list[dict]:
-    found = []
+    cases = []
     for generator in TINY:
         for precision, prompts in (("float32", 1), ("bfloat16", 2)):
-            own = [f"trainer.precision={precision}", f"trainer.prompts_per_process={prompts}"]
+            overrides = [f"trainer.precision={precision}", f"trainer.prompts_per_process={prompts}"]
             name = f"{generator} {precision} P={prompts}"
-            found.append(case(name, *own, generator=generator))
+            cases.append(case(name, *overrides, generator=generator))
             if generator != "hyper-ingp":
-                own.append("generator.checkpointing=true")
-                found.append(case(f"{name} checkpointed", *own, generator=generator))
-    return found
+                overrides.append("generator.checkpointing=true")
+                cases.append(case(f"{name} checkpointing", *overrides, generator=generator))
+    return cases
 
 
 GROUPS = {
@@ -100,35 +103,38 @@ GROUPS = {
     "options": option_cases,
     "generators": generator_cases,
 }
-# A forward pass of each of two parts; and, without a lattice, a cut to the rays that hit the bounding ball.
-TWICE = ("accumulation", "the field looked at first")
+# Accumulation has two forward passes. Without a lattice, the renderer first drops the rays that miss the
+# bounding ball. Either waits once more.
+WAIT_TWICE = ("accumulation", "no lattice")
 
 
-def run(cases: list[dict]) -> list[dict]:
+def run(*command: str, stdin: str = "", timeout: int) -> str:
+    """Run Python in a separate process and return its output; skips the test without a C++ compiler."""
     if shutil.which("g++") is None:
         pytest.skip("the fake GPU needs a C++ compiler")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fake_cuda.run"], cwd=ROOT, input=json.dumps(cases), capture_output=True,
-        text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    result = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=timeout
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_steps_fit_the_device_and_wait_once(group: str):
+def test_steps_run_on_device_and_wait_once(group: str):
     cases = GROUPS[group]()
-    found = run(cases)
-    assert [one["name"] for one in found] == [one["name"] for one in cases]
-    broken = {one["name"]: one["error"] for one in found if "error" in one}
-    assert not broken, json.dumps(broken, indent=1)
-    waiting = {
-        one["name"]: one["waits"]
-        for one in found
-        if sum(times for *_, times in one["waits"]) > MOST_WAITS + (one["name"] in TWICE)
+    output = run("-m", "tests.fake_cuda.run", stdin=json.dumps(cases), timeout=280)
+    results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [result["name"] for result in results] == [case["name"] for case in cases]
+    errors = {result["name"]: result["error"] for result in results if "error" in result}
+    assert not errors, json.dumps(errors, indent=1)
+    too_many = {
+        result["name"]: result["waits"]
+        for result in results
+        if sum(count for *_, count in result["waits"]) > MAX_WAITS + (result["name"] in WAIT_TWICE)
     }
-    assert not waiting, json.dumps(waiting, indent=1)
-    assert all(one["operations"] > 300 and one["flops"] > 0 and one["peak"] > 0 for one in found)
+    assert not too_many, json.dumps(too_many, indent=1)
+    assert all(result["operations"] > 300 for result in results)
+    assert all(result["flops"] > 0 and result["peak"] > 0 for result in results)
 
 
 WAITING = """
@@ -155,21 +161,16 @@ with gpu, gpu.section("all"):
     except Exception as error:
         assert "device" in str(error).lower(), error
     else:
-        raise AssertionError("tensors of two devices were added")
+        raise AssertionError("added tensors of two devices")
 kinds = {}
-for (kind, place), times in gpu.waits.items():
-    kinds[kind] = kinds.get(kind, 0) + times
+for (kind, place), count in gpu.waits.items():
+    kinds[kind] = kinds.get(kind, 0) + count
 assert kinds == {"read": 3, "to GPU": 3, "to CPU": 1, "index": 1, "shape": 2}, gpu.waits
-held = gpu.live
+live_before = gpu.live
 del a, sent, loss
-assert gpu.live < held
+assert gpu.live < live_before
 """
 
 
-def test_the_fake_gpu_sees_every_kind_of_wait():
-    if shutil.which("g++") is None:
-        pytest.skip("the fake GPU needs a C++ compiler")
-    done = subprocess.run(
-        [sys.executable, "-c", WAITING], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_fake_gpu_detects_every_kind_of_wait():
+    run("-c", WAITING, timeout=120)

@@ -16,7 +16,7 @@ from amortized.names import text_hash
 from amortized.rendering import RendererConfig
 from amortized.types import Prompt
 from generators.hyper_ingp import HyperINGPConfig
-from tests.training.toy import TEXTS, ColourEncoder
+from tests.training.toy import TEXTS, ColorEncoder
 
 POINTS = torch.rand(1, 40, 3, generator=torch.Generator().manual_seed(0)) - 0.5
 
@@ -31,7 +31,7 @@ def model_of(z_dim: int = 0, seeds_per_prompt: int | None = None) -> TextTo3D:
             parameter += 0.3 * torch.randn_like(parameter)
     renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8)
     config = SceneConfig(renderer=renderer, sharpness=20.0, seed=5, seeds_per_prompt=seeds_per_prompt)
-    return TextTo3D(generator, TextBank(ColourEncoder()), config)
+    return TextTo3D(generator, TextBank(ColorEncoder()), config)
 
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])

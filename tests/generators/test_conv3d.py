@@ -42,13 +42,12 @@ def test_style_convolution_equals_per_prompt_kernels(upsample: bool):
     torch.manual_seed(0)
     layer = _StyleConv(3, 4, 5, resolution=6, upsample=upsample).double()
     layer.bias.data.normal_()
-    x, style = (
-        torch.randn(2, 3, 3 + 3 * (not upsample), *[3 + 3 * (not upsample)] * 2).double(),
-        torch.randn(2, 5),
-    )
-    actual = layer(x, style.double(), torch.zeros(2, 1))
+    resolution = 3 if upsample else 6
+    x = torch.randn(2, 3, *[resolution] * 3).double()
+    style = torch.randn(2, 5).double()
+    actual = layer(x, style, torch.zeros(2, 1))
     for p in range(2):
-        scale = style[p].double() @ layer.affine.weight.T / 5**0.5 + layer.affine.bias
+        scale = style[p] @ layer.affine.weight.T / 5**0.5 + layer.affine.bias
         kernel = layer.weight * scale[None, :, None, None, None]
         kernel = kernel / (kernel.square().sum(dim=(1, 2, 3, 4), keepdim=True) + 1e-8).sqrt()
         y = functional.conv3d(x[p][None], kernel, padding=1)
@@ -84,9 +83,8 @@ def test_scene_is_function_of_z():
 def test_noise_differs_between_prompts_and_starts_at_zero():
     torch.manual_seed(0)
     generator, text = Conv3DNet(TINY, TEXT_DIM), expand_row(texts(1), 2)
-    similar_z = torch.tensor(
-        [[1.0, 0.0, 0.0, 0.0], [1.000001, 0.0, 0.0, 0.0]]
-    )  # nearly the same style, other bits
+    # Nearly the same style, but other bits, which seed the noise.
+    similar_z = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.000001, 0.0, 0.0, 0.0]])
     with torch.no_grad():
         without_noise = volume_of(generator(text, similar_z))
         torch.testing.assert_close(without_noise[0], without_noise[1], rtol=0, atol=1e-4)

@@ -103,10 +103,9 @@ def test_image_corner_has_color_of_its_direction(kind: str):
     )
     assert not evaluated.rgb.requires_grad
     torch.testing.assert_close(evaluated.rgb[:, :, 0, 0], expected.detach())
-    shared_rays = scene.background(rays[:1].expand(2, -1, -1))
-    assert torch.allclose(shared_rays[0], shared_rays[1]) == (
-        kind == "sh"
-    )  # harmonics are shared by all prompts
+    same_rays = scene.background(rays[:1].expand(2, -1, -1))
+    is_shared = torch.allclose(same_rays[0], same_rays[1])
+    assert is_shared == (kind == "sh")  # all prompts share the harmonics
 
 
 def test_scene_without_environment_ignores_show_environment():

@@ -35,7 +35,7 @@ assert torch.cdist(albedo, colors).argmin(dim=1).tolist() == [0, 1, 2], albedo
 
 def test_worked_example(tmp_path: Path):
     page = (ROOT / "docs" / "extending.md").read_text()
-    file, lines = re.search(
+    file, table_lines = re.search(
         r"^```python\n(.*?)^```.*?^```python\n(.*?\n)```", page, re.MULTILINE | re.DOTALL
     ).groups()
     name = file.splitlines()[0].removeprefix("# ")
@@ -43,7 +43,7 @@ def test_worked_example(tmp_path: Path):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", tmp_path)
     (tmp_path / name).write_text(file)
-    register(tmp_path / "generators" / "__init__.py", *lines.splitlines())
+    register(tmp_path / "generators" / "__init__.py", *filter(None, table_lines.splitlines()))
     result = subprocess.run(
         [sys.executable, "-c", USE, "run"], cwd=tmp_path, capture_output=True, text=True, timeout=240
     )

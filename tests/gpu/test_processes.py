@@ -1,4 +1,4 @@
-"""One process that is a group of its own: nccl on a GPU, by every strategy. `make test ARGS="-m gpu"`."""
+"""A process group of one process, with NCCL on a GPU, under every strategy. `make test ARGS="-m gpu"`."""
 
 import importlib.util
 import json
@@ -19,28 +19,26 @@ pytestmark = pytest.mark.gpu
 
 
 def launch(folder, world: World, settings: dict) -> None:
-    # The other tests keep DeepSpeed on the CPU.
+    # conftest.py sets DS_ACCELERATOR=cpu for the other tests.
     environment = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    launcher.append(
-        "--local-addr=127.0.0.1"
-    )  # the machine's own name may mean nothing where there is no network
+    launcher.append("--local-addr=127.0.0.1")  # without a network the host name may not resolve
     worker = ["-m", "tests.training.toy", str(folder), json.dumps(settings), world.device.type]
     done = subprocess.run([*launcher, *worker], env=environment, capture_output=True, text=True, timeout=80)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
-def test_a_process_alone_trains_by_every_strategy(world: World, tmp_path, strategy: str):
+def test_a_single_process_trains_with_every_strategy(world: World, tmp_path, strategy: str):
     if world.device.type != "cuda":
-        pytest.skip("launches on a CPU are among the slow tests")
+        pytest.skip("on a CPU the slow tests launch processes")
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     launch(tmp_path, world, {"steps": 3, "strategy": strategy})
     assert log_lines(tmp_path)[-1]["step"] == 3
 
 
-def test_a_sharded_denoiser_teaches(world: World, tmp_path):
+def test_a_run_with_a_sharded_denoiser_trains(world: World, tmp_path):
     prior = make_tiny_sd(tmp_path / "prior")
     launch(
         tmp_path / "run", world, {"steps": 3, "strategy": "fsdp2", "shard_prior": True, "prior": str(prior)}
@@ -49,7 +47,7 @@ def test_a_sharded_denoiser_teaches(world: World, tmp_path):
 
 
 def test_collectives_of_one_process_and_ddp(world: World):
-    """What a step and a checkpoint ask of the backend, with a group of one."""
+    """The collectives of a step and of a checkpoint work in a group of one."""
     device, backend = world.device, "nccl" if world.device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

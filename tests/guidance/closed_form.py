@@ -77,17 +77,17 @@ def noise_of(
 ) -> np.ndarray:
     """Return E[noise | x_t = x], by Bayes' rule over the components, all moved by `shift`."""
     abar = float(prior.alphas_cumprod[t])
-    posterior, means = [], []
+    log_posterior, means = [], []
     for k in range(NUM_COMPONENTS):
         mean, std = prior.means[k].numpy() + shift, float(prior.stds[k])
         total = abar * std**2 + 1 - abar
         distance = float(((x - math.sqrt(abar) * mean) ** 2).sum())
-        posterior.append(math.log(weights[k]) - 0.5 * distance / total - 0.5 * x.size * math.log(total))
+        log_posterior.append(math.log(weights[k]) - 0.5 * distance / total - 0.5 * x.size * math.log(total))
         # E[x0 | x_t, k], and the noise that remains.
         x0 = mean + math.sqrt(abar) * std**2 / total * (x - math.sqrt(abar) * mean)
         means.append((x - math.sqrt(abar) * x0) / math.sqrt(1 - abar))
-    share = np.exp(np.array(posterior) - max(posterior))
-    return sum(s * m for s, m in zip(share / share.sum(), means, strict=True))
+    posterior = np.exp(np.array(log_posterior) - max(log_posterior))
+    return sum(p * m for p, m in zip(posterior / posterior.sum(), means, strict=True))
 
 
 class Image:
@@ -125,9 +125,9 @@ class Image:
         positive = self.predict(x, t, self.text.positive) - base
         direction = positive.copy()
         for i, negative in enumerate(self.text.negatives if negatives else ()):
-            other = self.predict(x, t, negative) - base
-            other = other - (other * positive).sum() / max((positive**2).sum(), 1e-6) * positive
-            direction += float(self.text.negative_weights[i, 0]) * other
+            away = self.predict(x, t, negative) - base
+            away = away - (away * positive).sum() / max((positive**2).sum(), 1e-6) * positive
+            direction += float(self.text.negative_weights[i, 0]) * away
         return base + s * direction
 
     def ddim(self, x: np.ndarray, eps: np.ndarray, a: int, b: int) -> np.ndarray:
@@ -142,35 +142,35 @@ def difference(method: str, image: Image, t: int, later: int, s: float) -> np.nd
     if method == "ism":
         x, now = image.at(0, image.eps), 0
         while now < later:  # `later` is the earlier time s here
-            following = min(now + 200, later)
-            x, now = image.ddim(x, image.predict(x, now, image.text.empty), now, following), following
+            next_t = min(now + 200, later)
+            x, now = image.ddim(x, image.predict(x, now, image.text.empty), now, next_t), next_t
         inverted = image.predict(x, later, image.text.empty)
         x = image.ddim(x, inverted, later, t)
         return image.guided(x, t, s, image.null(x, t)) - inverted
     if method == "sdi":
         x, now = image.at(0, image.eps), 0
         while now < t:
-            following = min(now + 100, t)
+            next_t = min(now + 100, t)
             empty, positive = (
                 image.predict(x, now, image.text.empty),
                 image.predict(x, now, image.text.positive),
             )
             eps = empty - 7.5 * (positive - empty)
-            a, b = image.abar(now), image.abar(following)
+            a, b = image.abar(now), image.abar(next_t)
             std = 0.3 * math.sqrt((1 - a) / (1 - b) * (1 - b / a))
             x0 = (x - image.sigma(now) * eps) / image.alpha(now)
-            fresh = image.draw(int(image.draws.keys), "inversion", -(-following // 100) * 100)
+            fresh = image.draw(int(image.draws.keys), "inversion", -(-next_t // 100) * 100)
             x = math.sqrt(b) * x0 + math.sqrt(1 - b - std**2) * eps + std * fresh
-            now = following
-        carried = (x - image.alpha(t) * image.z) / image.sigma(t)
-        return image.guided(x, t, s, image.null(x, t)) - carried
+            now = next_t
+        inverted = (x - image.alpha(t) * image.z) / image.sigma(t)
+        return image.guided(x, t, s, image.null(x, t)) - inverted
     if method == "dsd":
         x, now = image.draw(int(image.draws.seeds), "trajectory"), 999
         grid = [node for node in range(899, -101, -100) if node > later]
-        for following in [*grid, later]:
-            if following < now:
-                x = image.ddim(x, image.guided(x, now, 7.5, image.null(x, now)), now, following)
-                now = following
+        for next_t in [*grid, later]:
+            if next_t < now:
+                x = image.ddim(x, image.guided(x, now, 7.5, image.null(x, now)), now, next_t)
+                now = next_t
         eps = image.guided(x, later, 7.5, image.null(x, later))
         x, y = image.at(t, eps), image.at(later, eps)
         return image.guided(x, t, s, image.null(x, t)) - image.guided(y, later, 1.0, image.null(y, later))
@@ -201,13 +201,13 @@ def gradient_of(
     run = math.sqrt(progress) if method == "dsd" else progress
     low, high = (math.floor(1000 * line(bound, run) + 1e-6) for bound in (config.t_min, config.t_max))
     t = low + math.floor(float(draws.u_timestep) * (high - low + 1))
-    other = t
+    reference = t
     if method in ("asd", "dsd"):
         u = float(draws.u_shift) if config.shift_random else 1.0
         start = low if method == "asd" else 320
-        other = t + math.floor(max(min(config.shift_eta * (t - start), 999 - t), 0) * u)
+        reference = t + math.floor(max(min(config.shift_eta * (t - start), 999 - t), 0) * u)
     elif method == "ism":
-        other = max(t - math.floor(1000 * line(config.shift_span, progress) + 1e-6), 0)
+        reference = max(t - math.floor(1000 * line(config.shift_span, progress) + 1e-6), 0)
     scale = line(config.guidance_scale, progress)
     image = Image(prior, latents, text, draws, learned)
     abar = image.abar(t)
@@ -217,13 +217,13 @@ def gradient_of(
         "sqrt": math.sqrt(abar) * (1 - abar),
         "sigma_over_alpha": math.sqrt(1 - abar) / math.sqrt(abar),
     }
-    gradient = weight[config.weighting] * difference(method, image, t, other, scale)
-    size = np.linalg.norm(gradient)
+    gradient = weight[config.weighting] * difference(method, image, t, reference, scale)
+    norm = np.linalg.norm(gradient)
     if config.normalize == "per_sample":
-        gradient, size = gradient / size, 1.0
+        gradient, norm = gradient / norm, 1.0
     if config.max_norm is not None:
-        gradient = gradient * min(1.0, config.max_norm / size)
-    return config.weight / batch * gradient, t, other
+        gradient = gradient * min(1.0, config.max_norm / norm)
+    return config.weight / batch * gradient, t, reference
 
 
 def line(schedule, progress: float) -> float:

@@ -114,8 +114,8 @@ def test_an_incomplete_group_of_views_raises():
 
 def test_float32_draws_work_with_float64_latents():
     latents, text, draws = random_step(3, perp_neg=False)
-    wide = {name: value.float() for name, value in vars(draws).items() if value.is_floating_point()}
-    single = GuidanceDraws(**{**vars(draws), **wide})
+    float32 = {name: value.float() for name, value in vars(draws).items() if value.is_floating_point()}
+    single = GuidanceDraws(**{**vars(draws), **float32})
     output, gradient = step(guidance_for("asd"), latents, text, single)
     assert gradient.dtype == output.loss.dtype == torch.float64
 
@@ -157,8 +157,8 @@ def test_metrics_are_detached_scalars_of_the_step():
 def test_descent_reaches_the_component_named_by_the_text(method):
     """100 steps of any method move free latents from another component toward the named one."""
     prior = mixture()
-    named = torch.full((1, 4), 0.02, dtype=torch.float64)
-    named[0, 2] = 1.0
+    target = torch.full((1, 4), 0.02, dtype=torch.float64)
+    target[0, 2] = 1.0
     null = torch.ones(1, 4, dtype=torch.float64)
     _, text, _ = random_step(1, perp_neg=False)
 
@@ -167,7 +167,7 @@ def test_descent_reaches_the_component_named_by_the_text(method):
         return type(text.positive)(pooled=pooled, tokens=pooled[:, None], mask=mask)
 
     text = type(text)(
-        positive=condition(named),
+        positive=condition(target),
         unconditional=condition(null),
         empty=condition(null),
         negatives=(),

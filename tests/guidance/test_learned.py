@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from amortized.conditioning.views import ViewText
-from amortized.guidance import build_learned, published
-from amortized.guidance.learned import denoising_loss
+from amortized.guidance import published
+from amortized.guidance.learned import build_learned, denoising_loss
 from amortized.priors import GaussianMixturePrior
 from amortized.priors.precision import normalize_gradient_through, scale_gradient
 from amortized.random import normal

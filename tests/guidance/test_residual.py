@@ -56,11 +56,11 @@ def test_a_gradient_reaches_pixels_through_a_real_prior(tmp_path):
 def test_image_and_latent_residuals_agree_if_the_decoder_is_linear(method):
     latents, text, draws = random_step(3, perp_neg=True)
     images = latents.movedim(1, -1).requires_grad_()
-    through, around = (
+    by_latent, by_image = (
         guidance_for(method, residual=kind, weighting="sigma_over_alpha") for kind in ("latent", "image")
     )
-    first = through(through.prior.encode(images), text, draws, 0.3)
-    second = around(around.prior.encode(images).detach(), text, draws, 0.3, images=images)
+    first = by_latent(by_latent.prior.encode(images), text, draws, 0.3)
+    second = by_image(by_image.prior.encode(images).detach(), text, draws, 0.3, images=images)
     a, b = (torch.autograd.grad(output.loss, images)[0] for output in (first, second))
     assert relative_error(b, a) <= 1e-12
     torch.testing.assert_close(first.per_sample, second.per_sample)

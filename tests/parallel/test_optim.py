@@ -1,4 +1,4 @@
-"""Averages and rates against their formulas."""
+"""EMA, learning rates and Adan against their formulas."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import nn
 from amortized.parallel import Ema, OptimizerConfig, build_optimizer, set_learning_rate
 
 
-def test_the_average_is_its_recursion():
+def test_the_ema_follows_its_recursion():
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 1.0)
     ema, expected = Ema(module, 0.5), 1.0
@@ -22,7 +22,7 @@ def test_the_average_is_its_recursion():
         assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_average_is_ready_for_use_and_copies_buffers():
+def test_the_ema_is_in_eval_mode_and_copies_buffers():
     module = nn.BatchNorm1d(2)
     ema = Ema(module, 0.9)
     module(torch.randn(8, 2) + 3)
@@ -32,7 +32,7 @@ def test_the_average_is_ready_for_use_and_copies_buffers():
     assert ema.module.num_batches_tracked == 1
 
 
-def test_rates_warm_up_decay_and_differ_by_part():
+def test_learning_rates_warm_up_decay_and_differ_by_part():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -40,9 +40,13 @@ def test_rates_warm_up_decay_and_differ_by_part():
             self.surroundings = nn.ModuleDict({"grid": nn.Linear(2, 2)})
 
     config = OptimizerConfig(
-        learning_rate=0.1, encoding_learning_rate=1.0, environment_learning_rate=0.5,
-        warmup_steps=4, decay="cosine", min_lr_ratio=0.2,
-    )  # fmt: skip
+        learning_rate=0.1,
+        encoding_learning_rate=1.0,
+        environment_learning_rate=0.5,
+        warmup_steps=4,
+        decay="cosine",
+        min_lr_ratio=0.2,
+    )
     model = Model()
     optimizer = build_optimizer(config, model)
     rates = {}
@@ -54,40 +58,40 @@ def test_rates_warm_up_decay_and_differ_by_part():
             rates[name, step] = group["lr"]
     assert {name for name, _ in rates} == {"grid", "head", "surroundings"}
     for name, base in (("grid", 1.0), ("head", 0.1), ("surroundings", 0.5)):
-        for step, warm in ((0, 0.25), (3, 1.0), (50, 1.0), (100, 1.0)):
+        for step, warmup in ((0, 0.25), (3, 1.0), (50, 1.0), (100, 1.0)):
             decay = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 100))
-            assert rates[name, step] == pytest.approx(base * warm * decay), (name, step)
+            assert rates[name, step] == pytest.approx(base * warmup * decay), (name, step)
 
 
-def test_adan_is_its_formula():
-    """Against the paper's algorithm (arXiv 2208.06677, algorithm 1) in numpy float64."""
+def test_adan_follows_its_algorithm():
+    """Against algorithm 1 of the paper (arXiv 2208.06677) in float64 numpy."""
     config = OptimizerConfig(
         name="adan", learning_rate=0.1, betas=(0.9, 0.8, 0.95), weight_decay=0.03, epsilon=1e-6
     )
     module = nn.Linear(3, 1, bias=False).double()
-    optimizer, chance = build_optimizer(config, module), np.random.default_rng(0)
-    weight, (m, v, n, before) = module.weight.detach().numpy().copy(), [np.zeros((1, 3)) for _ in range(4)]
+    optimizer, rng = build_optimizer(config, module), np.random.default_rng(0)
+    weight, (m, v, n, previous) = module.weight.detach().numpy().copy(), [np.zeros((1, 3)) for _ in range(4)]
     for step in range(1, 6):
-        gradient = chance.normal(size=(1, 3))
+        gradient = rng.normal(size=(1, 3))
         module.weight.grad = torch.from_numpy(gradient.copy())
         optimizer.step()
-        change = gradient - (before if step > 1 else gradient)
-        before = gradient
+        change = gradient - (previous if step > 1 else gradient)
+        previous = gradient
         m = 0.9 * m + 0.1 * gradient
         v = 0.8 * v + 0.2 * change
         n = 0.95 * n + 0.05 * (gradient + 0.8 * change) ** 2
-        along = m / (1 - 0.9**step) + 0.8 * v / (1 - 0.8**step)
-        weight = (weight - 0.1 * along / (np.sqrt(n / (1 - 0.95**step)) + 1e-6)) / (1 + 0.03 * 0.1)
+        update = m / (1 - 0.9**step) + 0.8 * v / (1 - 0.8**step)
+        weight = (weight - 0.1 * update / (np.sqrt(n / (1 - 0.95**step)) + 1e-6)) / (1 + 0.03 * 0.1)
         np.testing.assert_allclose(module.weight.detach().numpy(), weight, rtol=1e-12)
 
 
-def test_adan_wants_three_betas():
+def test_adan_needs_three_betas():
     with pytest.raises(ValueError, match="betas must be 3 numbers for name=adan, e.g. .0.98, 0.92, 0.99."):
         OptimizerConfig(name="adan")
 
 
-def test_an_update_is_skipped_where_the_gradient_is_not_finite():
-    """What the trainer relies on to keep weights finite without waiting for the device."""
+def test_a_fused_optimizer_skips_the_update_if_found_inf_is_set():
+    """The trainer relies on it: weights stay finite, and the host does not wait for the device."""
     module = nn.Linear(3, 2)
     optimizer = build_optimizer(OptimizerConfig(), module)
     before = [p.detach().clone() for p in module.parameters()]

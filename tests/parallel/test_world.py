@@ -1,4 +1,4 @@
-"""Values that travel between devices and processes."""
+"""Actions that run on all ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from amortized.parallel import StoppedTogether, World
 
 
-def test_what_one_process_meets_stops_it():
+def test_a_failed_action_stops_its_process_in_one_sentence():
     def fail() -> None:
         raise OSError(28, "No space left on device", "text/shards/000001.tar")
 

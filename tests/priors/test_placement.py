@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from amortized.conditioning.views import plain_text
-from amortized.guidance import build_learned, published
-from amortized.guidance.learned import denoising_loss
+from amortized.guidance import published
+from amortized.guidance.learned import build_learned, denoising_loss
 from amortized.priors import PriorConfig, fingerprint_of, load_prior, load_stable_diffusion
 from amortized.priors.multi_view import read_num_views
 from amortized.priors.stable_diffusion import StableDiffusionPrior

@@ -199,8 +199,10 @@ def test_marching_all_rays_renders_same(num_prompts, num_views, monkeypatch):
     radii = 0.3 + 0.1 * torch.arange(num_prompts)
     u = torch.rand(num_prompts, num_views * 24 * 24, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
-    for waits in (False, True):
-        monkeypatch.setattr("amortized.rendering.renderer._counting_waits", lambda device, waits=waits: waits)
+    for blocks in (False, True):
+        monkeypatch.setattr(
+            "amortized.rendering.renderer._reading_blocks_host", lambda device, blocks=blocks: blocks
+        )
         radius = radii.clone().requires_grad_()
         image = render(
             Balls(radius=radius),

@@ -1,4 +1,4 @@
-"""Batches as pure functions of (seed, step, slot)."""
+"""Batches are pure functions of (seed, step, slot)."""
 
 from collections import Counter
 
@@ -31,32 +31,32 @@ def make_sampler(**changes) -> BatchSampler:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_slots_are_dealt_exactly_once(world_size, accumulation):
-    dealt = [
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_each_slot_is_assigned_exactly_once(world_size, num_parts):
+    assigned = [
         slot
         for rank in range(world_size)
-        for part in assign_slots(rank, world_size, accumulation, 2)
+        for part in assign_slots(rank, world_size, num_parts, 2)
         for slot in part
     ]
-    assert sorted(dealt) == list(range(world_size * accumulation * 2))
+    assert sorted(assigned) == list(range(world_size * num_parts * 2))
 
 
-def test_a_batch_is_its_slots_one_by_one():
+def test_a_batch_equals_its_slots_drawn_one_by_one():
     sampler = make_sampler()
-    whole = sampler.draw(4, range(6), 24)
-    assert whole.cameras.c2w.shape == (6, 2, 4, 4) and whole.stratification.shape == (6, 2 * 16, 3)
+    batch = sampler.draw(4, range(6), 24)
+    assert batch.cameras.c2w.shape == (6, 2, 4, 4) and batch.stratification.shape == (6, 2 * 16, 3)
     for slot in range(6):
         one = sampler.draw(4, [slot], 24)
-        assert one.prompt_indices == [whole.prompt_indices[slot]]
-        assert torch.equal(one.cameras.c2w[0], whole.cameras.c2w[slot])
-        assert torch.equal(one.background[0], whole.background[slot])
-        assert torch.equal(one.guidance.noise, whole.guidance.noise[2 * slot : 2 * slot + 2])
-        assert torch.equal(one.guidance.u_timestep, whole.guidance.u_timestep[2 * slot : 2 * slot + 2])
-        assert torch.equal(one.digests[0], whole.digests[slot])
+        assert one.prompt_indices == [batch.prompt_indices[slot]]
+        assert torch.equal(one.cameras.c2w[0], batch.cameras.c2w[slot])
+        assert torch.equal(one.background[0], batch.background[slot])
+        assert torch.equal(one.guidance.noise, batch.guidance.noise[2 * slot : 2 * slot + 2])
+        assert torch.equal(one.guidance.u_timestep, batch.guidance.u_timestep[2 * slot : 2 * slot + 2])
+        assert torch.equal(one.digests[0], batch.digests[slot])
 
 
-def test_steps_slots_and_seeds_draw_differently():
+def test_steps_slots_and_seeds_have_different_noise():
     noises = [
         make_sampler(seed=seed).draw(step, [slot], step * 6).guidance.noise
         for seed in (3, 4)
@@ -67,7 +67,7 @@ def test_steps_slots_and_seeds_draw_differently():
     assert len(set(flat)) == 8
 
 
-def test_draws_are_what_they_claim():
+def test_draws_have_their_distributions():
     batch = make_sampler(views=4, latent_shape=(4, 16, 16)).draw(0, range(64), 0)
     noise = batch.guidance.noise
     assert noise.mean().abs() < 0.02 and abs(noise.std().item() - 1) < 0.02
@@ -76,7 +76,7 @@ def test_draws_are_what_they_claim():
     assert Counter(batch.prompt_indices).most_common(1)[0][1] == 13  # 64 slots over 5 prompts: 12 or 13 each
 
 
-def test_the_digest_sees_every_draw_and_no_order():
+def test_the_digest_depends_on_every_draw_but_not_on_their_order():
     sampler = make_sampler()
     batch = sampler.draw(2, range(4), 8)
     assert batch_digest(batch.digests) == batch_digest(batch.digests.flip(0))
@@ -90,22 +90,21 @@ def test_the_digest_sees_every_draw_and_no_order():
         assert batch_digest(batch.digests) != batch_digest(other.digests)
 
 
-def test_every_visit_has_a_z_of_its_own_or_that_of_one_of_a_few_assets():
-    free, few = make_sampler(), make_sampler(seeds_per_prompt=2)
-    batch = free.draw(0, range(40), 0)
+def test_z_is_new_at_every_visit_or_one_of_a_few_assets():
+    unlimited, few = make_sampler(), make_sampler(seeds_per_prompt=2)
+    batch = unlimited.draw(0, range(40), 0)
     assert (
         len({tuple(row) for row in batch.z.tolist()}) == 40 and len(set(batch.guidance.seeds.tolist())) == 1
     )
     batch = few.draw(0, range(40), 0)
-    found = {(tuple(z), int(s)) for z, s in zip(batch.z.tolist(), batch.guidance.seeds[::2], strict=True)}
-    assert found == {(tuple(asset_z(3, k, 3).tolist()), asset_seed(3, k)) for k in range(2)}
-    assert torch.equal(
-        batch.guidance.seeds[::2], batch.guidance.seeds[1::2]
-    )  # all views follow one trajectory
+    assets = {(tuple(z), int(s)) for z, s in zip(batch.z.tolist(), batch.guidance.seeds[::2], strict=True)}
+    assert assets == {(tuple(asset_z(3, k, 3).tolist()), asset_seed(3, k)) for k in range(2)}
+    # All views of an asset follow one trajectory.
+    assert torch.equal(batch.guidance.seeds[::2], batch.guidance.seeds[1::2])
     assert set(few.draw(7, range(40), 280).guidance.seeds.tolist()) == set(batch.guidance.seeds.tolist())
 
 
-def test_images_have_keys_and_prompts_of_their_own():
+def test_each_image_has_its_key_and_prompt():
     sampler = make_sampler()
     draws = sampler.draw(1, range(6), 6).guidance
     assert len(set(draws.keys.tolist())) == 12
@@ -116,11 +115,11 @@ def test_images_have_keys_and_prompts_of_their_own():
     )
 
 
-def test_z_outside_training_is_that_of_an_asset_or_the_prompts_own():
+def test_z_for_inference_is_that_of_an_asset_or_depends_on_the_prompt():
     prompts = [Prompt(id=name, text=name) for name in "ab"]
-    own = z_of(prompts, 3, 5, None)
-    assert torch.equal(own[1:], z_of(prompts[1:], 3, 5, None)) and not torch.equal(own[0], own[1])
-    assert not torch.equal(own, z_of(prompts, 3, 5, None, number=1))
+    z = z_of(prompts, 3, 5, None)
+    assert torch.equal(z[1:], z_of(prompts[1:], 3, 5, None)) and not torch.equal(z[0], z[1])
+    assert not torch.equal(z, z_of(prompts, 3, 5, None, number=1))
     for number in range(3):
         expected = asset_z(5, number % 2, 3)
         assert torch.equal(z_of(prompts, 3, 5, 2, number), torch.stack([expected, expected]))

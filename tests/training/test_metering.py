@@ -1,4 +1,4 @@
-"""Costs that are counted without numbers, against arithmetic and against real tensors."""
+"""Costs counted on fake tensors, against arithmetic and against real tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amortized.training.metering import Meter
 from tests.training.toy import TINY, make_trainer
 
 
-def test_a_linear_layer_costs_what_arithmetic_says():
+def test_the_cost_of_a_linear_layer_in_closed_form():
     layer, meter = nn.Linear(3, 5, bias=False), Meter()
     meter.fake_weights(layer)
     with meter, meter.section("all") as cost:
@@ -22,27 +22,27 @@ def test_a_linear_layer_costs_what_arithmetic_says():
             out = layer(torch.ones(7, 3))
         out.sum().backward()
     assert forward.flops == forward.flops_float32 == 2 * 7 * 3 * 5 and forward.operations == 1
-    assert forward.traffic == 4 * (3 * 5 + 7 * 5)  # what is fake: the real input is the host's
-    assert cost.flops == 2 * forward.flops  # the input wants no gradient
+    assert forward.traffic == 4 * (3 * 5 + 7 * 5)  # fake tensors only: the real input is on the host
+    assert cost.flops == 2 * forward.flops  # the input needs no gradient
     assert layer.weight.grad.shape == (5, 3) and layer.weight.device.type == "cpu"
 
 
-def test_memory_is_what_is_alive():
+def test_memory_counts_live_tensors():
     meter = Meter()
     source = nn.Parameter(torch.ones(1000))
     holder = nn.ParameterList([source])
     meter.fake_weights(holder)
     fake = holder[0]
     with meter, torch.no_grad(), meter.section("all") as cost:
-        held = fake * 2
+        result = fake * 2
         for _ in range(3):
-            held = held * 2  # two at a time
+            result = result * 2  # two live at a time
         assert meter.live == 4000 and cost.peak == 8000
-        del held
+        del result
         assert meter.live == 0 and cost.peak == 8000
 
 
-def test_sections_hold_their_parts_and_one_launch_may_be_many_operations():
+def test_sections_include_nested_ones_and_count_fused_operations_as_one():
     holder, meter = nn.ParameterList([torch.ones(10)]), Meter(integer=3)
     meter.fake_weights(holder)
     with meter, torch.no_grad(), meter.section("all") as cost:
@@ -52,16 +52,16 @@ def test_sections_hold_their_parts_and_one_launch_may_be_many_operations():
             doubled * 2
         assert int(doubled.long().sum()) == 3 and doubled.sum().item() == 0.5
     assert part.operations == 1 and part.traffic == 2 * 2 * 40
-    assert cost.operations == 1 + 3  # long, sum, sum: what was outside is not in it
+    assert cost.operations == 1 + 3  # long, sum, sum; not the operation in `outside`
 
 
-class Held(Meter):
-    """The same account of real tensors."""
+class RealMeter(Meter):
+    """Counts real tensors in the same way."""
 
     def counts(self, tensor: torch.Tensor) -> bool:
         return True
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> RealMeter:
         torch.utils._python_dispatch.TorchDispatchMode.__enter__(self)
         return self
 
@@ -78,19 +78,19 @@ class Held(Meter):
 
 
 @pytest.mark.parametrize("generator", [None, *TINY])
-def test_a_step_needs_the_memory_that_was_foretold(tmp_path, monkeypatch, generator):
+def test_a_step_needs_the_predicted_memory(tmp_path, monkeypatch, generator):
     trainer = make_trainer(tmp_path / "real", steps=2, generator=generator)
-    objective, prepared, held = trainer.objective, trainer.prepare(0, 0), Held()
-    with held, held.section("step") as cost:
-        objective(prepared, 0.0, True).total.backward()
-    real = cost.peak - sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)
-    foretold = costs.step_memory(make_trainer(tmp_path / "fake", steps=2, generator=generator))
-    # The share of rays is assumed there, and what the host holds is not counted.
-    assert 0.5 < foretold / real < 1.6, (foretold, real)
+    objective, batch, meter = trainer.objective, trainer.prepare(0, 0), RealMeter()
+    with meter, meter.section("step") as cost:
+        objective(batch, 0.0, True).total.backward()
+    measured = cost.peak - sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)
+    predicted = costs.step_memory(make_trainer(tmp_path / "fake", steps=2, generator=generator))
+    # The prediction assumes a share of rays that hit, and does not count the host's tensors.
+    assert 0.5 < predicted / measured < 1.6, (predicted, measured)
 
 
-def test_a_step_is_counted_without_native_kernels_and_graphs(tmp_path):
-    """They read memory, which fake tensors do not have: on a GPU a dry run would end in an error."""
+def test_memory_is_predicted_without_native_kernels_and_graphs(tmp_path):
+    """They read memory, which fake tensors do not have: with them a dry run on a GPU would fail."""
     trainer = make_trainer(tmp_path, steps=2)
     grids = [part for part in trainer.state.generator.modules() if isinstance(part, HashGrid)]
     prior = trainer.guidance.prior

@@ -1,4 +1,4 @@
-"""Orders of prompts: exact coverage, for any number of processes, from any step, at any size."""
+"""Prompt orders cover the corpus exactly, for any number of processes, from any step, at any size."""
 
 from __future__ import annotations
 
@@ -31,53 +31,53 @@ def test_a_shuffle_is_a_permutation(size: int, key: int):
 
 
 @pytest.mark.parametrize("size", [10_007, 65_536])
-def test_a_shuffle_of_many_is_a_permutation(size: int):
+def test_a_large_shuffle_is_a_permutation(size: int):
     assert len({shuffled(index, size, 5) for index in range(size)}) == size
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_every_permutation_of_a_few_is_as_likely(size: int):
+def test_every_permutation_of_a_few_is_equally_likely(size: int):
     trials = 200 * len(list(permutations(range(size))))
-    found = Counter(tuple(shuffled(index, size, key) for index in range(size)) for key in range(trials))
-    counts = [found[order] for order in permutations(range(size))]
+    frequency = Counter(tuple(shuffled(index, size, key) for index in range(size)) for key in range(trials))
+    counts = [frequency[order] for order in permutations(range(size))]
     assert chisquare(counts).pvalue > 1e-3, counts
 
 
 @pytest.mark.parametrize("size", [16, 96, 10_000])
-def test_every_place_is_as_likely_for_every_prompt(size: int):
-    places = [shuffled(index, size, key) * 8 // size for key in range(500) for index in (0, 1, size - 1)]
-    assert chisquare(list(Counter(places).values())).pvalue > 1e-3
+def test_every_position_is_equally_likely_for_every_prompt(size: int):
+    octiles = [shuffled(index, size, key) * 8 // size for key in range(500) for index in (0, 1, size - 1)]
+    assert chisquare(list(Counter(octiles).values())).pvalue > 1e-3
 
 
-def test_neighbours_do_not_stay_together():
+def test_neighbors_do_not_stay_together():
     size = 1000
     gaps = [abs(shuffled(i, size, key) - shuffled(i + 1, size, key)) for key in range(3) for i in range(999)]
-    # Of two places drawn apart: a third of the size on average.
+    # Two independent positions are a third of the size apart on average.
     assert np.mean(gaps) == pytest.approx(size / 3, rel=0.06) and gaps.count(1) < 20
 
 
 def test_the_order_never_changes():
-    """Changing it changes what a resumed run sees."""
+    """A run that is resumed with another version must continue in the same order."""
     assert [shuffled(index, 10, 7) for index in range(10)] == [0, 5, 4, 3, 9, 2, 7, 1, 8, 6]
     assert [Shuffle(10**7, 3).at(position) for position in range(4)] == [8045921, 6664103, 5246881, 7158990]
 
 
 @pytest.mark.parametrize("index", [-1, 5, 6])
-def test_no_index_outside(index: int):
+def test_an_index_out_of_range_is_refused(index: int):
     with pytest.raises(IndexError, match=rf"{index} is not in range\(5\)"):
         shuffled(index, 5, 0)
 
 
 def test_memory_is_constant_at_ten_million():
-    """From the making of the order on, over the end of its first epoch: no table of ten million."""
+    """Over the end of the first epoch, construction included: there is no table of ten million indices."""
     num = 10_000_000
     tracemalloc.start()
     order = Shuffle(num, 0)
-    seen = {order.at(position) for position in range(num - 10_000, num + 10_000)}
+    drawn = {order.at(position) for position in range(num - 10_000, num + 10_000)}
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(seen) > 19_000 and max(seen) < num
-    assert peak < 20_000 * 200  # what was kept here
+    assert len(drawn) > 19_000 and max(drawn) < num
+    assert peak < 20_000 * 200  # the size of `drawn`
 
 
 def test_every_epoch_shows_each_prompt_once_in_another_order():
@@ -91,37 +91,37 @@ def test_every_epoch_shows_each_prompt_once_in_another_order():
 # ---- processes and steps ----------------------------------------------------------------------
 
 
-def seen_by(
-    order, world_size: int, steps: range, *, prompts: int, accumulation: int = 1, start: int = 0
+def global_batches(
+    order, world_size: int, steps: range, *, prompts: int, num_parts: int = 1, start: int = 0
 ) -> list[list[int]]:
-    """For each step, what the samplers of all processes give together, in the order of the slots."""
-    sampler, per_step = make_sampler(order=order), world_size * accumulation * prompts
-    found = []
+    """The prompt indices of all ranks' batches together: a list per step, in the order of the slots."""
+    sampler, per_step = make_sampler(order=order), world_size * num_parts * prompts
+    batches = []
     for step in steps:
         by_slot = {}
         for rank in range(world_size):
-            for part in assign_slots(rank, world_size, accumulation, prompts):
+            for part in assign_slots(rank, world_size, num_parts, prompts):
                 batch = sampler.draw(step, part, start + (step - steps.start) * per_step)
                 by_slot |= dict(zip(part, batch.prompt_indices, strict=True))
-        found.append([by_slot[slot] for slot in range(per_step)])
-    return found
+        batches.append([by_slot[slot] for slot in range(per_step)])
+    return batches
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 24), (2, 12), (3, 8), (8, 3), (24, 1)])
-def test_the_global_order_knows_no_processes(world_size: int, accumulation: int):
+@pytest.mark.parametrize(("world_size", "num_parts"), [(1, 24), (2, 12), (3, 8), (8, 3), (24, 1)])
+def test_the_global_order_is_the_same_for_any_number_of_processes(world_size: int, num_parts: int):
     """Over two epochs whose size the batch of 48 does not divide."""
-    how = {"prompts": 2, "accumulation": accumulation}
-    found = seen_by(Shuffle(101, 4), world_size, range(5), **how)
-    assert sum(found, []) == [Shuffle(101, 4).at(position) for position in range(5 * 48)]
-    # From any step on, with nothing but the step and its place in the order.
-    assert seen_by(Shuffle(101, 4), world_size, range(3, 5), **how, start=3 * 48) == found[3:]
+    sizes = {"prompts": 2, "num_parts": num_parts}
+    batches = global_batches(Shuffle(101, 4), world_size, range(5), **sizes)
+    assert sum(batches, []) == [Shuffle(101, 4).at(position) for position in range(5 * 48)]
+    # A resume needs only the step and its position in the order.
+    assert global_batches(Shuffle(101, 4), world_size, range(3, 5), **sizes, start=3 * 48) == batches[3:]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 1024])
-def test_each_prompt_exactly_once_an_epoch(world_size: int):
+def test_each_prompt_exactly_once_per_epoch(world_size: int):
     num = 1500
     steps = range(-(-2 * num // (2 * world_size)))
-    order = sum(seen_by(Shuffle(num, 9), world_size, steps, prompts=2), [])
+    order = sum(global_batches(Shuffle(num, 9), world_size, steps, prompts=2), [])
     assert order[: 2 * num] == [Shuffle(num, 9).at(position) for position in range(2 * num)]
     assert sorted(order[:num]) == sorted(order[num : 2 * num]) == list(range(num))
 
@@ -129,28 +129,28 @@ def test_each_prompt_exactly_once_an_epoch(world_size: int):
 # ---- weights ----------------------------------------------------------------------------------
 
 
-def test_a_prompt_comes_as_often_as_its_weight_says():
+def test_a_prompt_is_drawn_in_proportion_to_its_weight():
     weights = np.array([1.0, 2.5, 0.0, 0.25, 6.25])
     order = Weighted(weights, 3)
     num, total = len(weights), Counter()
     for epoch in range(400):
-        found = Counter(order.at(epoch * num + place) for place in range(num))
+        counts = Counter(order.at(epoch * num + position) for position in range(num))
         for prompt, weight in enumerate(weights):
-            fair = num * weight / weights.sum()
-            assert np.floor(fair) <= found[prompt] <= np.ceil(fair)  # in every epoch
-        total += found
-    fair = 400 * num * weights / weights.sum()
-    assert [total[prompt] for prompt in range(num)] == pytest.approx(fair.tolist(), abs=40)
+            expected = num * weight / weights.sum()
+            assert np.floor(expected) <= counts[prompt] <= np.ceil(expected)  # in every epoch
+        total += counts
+    expected = 400 * num * weights / weights.sum()
+    assert [total[prompt] for prompt in range(num)] == pytest.approx(expected.tolist(), abs=40)
 
 
 def test_equal_weights_are_a_shuffle():
     order = Weighted(np.ones(17), 3)
-    epochs = [[order.at(17 * epoch + place) for place in range(17)] for epoch in range(3)]
+    epochs = [[order.at(17 * epoch + position) for position in range(17)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(17)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
-def test_weights_that_are_none(weights: list[float]):
+def test_invalid_weights_are_refused(weights: list[float]):
     with pytest.raises(ValueError, match="finite, none negative, and not all zero"):
         Weighted(np.array(weights), 0)
 
@@ -158,16 +158,16 @@ def test_weights_that_are_none(weights: list[float]):
 # ---- curriculum -------------------------------------------------------------------------------
 
 
-def test_a_curriculum_passes_over_more_and_more():
+def test_each_pass_of_a_curriculum_covers_more_prompts():
     ranking = np.array([7, 3, 5, 0, 1, 2, 9, 8, 6, 4])
     order = Curriculum(ranking, 5, start=0.1, passes=3)
     sizes = [1, 4, 10]  # 10 * 0.1, 10 * 0.1 ** 0.5 rounded up, 10
-    found = [order.at(position) for position in range(sum(sizes) + 20)]
-    place = 0
+    drawn = [order.at(position) for position in range(sum(sizes) + 20)]
+    start = 0
     for size in [*sizes, 10, 10]:
-        assert sorted(found[place : place + size]) == sorted(ranking[:size].tolist())
-        place += size
-    assert found[5:15] != found[15:25]
+        assert sorted(drawn[start : start + size]) == sorted(ranking[:size].tolist())
+        start += size
+    assert drawn[5:15] != drawn[15:25]
 
 
 # ---- settings ---------------------------------------------------------------------------------
@@ -176,6 +176,7 @@ TEXTS = ["a very long prompt indeed", "two words", "three words here", "one"]
 
 
 def results(folder: Path, scores: dict[str, object]) -> Path:
+    """Write a results.json with the recall@1 of prompts, by id."""
     path = folder / "results.json"
     path.write_text(json.dumps({"prompts": [{"id": k, "recall_at_1": v} for k, v in scores.items()]}))
     return path
@@ -190,30 +191,26 @@ def test_orders_of_a_corpus(tmp_path: Path):
     path = str(results(tmp_path, dict(zip(ids, [0.1, 0.2, 0.9, 0.3], strict=True))))
     best = build_prompt_order(PromptOrderConfig(kind="curriculum", by=path, start=0.25, passes=4), corpus, 3)
     assert [best.at(0), sorted(best.at(p) for p in (1, 2))] == [2, [2, 3]]
-    partly = str(results(tmp_path, {ids[2]: 0.1, ids[3]: 0.9}))  # an evaluation of some: the others come last
-    some = build_prompt_order(
-        PromptOrderConfig(kind="curriculum", by=partly, start=0.25, passes=4), corpus, 3
-    )
+    path = str(results(tmp_path, {ids[2]: 0.1, ids[3]: 0.9}))  # prompts without a score come last
+    some = build_prompt_order(PromptOrderConfig(kind="curriculum", by=path, start=0.25, passes=4), corpus, 3)
     assert [some.at(0), sorted(some.at(p) for p in (1, 2))] == [3, [2, 3]]
     path = str(results(tmp_path, dict(zip(ids, [0.1, 0.2, 0.9, 0.3], strict=True))))
     weighted = build_prompt_order(PromptOrderConfig(kind="weighted", by=path), corpus, 3)
-    found = Counter(weighted.at(position) for position in range(4000))
-    assert [found[i] / 4000 for i in range(4)] == pytest.approx(
-        [0.1 / 1.5, 0.2 / 1.5, 0.9 / 1.5, 0.3 / 1.5], abs=0.01
-    )
+    counts = Counter(weighted.at(position) for position in range(4000))
+    expected = [0.1 / 1.5, 0.2 / 1.5, 0.9 / 1.5, 0.3 / 1.5]
+    assert [counts[i] / 4000 for i in range(4)] == pytest.approx(expected, abs=0.01)
 
 
 def test_repeated_prompts_weigh_more():
-    lists = [Entry(text, split, "here") for text, split in
-             [("a", "train"), ("b", "val"), ("c", "train"), ("a", "train"), ("a", "train")]]  # fmt: skip
-    order = build_prompt_order(PromptOrderConfig(kind="weighted"), tabulate(lists, "mine"), 0)
-    found = Counter(order.at(position) for position in range(400))
-    assert (
-        set(found) == {0, 1} and abs(found[0] - 300) < 20
-    )  # of the training prompts a and c; b is never seen
+    """Of the training prompts a (three times) and c (once); b is held out."""
+    rows = [("a", "train"), ("b", "val"), ("c", "train"), ("a", "train"), ("a", "train")]
+    table = tabulate([Entry(text, split, "here") for text, split in rows], "mine")
+    order = build_prompt_order(PromptOrderConfig(kind="weighted"), table, 0)
+    counts = Counter(order.at(position) for position in range(400))
+    assert set(counts) == {0, 1} and abs(counts[0] - 300) < 20
 
 
-def test_order_settings_that_cannot_be(tmp_path: Path):
+def test_invalid_order_settings_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="by must be null or"):
         PromptOrderConfig(by="length")
     with pytest.raises(ValueError, match=r"start must lie in \(0, 1\], got 0"):

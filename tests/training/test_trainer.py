@@ -13,16 +13,15 @@ from amortized.cameras import CameraConfig
 from amortized.checkpointing import list_checkpoints, read_part
 from amortized.monitoring import TrainingStopped
 from amortized.parallel import OptimizerConfig
+from amortized.rendering import render
 from amortized.training import LossConfig
 from tests.training.toy import LEARNING, TEXTS, learning, log_lines, make_trainer, target_images, weights_of
 
 
-def distance_to_targets(trainer) -> float:
-    """Mean squared distance of what the trainer renders now from the components' means."""
+def target_error(trainer) -> float:
+    """The mean squared error of the generator's current images against the means of their components."""
     draws = trainer.sampler.draw(10**6, list(range(6)), 6 * 10**6)
     scene = trainer.state.generator(trainer.bank.generator_text([TEXTS[i] for i in draws.prompt_indices]))
-    from amortized.rendering import render
-
     size = trainer.config.trainer.render_size
     images = render(
         scene,
@@ -38,15 +37,15 @@ def distance_to_targets(trainer) -> float:
     return (images - targets).square().mean().item()
 
 
-def test_thirty_steps_come_closer_to_what_the_prior_knows(tmp_path):
-    # SDS at scale 1: the one whose expected gradient points at the prior's own images.
+def test_thirty_steps_approach_the_images_of_the_prior(tmp_path):
+    # Only SDS at scale 1 has an expected gradient towards the means of the prior.
     trainer = make_trainer(tmp_path, guidance={"method": "sds", "guidance_scale": 1.0})
-    before = distance_to_targets(trainer)
+    before = target_error(trainer)
     assert trainer.train(quiet=True) == 30
-    assert distance_to_targets(trainer) < 0.75 * before
+    assert target_error(trainer) < 0.75 * before
 
 
-def test_a_log_line_tells_step_losses_and_batch(tmp_path):
+def test_a_log_line_has_the_step_its_losses_and_its_batch(tmp_path):
     make_trainer(tmp_path, steps=3).train(quiet=True)
     lines = log_lines(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -63,68 +62,72 @@ def test_a_log_line_tells_step_losses_and_batch(tmp_path):
     [(10, {}), (20, {}), *((10, learning(name)) for name in LEARNING)],
     ids=["10", "20", *LEARNING],
 )
-def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, interruption, guidance):
-    whole = make_trainer(tmp_path / "whole", guidance=guidance)
-    start = weights_of(whole)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, interruption, guidance):
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", guidance=guidance)
+    start = weights_of(uninterrupted)
     start = {name: value.clone() for name, value in start.items() if name.startswith("learned.")}
-    whole.train(quiet=True)
+    uninterrupted.train(quiet=True)
+    expected = weights_of(uninterrupted)
     assert len(start) > 0 or not guidance
-    assert not start or any((weights_of(whole)[name] != value).any() for name, value in start.items())
-    first = make_trainer(tmp_path / "parts", guidance=guidance)
-    first.step = stop_after(first.step, interruption + 3)  # three steps beyond the last checkpoint are lost
+    assert not start or any((expected[name] != value).any() for name, value in start.items())
+    first = make_trainer(tmp_path / "resumed", guidance=guidance)
+    first.step = stop_after(first.step, interruption + 3)  # three steps after the last checkpoint are lost
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
-    second = make_trainer(tmp_path / "parts", guidance=guidance)
+    second = make_trainer(tmp_path / "resumed", guidance=guidance)
     assert second.train(quiet=True) == 30
-    expected = weights_of(whole)
     for name, value in weights_of(second).items():
         assert torch.equal(value, expected[name]), name
-    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
+    assert log_lines(tmp_path / "resumed") == log_lines(tmp_path / "uninterrupted")
 
 
 def test_adan_resumes_bit_for_bit_and_stays_finite(tmp_path):
-    """Its count of steps is a group's, not a tensor's."""
+    """Adan counts steps per parameter group, so its count is not among the checkpoint's tensors."""
     adan = OptimizerConfig(name="adan", learning_rate=1e-2, betas=(0.98, 0.92, 0.99), weight_decay=0.02)
     changes = {"optimizer": adan, "guidance": learning("adapter")}
-    whole = make_trainer(tmp_path / "whole", **changes)
-    whole.train(quiet=True)
-    first = make_trainer(tmp_path / "parts", **changes)
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", **changes)
+    uninterrupted.train(quiet=True)
+    first = make_trainer(tmp_path / "resumed", **changes)
     first.step = stop_after(first.step, 13)
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
-    second = make_trainer(tmp_path / "parts", **changes)
+    second = make_trainer(tmp_path / "resumed", **changes)
     second.train(quiet=True)
-    expected = weights_of(whole)
+    expected = weights_of(uninterrupted)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(second).items())
-    predict = whole.guidance.prior.predict_noise
-    whole.guidance.prior.predict_noise = lambda *given, **named: predict(*given, **named) * math.nan
-    record = whole.step(30)
+    # A non-finite step must not reach the weights, although Adan does not support `found_inf`.
+    prior = uninterrupted.guidance.prior
+    predict = prior.predict_noise
+    prior.predict_noise = lambda *args, **kwargs: predict(*args, **kwargs) * math.nan
+    record = uninterrupted.step(30)
     assert not all(map(math.isfinite, record.values.tolist()))
-    assert all(value.isfinite().all() for value in weights_of(whole).values())
+    assert all(value.isfinite().all() for value in weights_of(uninterrupted).values())
 
 
-def test_another_number_of_slots_goes_on_in_the_order_of_prompts(tmp_path):
-    """1 to 3 to 2 processes, told by their slots: every prompt comes in its turn."""
-    seen = []
+def test_another_batch_size_continues_in_the_prompt_order(tmp_path):
+    """4, 12 and 8 slots per step, as of 1, 3 and 2 processes: no prompt is skipped or repeated."""
+    drawn = []
     for steps, slots in ((2, 4), (3, 12), (5, 8)):
         trainer = make_trainer(tmp_path, steps=steps, prompts_per_process=slots, checkpointing={"every": 1})
         draw = trainer.sampler.draw
 
-        def watched(step, slots, start, draw=draw):
+        def recorded(step, slots, start, draw=draw):
             batch = draw(step, slots, start)
-            seen.append((step, batch.prompt_indices))
+            drawn.append((step, batch.prompt_indices))
             return batch
 
-        object.__setattr__(trainer.sampler, "draw", watched)
+        object.__setattr__(trainer.sampler, "draw", recorded)
         trainer.train(quiet=True)
-    # A step that was made ahead when its run ended is made again by the next one.
-    order = sum((prompts for step, prompts in dict(seen).items() if step < 5), [])
+    # The step that was prefetched when a run ended is drawn again by the next: the later one counts.
+    order = sum((prompts for step, prompts in dict(drawn).items() if step < 5), [])
     assert len(order) == 2 * 4 + 12 + 2 * 8
     assert order == [trainer.sampler.order.at(position) for position in range(len(order))]
     assert [line["prompts_seen"] for line in log_lines(tmp_path)] == [4, 8, 20, 28, 36]
 
 
 def stop_after(step_function, steps):
+    """Wrap Trainer.step to raise KeyboardInterrupt instead of taking step number `steps`, counted from 0."""
+
     def step(number, interrupted):
         if number == steps:
             raise KeyboardInterrupt
@@ -137,8 +140,8 @@ LAST = "checkpoints/step_000060"
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    """The same with a real SIGKILL, at whatever moment it strikes."""
-    make_trainer(tmp_path / "whole", steps=60, checkpointing={"every": 5}).train(quiet=True)
+    """With a real SIGKILL, at an arbitrary moment."""
+    make_trainer(tmp_path / "uninterrupted", steps=60, checkpointing={"every": 5}).train(quiet=True)
     command = [
         sys.executable,
         "-m",
@@ -151,21 +154,21 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list_checkpoints(tmp_path / "killed" / "checkpoints")[-1].name != "step_000060", (
-        "killed too late to tell"
+        "killed after the last checkpoint"
     )
     resumed = make_trainer(tmp_path / "killed", steps=60, checkpointing={"every": 5})
     resumed.train(quiet=True)
     for part in ("generator", "ema", "optimizer"):
-        mine, whole = (read_part(tmp_path / run / LAST, part) for run in ("killed", "whole"))
-        assert mine.keys() == whole.keys() and len(mine) > 0
-        assert all(torch.equal(value, whole[name]) for name, value in mine.items())
+        tensors, expected = (read_part(tmp_path / run / LAST, part) for run in ("killed", "uninterrupted"))
+        assert tensors.keys() == expected.keys() and len(tensors) > 0
+        assert all(torch.equal(value, expected[name]) for name, value in tensors.items())
 
 
-# The last is Ctrl-C under torchrun: the terminal signals every process, and torchrun its own once more.
+# The last case is Ctrl-C under torchrun: the terminal signals every process, then torchrun its workers.
 @pytest.mark.parametrize(
     "numbers", [[signal.SIGINT], [signal.SIGUSR1], [signal.SIGINT, signal.SIGTERM]], ids=str
 )
-def test_a_signal_saves_and_leaves_cleanly(tmp_path, numbers):
+def test_a_signal_saves_a_checkpoint_and_exits_cleanly(tmp_path, numbers):
     command = [
         sys.executable,
         "-m",
@@ -178,22 +181,22 @@ def test_a_signal_saves_and_leaves_cleanly(tmp_path, numbers):
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.01)
-    assert process.wait(timeout=60) == 0  # a command then says 75
+    assert process.wait(timeout=60) == 0  # train.py would return 75
     (saved,) = list_checkpoints(tmp_path / "checkpoints")
     assert log_lines(tmp_path)[-1]["step"] == int(saved.name[-6:])
 
 
-def wait_until(happened, seconds: float = 90.0) -> None:
+def wait_until(condition, seconds: float = 90.0) -> None:
     start = time.monotonic()
-    while not happened():
-        assert time.monotonic() - start < seconds, "the run did not get so far"
+    while not condition():
+        assert time.monotonic() - start < seconds, "the run did not get that far"
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
     "guidance", [{}, learning("adapter"), learning("vsd")], ids=["asd", "adapter", "vsd"]
 )
-def test_accumulation_equals_one_large_batch(tmp_path, guidance):
+def test_gradient_accumulation_equals_one_large_batch(tmp_path, guidance):
     changes = {"steps": 4, "guidance": guidance}
     large = make_trainer(tmp_path / "large", prompts_per_process=4, **changes)
     parts = make_trainer(tmp_path / "parts", prompts_per_process=2, gradient_accumulation_steps=2, **changes)
@@ -208,14 +211,14 @@ def test_accumulation_equals_one_large_batch(tmp_path, guidance):
         torch.testing.assert_close(value, weights_of(parts)[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_preserves_the_last_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path)
     predict = trainer.guidance.prior.predict_noise
     calls = []
 
-    def poisoned(*arguments, **keywords):
+    def poisoned(*args, **kwargs):
         calls.append(1)
-        return predict(*arguments, **keywords) * (math.nan if len(calls) == 14 else 1.0)
+        return predict(*args, **kwargs) * (math.nan if len(calls) == 14 else 1.0)
 
     trainer.guidance.prior.predict_noise = poisoned
     with pytest.raises(
@@ -241,8 +244,8 @@ def test_a_non_finite_step_just_before_a_checkpoint_is_not_saved(tmp_path):
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
 
-def test_a_learned_model_whose_gradient_is_not_finite_is_not_saved(tmp_path):
-    """The loss is finite, and so are the generator's gradients: only the learned model's are not."""
+def test_a_reference_model_with_a_non_finite_gradient_is_not_saved(tmp_path):
+    """The loss and the generator's gradients are finite; only the reference model's are not."""
     trainer = make_trainer(tmp_path, guidance={"method": "lods-embedding"})
     before = {name: value.clone() for name, value in trainer.state.learned.state_dict().items()}
     trainer.state.learned.pooled.register_hook(lambda gradient: gradient * math.nan)
@@ -254,13 +257,13 @@ def test_a_learned_model_whose_gradient_is_not_finite_is_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize(("views", "ring"), [(1, True), (8, True), (4, False)])
-def test_a_prior_of_four_views_gets_rings_of_four(tmp_path, views, ring):
+def test_a_four_view_prior_requires_rings_of_four(tmp_path, views, ring):
     with pytest.raises(ValueError, match="views_per_prompt=4 and cameras.ring=true"):
         make_trainer(tmp_path, views_per_group=4, views_per_prompt=views, cameras=CameraConfig(ring=ring))
     make_trainer(tmp_path, views_per_group=4, views_per_prompt=4, cameras=CameraConfig(ring=True))
 
 
-def test_an_emptied_scene_stops_the_run(tmp_path):
+def test_an_empty_scene_stops_the_run(tmp_path):
     trainer = make_trainer(
         tmp_path,
         steps=400,
@@ -273,7 +276,7 @@ def test_an_emptied_scene_stops_the_run(tmp_path):
         trainer.train(quiet=True)
 
 
-def test_a_scene_that_fills_everything_stops_the_run(tmp_path):
+def test_a_scene_that_fills_the_image_stops_the_run(tmp_path):
     trainer = make_trainer(
         tmp_path,
         steps=400,
@@ -287,17 +290,15 @@ def test_a_scene_that_fills_everything_stops_the_run(tmp_path):
 
 
 def test_the_generator_may_run_in_bfloat16(tmp_path):
-    exact, rounded = (
-        make_trainer(tmp_path / "a", steps=5),
-        make_trainer(tmp_path / "b", steps=5, precision="bfloat16"),
-    )
-    exact.train(quiet=True)
-    rounded.train(quiet=True)
-    losses = [[line["loss"] for line in log_lines(tmp_path / name)] for name in "ab"]
-    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        make_trainer(tmp_path / precision, steps=5, precision=precision).train(quiet=True)
+        losses[precision] = [line["loss"] for line in log_lines(tmp_path / precision)]
+    assert losses["float32"] != losses["bfloat16"]
+    assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.05)
 
 
-def test_old_checkpoints_go(tmp_path):
+def test_old_checkpoints_are_removed(tmp_path):
     make_trainer(tmp_path, steps=30, checkpointing={"every": 5, "keep": 3}).train(quiet=True)
     names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
     assert names == ["step_000020", "step_000025", "step_000030"]

@@ -1,7 +1,8 @@
-"""A whole training in miniature: an exact Gaussian-mixture prior, a small generator, seconds a run.
+"""A miniature training run: an exact Gaussian-mixture prior, a small generator, seconds per run.
 
-Run as a script it is the worker of the distributed tests: `toy.py FOLDER JSON [DEVICE]`; of the JSON, `stop`
-is a step to be interrupted at, `trouble` is [RANK, STEP, KIND], and `clock` sets process 1's, in seconds.
+As a script it is the worker of the distributed tests: `python -m tests.training.toy FOLDER JSON [DEVICE]`.
+JSON holds the keyword arguments of `make_trainer`, and optionally `stop` (the step to interrupt at),
+`trouble` ([RANK, STEP, KIND], see `inject_failure`) and `clock` (seconds to add to the clock of rank 1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from amortized.checkpointing import CheckpointConfig
 from amortized.cli import one_sentence_errors
 from amortized.conditioning import TextBank
 from amortized.encodings import HashGridConfig
-from amortized.guidance import Guidance, build_learned, published
+from amortized.guidance import build_guidance, published
 from amortized.monitoring import MonitorConfig, StepRecord
 from amortized.parallel import DistributedConfig, OptimizerConfig, World, join_world
 from amortized.priors import GaussianMixturePrior, PriorConfig, load_stable_diffusion
@@ -49,7 +50,8 @@ TINY = {
 }
 
 
-# What is learned of the renders, at a rate at which it moves; "every" so that a checkpoint falls between.
+# Reference models, at rates at which they visibly learn. With `every: 3` the checkpoint of step 10 falls
+# between two of their updates.
 LEARNING = {
     "lods-embedding": {"learning_rate": 1e-2, "every": 3},
     "lods-lora": {"learning_rate": 1e-2},
@@ -60,12 +62,13 @@ LEARNING = {
 
 
 def learning(name: str) -> dict:
+    """Guidance settings with a reference model of LEARNING."""
     method = name if name in ("lods-lora", "vsd") else "lods-embedding"
     return {"method": method, "guidance_scale": 2.0, "learned": LEARNING[name]}
 
 
-class ColourEncoder:
-    """The mixture weights of a sentence: one component per colour word, all of them without one."""
+class ColorEncoder:
+    """Encodes a sentence as mixture weights: the components of its color words, or all if it has none."""
 
     batch_size = 1
 
@@ -78,21 +81,23 @@ class ColourEncoder:
 
 
 def target_images() -> torch.Tensor:
-    """[K, 3, SIZE, SIZE]: a disc of the colour on grey."""
+    """The mixture's means, [K, 3, SIZE, SIZE] in [0, 1]: a disc of each color on gray."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     disc = (axis[:, None] ** 2 + axis[None] ** 2 < 0.45).float()
-    colours = torch.tensor([COLORS[text] for text in TEXTS])[:, :, None, None]
-    return disc * colours + (1 - disc) * 0.5
+    colors = torch.tensor([COLORS[text] for text in TEXTS])[:, :, None, None]
+    return disc * colors + (1 - disc) * 0.5
 
 
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
-    """A trainer over the three colors; `changes` are fields of TrainerConfig, or the following.
+    """Build a trainer over the three colors. `changes` are fields of TrainerConfig, or:
 
-    generator: a module, a key of TINY, or "surrounded"; by default a small Hyper-iNGP with z_dim
-    guidance: settings over those of ASD, e.g. another method
+    generator: a module, a key of TINY, or "with-environment"; by default a small Hyper-iNGP with `z_dim`
+    guidance: a dict of settings that override those of ASD, e.g. another method
     views_per_group: of the prior
     prior: a folder in diffusers format, instead of the mixture
     checkpointing, monitoring: dicts of fields of their configs
+    strategy, shard_prior, timeout_s: fields of DistributedConfig
+    losses, optimizer, cameras: configs
     """
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
@@ -112,7 +117,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     trainer = TrainerConfig(**{**defaults, **changes})
     device = world.device if world else "cpu"
     if prior_path is None:
-        encoder, width = ColourEncoder(), len(TEXTS)
+        encoder, width = ColorEncoder(), len(TEXTS)
         prior = GaussianMixturePrior(
             means=target_images().to(device),
             stds=torch.full((len(TEXTS),), 0.2, device=device),
@@ -128,19 +133,12 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         num_levels=2, features_per_level=2, log2_table_size=8, base_resolution=4, growth=2.0
     )
     plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8, z_dim=z_dim).build(width)
-    if generator == "surrounded":
+    if generator == "with-environment":
         generator = WithEnvironment(plain, HashEnvironmentConfig(grid=grid, hidden=4).build(width))
     elif isinstance(generator, str):
         generator = TINY[generator].build(width)
     generator = generator or plain
     bank = TextBank(encoder, device=world.device)
-    learned = None
-    if guidance.learned is not None:
-        text = None if guidance.learned.text is None else bank.encode_for_prior([guidance.learned.text])
-        null, num_prompts = bank.encode_for_prior([""]), len(TEXTS)
-        learned = build_learned(
-            guidance.learned, prior, null=null, text=text, num_prompts=num_prompts, seed=7
-        )
     folder.mkdir(parents=True, exist_ok=True)
     config = BaseRunConfig(
         output=str(folder),
@@ -161,20 +159,23 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         config,
         world=world,
         corpus=prompt_list(TEXTS, "toy"),
-        guidance=Guidance(prior, guidance, learned),
+        guidance=build_guidance(
+            guidance, prior, encode=bank.encode_for_prior, num_prompts=len(TEXTS), seed=7
+        ),
         bank=bank,
         generator=generator.to(world.device),
     )
 
 
 def log_lines(folder: Path) -> list[dict]:
-    """What the steps computed, without the time that they took."""
+    """The lines of log.jsonl without times, speeds and memory, which differ from run to run."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     timed = ("time/", "speed/", "memory")
     return [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The weights of the generator, its EMA (`ema.*`) and the reference model (`learned.*`), not copied."""
     state = dict(trainer.state.generator.state_dict())
     learned = trainer.state.learned.state_dict() if trainer.state.learned else {}
     ema = trainer.state.ema.state_dict() if trainer.state.ema else {}
@@ -183,17 +184,20 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def interrupted_at(trainer: Trainer, stop: int | None) -> Trainer:
-    """As if a signal came during this step."""
+    """Make a signal appear to arrive during step `stop`, counted from 1; None: no signal."""
     if stop is not None:
         step = trainer.step
         trainer.step = lambda number, interrupted: step(number, interrupted=interrupted or number + 1 >= stop)
     return trainer
 
 
-def troubled(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
-    """One process meets trouble in a step, counted from 0, where no other does."""
+def inject_failure(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
+    """Make one rank fail at `step`, counted from 0.
 
-    def trouble() -> None:
+    `kind` is hang, die (SIGKILL), defect (an unexpected exception) or nan (in the noise prediction).
+    """
+
+    def fail_here() -> None:
         match kind:
             case "hang":
                 time.sleep(600)
@@ -202,43 +206,45 @@ def troubled(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
             case "defect":
                 raise ZeroDivisionError("a defect")
 
-    predict = trainer.guidance.prior.predict_noise
-    inner, met = trainer.step, []
+    original_step, original_predict = trainer.step, trainer.guidance.prior.predict_noise
+    in_failing_step = False
 
-    def stepped(number: int, interrupted: bool) -> StepRecord:
-        if trainer.world.rank == rank and number == step:
-            met.append(number)
-            trouble()
-        else:
-            met.clear()
-        return inner(number, interrupted=interrupted)
+    def failing_step(number: int, interrupted: bool) -> StepRecord:
+        nonlocal in_failing_step
+        in_failing_step = trainer.world.rank == rank and number == step
+        if in_failing_step:
+            fail_here()
+        return original_step(number, interrupted=interrupted)
 
-    trainer.step = stepped
+    trainer.step = failing_step
     if kind == "nan":
-        trainer.guidance.prior.predict_noise = lambda *given, **named: (
-            predict(*given, **named) * (float("nan") if met else 1.0)
+        trainer.guidance.prior.predict_noise = lambda *args, **kwargs: (
+            original_predict(*args, **kwargs) * (float("nan") if in_failing_step else 1.0)
         )
     return trainer
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[2])
-    stop, alone = given.pop("stop", None), given.get("strategy", "ddp") != "ddp" or "shard_prior" in given
-    trouble, clock = given.pop("trouble", None), given.pop("clock", 0.0)
+    changes = json.loads(sys.argv[2])
+    stop, trouble, clock = changes.pop("stop", None), changes.pop("trouble", None), changes.pop("clock", 0.0)
+    sharded = changes.get("strategy", "ddp") != "ddp" or "shard_prior" in changes
     if clock and os.environ.get("RANK") == "1":
         now = time.time
         time.time = lambda: now() + clock
-    if given.get("strategy") == "zero3":
+    if changes.get("strategy") == "zero3":
         from amortized.parallel import zero
 
-        zero.PERSISTENCE_THRESHOLD = 0  # so that the weights of small generators are taken apart too
+        zero.PERSISTENCE_THRESHOLD = 0  # shard the weights of small generators too
     with one_sentence_errors("toy"):
-        with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", always_group=alone) as joined:
-            trainer = interrupted_at(make_trainer(Path(sys.argv[1]), joined, **given), stop)
-            where = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
-            print(json.dumps({**where, "slots": trainer.slots}), flush=True)
-            (troubled(trainer, *trouble) if trouble else trainer).train(quiet=True)
+        with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", always_group=sharded) as joined:
+            trainer = interrupted_at(make_trainer(Path(sys.argv[1]), joined, **changes), stop)
+            ranks = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
+            # One write: torchrun runs workers unbuffered, so that `print` writes the newline separately
+            # and lines of two processes can mix.
+            sys.stdout.write(json.dumps({**ranks, "slots": trainer.slots}) + "\n")
+            sys.stdout.flush()
+            (inject_failure(trainer, *trouble) if trouble else trainer).train(quiet=True)
             del trainer
-    # One that outlives the group may abort the process at its end, one time in a thousand.
-    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    assert alone or not [name for name in names if "gloo" in name], names
+    # A Gloo thread that outlives its process group aborts the process at exit, about once in a thousand runs.
+    threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    assert sharded or not [name for name in threads if "gloo" in name], threads

@@ -1,4 +1,4 @@
-"""Training from a real network instead of the mixture: its LoRA, its seeds, and its weights themselves."""
+"""Training with a tiny Stable Diffusion as the prior: LoRA, one trajectory per seed, the fingerprint."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
+def prior(tmp_path_factory) -> str:
     return str(make_tiny_sd(tmp_path_factory.mktemp("sd")))
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_resuming_equals_never_having_stopped_bit_for_bit(folder, tmp_path, run):
-    changes = {**run, "prior": folder, "steps": 6, "checkpointing": {"every": 2}}
-    whole = make_trainer(tmp_path / "whole", **changes)
-    start = {name: value.clone() for name, value in weights_of(whole).items()}
-    whole.train(quiet=True)
-    expected = weights_of(whole)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(prior, tmp_path, run):
+    changes = {**run, "prior": prior, "steps": 6, "checkpointing": {"every": 2}}
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", **changes)
+    start = {name: value.clone() for name, value in weights_of(uninterrupted).items()}
+    uninterrupted.train(quiet=True)
+    expected = weights_of(uninterrupted)
     lora = [name for name in start if "lora_B" in name]
     assert bool(lora) == (run is RUNS["lora"])
-    assert all((expected[name] != start[name]).any() for name in lora)  # every one of them has learned
-    first = make_trainer(tmp_path / "parts", **changes)
+    assert all((expected[name] != start[name]).any() for name in lora)  # every matrix has learned
+    first = make_trainer(tmp_path / "resumed", **changes)
     first.step = stop_after(first.step, 3)
     with pytest.raises(KeyboardInterrupt):
         first.train(quiet=True)
-    second = make_trainer(tmp_path / "parts", **changes)
+    second = make_trainer(tmp_path / "resumed", **changes)
     assert second.train(quiet=True) == 6
     for name, value in weights_of(second).items():
         assert torch.equal(value, expected[name]), name
-    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
+    assert log_lines(tmp_path / "resumed") == log_lines(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_two_processes_are_one_with_twice_the_batch(folder, tmp_path, run):
-    changes = {**run, "prior": folder, "steps": 3}
+def test_two_processes_equal_one_with_twice_the_batch(prior, tmp_path, run):
+    changes = {**run, "prior": prior, "steps": 3}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     worker = [
         "-m",
@@ -65,9 +65,9 @@ def test_two_processes_are_one_with_twice_the_batch(folder, tmp_path, run):
     subprocess.run([*command, *worker], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=180)
     one = make_trainer(tmp_path / "one", **changes, prompts_per_process=4)
     one.train(quiet=True)
-    expected, got = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
-    assert [line["batch_digest"] for line in got] == [line["batch_digest"] for line in expected]
-    for a, b in zip(got, expected, strict=True):
+    expected, lines = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
+    assert [line["batch_digest"] for line in lines] == [line["batch_digest"] for line in expected]
+    for a, b in zip(lines, expected, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         assert (a["denoiser_calls"], a["gradient_calls"]) == (b["denoiser_calls"], b["gradient_calls"])
     (saved,) = list_checkpoints(tmp_path / "two" / "checkpoints")
@@ -76,14 +76,14 @@ def test_two_processes_are_one_with_twice_the_batch(folder, tmp_path, run):
             torch.testing.assert_close(value, one.state.learned.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_goes_on_with_the_weights_that_taught_it(folder, tmp_path):
-    """A LoRA of another UNet of the same shapes would load; so would any run's generator beside it."""
-    mine, changes = tmp_path / "prior", {"guidance": VSD, "prior": str(tmp_path / "prior"), "steps": 2}
-    shutil.copytree(folder, mine)
+def test_a_run_resumes_only_with_the_weights_of_its_prior(prior, tmp_path):
+    """A LoRA would also load into another UNet of the same shapes: only the fingerprint can tell."""
+    copy, changes = tmp_path / "prior", {"guidance": VSD, "prior": str(tmp_path / "prior"), "steps": 2}
+    shutil.copytree(prior, copy)
     make_trainer(tmp_path / "run", **changes, checkpointing={"every": 1}).train(quiet=True)
     again = make_trainer(tmp_path / "run", **{**changes, "steps": 3}, checkpointing={"every": 1})
     assert again.train(quiet=True) == 3
-    weights = mine / "unet/diffusion_pytorch_model.safetensors"
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
     changed = load_file(weights)
     name = next(name for name in changed if name.endswith("attn2.to_q.weight"))
     save_file(changed | {name: changed[name] + 0.01}, weights, metadata={"format": "pt"})
@@ -91,17 +91,17 @@ def test_a_run_goes_on_with_the_weights_that_taught_it(folder, tmp_path):
         make_trainer(tmp_path / "run", **{**changes, "steps": 4}).train(quiet=True)
 
 
-def test_an_adapter_of_another_size_is_refused(folder, tmp_path):
-    make_trainer(tmp_path, guidance=VSD, prior=folder, steps=1, checkpointing={"every": 1}).train(quiet=True)
+def test_a_lora_of_another_rank_is_refused(prior, tmp_path):
+    make_trainer(tmp_path, guidance=VSD, prior=prior, steps=1, checkpointing={"every": 1}).train(quiet=True)
     wider = {**VSD, "learned": {**VSD["learned"], "rank": 3}}
     with pytest.raises(
         ValueError, match="step_000001 does not fit the model of this config .*learned.*"
     ) as error:
-        make_trainer(tmp_path, guidance=wider, prior=folder, steps=2).train(quiet=True)
+        make_trainer(tmp_path, guidance=wider, prior=prior, steps=2).train(quiet=True)
     assert "\n" not in str(error.value)
 
 
-def test_assets_that_cannot_be_told_apart_are_refused(tmp_path: Path):
+def test_assets_without_distinct_z_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="seeds_per_prompt=4 trains 4 assets per prompt, .* takes no z"):
         make_trainer(tmp_path, seeds_per_prompt=4)
     with pytest.raises(ValueError, match="noise=seed has one trajectory per asset, .* set trainer.seeds"):
