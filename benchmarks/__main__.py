@@ -1,9 +1,9 @@
-"""Renderer, hash grid and training step, measured against stated baselines in one run.
+"""Measure the renderer, the hash grid and the training step against baselines in the same run.
 
   python -m benchmarks [CONFIG] [KEY=VALUE ...] [--only rendering hash-grid step full-size]
 
-Prints tables and writes outputs/benchmarks/bench.json. Runs on the GPU where there is one (device=cpu for
-the CPU). full-size, only where it is asked for, needs minutes and 16 GiB.
+Prints tables and writes outputs/benchmarks/bench.json. Runs on the GPU if there is one (device=cpu for the
+CPU). full-size, which takes minutes and 16 GiB, runs only if named.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rows = list[dict[str, str | float]]
 
 
 def sections(config: RunConfig, device: torch.device) -> dict[str, Callable[[], Rows]]:
-    """What can be measured, by name."""
+    """Return the measurements by name."""
     return {
         "rendering": lambda: rendering.measure(config.renderer),
         "hash-grid": lambda: hash_grids.measure(device),
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure as `args` say, print tables and write them; returns the exit status."""
+    """Run the chosen measurements, print and write their tables; return the exit status."""
     config = load_config(RunConfig, args.config, args.overrides)
     with join_world(config.device) as world:
         machine = timing.machine(world.device)

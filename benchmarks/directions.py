@@ -1,11 +1,11 @@
-"""The direction of guidance: the cosine between a method's gradient and the true residual, by timestep.
+"""Measure the direction of guidance: the cosine of a method's gradient with the true residual, by timestep.
 
   python -m benchmarks.directions [CONFIG] [--methods asd sds] [--scales 1.5 7.5] [--run DIR] [KEY=VALUE ...]
 
-The residual is that of the latents, render minus truth, so a method that points straight at the truth
-has cosine 1. It tells the useful band of timesteps of a prior within minutes, before anything is trained.
-States: a ball in each object's color, and, with --run, the scenes of that run's generator.
-Learned models are untrained here. Needs a corpus whose objects are known, as the embedded one's are.
+The residual is the latents of the render minus those of the true object, so a method whose descent leads
+straight to the truth has cosine 1. Within minutes and without training, this shows which timesteps of a prior
+are useful. States: a ball in each object's color and, with --run, the scenes of that run's generator.
+Reference models are untrained here. The corpus must know its objects, as the embedded ones do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VIEWS, REPEATS = 4, 2
 
 
 class Ball:
-    """The ball that a run starts from, in the color of an object."""
+    """The ball that training starts from, in the color of an object."""
 
     front_mark, kind = None, "ball"
 
@@ -54,38 +54,44 @@ class Ball:
 def cosines(
     guidance: Guidance, latents: Tensor, true: Tensor, text: ViewText, cameras: Cameras | None, seed: int = 0
 ) -> Tensor:
-    """Of each image [B], averaged over draws."""
-    found = []
+    """Return the cosine of each image [B], averaged over REPEATS draws of noise and timestep.
+
+    latents, true: [B, C, h, w], of the state and of the true objects
+    """
+    values = []
     for repeat in range(REPEATS):
         variable = latents.detach().requires_grad_()
         draws = draws_of(latents, seed, repeat, guidance.prior.views_per_group)
-        taught = guidance(variable, text, draws, 0.5, cameras, learn=False)
-        (gradient,) = torch.autograd.grad(taught.loss, variable)
+        output = guidance(variable, text, draws, 0.5, cameras, learn=False)
+        (gradient,) = torch.autograd.grad(output.loss, variable)
         residual = (latents - true).flatten(1)
-        found.append(torch.cosine_similarity(gradient.flatten(1), residual, dim=1))
-    return torch.stack(found).mean(0)
+        values.append(torch.cosine_similarity(gradient.flatten(1), residual, dim=1))
+    return torch.stack(values).mean(0)
 
 
 def at_time(config: GuidanceConfig, scale: float, t: float) -> GuidanceConfig:
-    """The method at one timestep and scale; a shift starts as in the middle of a run."""
+    """Return the method's config at one timestep and scale, with the shift of the middle of a run."""
     start = value_at(config.t_min, 0.5) if config.shift_start is None else config.shift_start
     return replace(config, guidance_scale=scale, t_min=t, t_max=t, shift_start=start)
 
 
 def measure(config: RunConfig, methods: list[str], scales: list[float], run: Path | None) -> list[dict]:
-    """A row for each state, method and scale: the mean cosine at each time."""
+    """Return a row per state, method and scale, with the mean cosine at each of TIMES.
+
+    Raises ValueError if the corpus does not know its objects.
+    """
     corpus, device = load_corpus(config), torch.device("cpu")
     prompts = [corpus[i] for i in range(min(len(corpus), 16))]
     truths = [truth for prompt in prompts if (truth := corpus.truth(prompt)) is not None]
     if len(truths) < len(prompts):
-        raise ValueError(f"{config.corpus} does not know what its prompts look like: use an embedded corpus")
+        raise ValueError(f"{config.corpus} has no ground truth for its prompts: use an embedded corpus")
     cameras = orbit(len(prompts), VIEWS, elevation_deg=20, distance=2.6, fovy_deg=38, start_azimuth_deg=30)
     rows = []
     for method in methods:
-        # New parts for each method, as a reference model may add an adapter to the prior.
-        taught = replace(config, guidance=published(method, weight=1.0))
-        prior, bank, generator = build_parts(taught, device)
-        guidance = guidance_of(taught, prior, bank, len(corpus.trained))
+        # Rebuilt for each method, since a reference model may add an adapter to the prior.
+        method_config = replace(config, guidance=published(method, weight=1.0))
+        prior, bank, generator = build_parts(method_config, device)
+        guidance = guidance_of(method_config, prior, bank, len(corpus.trained))
         text = bank.prior_text([prompt.text for prompt in prompts], cameras)
         states: dict[str, Scene] = {"ball in its color": TrueScene([Ball(truth) for truth in truths])}
         if run is not None:
@@ -97,9 +103,9 @@ def measure(config: RunConfig, methods: list[str], scales: list[float], run: Pat
             for scale in scales:
                 row = {"state": state, "method": method, "scale": scale}
                 for t in TIMES:
-                    at = at_time(guidance.config, scale, t)
-                    asked = Guidance(guidance.prior, at, guidance.learned)
-                    row[str(t)] = round(cosines(asked, latents, true, text, cameras).mean().item(), 2)
+                    guidance_config = at_time(guidance.config, scale, t)
+                    guidance_at_t = Guidance(guidance.prior, guidance_config, guidance.learned)
+                    row[str(t)] = round(cosines(guidance_at_t, latents, true, text, cameras).mean().item(), 2)
                 rows.append(row)
     return rows
 
@@ -112,19 +118,19 @@ def _scene_of(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scen
 
 @torch.no_grad()
 def _latents(config: RunConfig, prior, scene: Scene, cameras: Cameras) -> Tensor:
-    grey = torch.full((*cameras.azimuth_deg.shape, 3), 0.6)
+    gray = torch.full((*cameras.azimuth_deg.shape, 3), 0.6)
     size, sharpness = config.trainer.render_size, geometric_at(config.trainer.sharpness, 1.0)
-    look = render(
+    image = render(
         scene,
         cameras,
         size,
         size,
         config=config.renderer,
-        background=grey,
+        background=gray,
         sharpness=sharpness,
         training=False,
     )
-    return prior.encode(look.rgb.flatten(0, 1))
+    return prior.encode(image.rgb.flatten(0, 1))
 
 
 def main() -> None:
@@ -137,10 +143,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--scales", nargs="+", type=float, default=[1.5, 7.5])
-    parser.add_argument("--run", type=Path, help="a trained run, another state to start from")
-    given = parser.parse_intermixed_args()
-    config = load_config(RunConfig, given.config, given.overrides)
-    rows = measure(config, given.methods, given.scales, given.run)
+    parser.add_argument("--run", type=Path, help="a trained run, as another state")
+    args = parser.parse_intermixed_args()
+    config = load_config(RunConfig, args.config, args.overrides)
+    rows = measure(config, args.methods, args.scales, args.run)
     print(markdown(rows))
     path = Path("outputs/benchmarks/directions.json")
     atomic_write_text(path, json.dumps(rows, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""Diversity: how many different objects a prompt that leaves a word open becomes.
+"""Measure diversity: how many different objects a prompt produces that leaves the shape or the color open.
 
-The run has learned "a cube" or "something red" from a corpus such as shapes-open, with a generator that takes
-z. Each prompt is generated with 16 z's, each rendered from another side, like the prior's samples, and
-classified by the CLIP among the 64 shape-color prompts. Right: the share of assets whose class the prompt
-allows. Outcomes: the number of different classes among them.
+The run was trained on "a cube" or "something red", from a corpus such as shapes-open, with a generator that
+takes z. Each prompt gets 16 values of z. Each asset is rendered from a different side, like the prior's
+samples, and CLIP classifies it among the 64 shape-color prompts. `right` is the share of assets whose class
+the prompt allows, `outcomes` the number of different classes among those.
 
-The effect of guidance alone: the same for latents that no generator shares, all starting from gray.
+"latents alone" isolates the effect of guidance: it optimizes independent latents that start from gray.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ ASSETS = 16
 def measure(
     runs: Mapping[str, Sequence[Path]], alone: Mapping[str, Sequence[RunConfig]]
 ) -> list[dict[str, object]]:
-    """A row for each method, given its runs of several seeds; for latents alone by each guidance of `alone`;
-    and for the prior's own sampler: all with differences to the first.
+    """Return a row per method, one per guidance of `alone`, and one for the prior's sampler.
 
-    Every prompt of every seed is a sample of the intervals.
+    runs   run folders by method, one per seed; the first method is the baseline of all differences
+    alone  run configs by name, one per seed, whose guidance optimizes independent latents
+
+    Intervals sample over every prompt of every seed.
     """
     first, of_first = next(iter(runs.items()))
     scorer = load_clip(load_config(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
@@ -50,25 +52,25 @@ def measure(
         for name, seeds in alone.items()
     }
     makers["the prior's sampler"] = [samples_of(run, ASSETS) for run in of_first]
-    found = {name: score(images, scorer) for name, images in makers.items()}
+    scores = {name: score(images, scorer) for name, images in makers.items()}
     rows = []
-    for name, columns in found.items():
+    for name, columns in scores.items():
         row: dict[str, object] = {"variant": name}
         for column, values in columns.items():
-            row |= compared(column, values, None if name == first else found[first][column], first)
+            row |= compared(column, values, None if name == first else scores[first][column], first)
         rows.append(row)
     return rows
 
 
 @torch.no_grad()
 def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
-    """Images [assets, H, W, 3] of each prompt of a run, asset i from azimuth 360 i / assets."""
+    """Return images [assets, H, W, 3] of each prompt of a run, asset i from azimuth 360 i / assets."""
     config = load_config(RunConfig, run / "config.yaml")
     corpus = load_corpus(config)
     _, bank, generator = build_parts(config, torch.device("cpu"))
     load_generator(run, generator.eval())
-    look, cameras = config.evaluation, one_each(config, num_assets)
-    grey, found = torch.full((num_assets, 1, 3), look.background), {}
+    evaluation, cameras = config.evaluation, one_camera_per_asset(config, num_assets)
+    gray, images = torch.full((num_assets, 1, 3), evaluation.background), {}
     for prompt in (corpus[i] for i in range(len(corpus))):
         z = torch.cat(
             [
@@ -76,86 +78,88 @@ def assets_of(run: Path, num_assets: int) -> dict[str, Tensor]:
                 for number in range(num_assets)
             ]
         )
-        found[prompt.text] = render(
+        images[prompt.text] = render(
             generator(bank.generator_text([prompt.text] * num_assets), z),
             cameras,
-            look.image_size,
-            look.image_size,
+            evaluation.image_size,
+            evaluation.image_size,
             config=config.renderer,
-            background=grey,
+            background=gray,
             training=False,
             sharpness=geometric_at(config.trainer.sharpness, 1.0),
         ).rgb[:, 0]
-    return found
+    return images
 
 
 def latents_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
-    """Images [assets, H, W, 3] by a run's guidance in half its steps, each with its own latents."""
-    corpus, found = load_corpus(config), {}
+    """Return images [assets, H, W, 3] of independent latents, optimized by guidance for half the steps."""
+    corpus, images = load_corpus(config), {}
     for index in range(len(corpus)):
-        # New parts for each prompt: a reference model learns one prompt only.
+        # Rebuilt for each prompt: a reference model here learns a single prompt.
         prior, bank, _ = build_parts(config, torch.device("cpu"))
         guidance = guidance_of(config, prior, bank, len(corpus.trained))
-        sides = one_each(config, num_assets)
-        grey = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)
-        ends = optimize(
+        cameras = one_camera_per_asset(config, num_assets)
+        gray = torch.full((num_assets, prior.image_size, prior.image_size, 3), 0.5)
+        latents = optimize(
             guidance,
-            prior.encode(grey),
-            bank.prior_text([corpus[index].text] * num_assets, sides),
-            sides,
+            prior.encode(gray),
+            bank.prior_text([corpus[index].text] * num_assets, cameras),
+            cameras,
             steps=config.trainer.steps // 2,
             learning_rate=0.05,
             seed=config.seed,
         )
-        found[corpus[index].text] = prior.decode(ends)
-    return found
+        images[corpus[index].text] = prior.decode(latents)
+    return images
 
 
-def one_each(config: RunConfig, num_assets: int) -> Cameras:
-    """Cameras [assets, 1], asset i from azimuth 360 i / assets."""
-    look = config.evaluation
-    sides = orbit(1, num_assets, elevation_deg=20, distance=look.distance, fovy_deg=look.fovy_deg)
-    return Cameras(**{name: value.transpose(0, 1) for name, value in vars(sides).items()})
+def one_camera_per_asset(config: RunConfig, num_assets: int) -> Cameras:
+    """Return cameras [assets, 1], asset i from azimuth 360 i / assets."""
+    evaluation = config.evaluation
+    cameras = orbit(
+        1, num_assets, elevation_deg=20, distance=evaluation.distance, fovy_deg=evaluation.fovy_deg
+    )
+    return Cameras(**{name: value.transpose(0, 1) for name, value in vars(cameras).items()})
 
 
 @torch.no_grad()
 def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
-    """Samples [assets, H, W, 3] of the run's prior, with the same view words."""
+    """Return samples [assets, H, W, 3] of the run's prior, with the same view words."""
     config = load_config(RunConfig, run / "config.yaml")
     corpus = load_corpus(config)
     prior, bank, _ = build_parts(config, torch.device("cpu"))
-    found, sides = {}, one_each(config, num_assets)
+    images, cameras = {}, one_camera_per_asset(config, num_assets)
     for index in range(len(corpus)):
-        told = bank.prior_text([corpus[index].text] * num_assets, sides)
+        text = bank.prior_text([corpus[index].text] * num_assets, cameras)
         noise = [normal(prior.latent_shape, config.seed, "diversity", index, i) for i in range(num_assets)]
-        latents = ddim(prior, torch.stack(noise), told.positive, told.unconditional, num_steps=25, cfg=2.0)
-        found[corpus[index].text] = prior.decode(latents)
-    return found
+        latents = ddim(prior, torch.stack(noise), text.positive, text.unconditional, num_steps=25, cfg=2.0)
+        images[corpus[index].text] = prior.decode(latents)
+    return images
 
 
 def score(runs: Sequence[Mapping[str, Tensor]], scorer: ClipScorer) -> dict[str, list[float]]:
-    """Of each prompt of each run: how many different right outcomes, and the share of right ones."""
+    """Return `outcomes` and `right` (see the module) of each prompt of each run."""
     names = [sentence(description) for description in singles()]
     texts = scorer.encode_texts(names)
-    found: dict[str, list[float]] = {"outcomes": [], "right": []}
+    scores: dict[str, list[float]] = {"outcomes": [], "right": []}
     for run in runs:
         for prompt, assets in run.items():
-            named = _named(assets, texts, scorer)
-            right = [name for name in named if allows(prompt, names[name])]
-            found["outcomes"].append(len(set(right)))
-            found["right"].append(len(right) / len(named))
-    return found
+            classes = _classify(assets, texts, scorer)
+            right = [name for name in classes if allows(prompt, names[name])]
+            scores["outcomes"].append(len(set(right)))
+            scores["right"].append(len(right) / len(classes))
+    return scores
 
 
-def _named(assets: Tensor, texts: Tensor, scorer: ClipScorer) -> list[int]:
-    """Which text each of the images [N, H, W, 3] is."""
+def _classify(assets: Tensor, texts: Tensor, scorer: ClipScorer) -> list[int]:
+    """Return the index of the best-matching text for each of the images [N, H, W, 3]."""
     return (scorer.encode_images(assets) @ texts.T).argmax(-1).tolist()
 
 
 def allows(prompt: str, name: str) -> bool:
-    """Whether a sentence that leaves a word open may become the object named."""
-    wanted, found = describe(prompt), describe(name)
-    if wanted is None or found is None:
+    """Return whether a prompt that leaves a word open allows the object `name`."""
+    prompt_scene, named_scene = describe(prompt), describe(name)
+    if prompt_scene is None or named_scene is None:
         return False
-    asked, got = wanted.items[0], found.items[0]
-    return asked.shape in (None, got.shape) and asked.color in (None, got.color)
+    requested, actual = prompt_scene.items[0], named_scene.items[0]
+    return requested.shape in (None, actual.shape) and requested.color in (None, actual.color)

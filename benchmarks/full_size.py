@@ -1,6 +1,6 @@
-"""One prompt through each generator at its published size: forward, 4,096 points, backward.
+"""Run one prompt through each generator at its published size: forward, 4,096 field evaluations, backward.
 
-Each runs in a separate process, which measures its peak memory.
+Each generator runs in a separate process, to measure its peak memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZES: dict[str, GeneratorConfig] = {
 
 
 def measure(device: torch.device) -> list[dict[str, str | float]]:
-    """A row for each generator."""
+    """Return a row per generator."""
     rows: list[dict[str, str | float]] = []
     for name, config in SIZES.items():
         spawn = multiprocessing.get_context("spawn")
@@ -40,7 +40,7 @@ def measure(device: torch.device) -> list[dict[str, str | float]]:
 
 
 def once(config: GeneratorConfig, device: str) -> dict[str, float]:
-    """Parameters in millions, seconds, and gibibytes: of the process, or of the GPU."""
+    """Return the parameter count, the times, and the peak memory of the process or the GPU."""
     generator = config.build(TEXT_DIM).to(device)
     text = TextCondition(
         pooled=torch.randn(1, TEXT_DIM, device=device),
@@ -65,5 +65,5 @@ def once(config: GeneratorConfig, device: str) -> dict[str, float]:
 
 
 def max_resident_gib() -> float:
-    """Most memory that this process has held so far, libraries included; Linux counts it in KiB."""
+    """Return the peak resident memory of this process, libraries included. Linux reports KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

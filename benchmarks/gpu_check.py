@@ -1,11 +1,11 @@
-"""The first minutes on a GPU: tests, quickstart, training steps and throughput, in one report.
+"""Report the first minutes on a GPU: tests, quickstart, training steps and throughput.
 
     python -m benchmarks.gpu_check [--device cpu] [--stages tests,steps] [--output DIR]
 
-Stages run one after another, each in a separate process with a time limit, 8 minutes together; one that
-fails or takes too long is told with its last words, and the next one begins. DIR/report.json and
-DIR/report.md are whole after every stage. On a CPU the same way is walked at tiny sizes. Standard library
-only, so that a machine on which nothing else works still gets its report.
+Stages run one after another, each in a separate process with a time limit, 8 minutes in total. If one fails
+or times out, the report shows its last output lines and the next one starts. DIR/report.json and
+DIR/report.md are complete after every stage. On a CPU the same stages run at tiny sizes. Standard library
+only, so that even a machine on which nothing else works gets a report.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from amortized.files import atomic_write_text
 from benchmarks import bundle
 
 ROOT = Path(__file__).resolve().parents[1]
-LAST_LINES = 25  # of a stage's output, in the report
-GRACE_S = 5.0  # between asking a stage to end and ending it
+MAX_OUTPUT_LINES = 25  # of a stage, in the report
+GRACE_S = 5.0  # between the signals that end a stage
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A command that writes DIR/NAME.json (rows, a summary, the machine), or DIR/NAME.xml of pytest."""
+    """A command that writes DIR/NAME.json (rows, summary, machine), or pytest's DIR/NAME.xml."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ class Stage:
 
 
 def stages_for(device: str, folder: Path) -> list[Stage]:
-    """The stages in their order; on a GPU 8 minutes together."""
+    """Return the stages in order. Their limits sum to at most 8 minutes on a GPU, 5 on a CPU."""
     on_cuda = device != "cpu"
     limits = {"machine": 25, "tests": 90, "quickstart": 110, "steps": 185, "throughput": 50}
     if not on_cuda:
@@ -57,7 +57,7 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
         output = f"--output={folder / name}.json"
         return Stage(name=name, title=title, command=(*command, output, *more), limit_s=limits[name])
 
-    # Workers share the card: a test takes little of it, and starting Python takes longest.
+    # Workers share the GPU: a test uses little of it, and starting Python takes longest.
     shared = on_cuda and (os.cpu_count() or 1) >= 12 and find_spec("xdist") is not None
     workers = ("-n", "6") if shared else ()
     tests = (
@@ -73,11 +73,13 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
         f"--junitxml={folder / 'tests'}.xml",
         *workers,
     )
-    # A stage that limits itself gets slightly less than its limit.
+    # A stage that takes --limit gets slightly less than the limit at which it is killed.
     return [
-        measured("machine", "What the machine is and can do"),
+        measured("machine", "Machine and its peak speeds"),
         Stage(name="tests", title="pytest -m gpu", command=tests, limit_s=limits["tests"]),
-        measured("quickstart", "The quickstart, trained and judged", f"--limit={limits['quickstart'] - 10}"),
+        measured(
+            "quickstart", "The quickstart, trained and evaluated", f"--limit={limits['quickstart'] - 10}"
+        ),
         measured(
             "steps",
             "Training steps at full size",
@@ -88,10 +90,10 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Of the stages: the project and its bundle can be imported, nothing asks the network."""
-    own = [str(ROOT), *([str(bundle.SITE)] if bundle.SITE.is_dir() else [])]
-    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Of tiny sizes one core is the faster, and the steadier beside other work.
+    """Return the environment of the stages: project and bundle importable, the network unused."""
+    paths = [str(ROOT), *([str(bundle.SITE)] if bundle.SITE.is_dir() else [])]
+    path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # At tiny sizes one thread is faster, and less disturbed by other processes.
     threads = {} if device != "cpu" else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return (
         os.environ
@@ -107,7 +109,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def run(stage: Stage, folder: Path, device: str) -> Report:
-    """The outcome of a stage: state, seconds, results, and the last lines of its output if it failed."""
+    """Run a stage; return its state, seconds, results, and the tail of its output if it failed."""
     for kind in ("json", "xml"):
         (folder / f"{stage.name}.{kind}").unlink(missing_ok=True)
     log, begun = folder / f"{stage.name}.log", time.perf_counter()
@@ -127,27 +129,27 @@ def run(stage: Stage, folder: Path, device: str) -> Report:
         except subprocess.TimeoutExpired:
             state = "stopped at its limit"
         finally:
-            end(process)  # and what it has started
-    found = found_by(stage.name, folder)
-    if state == "passed" and found.pop("all skipped", False):
+            terminate(process)  # with its children
+    results = load_results(stage.name, folder)
+    if state == "passed" and results.pop("all skipped", False):
         state = "skipped"
-    # Progress bars write over their own line.
+    # Progress bars overwrite their line: only the last version counts.
     lines = [line.split("\r")[-1] for line in log.read_text(errors="replace").split("\n")]
     lines = [line for line in lines if line.strip()]
-    if state != "passed" and not found["rows"] and lines:
-        found["summary"] = lines[-1][:160]
+    if state != "passed" and not results["rows"] and lines:
+        results["summary"] = lines[-1][:160]
     return {
         "title": stage.title,
         "state": state,
         "seconds": round(time.perf_counter() - begun, 1),
         "limit_s": stage.limit_s,
-        **found,
-        "last words": [] if state in ("passed", "skipped") else lines[-LAST_LINES:],
+        **results,
+        "output_tail": [] if state in ("passed", "skipped") else lines[-MAX_OUTPUT_LINES:],
     }
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its children: first by an interrupt, after which pytest still writes its report."""
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its children, first with SIGINT, after which pytest still writes its report."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -160,18 +162,18 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def found_by(name: str, folder: Path) -> Report:
-    """Rows, summary and machine that a stage left, whole or in part."""
+def load_results(name: str, folder: Path) -> Report:
+    """Return the rows, summary and machine that a stage wrote, perhaps before it was stopped."""
     if (file := folder / f"{name}.json").exists():
-        found = json.loads(file.read_text())
-        return found | {"summary": found["summary"] or f"{len(found['rows'])} rows until then"}
+        results = json.loads(file.read_text())
+        return results | {"summary": results["summary"] or f"{len(results['rows'])} rows before it stopped"}
     if (file := folder / f"{name}.xml").exists():
-        return of_pytest(file)
-    return {"summary": "nothing was written", "rows": []}
+        return parse_pytest_report(file)
+    return {"summary": "no results", "rows": []}
 
 
-def of_pytest(file: Path) -> Report:
-    """Counts, and a row for each test that did not pass."""
+def parse_pytest_report(file: Path) -> Report:
+    """Return the counts of outcomes, and a row for each test that did not pass."""
     rows, counts = [], {"passed": 0, "failed": 0, "skipped": 0}
     for case in ElementTree.parse(file).iter("testcase"):
         notes = {note.tag: note for note in case if note.tag in ("failure", "error", "skipped")}
@@ -180,37 +182,37 @@ def of_pytest(file: Path) -> Report:
         for note in notes.values():
             reason = (note.get("message") or "").strip().splitlines() or [""]
             name = f"{case.get('classname', '').removeprefix('tests.gpu.')}.{case.get('name')}"
-            rows.append({"test": name, "outcome": state, "why": reason[0][:200]})
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no test was run"
-    reasons = {row["why"] for row in rows}
+            rows.append({"test": name, "outcome": state, "reason": reason[0][:200]})
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no test ran"
+    reasons = {row["reason"] for row in rows}
     if counts["skipped"] == sum(counts.values()) and len(reasons) == 1:
         summary = f"{counts['skipped']} of {counts['skipped']} skipped: {reasons.pop()}"
     return {"summary": summary, "rows": rows, "all skipped": counts["skipped"] == sum(counts.values())}
 
 
 def write(folder: Path, report: Report) -> None:
-    """Both files, whole at any time."""
+    """Write both files, each atomically."""
     atomic_write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     atomic_write_text(folder / "report.md", as_text(report))
 
 
 def as_text(report: Report) -> str:
-    """The report as Markdown: the stages, then the results of each."""
+    """Return the report as Markdown: an overview of the stages, then the results of each."""
     machine = ", ".join(f"{key}: {value}" for key, value in report["machine"].items())
     parts = [f"# GPU check ({report['device']})\n", f"{machine}\n", overview(report)]
     for stage in report["stages"].values():
         parts.append(f"\n## {stage['title']}\n\n{stage['state']}; {stage['summary']}\n")
-        # A dict or a list is for the JSON alone.
+        # Dicts and lists are in the JSON only.
         rows = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in stage["rows"]]
         if rows:
             parts.append(table(rows))
-        if stage["last words"]:
-            parts.append("\n".join(["\n```", *stage["last words"], "```\n"]))
-    return "\n".join(parts) + "\nSplats are not built yet: there is nothing to measure of them.\n"
+        if stage["output_tail"]:
+            parts.append("\n".join(["\n```", *stage["output_tail"], "```\n"]))
+    return "\n".join(parts) + "\nSplats are not implemented yet, and not measured.\n"
 
 
 def overview(report: Report) -> str:
-    """A row for each stage."""
+    """Return a table with a row per stage."""
     return table(
         [
             {
@@ -218,7 +220,7 @@ def overview(report: Report) -> str:
                 "state": stage["state"],
                 "s": stage["seconds"],
                 "limit, s": stage["limit_s"],
-                "what": stage["summary"],
+                "summary": stage["summary"],
             }
             for name, stage in report["stages"].items()
         ]
@@ -226,7 +228,7 @@ def overview(report: Report) -> str:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown; what a row lacks stays empty."""
+    """Return a Markdown table; missing cells are empty."""
     head = list(dict.fromkeys(name for row in rows for name in row))
     cells = [["" if row.get(name) is None else str(row.get(name)) for name in head] for row in rows]
     cells = [[cell.replace("|", "/").replace("\n", " ") for cell in line] for line in cells]
@@ -241,13 +243,13 @@ def check(stages: Sequence[Stage], folder: Path, device: str) -> Report:
     write(folder, report)
     for stage in stages:
         print(f"{stage.title}: at most {stage.limit_s:.0f} s ...", flush=True)
-        found = run(stage, folder, device)
-        report["stages"][stage.name] = found
+        outcome = run(stage, folder, device)
+        report["stages"][stage.name] = outcome
         if report["machine"]["device"] == "unknown":
-            report["machine"] |= found.get("machine", {})
-        found.setdefault("machine", report["machine"])
+            report["machine"] |= outcome.get("machine", {})
+        outcome.setdefault("machine", report["machine"])
         write(folder, report)
-        print(f"  {found['state']} after {found['seconds']} s; {found['summary']}", flush=True)
+        print(f"  {outcome['state']} after {outcome['seconds']} s; {outcome['summary']}", flush=True)
     return report
 
 
@@ -259,16 +261,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     names = [stage.name for stage in stages_for("cpu", Path())]
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--stages", default=",".join(names), help="%(default)s; the first is always run")
+    parser.add_argument("--stages", default=",".join(names), help="%(default)s; the first always runs")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check"))
-    given = parser.parse_args(argv)
-    asked = {names[0], *given.stages.split(",")}
-    if unknown := asked - set(names):
-        parser.error(f"--stages knows {', '.join(names)}, not {', '.join(sorted(unknown))}")
+    args = parser.parse_args(argv)
+    requested = {names[0], *args.stages.split(",")}
+    if unknown := requested - set(names):
+        parser.error(f"unknown stage {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
     bundle.install()  # missing packages are printed, and the stages that need them fail
-    folder = given.output.resolve()
-    chosen = [stage for stage in stages_for(given.device, folder) if stage.name in asked]
-    report = check(chosen, folder, given.device)
+    folder = args.output.resolve()
+    chosen = [stage for stage in stages_for(args.device, folder) if stage.name in requested]
+    report = check(chosen, folder, args.device)
     print(f"\n{(folder / 'report.md').read_text()}\nwritten to {folder}/report.json and report.md")
     return int(any(stage["state"] != "passed" for stage in report["stages"].values()))
 

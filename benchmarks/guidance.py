@@ -1,19 +1,19 @@
-"""Every method against every measure: what `docs/guidance.md` tells.
+"""Compare all guidance methods; the source of the tables in `docs/guidance.md`.
 
   python -m benchmarks.guidance [SECTION ...] [--seeds 0 1 2] [--workers 2] [--output outputs/guidance]
 
 mixture     a prior known exactly: bias, noise of the gradient, coverage of modes (minutes)
 directions  cosine of each method's gradient with the true residual, by timestep (minutes)
 corpus      the 16 prompts of the quickstart at equal denoiser calls (hours)
-single      two prompts, each alone (an hour)
+single      two prompts, each in a separate run (an hour)
 four-views  the same 16 prompts from the multi-view prior
-shift       ASD's shift, and none
-nulls       learned nulls of LODS against the plain one
-fronts      Janus faces: one view, one view with words for its direction, four views with cameras
+shift       ASD with and without its shift
+nulls       LODS with learned nulls and with the plain one
+fronts      Janus faces: one view, one view with view words, four views with cameras
 diversity   different outcomes of prompts that leave a word open
 
-Runs are ordinary ones under OUTPUT/runs; what is done already is not done again. Prints tables, and writes
-them with their plots to OUTPUT as JSON and PNG.
+The runs are ordinary training runs under OUTPUT/runs; finished ones are reused. Prints tables and writes them
+to OUTPUT as JSON, with plots as PNG.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from benchmarks import directions, diversity, mixture, plots, timing
 from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
 
 EXACT = ("recall_at_1", "iou", "color_error", "clip_similarity")
-# ASD's, which the others are compared with, is the quickstart's own; the others have what suits each, at as
-# many denoiser calls.
+# ASD, the baseline, is the quickstart itself. Every other method has a tuned preset with as many denoiser
+# calls.
 PRESETS = {"asd": Variant(preset="quickstart")} | {
     method: Variant(preset=f"methods/{method}") for method in METHODS if method != "asd"
 }
 
 
-def alone(preset: Variant) -> Variant:
-    """One object alone, in half the steps: all images are its own."""
+def single_prompt(preset: Variant) -> Variant:
+    """Return the variant for one prompt per run: half the steps, four views of that prompt per step."""
     steps = load_config(RunConfig, preset.path).trainer.steps // 2
     images = ("trainer.prompts_per_process=1", "trainer.views_per_prompt=4", f"trainer.steps={steps}")
     return replace(preset, changes=images)
 
 
-WORDLESS = ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
-# As configs/shapes16-multi-view.yaml has it: as many images a step.
+NO_VIEW_WORDS = ("views.direction_step_deg=0", "views.suffixes=['', '', '', '']")
+# As in configs/shapes16-multi-view.yaml, with the same number of images per step.
 FOUR_VIEWS = (
     "prior.path=checkpoints/shapes-multi-view",
     "prior.num_views=4",
     "cameras.ring=true",
-    *WORDLESS,
+    *NO_VIEW_WORDS,
     "trainer.prompts_per_process=4",
     "trainer.views_per_prompt=4",
 )
@@ -66,10 +66,10 @@ STUDIES = {
         columns=EXACT,
     ),
     "single": Study(
-        title="Methods on one object alone, at equal denoiser calls",
-        variants={name: alone(preset) for name, preset in PRESETS.items()},
+        title="Methods on single objects, at equal denoiser calls",
+        variants={name: single_prompt(preset) for name, preset in PRESETS.items()},
         columns=EXACT,
-        alone=("a green torus", "a blue cone"),
+        separate_prompts=("a green torus", "a blue cone"),
     ),
     "four-views": Study(
         title="Methods over a corpus from the multi-view prior, at equal denoiser calls",
@@ -90,7 +90,7 @@ STUDIES = {
     "nulls": Study(
         title="LODS with nulls of three kinds, and the plain one",
         variants={
-            # Nothing learns, so that there are calls for half as many steps more.
+            # Nothing is learned, so the same number of calls allows 1.5 times the steps.
             "plain": Variant(
                 preset="methods/lods-embedding",
                 changes=(
@@ -109,7 +109,7 @@ STUDIES = {
     "fronts": Study(
         title="Janus faces",
         variants={
-            "one view": Variant(preset="methods/fronts", changes=WORDLESS),
+            "one view": Variant(preset="methods/fronts", changes=NO_VIEW_WORDS),
             "one view, directions in words": Variant(preset="methods/fronts"),
             "four views": Variant(preset="methods/fronts-multi-view"),
         },
@@ -121,8 +121,9 @@ STUDIES = {
         columns=("clip_similarity",),
     ),
 }
-# What of DSD makes assets differ: its reference, or its noise; and of that, the trajectory or the seed?
-PARTS_OF_DSD = {
+# Which part of DSD makes assets differ: its reference, or its noise? And of the noise, the trajectory or the
+# seed?
+DSD_ABLATIONS = {
     "dsd, the noise as reference": Variant(
         preset="methods/open-dsd", changes=("guidance.reference=noise", "trainer.steps=291")
     ),
@@ -134,27 +135,27 @@ SECTIONS = ("mixture", "directions", *STUDIES)
 
 
 def rows_of(section: str, seeds: Sequence[int], folder: Path, workers: int) -> list[dict]:
-    """A section's table."""
+    """Return a section's table, after training and evaluating its missing runs."""
     if section == "mixture":
         return [{"seed": seed, **row} for seed in seeds for row in mixture.measure(seed)]
     if section == "directions":
-        return pointing(seeds, folder)
+        return directions_rows(seeds, folder)
     study = STUDIES[section]
-    found = run_study(study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
+    results = run_study(study, variants=study.variants, seeds=seeds, folder=folder, workers=workers)
     if section == "diversity":
         runs = {name: jobs_of(study, name, seeds, folder) for name in study.variants}
         configs = {
             name: [load_config(RunConfig, v.path, [*v.changes, f"seed={seed}"]) for seed in seeds]
-            for name, v in {**study.variants, **PARTS_OF_DSD}.items()
+            for name, v in {**study.variants, **DSD_ABLATIONS}.items()
         }
         return diversity.measure(
             {name: [job.folder for [job] in of_name] for name, of_name in runs.items()}, configs
         )
-    return table(study, found)
+    return table(study, results)
 
 
-def pointing(seeds: Sequence[int], folder: Path) -> list[dict]:
-    """Directions under both embedded priors, from a ball and, if the corpus run exists, from its scenes."""
+def directions_rows(seeds: Sequence[int], folder: Path) -> list[dict]:
+    """Measure directions under both embedded priors, from a ball and from the corpus run, if it exists."""
     [trained] = jobs_of(STUDIES["corpus"], "asd", seeds[:1], folder)[0]
     run = trained.folder if list_checkpoints(trained.folder / "checkpoints") else None
     one, four = (
@@ -177,22 +178,21 @@ def main() -> None:
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--workers", type=int, default=2, help="concurrent runs")
     parser.add_argument("--output", type=Path, default=Path("outputs/guidance"))
-    given = parser.parse_intermixed_args()
-    if wrong := set(given.sections) - set(SECTIONS):
-        parser.error(f"there is no section {', '.join(sorted(wrong))}; there are {', '.join(SECTIONS)}")
+    args = parser.parse_intermixed_args()
+    if wrong := set(args.sections) - set(SECTIONS):
+        parser.error(f"unknown section {', '.join(sorted(wrong))}; choose from {', '.join(SECTIONS)}")
     machine = timing.machine(torch.device("cpu"))
-    for section in given.sections:
-        rows = rows_of(section, given.seeds, given.output, given.workers)
-        found = {"machine": machine, "seeds": given.seeds, "rows": rows}
-        text = json.dumps(found, indent=2, default=vars)
-        atomic_write_text(given.output / f"{section}.json", text + "\n")
+    for section in args.sections:
+        rows = rows_of(section, args.seeds, args.output, args.workers)
+        text = json.dumps({"machine": machine, "seeds": args.seeds, "rows": rows}, indent=2, default=vars)
+        atomic_write_text(args.output / f"{section}.json", text + "\n")
         title = STUDIES[section].title if section in STUDIES else section.capitalize()
         if section == "directions":
-            plots.lines(rows, directions.TIMES, given.output / "directions.png", title)
+            plots.lines(rows, directions.TIMES, args.output / "directions.png", title)
         elif section in STUDIES:
-            plots.intervals(rows, given.output / f"{section}.png", title)
+            plots.intervals(rows, args.output / f"{section}.png", title)
         print(f"\n## {title}\n\n{timing.markdown(rows)}", flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Points a second through the published hash grid, engine by engine.
+"""Measure points per second through the published hash grid, engine by engine.
 
-Baseline: the same lookup by plain indexing, as autograd would differentiate it.
+Baseline: the same lookup by plain indexing, differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ POINTS = {"cpu": 2**16, "cuda": 2**20}
 
 
 def measure(device: torch.device) -> list[dict[str, str | float]]:
-    """A row for each engine that runs on the device."""
+    """Return a row per engine that runs on the device."""
     return list(rows(device, POINTS[device.type]))
 
 
 def rows(device: torch.device, num_points: int) -> Iterator[dict[str, str | float]]:
-    """The same, one by one."""
+    """Yield the rows of `measure` as they are measured."""
     points = torch.rand(num_points, 3, device=device)
     config = HashGridConfig()
     engines = ["torch", *(name for name in PACKAGES if device.type == "cuda" and installed(name))]
     actions = {"plain indexing": (HashGrid(config).to(device), points.clone().requires_grad_())}
     for name in engines:
-        asked = name if device.type == "cuda" else "auto"
-        actions[name] = (HashGrid(replace(config, engine=asked)).to(device), points)
+        engine = name if device.type == "cuda" else "auto"
+        actions[name] = (HashGrid(replace(config, engine=engine)).to(device), points)
     baseline = None
-    for name, (grid, where) in actions.items():
+    for name, (grid, positions) in actions.items():
 
-        def forward(grid: HashGrid = grid, where: torch.Tensor = where) -> torch.Tensor:
-            return grid(where)
+        def forward(grid: HashGrid = grid, positions: torch.Tensor = positions) -> torch.Tensor:
+            return grid(positions)
 
-        def both(grid: HashGrid = grid, where: torch.Tensor = where) -> None:
-            torch.autograd.grad(grid(where).sum(), grid.table)
+        def both(grid: HashGrid = grid, positions: torch.Tensor = positions) -> None:
+            torch.autograd.grad(grid(positions).sum(), grid.table)
 
         with torch.no_grad():
             once = seconds(forward, 3)

@@ -1,4 +1,4 @@
-"""Plots of the tables."""
+"""Draw the tables of studies as PNG files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("agg")  # files, never a window
+matplotlib.use("agg")  # renders to files, opens no window
 from matplotlib import pyplot
 
 from amortized.evaluation.metrics import Interval
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """A panel for each column of intervals, a line for each row; differences are left to the table."""
+    """Draw a panel per column of intervals of the first row, with an error bar per row.
+
+    Columns of differences, which the first row lacks, are in the table only.
+    """
     columns = [name for name, value in rows[0].items() if isinstance(value, Interval)]
     figure, axes = pyplot.subplots(
         1,
@@ -25,19 +28,19 @@ def intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None
         squeeze=False,
         layout="constrained",
     )
-    places = range(len(rows), 0, -1)
+    positions = range(len(rows), 0, -1)
     for axis, column in zip(axes[0], columns, strict=True):
-        found = [row[column] for row in rows]
-        low, high = ([abs(getattr(i, end) - i.mean) for i in found] for end in ("low", "high"))
-        axis.errorbar([i.mean for i in found], places, xerr=[low, high], fmt="o", capsize=3)
+        cells = [row[column] for row in rows]
+        low, high = ([abs(getattr(i, end) - i.mean) for i in cells] for end in ("low", "high"))
+        axis.errorbar([i.mean for i in cells], positions, xerr=[low, high], fmt="o", capsize=3)
         axis.set_title(column, fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    axes[0, 0].set_yticks(list(places), [str(row["variant"]) for row in rows])
+    axes[0, 0].set_yticks(list(positions), [str(row["variant"]) for row in rows])
     _save(figure, path, title)
 
 
 def lines(rows: Sequence[Mapping[str, Any]], x: Sequence[float], path: Path, title: str) -> None:
-    """A panel for each state and scale, a line for each method, over columns named by x."""
+    """Draw a panel per state and scale, with a line per method through the columns named by x."""
     panels = list(dict.fromkeys((row["state"], row["scale"]) for row in rows))
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.5 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained"

@@ -1,7 +1,7 @@
-"""Field evaluations per image, and how close the picture is to dense marching.
+"""Measure field evaluations per image, and how close images are to dense marching.
 
 Baseline: the public renderer of amortized ASD, 128 coarse intervals and 193 rendered ones with a
-finite-difference normal (4 evaluations) on every ray: 900 evaluations a pixel.
+finite-difference normal (4 evaluations) on every ray: 900 evaluations per pixel.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from generators.hyper_ingp import HyperINGPConfig
 
 PUBLIC_PER_RAY = 128 + 193 * 4
 DENSE = 768  # intervals of the reference, on every ray
-SHARPNESS = 30.0  # the published one
+SHARPNESS = 30.0  # as published
 LIT = ShadingConfig(kind="lambert")
 
 
 @dataclass(frozen=True)
 class TrueScene:
-    """The exact objects of P prompts; a `Scene`."""
+    """The ground-truth objects of P prompts; implements `Scene`."""
 
     truths: Sequence[GroundTruth]
     bounding_radius: float = 1.0
 
     def sdf(self, points: Tensor) -> Tensor:
-        """Signed distance [P, N] at points [P, N, 3]."""
+        """Return signed distances [P, N] at points [P, N, 3]."""
         return torch.stack([truth.sdf(rows) for truth, rows in zip(self.truths, points, strict=True)])
 
     def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [P, N] and albedo [P, N, 3]."""
+        """Return signed distances [P, N] and albedo [P, N, 3] at points [P, N, 3]."""
         rows = zip(self.truths, points, strict=True)
         return self.sdf(points), torch.stack([truth.color(row) for truth, row in rows])
 
 
 def untrained(config: HyperINGPConfig) -> Scene:
-    """One prompt's scene before any training: a ball."""
+    """Return one prompt's scene of an untrained generator: a ball."""
     pooled = torch.randn(1, 1024)
     mask = torch.ones(1, 1, dtype=torch.bool)
     with torch.no_grad():
         return config.build(1024)(TextCondition(pooled=pooled, tokens=pooled[:, None], mask=mask))
 
 
-def measure(own: RendererConfig) -> list[dict[str, str | float]]:
-    """A row for each resolution and sampling: `own` is the config's, default the preset for big runs.
-
-    Evaluations and PSNR are those of 16 true objects, times those of a published Hyper-iNGP's ball.
+def measure(configured: RendererConfig) -> list[dict[str, str | float]]:
+    """Return a row per resolution and sampling: the defaults, with and without lattice, and `configured`.
+    Evaluations and PSNR are for 16 ground-truth objects, times for the ball of an untrained, full-size
+    Hyper-iNGP.
     """
     corpus = open_corpus("shapes16")
     truths = [corpus.truth(corpus[index]) for index in range(len(corpus))]
@@ -63,13 +63,13 @@ def measure(own: RendererConfig) -> list[dict[str, str | float]]:
     published = untrained(HyperINGPConfig())
     samplings = {
         "default": RendererConfig(shading=LIT),
-        "default, the field in place of the lattice": RendererConfig(shading=LIT, lattice=0),
-        "this config": replace(own, shading=LIT),
+        "default without lattice": RendererConfig(shading=LIT, lattice=0),
+        "this config": replace(configured, shading=LIT),
     }
     rows = []
     for size in (32, 64, 128):
 
-        def look(config: RendererConfig, scene: Scene, num: int, size: int = size) -> Render:
+        def render_views(config: RendererConfig, scene: Scene, num: int, size: int = size) -> Render:
             cameras = orbit(num, 1, elevation_deg=20.0, distance=2.6, fovy_deg=42.0, start_azimuth_deg=25.0)
             return render(
                 scene,
@@ -82,9 +82,9 @@ def measure(own: RendererConfig) -> list[dict[str, str | float]]:
                 training=False,
             )
 
-        reference = look(RendererConfig(num_coarse=DENSE, num_fine=0, shading=LIT), scene, num).rgb
+        reference = render_views(RendererConfig(num_coarse=DENSE, num_fine=0, shading=LIT), scene, num).rgb
         for name, config in samplings.items():
-            image = look(config, scene, num)
+            image = render_views(config, scene, num)
             evaluations = image.num_evaluations / num
             error = (image.rgb - reference).square().mean().clamp(min=1e-12)
             rows.append(
@@ -94,7 +94,9 @@ def measure(own: RendererConfig) -> list[dict[str, str | float]]:
                     "evaluations": round(evaluations),
                     "public code's / ours": round(PUBLIC_PER_RAY * size**2 / evaluations, 1),
                     "PSNR against dense, dB": round(-10 * error.log10().item(), 1),
-                    "ms of Hyper-iNGP": round(1000 * seconds(partial(look, config, published, 1), 3), 1),
+                    "ms of Hyper-iNGP": round(
+                        1000 * seconds(partial(render_views, config, published, 1), 3), 1
+                    ),
                 }
             )
     return rows

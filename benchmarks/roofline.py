@@ -1,14 +1,14 @@
-"""What a training step must cost on a GPU, counted on fake tensors: no weights and no GPU are needed.
+"""Compute the lower bound of a training step on a GPU, on fake tensors: without weights or a GPU.
 
   python -m benchmarks.roofline [--tflops 790] [--tbps 3.0] [--prompts 1 2 4 8] [--output FILE.json]
 
-For the presets of Stable Diffusion 2.1 and MVDream, and each generator at its published size: FLOPs and bytes
-by part, the time that they take at the least on a GPU of the given speeds, and memory.
+Counts FLOPs and bytes by part, their minimal time on a GPU of the given speeds, and memory, for the presets
+of Stable Diffusion 2.1 and MVDream and each generator at its published size.
 
-A part's floor is the longer of two times: its FLOPs at the speed of half-precision matrix products (those in
-float32 at half of it, as TF32 has), and its bytes at the speed of memory. Bytes are those of today's
-operations, each by itself: fusing some would lower them. Memory is what tensors need at the same time; the
-CUDA context, the allocator's rounding and the libraries' workspaces come on top.
+The floor of a part is the longer of two times: its FLOPs at the speed of half-precision matrix products
+(float32 ones at half of it, as TF32), and its bytes at the memory bandwidth. Bytes are counted per operation
+as executed today: fusion would lower them. Memory is the peak of live tensors; the CUDA context, the
+allocator's rounding and library workspaces come on top.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from benchmarks.timing import markdown
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"sd21": "hyper-ingp-sd21.yaml", "mvdream": "hyper-ingp-mvdream.yaml"}
 GENERATORS = ("hyper-ingp", "3dconv-net", "triplane-transformer")
-# The parts of a step that are measured; guidance contains the denoiser.
+# Sections of a step; the count of guidance includes the denoiser's.
 PARTS = ("generator", "render", "encode", "denoiser", "guidance", "backward", "update")
-TF32_SHARE = 0.5  # of the speed of half precision
+TF32_SPEED = 0.5  # relative to half precision
 Costs = Mapping[str, Mapping[str, float]]  # by part
 
 
 def cases(numbers: Iterable[int]) -> Iterator[tuple[str, str, int]]:
-    """(prior, generator, prompts), as `benchmarks.sd_steps` measures them."""
+    """Yield (prior, generator, prompts), the cases that `benchmarks.sd_steps` measures."""
     for prompts in numbers:
         for generator in GENERATORS:
             yield "sd21", generator, prompts
@@ -46,11 +46,11 @@ def cases(numbers: Iterable[int]) -> Iterator[tuple[str, str, int]]:
 
 
 def count(prior: str, generator: str, prompts: int) -> dict[str, Any]:
-    """One case, on the fake GPU; call `pretend` first."""
+    """Count a case on the fake GPU; call `pretend` first."""
     from benchmarks.fake_gpu.steps import take_step
 
-    own = [f"generator.name={generator}", f"trainer.prompts_per_process={prompts}", "corpus=shapes16"]
-    step = take_step(load_config(RunConfig, ROOT / "configs" / PRESETS[prior], own), prior)
+    overrides = [f"generator.name={generator}", f"trainer.prompts_per_process={prompts}", "corpus=shapes16"]
+    step = take_step(load_config(RunConfig, ROOT / "configs" / PRESETS[prior], overrides), prior)
     return {
         "prior": prior,
         "generator": generator,
@@ -63,33 +63,33 @@ def count(prior: str, generator: str, prompts: int) -> dict[str, Any]:
 
 
 def by_part(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
-    """FLOPs, bytes and operations of each part, and of the rest."""
-    found = {name: asdict(costs[name]) for name in PARTS if name in costs}
-    if "guidance" in found:
-        found["guidance"] = _less(found["guidance"], found["denoiser"])
+    """Return FLOPs, bytes and operations of each part, without overlaps, and of the rest."""
+    parts = {name: asdict(costs[name]) for name in PARTS if name in costs}
+    if "guidance" in parts:
+        parts["guidance"] = _subtract(parts["guidance"], parts["denoiser"])
     rest = asdict(costs["step"])
-    for part in found.values():
-        rest = _less(rest, part)
-    return found | {"rest": rest}
+    for part in parts.values():
+        rest = _subtract(rest, part)
+    return parts | {"rest": rest}
 
 
-def _less(whole: Mapping[str, float], part: Mapping[str, float]) -> dict[str, float]:
-    return {name: value - part[name] for name, value in whole.items()}
+def _subtract(total: Mapping[str, float], part: Mapping[str, float]) -> dict[str, float]:
+    return {name: value - part[name] for name, value in total.items()}
 
 
 def floor_seconds(parts: Costs, *, tflops: float, tbps: float) -> dict[str, float]:
-    """The least time of each part on a GPU of so many 10^12 FLOPs and bytes a second."""
+    """Return the minimal seconds of each part on a GPU of `tflops` TFLOP/s and `tbps` TB/s."""
 
-    def least(cost: Mapping[str, float]) -> float:
+    def floor(cost: Mapping[str, float]) -> float:
         single = cost["flops_float32"]
-        products = (cost["flops"] - single + single / TF32_SHARE) / (1e12 * tflops)
-        return max(products, cost["traffic"] / (1e12 * tbps))
+        compute_s = (cost["flops"] - single + single / TF32_SPEED) / (1e12 * tflops)
+        return max(compute_s, cost["traffic"] / (1e12 * tbps))
 
-    return {name: least(cost) for name, cost in parts.items()}
+    return {name: floor(cost) for name, cost in parts.items()}
 
 
 def row(case: Mapping[str, Any], *, tflops: float, tbps: float) -> dict[str, Any]:
-    """A case as a line of the table."""
+    """Return a case as a row of the table."""
     parts = case["parts"]
     floors = floor_seconds(parts, tflops=tflops, tbps=tbps)
     total = sum(floors.values())
@@ -108,7 +108,7 @@ def row(case: Mapping[str, Any], *, tflops: float, tbps: float) -> dict[str, Any
 
 
 def start(output: Path, numbers: Iterable[int]) -> subprocess.Popen[bytes]:
-    """Count the cases in another process, as the fake GPU changes the one that it is in."""
+    """Start counting the cases in another process, since the fake GPU changes its process for good."""
     command = [sys.executable, "-m", "benchmarks.roofline", "--output", str(output), "--prompts"]
     return subprocess.Popen(
         [*command, *map(str, numbers)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -127,16 +127,16 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/roofline.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     from benchmarks.fake_gpu.pretend import pretend
 
     pretend()
-    found = []
-    for case in cases(given.prompts):
-        found.append(count(*case))
-        atomic_write_text(given.output, json.dumps(found, indent=2) + "\n")
-    print(markdown([row(case, tflops=given.tflops, tbps=given.tbps) for case in found]))
-    print(f"\nwritten to {given.output}")
+    counts = []
+    for case in cases(args.prompts):
+        counts.append(count(*case))
+        atomic_write_text(args.output, json.dumps(counts, indent=2) + "\n")
+    print(markdown([row(case, tflops=args.tflops, tbps=args.tbps) for case in counts]))
+    print(f"\nwritten to {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One-GPU training steps at the size of Stable Diffusion 2.1 and of MVDream, beside the public way.
+"""Measure one-GPU steps at the size of Stable Diffusion 2.1 and of MVDream, and the public baseline's.
 
     python -m benchmarks.sd_steps [--device cuda] [--output FILE.json] [--limit SECONDS]
 
-Weights are random and made on the device; generators have their published sizes. On a CPU both are tiny.
+Weights are random and created on the device; generators have their published sizes. On a CPU both are tiny.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from amortized.priors import StableDiffusionPrior
 from amortized.training import Trainer
 from benchmarks import ceilings, roofline, sizes
 from benchmarks.full_size import max_resident_gib
-from benchmarks.public_way import PER_PIXEL, PublicWay
-from benchmarks.steps import Pieces, split_of
-from benchmarks.timing import Findings, now, waits
+from benchmarks.public_baseline import PER_PIXEL, PublicBaseline
+from benchmarks.steps import StepParts, time_parts
+from benchmarks.timing import ResultsFile, now, waits
 from corpora import prompt_list
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"Stable Diffusion 2.1": "hyper-ingp-sd21", "MVDream": "hyper-ingp-mvdream"}
-# What a CPU is given in place of the published sizes.
+# Settings that replace the published sizes on a CPU.
 TINY = {
     "hyper-ingp": ("generator.grid.log2_table_size=10", "generator.grid.num_levels=4"),
     "3dconv-net": ("generator.resolution=8", "generator.base_channels=16", "generator.num_features=8"),
@@ -48,32 +48,32 @@ TINY = {
     ),
 }
 TINY_RUN = ("trainer.render_size=16", "renderer.num_coarse=16", "renderer.num_fine=8", "renderer.lattice=12")
-PUBLIC_RADIUS = 2.0  # of the field's box in the public code, to whose ends its rays go
+PUBLIC_RADIUS = 2.0  # half the side of the field's box in the public code
 THINGS = ("a red cube", "an astronaut riding a horse", "a bowl of fruit", "a castle", "a small boat")
 COLORS = ("made of wood", "made of glass", "painted blue")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way of training, at one size."""
+    """One implementation of the step, at one size."""
 
     prior: str
     generator: str
     prompts: int
     public: bool = False
-    graphs: bool = True  # denoiser and encoder are replayed as CUDA graphs
+    graphs: bool = True  # replay denoiser and encoder as CUDA graphs
 
     def config(self, device: torch.device) -> RunConfig:
-        """The preset, with this generator; a CPU gets a tiny one."""
-        own = [f"generator.name={self.generator}", f"trainer.prompts_per_process={self.prompts}"]
-        own += [f"generator.bounding_radius={PUBLIC_RADIUS}"] if self.public else []
-        own += [] if device.type == "cuda" else [*TINY[self.generator], *TINY_RUN]
-        given = [*own, "corpus=in memory", "output=outputs/gpu-check/no-run", f"device={device}"]
-        return load_config(RunConfig, ROOT / "configs" / f"{PRESETS[self.prior]}.yaml", given)
+        """Return the preset with this generator, tiny on a CPU."""
+        overrides = [f"generator.name={self.generator}", f"trainer.prompts_per_process={self.prompts}"]
+        overrides += [f"generator.bounding_radius={PUBLIC_RADIUS}"] if self.public else []
+        overrides += [] if device.type == "cuda" else [*TINY[self.generator], *TINY_RUN]
+        overrides += ["corpus=in memory", "output=outputs/gpu-check/no-run", f"device={device}"]
+        return load_config(RunConfig, ROOT / "configs" / f"{PRESETS[self.prior]}.yaml", overrides)
 
 
 def cases(numbers: tuple[int, ...]) -> Iterator[Case]:
-    """What matters most first: time may run out."""
+    """Yield the cases, the most important ones first: time may run out."""
     diffusion, multi_view = PRESETS
     for generator in ("hyper-ingp", "triplane-transformer", "3dconv-net"):
         yield Case(prior=diffusion, generator=generator, prompts=1, public=True)
@@ -87,7 +87,7 @@ def cases(numbers: tuple[int, ...]) -> Iterator[Case]:
 
 
 def prior_of(name: str, device: torch.device) -> StableDiffusionPrior:
-    """The model of that name in half precision, tiny on a CPU."""
+    """Return the model of that name with random weights in half precision, tiny on a CPU."""
     multi_view, on_cuda = name == "MVDream", device.type == "cuda"
     published = sizes.MVDREAM if multi_view else sizes.SD21
     tiny = sizes.TINY_MVDREAM if multi_view else sizes.TINY_SD
@@ -95,13 +95,13 @@ def prior_of(name: str, device: torch.device) -> StableDiffusionPrior:
 
 
 def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> Trainer:
-    """A trainer of the case, as `train.py` composes it, around a prior in memory."""
+    """Build the case's trainer around a prior in memory, like `train.py`."""
     config = case.config(device)
     prior.graphs = case.graphs and device.type == "cuda"
-    texts = [f"{thing} {colour}" for thing in THINGS for colour in COLORS]
+    texts = [f"{thing} {color}" for thing in THINGS for color in COLORS]
     corpus = prompt_list(texts, "in memory")
     bank = TextBank(prior.text_encoder, config.views, device=device)
-    # As in a run's later steps: no sentence is met for the first time.
+    # Fill the cache, as in a run's later steps.
     bank.generator_text(texts)
     bank.prior_text(texts, orbit(len(texts), 4, elevation_deg=0.0, distance=1.0, fovy_deg=40.0))
     torch.manual_seed(config.seed)
@@ -117,7 +117,7 @@ def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> T
 
 
 def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:
-    """A step whole, as the trainer does it, and by part."""
+    """Measure the trainer's step, in total and by part."""
     device, number = trainer.world.device, iter(range(10**6))
 
     def step() -> Any:
@@ -127,67 +127,67 @@ def measure_ours(trainer: Trainer, repeats: int) -> dict[str, Any]:
         step()
     start = now()
     records = [step() for _ in range(repeats)]
-    whole = (now() - start) / repeats
-    found = dict(zip(records[-1].names, records[-1].values.tolist(), strict=True))
-    waited = waits_of(step, device)
-    pieces = Pieces(trainer=trainer)
-    split = split_of(pieces.step, device, repeats)
+    step_seconds = (now() - start) / repeats
+    logged = dict(zip(records[-1].names, records[-1].values.tolist(), strict=True))
+    sync = sync_columns(step, device)
+    pieces = StepParts(trainer=trainer)
+    split = time_parts(pieces.step, device, repeats)
     with torch.no_grad():
-        evaluations = pieces.look(pieces.generate()).num_evaluations
-    images = len(pieces.told.positive.pooled)
-    return described(whole, split, images, repeats) | {
-        "evaluations an image": round(evaluations / images),
-        **waited,
-        "finite": found["loss"] == found["loss"],
+        evaluations = pieces.render_views(pieces.generate()).num_evaluations
+    images = len(pieces.prior_text.positive.pooled)
+    return timing_columns(step_seconds, split, images, repeats) | {
+        "evaluations per image": round(evaluations / images),
+        **sync,
+        "finite": logged["loss"] == logged["loss"],
     }
 
 
 def measure_public(trainer: Trainer, repeats: int) -> dict[str, Any]:
-    """A step of the public way with the same generator, prior and texts."""
-    device, pieces = trainer.world.device, Pieces(trainer=trainer)
-    way = PublicWay(
+    """Measure the public baseline's step with the same generator, prior and texts."""
+    device, pieces = trainer.world.device, StepParts(trainer=trainer)
+    baseline = PublicBaseline(
         generator=trainer.state.generator,
         prior=trainer.guidance.prior,  # type: ignore[arg-type]
         size=trainer.config.trainer.render_size,
     )
-    step = partial(way.step, pieces.read, pieces.told, pieces.cameras, pieces.z)
+    step = partial(baseline.step, pieces.generator_text, pieces.prior_text, pieces.cameras, pieces.z)
     step()
     start = now()
     losses = [step() for _ in range(repeats)]
-    whole = (now() - start) / repeats
-    return described(whole, split_of(step, device, repeats), 1, repeats) | {
-        "evaluations an image": PER_PIXEL * way.size**2,
-        **waits_of(step, device),
+    step_seconds = (now() - start) / repeats
+    return timing_columns(step_seconds, time_parts(step, device, repeats), 1, repeats) | {
+        "evaluations per image": PER_PIXEL * baseline.size**2,
+        **sync_columns(step, device),
         "finite": bool(torch.stack(losses).isfinite().all()),
     }
 
 
-def waits_of(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """The number of times, and the places, at which the host waits for the GPU in a step."""
-    places = waits(step) if device.type == "cuda" else None
-    return {"host waits a step": None if places is None else len(places), "host waits at": places or []}
+def sync_columns(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Return how often, and at which lines, the host waits for the GPU in a step; None on a CPU."""
+    lines = waits(step) if device.type == "cuda" else None
+    return {"host waits per step": None if lines is None else len(lines), "host waits at": lines or []}
 
 
-def described(whole: float, split: dict[str, float], images: int, repeats: int) -> dict[str, Any]:
-    """Seconds as columns of a table."""
+def timing_columns(step_seconds: float, split: dict[str, float], images: int, repeats: int) -> dict[str, Any]:
+    """Return the times, given in seconds, as columns of a table."""
     return {
         "images": images,
         "steps timed": repeats,
-        "step, ms": round(1000 * whole, 2),
+        "step, ms": round(1000 * step_seconds, 2),
         **{f"{name}, ms": round(1000 * value, 2) for name, value in split.items()},
-        "images/s": round(images / whole, 2),
+        "images/s": round(images / step_seconds, 2),
     }
 
 
 def add_floors(rows: list[dict[str, Any]], counted: Path, ceiling: dict[str, float]) -> None:
-    """What a step must take, and the ratio to that, of the cases that `benchmarks.roofline` has counted."""
+    """Add a step's lower bound and the ratio to it, for the cases that `benchmarks.roofline` has counted."""
     tflops = ceiling.get("float16, TFLOP/s", ceiling["float32, TFLOP/s"])
     names = dict(zip(PRESETS, roofline.PRESETS, strict=True))
-    found = json.loads(counted.read_text()) if counted.exists() else []
-    parts = {(one["prior"], one["generator"], one["prompts"]): one["parts"] for one in found}
+    cases = json.loads(counted.read_text()) if counted.exists() else []
+    parts = {(case["prior"], case["generator"], case["prompts"]): case["parts"] for case in cases}
     for row in rows:
         costs = parts.get((names[row["prior"]], row["generator"], row["prompts"]))
-        if row["way"] == "public" or costs is None:
+        if row["implementation"] == "public" or costs is None:
             continue
         floors = roofline.floor_seconds(costs, tflops=tflops, tbps=ceiling["copy, TB/s"])
         floor = 1000 * sum(floors.values())
@@ -197,23 +197,23 @@ def add_floors(rows: list[dict[str, Any]], counted: Path, ceiling: dict[str, flo
 
 
 def row_of(case: Case, prior: StableDiffusionPrior, device: torch.device, repeats: int) -> dict[str, Any]:
-    """The measurements of a case, or that it ran out of memory."""
+    """Measure a case; an error, such as exhausted memory, goes into the row."""
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     row: dict[str, Any] = {
         "prior": case.prior,
         "generator": case.generator,
-        "way": "public" if case.public else "ours" if case.graphs else "ours without graphs",
+        "implementation": "public" if case.public else "ours" if case.graphs else "ours without graphs",
         "prompts": case.prompts,
     }
     try:
         trainer = assemble(case, prior, device)
         row |= (measure_public if case.public else measure_ours)(trainer, repeats)
     except torch.OutOfMemoryError as error:
-        row["stopped by"] = f"out of memory: {first_line(error)}"
-    except Exception as error:  # measure the other cases nevertheless
-        row["stopped by"] = f"{type(error).__name__}: {first_line(error)}"
+        row["error"] = f"out of memory: {first_line(error)}"
+    except Exception as error:  # the other cases must still be measured
+        row["error"] = f"{type(error).__name__}: {first_line(error)}"
     row["peak, GiB"] = round(torch.cuda.max_memory_allocated() / 2**30 if on_cuda else max_resident_gib(), 2)
     return row
 
@@ -223,8 +223,8 @@ def first_line(error: Exception) -> str:
 
 
 def compare(row: dict[str, Any], public: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The row with its ratio to the public way's images a second by that generator."""
-    if row["way"] == "public":
+    """Return the row with its ratio to the public baseline's images per second with the same generator."""
+    if row["implementation"] == "public":
         public[row["generator"]] = row
     step = row.get("step, ms")
     base = public.get(row["generator"], {}).get("images/s") if "Stable" in row["prior"] else None
@@ -232,16 +232,16 @@ def compare(row: dict[str, Any], public: dict[str, dict[str, Any]]) -> dict[str,
     return row
 
 
-def run(left: list[Case], findings: Findings, device: torch.device, repeats: int, ends: float) -> None:
-    """Measure the cases that are left, one by one, until the time is over."""
+def run(left: list[Case], results_file: ResultsFile, device: torch.device, repeats: int, ends: float) -> None:
+    """Measure the cases in `left`, removing each, until the time `ends`."""
     name, prior, public, last = "", None, {}, 0.0
     while left and (begun := time.perf_counter()) + last / 2 < ends:
         case = left.pop(0)
         if prior is None or name != case.prior:
-            prior = None  # one at a time in memory
+            prior = None  # free it first: one at a time fits in memory
             name, prior = case.prior, prior_of(case.prior, device)
-            print(f"{name} was made in {now() - begun:.1f} s", flush=True)
-        findings.add(compare(row_of(case, prior, device, repeats), public))
+            print(f"built {name} in {now() - begun:.1f} s", flush=True)
+        results_file.add(compare(row_of(case, prior, device, repeats), public))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -253,29 +253,31 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check/steps.json"))
     parser.add_argument("--limit", type=float, default=180.0, help="time limit for all cases, in seconds")
-    given = parser.parse_args()
-    ends = time.perf_counter() + given.limit
-    with join_world(given.device) as world:
-        findings = Findings(given.output, ceilings.about(world.device))
+    args = parser.parse_args()
+    ends = time.perf_counter() + args.limit
+    with join_world(args.device) as world:
+        results_file = ResultsFile(args.output, ceilings.about(world.device))
         on_cuda = world.device.type == "cuda"
         numbers, repeats = ((1, 4, 8), 5) if on_cuda else ((1, 2), 2)
-        counted = given.output.with_name("roofline.json")
+        counted = args.output.with_name("roofline.json")
         counted.unlink(missing_ok=True)
-        # Counted meanwhile, by one of the cores; the tiny cases of a CPU have no floor.
+        # Counts on another core meanwhile; the tiny cases of a CPU have no floor.
         counting = roofline.start(counted, numbers) if on_cuda else None
         left = list(cases(numbers))
-        run(left, findings, world.device, repeats, ends)
+        run(left, results_file, world.device, repeats, ends)
         if counting is not None:
-            counting.terminate()  # most likely done long ago; what it has counted is in its file
+            counting.terminate()  # probably finished long ago; its file has the counts so far
             _, errors = counting.communicate()
             if not counted.exists() and errors:
-                print(f"no floors, as nothing was counted: {errors.decode().strip().splitlines()[-1]}")
-            add_floors(findings.rows, counted, ceilings.measure(world.device))
-    ratios = [row["images/s / public"] for row in findings.rows if row["images/s / public"]]
-    found = f", up to {max(ratios)} times the public way's images a second" if ratios else ""
-    failed = sum("stopped by" in row for row in findings.rows)
-    findings.sum_up(f"{len(findings.rows)} cases, {failed} stopped, {len(left)} not reached{found}")
-    if len(findings.rows) == failed:
+                print(f"no floors, as counting failed: {errors.decode().strip().splitlines()[-1]}")
+            add_floors(results_file.rows, counted, ceilings.measure(world.device))
+    ratios = [row["images/s / public"] for row in results_file.rows if row["images/s / public"]]
+    speedup = f", up to {max(ratios)} times the public baseline's images per second" if ratios else ""
+    failed = sum("error" in row for row in results_file.rows)
+    results_file.summarize(
+        f"{len(results_file.rows)} cases, {failed} failed, {len(left)} not reached{speedup}"
+    )
+    if len(results_file.rows) == failed:
         raise SystemExit("no case was measured")
 
 

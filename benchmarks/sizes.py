@@ -1,9 +1,9 @@
-"""Stable Diffusion 2.1-base and MVDream at their exact published sizes, with random weights; and toy ones.
+"""Build Stable Diffusion 2.1-base and MVDream with random weights, at their published sizes or tiny.
 
-    python -m benchmarks.sizes FOLDER      (Stable Diffusion's, 2.6 GB of float16, about a minute)
+    python -m benchmarks.sizes FOLDER      (write Stable Diffusion's 2.6 GB in float16, about a minute)
 
-What it is for: whether the true sizes load, fit in memory and take a step, and how long one takes. Images
-are noise.
+Random weights show whether the full sizes load, fit in memory and take a step, and how long a step takes. The
+images are noise.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ SCHEDULER = {
 }
 
 
-# What MVDream changes: latents of 256 px, and a camera of 16 numbers that joins the time.
+# MVDream's changes: latents of 256 px images, and a camera of 16 numbers added to the time embedding.
 CAMERAS = {"sample_size": 32, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-# The same layers with minimal width, so that a step is quick on a CPU.
+# The same layers at minimal width, so that a step is quick on a CPU.
 TINY_UNET = {
     "sample_size": 8,
     "cross_attention_dim": 32,
@@ -89,7 +89,7 @@ TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """A model's networks, in the words of their libraries."""
+    """The arguments of a model's networks, as diffusers and transformers name them."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -97,7 +97,7 @@ class Sizes:
     num_views: int = 1  # denoised together
 
     def networks(self) -> dict[str, Callable[[], Any]]:
-        """What makes each network, on torch's default device, with weights at random."""
+        """Return a builder for each network, with random weights on torch's default device."""
         return {"unet": self._unet, "vae": self._vae, "text_encoder": self._text_encoder}
 
     def _unet(self) -> Any:
@@ -124,17 +124,18 @@ TINY_MVDREAM = Sizes(unet=UNET | CAMERAS | TINY_UNET, vae=VAE | TINY_VAE, text=T
 
 @cache
 def tokenizer() -> Any:
-    """CLIP's own tokenizer, 49408 entries, from the merges that open_clip carries."""
+    """Return CLIP's tokenizer, 49,408 entries, built from the merges that open_clip ships."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
     from transformers import CLIPTokenizer
 
-    letters = list(bytes_to_unicode().values())
+    characters = list(bytes_to_unicode().values())
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : TEXT["vocab_size"] - 2 * len(letters) - 2 + 1]
-    # Declared to be text; pairs are what it takes.
+        lines = file.read().split("\n")[1 : TEXT["vocab_size"] - 2 * len(characters) - 2 + 1]
+    # Annotated as str in transformers, which accepts pairs.
     merges: Any = [(first, second) for first, second in map(str.split, lines)]
     begin, end = "<|startoftext|>", "<|endoftext|>"
-    names = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), begin, end]
+    word_ends = [f"{character}</w>" for character in characters]
+    names = [*characters, *word_ends, *map("".join, merges), begin, end]
     return CLIPTokenizer(
         vocab={name: index for index, name in enumerate(names)},
         merges=merges,
@@ -147,7 +148,7 @@ def tokenizer() -> Any:
 
 
 def scheduler() -> Any:
-    """The noise of both models' diffusion."""
+    """Return the noise scheduler of both models."""
     from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
 
     return DDIMScheduler(**SCHEDULER)
@@ -156,15 +157,15 @@ def scheduler() -> Any:
 def random_prior(
     sizes: Sizes, *, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> StableDiffusionPrior:
-    """The prior with random weights, created on its device: seconds on a GPU, without a file.
+    """Build a prior with random weights directly on its device, which takes seconds on a GPU.
 
-    On a GPU its networks are replayed as graphs, as those of a loaded prior are.
+    On a GPU its networks are replayed as CUDA graphs, like those of a loaded prior.
     """
     networks = {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         for name, build in sizes.networks().items():
-            # Not the libraries' own `to`, which warns of layers that these models do not have.
+            # Not the libraries' `to`, which warns about layers that these models do not have.
             networks[name] = torch.nn.Module.to(build(), dtype)
     return StableDiffusionPrior(
         unet=networks["unet"],
@@ -178,7 +179,7 @@ def random_prior(
 
 
 def make_sd21_random(folder: str | Path, *, seed: int = 0) -> Path:
-    """Write the five parts to `folder`, one in memory at a time (3.5 GB at most), and return it."""
+    """Write the five parts to `folder`, with one in memory at a time (3.5 GB at most), and return it."""
     folder = Path(folder)
     tokenizer().save_pretrained(folder / "tokenizer")
     scheduler().save_pretrained(folder / "scheduler")

@@ -1,4 +1,4 @@
-"""The time and memory of each part of a training step.
+"""Measure the time and memory of each part of a training step.
 
 Baselines: one denoiser call per query instead of one for all; the public code's field evaluations.
 """
@@ -30,67 +30,68 @@ Mark = Callable[[str], object]
 
 
 @dataclass(kw_only=True)
-class Pieces:
-    """The parts of a trainer's step, on the batch of step 0, to run and time one by one.
+class StepParts:
+    """Runs the parts of a trainer's step one by one, on the batch of step 0.
 
     The batch is already on the device: in training its copies overlap with the previous step.
+    P prompts with V views each: P * V images.
     """
 
     trainer: Trainer
-    batch: BatchDraws = field(init=False)  # as it was drawn, on the CPU
-    texts: list[str] = field(init=False)
-    read: TextCondition = field(init=False)
-    told: ViewText = field(init=False)
-    cameras: Cameras = field(init=False)
-    z: Tensor = field(init=False)
+    batch: BatchDraws = field(init=False)  # on the CPU
+    texts: list[str] = field(init=False)  # [P]
+    generator_text: TextCondition = field(init=False)
+    prior_text: ViewText = field(init=False)
+    cameras: Cameras = field(init=False)  # [P, V]
+    z: Tensor = field(init=False)  # [P, z_dim]
     background: Tensor = field(init=False)
-    u: Tensor = field(init=False)
+    u: Tensor = field(init=False)  # stratification of the ray samples
 
     def __post_init__(self) -> None:
         trainer, device = self.trainer, self.trainer.world.device
         self.batch = trainer.sampler.draw(0, trainer.slots[0], 0)
         self.texts = [trainer.prompt(index).text for index in self.batch.prompt_indices]
-        self.read = trainer.bank.generator_text(self.texts)
-        self.told = trainer.bank.prior_text(self.texts, self.batch.cameras)
+        self.generator_text = trainer.bank.generator_text(self.texts)
+        self.prior_text = trainer.bank.prior_text(self.texts, self.batch.cameras)
         batch = self.batch
-        given = (batch.cameras, batch.z, batch.background, batch.stratification)
-        self.cameras, self.z, self.background, self.u = to_device(given, device)
+        host_tensors = (batch.cameras, batch.z, batch.background, batch.stratification)
+        self.cameras, self.z, self.background, self.u = to_device(host_tensors, device)
 
     def generate(self) -> Scene:
-        return self.trainer.state.generator(self.read, self.z)
+        return self.trainer.state.generator(self.generator_text, self.z)
 
-    def look(self, scene: Scene) -> Render:
-        settings = self.trainer.config
-        size = settings.trainer.render_size
+    def render_views(self, scene: Scene) -> Render:
+        config = self.trainer.config
+        size = config.trainer.render_size
         return render(
             scene,
             self.cameras,
             size,
             size,
-            config=settings.renderer,
+            config=config.renderer,
             background=self.background,
-            sharpness=geometric_at(settings.trainer.sharpness, PROGRESS),
+            sharpness=geometric_at(config.trainer.sharpness, PROGRESS),
             training=True,
             u=self.u,
-            want_normal=settings.losses.need_normals(PROGRESS),
+            want_normal=config.losses.need_normals(PROGRESS),
         )
 
     def encode(self, image: Render) -> Tensor:
         return self.trainer.guidance.prior.encode(image.rgb.flatten(0, 1))
 
-    def teach(self, latents: Tensor) -> GuidanceOutput:
-        return self.trainer.guidance(latents, self.told, self.batch.guidance, PROGRESS, self.cameras)
+    def apply_guidance(self, latents: Tensor) -> GuidanceOutput:
+        return self.trainer.guidance(latents, self.prior_text, self.batch.guidance, PROGRESS, self.cameras)
 
     def step(self, mark: Mark) -> Tensor:
-        """Take a step and return its loss; calls `mark` with the name of each part when it is done."""
+        """Take a step and return its loss; call `mark` with the name of each part at its end."""
         scene = self.generate()
         mark("generator")
-        image = self.look(scene)
+        image = self.render_views(scene)
         mark("render")
         latents = self.encode(image)
         mark("encode")
         regularized = regularization(image, self.trainer.config.losses, PROGRESS)
-        loss = self.teach(latents).loss + sum(regularized.values())
+        loss = self.apply_guidance(latents).loss + sum(regularized.values())
         mark("denoise")
         self.trainer.state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -100,21 +101,21 @@ class Pieces:
         return loss.detach()
 
 
-def split_of(step: Callable[[Mark], object], device: torch.device, repeats: int = 5) -> dict[str, float]:
-    """Median seconds of each part of a step, after one warm-up; without device syncs within a step."""
-    found: dict[str, list[float]] = {}
+def time_parts(step: Callable[[Mark], object], device: torch.device, repeats: int = 5) -> dict[str, float]:
+    """Return the median seconds of each part of a step after one warm-up; no device syncs inside a step."""
+    durations: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
         stopwatch = Stopwatch(device)
         step(stopwatch)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        for name, took in stopwatch.seconds().items():
-            found.setdefault(name, []).extend([took] * (turn > 0))
-    return {name: sorted(times)[len(times) // 2] for name, times in found.items()}
+        for name, duration in stopwatch.seconds().items():
+            durations.setdefault(name, []).extend([duration] * (turn > 0))
+    return {name: sorted(times)[len(times) // 2] for name, times in durations.items()}
 
 
 def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each part of a step, ratios, and megabytes."""
+    """Return the milliseconds of each part of a step, images per second, ratios to baselines, and memory."""
     corpus = load_corpus(config)
     prior, bank, generator = build_parts(config, device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
@@ -126,35 +127,38 @@ def measure(config: RunConfig, device: torch.device) -> dict[str, float]:
         bank=bank,
         generator=generator,
     )
-    pieces = Pieces(trainer=trainer)
+    pieces = StepParts(trainer=trainer)
 
-    def per_branch() -> None:
-        for _ in range(queries_per_image(config.guidance, len(pieces.told.negatives))):
+    def one_call_per_branch() -> None:
+        for _ in range(queries_per_image(config.guidance, len(pieces.prior_text.negatives))):
             noise = pieces.batch.guidance.noise.to(device)
             times = torch.full((len(noise),), 500, device=device)
-            guidance.prior.predict_noise(noise, times, pieces.told.positive)
+            guidance.prior.predict_noise(noise, times, pieces.prior_text.positive)
 
     sampling = seconds(lambda: trainer.sampler.draw(1, trainer.slots[0], 1))
-    split = split_of(pieces.step, device)
-    whole = seconds(lambda: pieces.step(lambda _: None))
+    split = time_parts(pieces.step, device)
+    step_seconds = seconds(lambda: pieces.step(lambda _: None))
     with torch.no_grad():
-        image = pieces.look(pieces.generate())
+        image = pieces.render_views(pieces.generate())
         latents = pieces.encode(image)
-        denoising, one_by_one = seconds(lambda: pieces.teach(latents)), seconds(per_branch, 3)
-    graph = graph_bytes(lambda: pieces.look(pieces.generate()), generator.parameters())
+        denoising, one_by_one = (
+            seconds(lambda: pieces.apply_guidance(latents)),
+            seconds(one_call_per_branch, 3),
+        )
+    graph = graph_bytes(lambda: pieces.render_views(pieces.generate()), generator.parameters())
     images = len(latents)
     return {
         **{f"{name}, ms": round(1000 * value, 1) for name, value in {"sample": sampling, **split}.items()},
-        "step without sampling, ms": round(1000 * whole, 1),
-        "images a second": round(images / whole, 1),
+        "step without sampling, ms": round(1000 * step_seconds, 1),
+        "images per second": round(images / step_seconds, 1),
         "denoiser, a call per branch / one call": round(one_by_one / denoising, 2),
-        "field evaluations an image": round(image.num_evaluations / images),
-        "MiB of graph a prompt": round(graph / len(pieces.texts) / 2**20, 1),
+        "field evaluations per image": round(image.num_evaluations / images),
+        "MiB of saved activations per prompt": round(graph / len(pieces.texts) / 2**20, 1),
     }
 
 
 def graph_bytes(action: Callable[[], object], weights: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves for the backward pass of `action`'s result, excluding `weights`."""
+    """Return the bytes that autograd saves for the backward pass of `action`'s result, without `weights`."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def graph_bytes(action: Callable[[], object], weights: Iterable[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = action()
-    del kept
-    mine = {weight.untyped_storage().data_ptr() for weight in weights}
-    return sum(size for place, size in storages.items() if place not in mine)
+        result = action()
+    del result
+    weight_storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    return sum(size for address, size in storages.items() if address not in weight_storages)

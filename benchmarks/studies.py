@@ -1,4 +1,4 @@
-"""Whole runs compared: several seeds of each variant, paired by prompt."""
+"""Train, evaluate and compare variants of a run, with several seeds each, paired by prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Rows = list[dict]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """An ordinary training run: a preset, and what is changed."""
+    """A training run: a preset and its changes."""
 
     preset: str  # under configs/, without .yaml
     changes: tuple[str, ...] = ()  # KEY=VALUE
@@ -36,19 +36,19 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """A folder's name, the same for the same run, so that studies share what they have in common."""
+        """Return a folder name that depends on preset and changes only, so that studies share equal runs."""
         name = Path(self.preset).name
         return f"{name}-{digest(*self.changes)}" if self.changes else name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Variants by name; the first is what the others are compared with, prompt by prompt."""
+    """Variants by name; the first is the baseline, compared with the others prompt by prompt."""
 
     title: str
     variants: Mapping[str, Variant]
     columns: tuple[str, ...]
-    alone: tuple[str, ...] = ()  # train a run for each of these prompts, instead of one for the corpus
+    separate_prompts: tuple[str, ...] = ()  # a run for each of these prompts, instead of one for the corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,31 +56,34 @@ class Job:
     """One run of a study."""
 
     folder: Path
-    arguments: tuple[str, ...]  # of train.py
+    arguments: tuple[str, ...]  # for train.py: preset, KEY=VALUE ...
 
 
 def digest(*texts: str) -> str:
-    """A few letters that tell such texts apart and may be in a file's name."""
+    """Return a short hash of texts, for file names."""
     return sha256(json.dumps(texts).encode()).hexdigest()[:8]
 
 
 def jobs_of(study: Study, variant: str, seeds: Sequence[int], folder: Path) -> list[list[Job]]:
-    """For each seed, the runs whose prompts together are the variant's rows."""
+    """Return, for each seed, the runs that together cover the variant's prompts."""
     chosen = study.variants[variant]
     jobs = []
     for seed in seeds:
         common = (str(chosen.path), *chosen.changes, f"seed={seed}")
         runs = []
-        for prompt in study.alone or ("",):
+        for prompt in study.separate_prompts or ("",):
             output = folder / "runs" / f"{chosen.slug}-seed{seed}" / (digest(prompt) if prompt else "")
-            told = (f"prompt={prompt}",) if prompt else ()
-            runs.append(Job(folder=output, arguments=(*common, *told, f"output={output}")))
+            prompt_override = (f"prompt={prompt}",) if prompt else ()
+            runs.append(Job(folder=output, arguments=(*common, *prompt_override, f"output={output}")))
         jobs.append(runs)
     return jobs
 
 
 def run(job: Job, threads: int) -> Rows:
-    """The result rows of a run, which is trained and evaluated first if necessary."""
+    """Return the result rows of a run; train and evaluate it first if necessary.
+
+    Raises RuntimeError if a command fails.
+    """
     results, checkpoints = job.folder / "evaluation" / "results.json", job.folder / "checkpoints"
     check_settings(job)
     if not results.exists():
@@ -90,10 +93,10 @@ def run(job: Job, threads: int) -> Rows:
             ("evaluate.py", [str(job.folder), "evaluation.turntable_frames=0"]),
         ):
             if script == "train.py" and (job.folder / "stopped").exists():
-                continue  # it would only stop there again
+                continue  # it would stop for the same reason again
             command = [sys.executable, str(ROOT / script), *arguments]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            # A run that collapsed keeps its last good checkpoint, and is judged by it.
+            # A collapsed run is evaluated at its last good checkpoint.
             stopped = done.returncode == STOPPED and script == "train.py" and list_checkpoints(checkpoints)
             if done.returncode and not stopped:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -101,12 +104,14 @@ def run(job: Job, threads: int) -> Rows:
 
 
 def check_settings(job: Job) -> None:
-    """Raise ValueError if the folder holds a run with other settings: its preset has changed."""
-    kept = job.folder / "config.yaml"
+    """Raise ValueError if the folder holds a run with other settings: the preset has changed since."""
+    config_file = job.folder / "config.yaml"
     preset, *changes = job.arguments
-    if kept.exists() and load_config(RunConfig, kept) != load_config(RunConfig, Path(preset), changes):
+    if config_file.exists() and load_config(RunConfig, config_file) != load_config(
+        RunConfig, Path(preset), changes
+    ):
         raise ValueError(
-            f"{job.folder} holds a run of other settings than {Path(preset).name} has now: "
+            f"{job.folder} holds a run whose settings differ from {Path(preset).name}'s current ones: "
             "remove it, or choose another --output"
         )
 
@@ -114,35 +119,35 @@ def check_settings(job: Job) -> None:
 def run_study(
     study: Study, *, variants: Iterable[str], seeds: Sequence[int], folder: Path, workers: int
 ) -> dict[str, list[Rows]]:
-    """Rows of each variant and seed; `workers` runs at a time share the cores."""
+    """Return the rows of each variant and seed; `workers` concurrent runs share the cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     jobs = {variant: jobs_of(study, variant, seeds, folder) for variant in variants}
     # Seed by seed, so that an interrupted study has all variants of the first ones.
     order = [job for index in range(len(seeds)) for runs in jobs.values() for job in runs[index]]
     with ThreadPoolExecutor(workers) as pool:
         rows = list(pool.map(lambda job: run(job, threads), order))
-    found = {job.folder: of_job for job, of_job in zip(order, rows, strict=True)}
+    by_folder = {job.folder: job_rows for job, job_rows in zip(order, rows, strict=True)}
     return {
-        variant: [[row for job in runs for row in found[job.folder]] for runs in of_seeds]
-        for variant, of_seeds in jobs.items()
+        variant: [[row for job in runs for row in by_folder[job.folder]] for runs in runs_by_seed]
+        for variant, runs_by_seed in jobs.items()
     }
 
 
-def table(study: Study, found: Mapping[str, list[Rows]]) -> list[dict[str, object]]:
-    """A row a variant: means over prompts and seeds with 95 % intervals, and differences to the first.
+def table(study: Study, results: Mapping[str, list[Rows]]) -> list[dict[str, object]]:
+    """Return a row per variant: means with 95 % intervals, and differences to the first variant.
 
-    Intervals are over prompts, each averaged over seeds first: they speak of other prompts of the kind,
-    and the first column's mean for each seed tells how much runs differ. Where prompts are trained alone,
-    every run is a sample: intervals speak of other runs of the same few prompts.
+    Intervals sample over prompts, each averaged over seeds first, so they cover other prompts of the same
+    kind; the first column's mean of each seed shows how much runs differ. If each prompt is trained
+    separately, every run is a sample, and intervals cover other runs of the same few prompts.
     """
-    measured = per_run if study.alone else per_prompt
-    first = next(iter(found))
+    samples = per_run if study.separate_prompts else per_prompt
+    first = next(iter(results))
     rows = []
-    for variant, seeds in found.items():
+    for variant, seeds in results.items():
         row: dict[str, object] = {"variant": variant}
         for column in study.columns:
-            baseline = None if variant == first else measured(found[first], column)
-            row |= compared(column, measured(seeds, column), baseline, first)
+            baseline = None if variant == first else samples(results[first], column)
+            row |= compared(column, samples(seeds, column), baseline, first)
         row["each seed"] = [mean(row[study.columns[0]] for row in rows) for rows in seeds]
         rows.append(row)
     return rows
@@ -151,7 +156,7 @@ def table(study: Study, found: Mapping[str, list[Rows]]) -> list[dict[str, objec
 def compared(
     column: str, values: list[float], baseline: list[float] | None, name: str
 ) -> dict[str, Interval]:
-    """A column's mean, and its difference to the baseline's of that name, sample by sample."""
+    """Return a column's mean and its paired difference to the baseline `name`, with bootstrap intervals."""
     cells = {column: bootstrap_interval(values, seed=0)}
     if baseline is not None:
         differences = [a - b for a, b in zip(values, baseline, strict=True)]
@@ -160,10 +165,10 @@ def compared(
 
 
 def per_prompt(seeds: Sequence[Rows], column: str) -> list[float]:
-    """Each prompt's mean over seeds."""
+    """Return each prompt's mean over seeds."""
     return [mean(row[column] for row in rows) for rows in zip(*seeds, strict=True)]
 
 
 def per_run(seeds: Sequence[Rows], column: str) -> list[float]:
-    """Each prompt's value in each seed's run."""
+    """Return each prompt's value in each seed's run."""
     return [row[column] for rows in seeds for row in rows]

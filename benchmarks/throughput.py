@@ -1,8 +1,8 @@
-"""Hash grids and the renderer by themselves: points, evaluations and images a second.
+"""Measure hash grids and the renderer separately: points, field evaluations and images per second.
 
     python -m benchmarks.throughput [--device cuda] [--output FILE.json]
 
-The field is a published Hyper-iNGP's, untrained; the sampling is RendererConfig's default.
+The field is that of an untrained Hyper-iNGP of the published size, the sampling RendererConfig's default.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from amortized.rendering import RendererConfig, render
 from amortized.transfer import to_device
 from amortized.types import Render, TextCondition
 from benchmarks import ceilings, hash_grids
-from benchmarks.timing import Findings, seconds
+from benchmarks.timing import ResultsFile, seconds
 from generators.hyper_ingp import HyperINGPConfig
 
-POINTS = {"cuda": 2**20, "cpu": 2**13}  # looked up at once
-VIEWS = {"cuda": 8, "cpu": 1}  # images at once
+POINTS = {"cuda": 2**20, "cpu": 2**13}  # per lookup
+VIEWS = {"cuda": 8, "cpu": 1}  # images per call
 SIZES = {"cuda": (64, 128, 256), "cpu": (32, 64)}  # px
 
 
 def rendering(device: torch.device) -> Iterator[dict[str, object]]:
-    """A row for each size: pictures as an evaluation makes them, and as training does, with a gradient."""
+    """Yield a row per image size, rendered as in evaluation and, with a gradient, as in training."""
     generator = HyperINGPConfig().build(1024).to(device)
     pooled = torch.randn(1, 1024, device=device)
     mask = torch.ones(1, 1, dtype=torch.bool, device=device)
@@ -38,7 +38,7 @@ def rendering(device: torch.device) -> Iterator[dict[str, object]]:
     cameras, background = to_device(cameras, device), torch.full((1, views, 3), 0.5, device=device)
     for size in SIZES[device.type]:
 
-        def look(training: bool, size: int = size) -> Render:
+        def render_views(training: bool, size: int = size) -> Render:
             return render(
                 generator(text),
                 cameras,
@@ -51,31 +51,34 @@ def rendering(device: torch.device) -> Iterator[dict[str, object]]:
                 want_normal=True,
             )
 
-        def learn(size: int = size) -> None:
-            look(True, size).rgb.sum().backward()
+        def backward(size: int = size) -> None:
+            render_views(True, size).rgb.sum().backward()
 
         with torch.no_grad():
-            evaluations, looking = look(False).num_evaluations, seconds(lambda: look(False), 3)
+            evaluations, duration = (
+                render_views(False).num_evaluations,
+                seconds(lambda: render_views(False), 3),
+            )
         row: dict[str, object] = {
             "pixels": f"{views} x {size} x {size}",
-            "images/s": round(views / looking, 2),
-            "million evaluations/s": round(evaluations / looking / 1e6, 2),
+            "images/s": round(views / duration, 2),
+            "million evaluations/s": round(evaluations / duration / 1e6, 2),
         }
-        yield row | {"images/s with gradient": round(views / seconds(learn, 3), 2)}
+        yield row | {"images/s with gradient": round(views / seconds(backward, 3), 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check/throughput.json"))
-    given = parser.parse_args()
-    with join_world(given.device) as world:
-        findings = Findings(given.output, ceilings.about(world.device))
+    args = parser.parse_args()
+    with join_world(args.device) as world:
+        results_file = ResultsFile(args.output, ceilings.about(world.device))
         for row in hash_grids.rows(world.device, POINTS[world.device.type]):
-            findings.add({"what": "hash grid"} | row)
+            results_file.add({"component": "hash grid"} | row)
         for row in rendering(world.device):
-            findings.add({"what": "renderer"} | row)
-    findings.sum_up("hash grids and the renderer; splats are not built yet, and so not measured")
+            results_file.add({"component": "renderer"} | row)
+    results_file.summarize("hash grids and the renderer; splats are not implemented yet, and not measured")
 
 
 if __name__ == "__main__":

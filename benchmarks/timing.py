@@ -1,4 +1,4 @@
-"""Wall times, and what machine they are of."""
+"""Measure wall times, describe the machine, and write results as tables and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amortized.files import atomic_write_text
 
 
 def seconds(action: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of an action after one warm-up; syncs with the GPU, if there is one."""
+    """Return the median wall time of an action after one warm-up; syncs with the GPU, if there is one."""
     times = []
     for _ in range(repeats + 1):
         start = now()
@@ -30,14 +30,14 @@ def seconds(action: Callable[[], object], repeats: int = 5) -> float:
 
 
 def now() -> float:
-    """The time in seconds, after waiting for all queued work of the device."""
+    """Return the time in seconds, after waiting for all queued work of the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def machine(device: torch.device) -> dict[str, str | float]:
-    """The machine of a measurement; its matrix speed shows whether it was shared with other work."""
+    """Describe the machine of a measurement; its matrix speed shows whether other jobs shared it."""
     a = torch.randn(1024, 1024, device=device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -49,7 +49,7 @@ def machine(device: torch.device) -> dict[str, str | float]:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -57,14 +57,14 @@ def processor() -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table of all columns, in the order in which they are met; what a row lacks stays empty."""
+    """Return a Markdown table with the columns of all rows; missing cells are empty."""
     head = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[shown(row.get(name, "")) for name in head] for row in rows]
+    cells = [[format_cell(row.get(name, "")) for name in head] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
 
 
-def shown(value: object) -> str:
-    """As tables have it."""
+def format_cell(value: object) -> str:
+    """Format a table's cell: mean [low, high] for intervals."""
     if isinstance(value, Interval):
         return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
     if isinstance(value, list):
@@ -72,10 +72,10 @@ def shown(value: object) -> str:
     return str(value)
 
 
-class Findings:
-    """Rows and what they are to be read against, in a JSON file from the first row on.
+class ResultsFile:
+    """Rows, a summary and the machine, in a JSON file that is complete after every call.
 
-    What is stopped halfway leaves what it has found.
+    A benchmark that is stopped halfway leaves the rows measured so far.
     """
 
     def __init__(self, path: Path, machine: Mapping[str, object]) -> None:
@@ -85,38 +85,38 @@ class Findings:
         self._write()
 
     def add(self, row: Mapping[str, object]) -> None:
-        """One row more, printed too."""
+        """Append, print and write a row."""
         self.rows.append(dict(row))
-        print(", ".join(f"{name}: {shown(value)}" for name, value in row.items()), flush=True)
+        print(", ".join(f"{name}: {format_cell(value)}" for name, value in row.items()), flush=True)
         self._write()
 
-    def sum_up(self, sentence: str) -> None:
-        """What the rows say, in a few words."""
+    def summarize(self, sentence: str) -> None:
+        """Set and write the summary."""
         self.summary = sentence
         self._write()
 
     def _write(self) -> None:
-        found = plain({"machine": self.machine, "summary": self.summary, "rows": self.rows})
-        atomic_write_text(self.path, json.dumps(found, indent=2, allow_nan=False) + "\n")
+        content = json_safe({"machine": self.machine, "summary": self.summary, "rows": self.rows})
+        atomic_write_text(self.path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def plain(value: Any) -> Any:
-    """The same for JSON, which cannot express non-finite numbers."""
+def json_safe(value: Any) -> Any:
+    """Return the value with non-finite floats as strings, since JSON has none."""
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: json_safe(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [plain(part) for part in value]
+        return [json_safe(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def waits(action: Callable[[], object]) -> list[str]:
-    """FILE:LINE of every time that an action made the host wait for the GPU, as far as PyTorch can tell."""
-    with warnings.catch_warnings(record=True) as met:
+    """Return FILE:LINE of each time that an action made the host wait for the GPU, as reported by PyTorch."""
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             action()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in met if "called a synchronizing" in str(warning.message)]
-    return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
+    syncs = [warning for warning in recorded if "called a synchronizing" in str(warning.message)]
+    return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in syncs]

@@ -1,4 +1,4 @@
-"""The comparison of methods: equal calls, nothing done twice, and a table that averages right."""
+"""Methods are compared at equal denoiser calls, runs are reused, and tables average correctly."""
 
 import json
 import subprocess
@@ -51,13 +51,13 @@ STUDY = studies.Study(
 
 
 def test_the_table_averages_seeds_before_prompts_and_pairs_prompts():
-    found = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 0.5)]}
-    asd, sds = studies.table(STUDY, found)
-    # Prompts average 0.75 and 0.25 over the seeds; a mean of two such prompts can be no further out.
+    results = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 0.5)]}
+    asd, sds = studies.table(STUDY, results)
+    # Prompts average 0.75 and 0.25 over the seeds; a resampled mean lies between them.
     recall = asd["recall_at_1"]
     assert (recall.mean, recall.low, recall.high) == (0.5, 0.25, 0.75)
     assert asd["each seed"] == [0.5, 0.5] and sds["each seed"] == [0.75]
-    # The prompts differ, but each by the same: a paired interval of no width.
+    # Both prompts gain the same: the paired interval has zero width.
     gain = sds["recall_at_1 - asd"]
     assert (gain.mean, gain.low, gain.high) == (0.25, 0.25, 0.25)
     head, _, first, second = timing.markdown([asd, sds]).splitlines()
@@ -66,28 +66,28 @@ def test_the_table_averages_seeds_before_prompts_and_pairs_prompts():
     assert second.startswith("| sds | 0.750 [0.500, 1.000] |") and second.count("|") == head.count("|")
 
 
-def test_runs_of_prompts_alone_are_samples_each():
-    found = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 0.0), rows(0.0, 0.0)]}
-    asd, sds = studies.table(replace(STUDY, alone=("a cube", "a ball")), found)
+def test_each_run_of_a_single_prompt_is_a_sample():
+    results = {"asd": [rows(1.0, 0.0), rows(0.5, 0.5)], "sds": [rows(1.0, 0.0), rows(0.0, 0.0)]}
+    asd, sds = studies.table(replace(STUDY, separate_prompts=("a cube", "a ball")), results)
     recall, gain = asd["recall_at_1"], sds["recall_at_1 - asd"]
     assert (recall.mean, recall.low, recall.high) == (0.5, 0.125, 0.875)  # of four values, 1, 0, 0.5 and 0.5
     assert (gain.mean, gain.low, gain.high) == (-0.25, -0.5, 0.0)  # of 0, 0, -0.5 and -0.5
 
 
-def test_a_run_of_a_preset_that_has_changed_since_is_not_taken_for_it(tmp_path):
+def test_a_run_of_a_preset_that_has_changed_since_is_refused(tmp_path):
     preset, folder = str(ROOT / "configs/quickstart.yaml"), tmp_path / "run"
     job = studies.Job(folder=folder, arguments=(preset, "seed=3", f"output={folder}"))
-    studies.check_settings(job)  # nothing is there yet
+    studies.check_settings(job)  # the folder does not exist yet
     folder.mkdir()
-    kept = load_config(RunConfig, Path(preset), job.arguments[1:])
-    (folder / "config.yaml").write_text(config_to_yaml(kept))
+    saved = load_config(RunConfig, Path(preset), job.arguments[1:])
+    (folder / "config.yaml").write_text(config_to_yaml(saved))
     studies.check_settings(job)
-    (folder / "config.yaml").write_text(config_to_yaml(replace(kept, seed=4)))
-    with pytest.raises(ValueError, match="of other settings than quickstart.yaml has now: remove it, or"):
+    (folder / "config.yaml").write_text(config_to_yaml(replace(saved, seed=4)))
+    with pytest.raises(ValueError, match="differ from quickstart.yaml's current ones: remove it, or"):
         studies.run(job, 1)
 
 
-def test_every_seed_of_every_variant_is_run_once(tmp_path, monkeypatch):
+def test_every_seed_of_every_variant_runs_once(tmp_path, monkeypatch):
     commands = []
 
     def pretend(command: list[str], **options) -> subprocess.CompletedProcess:
@@ -95,25 +95,25 @@ def test_every_seed_of_every_variant_is_run_once(tmp_path, monkeypatch):
         if command[1].endswith("evaluate.py"):
             folder = Path(command[2]) / "evaluation"
             folder.mkdir(parents=True)
-            found = rows(float(folder.parent.name.startswith("sds") and command[2].endswith("seed4")))
-            (folder / "results.json").write_text(json.dumps({"prompts": found}))
+            results = rows(float(folder.parent.name.startswith("sds") and command[2].endswith("seed4")))
+            (folder / "results.json").write_text(json.dumps({"prompts": results}))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(studies.subprocess, "run", pretend)
-    given = {"variants": STUDY.variants, "seeds": [3, 4], "folder": tmp_path, "workers": 2}
+    arguments = {"variants": STUDY.variants, "seeds": [3, 4], "folder": tmp_path, "workers": 2}
     for _ in range(2):
-        found = studies.run_study(STUDY, **given)
-        assert found == {"asd": [rows(0.0), rows(0.0)], "sds": [rows(0.0), rows(1.0)]}
+        results = studies.run_study(STUDY, **arguments)
+        assert results == {"asd": [rows(0.0), rows(0.0)], "sds": [rows(0.0), rows(1.0)]}
         assert len(commands) == 8
     trained = [command for command in commands if command[0].endswith("train.py")]
     assert [str(ROOT / "configs/methods/sds.yaml"), "losses.eikonal=1", "seed=4"] in [c[1:4] for c in trained]
-    alone = replace(STUDY, alone=("a cube", "a ball"))
-    jobs = studies.jobs_of(alone, "asd", [7], tmp_path)
+    separate = replace(STUDY, separate_prompts=("a cube", "a ball"))
+    jobs = studies.jobs_of(separate, "asd", [7], tmp_path)
     assert [job.arguments[-2] for job in jobs[0]] == ["prompt=a cube", "prompt=a ball"]
     assert len({job.folder for job in jobs[0]}) == 2
 
 
-def test_a_run_that_collapsed_is_judged_by_its_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_collapsed_run_is_evaluated_at_its_last_good_checkpoint(tmp_path, monkeypatch):
     def pretend(command: list[str], **options) -> subprocess.CompletedProcess:
         if command[1].endswith("evaluate.py"):
             (tmp_path / "evaluation").mkdir()
@@ -122,13 +122,13 @@ def test_a_run_that_collapsed_is_judged_by_its_last_good_checkpoint(tmp_path, mo
 
     monkeypatch.setattr(studies.subprocess, "run", pretend)
     job = studies.Job(folder=tmp_path, arguments=("preset.yaml",))
-    with pytest.raises(RuntimeError, match="emptied"):  # nothing was kept
+    with pytest.raises(RuntimeError, match="emptied"):  # there is no checkpoint
         studies.run(job, 1)
     (tmp_path / "checkpoints/step_000100").mkdir(parents=True)
     assert studies.run(job, 1) == rows(0.1)
 
 
-def test_a_run_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
+def test_a_failing_run_raises_with_its_error_output(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 2, "", "error: no such key")
     monkeypatch.setattr(studies.subprocess, "run", lambda command, **options: failed)
     with pytest.raises(RuntimeError, match="train.py .* failed:\nerror: no such key"):
@@ -149,20 +149,20 @@ def test_presets_of_methods_cost_what_the_quickstart_costs(method: str):
 
 
 def test_every_variant_of_every_study_is_a_valid_run():
-    for study in (*guidance.STUDIES.values(), replace(STUDY, variants=guidance.PARTS_OF_DSD)):
+    for study in (*guidance.STUDIES.values(), replace(STUDY, variants=guidance.DSD_ABLATIONS)):
         for variant in study.variants.values():
             load_config(RunConfig, variant.path, [*variant.changes, "output=o"])
     assert set(guidance.STUDIES["corpus"].variants) == set(guidance.STUDIES["single"].variants) == {*METHODS}
 
 
-def test_made_up_sentences_differ():
-    found = list(scaling.sentences(230_000))
-    assert len(set(found)) == 230_000 and max(len(text.split()) for text in found) < 24
+def test_generated_sentences_differ():
+    texts = list(scaling.sentences(230_000))
+    assert len(set(texts)) == 230_000 and max(len(text.split()) for text in texts) < 24
 
 
 def test_plots_are_drawn(tmp_path):
-    found = {"asd": [rows(1.0, 0.0)], "sds": [rows(1.0, 0.5)]}
-    plots.intervals(studies.table(STUDY, found), tmp_path / "a.png", "two")
+    results = {"asd": [rows(1.0, 0.0)], "sds": [rows(1.0, 0.5)]}
+    plots.intervals(studies.table(STUDY, results), tmp_path / "a.png", "two")
     row = {"state": "ball", "method": "asd", "scale": 1.5, "0.1": 0.2, "0.9": 0.6}
     plots.lines([row], (0.1, 0.9), tmp_path / "b.png", "directions")
     assert all(Image.open(tmp_path / name).size[0] > 300 for name in ("a.png", "b.png"))
@@ -177,17 +177,17 @@ def test_tables_are_markdown():
     ]
 
 
-def test_memory_of_a_graph_is_counted_once_and_without_weights():
+def test_saved_activations_are_counted_once_and_without_weights():
     layer, x = torch.nn.Linear(8, 8), torch.randn(100, 8, requires_grad=True)
 
     def forward() -> torch.Tensor:
-        hidden = layer(x).sigmoid()  # keeps x for the weight's gradient, and itself
-        return hidden * hidden  # keeps hidden twice: counted once
+        hidden = layer(x).sigmoid()  # saves x for the weight's gradient, and its output
+        return hidden * hidden  # saves hidden twice: counted once
 
     assert steps.graph_bytes(forward, layer.parameters()) == 2 * 100 * 8 * 4
 
 
-def test_true_scenes_are_what_the_corpus_knows():
+def test_true_scenes_equal_the_corpus_s_ground_truth():
     corpus = open_corpus("shapes16")
     truths = [corpus.truth(corpus[i]) for i in (0, 5)]
     points = torch.rand(2, 20, 3) - 0.5
@@ -200,8 +200,8 @@ def test_true_scenes_are_what_the_corpus_knows():
     assert rendering.PUBLIC_PER_RAY * 64**2 == 3_686_400
 
 
-def test_the_mixture_tells_methods_apart(monkeypatch):
-    """SDS without guidance ends at the component; the sampler scatters around it as it should."""
+def test_the_mixture_distinguishes_methods(monkeypatch):
+    """SDS without guidance ends at the component; the sampler scatters around it with the right spread."""
     monkeypatch.setattr(mixture, "CALLS", 400)
     monkeypatch.setattr(mixture, "SCHEDULES", {"plain": {"guidance_scale": 1.0, "t_min": 0.05, "t_max": 0.5}})
     monkeypatch.setattr(mixture, "METHODS", {name: METHODS[name] for name in ("sds", "dsd")})
@@ -214,7 +214,7 @@ def test_the_mixture_tells_methods_apart(monkeypatch):
     assert 0.3 < sampler["two: at the first"] < 0.7
 
 
-def test_what_is_learned_on_a_mixture_starts_anew_and_learns_where_tamed():
+def test_a_mixture_s_reference_model_is_new_and_learns_faster_when_tamed():
     first, second = (mixture.guidance_for("vsd", schedule) for schedule in ({}, mixture.TAMED))
     assert (first.learning_rate, second.learning_rate) == (1e-4, 0.02) and first.prior is not second.prior
 
@@ -224,16 +224,16 @@ def test_directions_are_cosines_with_the_true_residual():
     prior = GaussianMixturePrior(means, torch.tensor([0.05, 0.05]))
     pooled = torch.tensor([[1e-4, 1.0]])
     text = TextCondition(pooled=pooled, tokens=pooled[:, None], mask=torch.ones(1, 1, dtype=torch.bool))
-    asked = Guidance(prior, published("sds", guidance_scale=1.0, t_min=0.9, t_max=0.9))
-    latents, told = torch.zeros(3, 1, 2, 2), plain_text(expand_row(text, 3), text)
-    found = directions.cosines(asked, latents, means[1:].expand(3, -1, -1, -1), told, None)
-    assert found.shape == (3,) and found.min() > 0.99
-    found = directions.cosines(asked, latents, means[:1].expand(3, -1, -1, -1), told, None)
-    assert found.max() < -0.99
+    sds = Guidance(prior, published("sds", guidance_scale=1.0, t_min=0.9, t_max=0.9))
+    latents, prior_text = torch.zeros(3, 1, 2, 2), plain_text(expand_row(text, 3), text)
+    cosines = directions.cosines(sds, latents, means[1:].expand(3, -1, -1, -1), prior_text, None)
+    assert cosines.shape == (3,) and cosines.min() > 0.99
+    cosines = directions.cosines(sds, latents, means[:1].expand(3, -1, -1, -1), prior_text, None)
+    assert cosines.max() < -0.99
 
 
-def test_directions_see_the_shift_of_a_method():
-    """At one time alone a shift starts where the method has its lowest time: ASD's is no CSD."""
+def test_directions_include_the_shift_of_a_method():
+    """At a single timestep the shift starts at the method's lowest timestep: ASD does not become CSD."""
     config = load_config(RunConfig, ROOT / "configs/quickstart.yaml")
     for t in (0.4, 0.9):
         at = directions.at_time(config.guidance, 1.5, t)
@@ -245,7 +245,7 @@ def test_directions_see_the_shift_of_a_method():
 
 
 class Names:
-    """A judge that reads the name of what is shown from the first pixel."""
+    """A CLIP scorer that reads the index of the object's name from the first pixel."""
 
     names = [sentence(description) for description in singles()]
 
@@ -256,11 +256,11 @@ class Names:
         return torch.eye(64)[images[:, 0, 0, 0].long()]
 
 
-def test_outcomes_are_counted_and_those_that_the_prompt_allows():
-    shown = [Names.names.index(name) for name in ("a red cube", "a blue cube", "a red cube", "a red cone")]
-    images = torch.tensor(shown).float()[:, None, None, None].expand(4, 1, 1, 3)
+def test_right_assets_and_their_different_outcomes_are_counted():
+    classes = [Names.names.index(name) for name in ("a red cube", "a blue cube", "a red cube", "a red cone")]
+    images = torch.tensor(classes).float()[:, None, None, None].expand(4, 1, 1, 3)
     assert diversity.score([{"a cube": images}], Names()) == {"outcomes": [2], "right": [0.75]}
     one = images[:1].expand(4, -1, -1, -1)
-    found = diversity.score([{"a cube": images, "something red": one}, {"a cube": one}], Names())
-    assert found == {"outcomes": [2, 1, 1], "right": [0.75, 1.0, 1.0]}
+    scores = diversity.score([{"a cube": images, "something red": one}, {"a cube": one}], Names())
+    assert scores == {"outcomes": [2, 1, 1], "right": [0.75, 1.0, 1.0]}
     assert diversity.allows("something red", "a red cone") and not diversity.allows("a cube", "a red cone")

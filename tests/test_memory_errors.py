@@ -174,9 +174,7 @@ def test_remedies_name_existing_settings():
 
     known = settings_of(RunConfig) | settings_of(PriorConfig, "prior.")
     known |= {
-        f"generator.{name}"
-        for config in generators.GENERATORS.values()
-        for name in settings_of(config)
+        f"generator.{name}" for config in generators.GENERATORS.values() for name in settings_of(config)
     }
     for stage in (*STAGES, OTHER_STAGE):
         named = re.findall(

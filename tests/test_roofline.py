@@ -1,4 +1,4 @@
-"""What a step must cost, from counted FLOPs and bytes."""
+"""The lower bound of a step, from counted FLOPs and bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cost(flops: float, traffic: float, operations: int, single: float = 0.0) -> 
     return Cost(flops=flops, flops_float32=single, traffic=traffic, operations=operations)
 
 
-def test_parts_are_apart_and_the_rest_is_what_no_part_has():
+def test_parts_do_not_overlap_and_sum_to_the_step():
     counted = {
         "step": cost(100, 1000, 50),
         "render": cost(10, 100, 5),
@@ -29,8 +29,8 @@ def test_parts_are_apart_and_the_rest_is_what_no_part_has():
         "denoiser": cost(55, 450, 15),
         "backward": cost(20, 200, 10),
     }
-    found = roofline.by_part(counted)
-    assert {name: (c["flops"], c["traffic"], c["operations"]) for name, c in found.items()} == {
+    parts = roofline.by_part(counted)
+    assert {name: (c["flops"], c["traffic"], c["operations"]) for name, c in parts.items()} == {
         "render": (10, 100, 5),
         "denoiser": (55, 450, 15),
         "guidance": (5, 50, 5),
@@ -39,7 +39,7 @@ def test_parts_are_apart_and_the_rest_is_what_no_part_has():
     }
 
 
-def test_a_floor_is_the_longer_of_products_and_bytes():
+def test_a_floor_is_the_longer_of_compute_and_memory_time():
     parts = {
         "half": {"flops": 8e12, "flops_float32": 0.0, "traffic": 1e9},
         "single": {"flops": 8e12, "flops_float32": 4e12, "traffic": 1e9},
@@ -67,22 +67,22 @@ print(json.dumps(roofline.count("sd21", "hyper-ingp", 2)))
 
 
 def flops_of_unet() -> float:
-    """Of one image, layer by layer.
+    """FLOPs of one image, layer by layer.
 
-    Two for each weight at each place that it is applied to; two for each pair of tokens and channel of an
-    attention, for its scores and again for its sum.
+    Two per weight and output position; in attention, two per token pair and channel for the scores, and again
+    for the weighted sum.
     """
     with torch.device("meta"):
         unet = sizes.SD21.networks()["unet"]()
-    found = []
+    flops = []
 
-    def layer(module: nn.Module, given: tuple, out: torch.Tensor) -> None:
-        found.append(2.0 * module.weight.numel() * out.numel() / module.weight.shape[0])
+    def layer(module: nn.Module, inputs: tuple, out: torch.Tensor) -> None:
+        flops.append(2.0 * module.weight.numel() * out.numel() / module.weight.shape[0])
 
-    def attention(module: nn.Module, given: tuple, keywords: dict, out: torch.Tensor) -> None:
-        queries, text = given[0].shape[1], keywords.get("encoder_hidden_states")
+    def attention(module: nn.Module, inputs: tuple, keywords: dict, out: torch.Tensor) -> None:
+        queries, text = inputs[0].shape[1], keywords.get("encoder_hidden_states")
         keys = queries if text is None else text.shape[1]
-        found.append(2 * 2.0 * queries * keys * module.inner_dim)
+        flops.append(2 * 2.0 * queries * keys * module.inner_dim)
 
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -91,23 +91,23 @@ def flops_of_unet() -> float:
             module.register_forward_hook(attention, with_kwargs=True)
     tensors = (torch.empty(shape, device="meta") for shape in ((1, 4, 64, 64), (1,), (1, 77, 1024)))
     unet(*tensors)
-    return sum(found)
+    return sum(flops)
 
 
-def test_stable_diffusion_at_its_true_size():
-    """Against arithmetic: what its weights take, and its UNet layer by layer."""
+def test_stable_diffusion_at_its_published_size():
+    """Weights and UNet FLOPs equal an independent count, layer by layer."""
     command = [sys.executable, "-c", COUNTED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     if "needs a C++ compiler" in done.stderr:
         pytest.skip("the fake GPU needs a C++ compiler")
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    parts, gib = found["parts"], 2**30
+    counted = json.loads(done.stdout.splitlines()[-1])
+    parts, gib = counted["parts"], 2**30
     # 866 + 84 + 340 M weights of 2 bytes; Hyper-iNGP's 12.95 M of 4, with two moments.
     weights = (865.91e6 + 83.65e6 + 340.39e6) * 2 + 12.95e6 * 4 * 3
-    assert found["memory before, GiB"] * gib == pytest.approx(weights, rel=0.02)
-    # Two prompts, five branches each: perp-neg's four and the one at t'.
+    assert counted["memory before, GiB"] * gib == pytest.approx(weights, rel=0.02)
+    # Two prompts, five branches each: Perp-Neg's four and the one at t'.
     assert parts["denoiser"]["flops"] == pytest.approx(10 * flops_of_unet(), rel=1e-3)
-    # The encoder's gradient costs once its forward pass: weights are frozen.
+    # The encoder's backward pass costs as much as its forward pass: weights are frozen.
     assert parts["backward"]["flops"] == pytest.approx(parts["encode"]["flops"], rel=0.1)
-    assert found["host waits"] == 1 and 5 < found["memory, GiB"] < 8
+    assert counted["host waits"] == 1 and 5 < counted["memory, GiB"] < 8

@@ -1,1 +1,1 @@
-"""A GPU that is not there: training steps on fake CUDA tensors, on any machine with a C++ compiler."""
+"""Run training steps on fake CUDA tensors, on any machine with a C++ compiler and without a GPU."""

@@ -1,6 +1,6 @@
-// Autograd asks torch's CUDA hooks about devices before it runs a node of a CUDA tensor. These hooks answer as a
-// machine with one CUDA device would that nobody has used yet, so that a backward pass over *fake* CUDA tensors
-// (which hold no data) runs on a machine without a GPU.
+// Autograd queries torch's CUDA hooks about devices before it runs a node of a CUDA tensor. These hooks report one
+// CUDA device without a context, so that a backward pass over *fake* CUDA tensors (which hold no data) runs on a
+// machine without a GPU.
 #include <ATen/detail/CUDAHooksInterface.h>
 
 namespace {
@@ -19,9 +19,9 @@ struct OneDevice final : at::CUDAHooksInterface {
 };
 }  // namespace
 
-// Replaces the virtual table of the hooks in use: there is no way to register others once torch is loaded.
+// Replaces the vtable of the active hooks: others cannot be registered once torch is loaded.
 extern "C" void install() {
-  static OneDevice ours;
-  auto& theirs = const_cast<at::CUDAHooksInterface&>(at::detail::getCUDAHooks());
-  *reinterpret_cast<void**>(&theirs) = *reinterpret_cast<void**>(&ours);
+  static OneDevice replacement;
+  auto& active = const_cast<at::CUDAHooksInterface&>(at::detail::getCUDAHooks());
+  *reinterpret_cast<void**>(&active) = *reinterpret_cast<void**>(&replacement);
 }

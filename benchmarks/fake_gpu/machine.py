@@ -1,13 +1,13 @@
-"""Real CPU tensors, fake CUDA tensors, and a record of every time that the host would wait for the GPU.
+"""Simulate a GPU with fake CUDA tensors, and record every time that the host would wait for it.
 
-CPU tensors are computed as ever; CUDA tensors are fake. Operations check devices and types as they do on a
-GPU. What would make the host wait is answered with a made-up value and recorded with its place:
+CPU tensors hold data as usual; CUDA tensors are fake. Operations check devices and dtypes as on a GPU. Each
+operation that would make the host wait returns a made-up value and is recorded with its source lines:
 
     read      a number read from the device: int(), float(), bool(), tolist()
-    to CPU    a copy to the CPU that is waited for
+    to CPU    a blocking copy to the CPU
     to GPU    a copy from memory that is not pinned, or without non_blocking
     index     a CPU index into a CUDA tensor, which is copied first
-    shape     an operation whose result's size only the device knows: nonzero, a boolean index
+    shape     an operation whose output shape depends on device data: nonzero, a boolean index
 
 The hooks are process-wide and permanent: use it in a separate process.
 """
@@ -37,24 +37,24 @@ INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, a
 COPIES = (aten._to_copy, aten.copy_, aten.copy, aten._copy_from)
 OF_UNKNOWN_SIZE = (aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim)
 
-IN_USE: list[FakeGPU] = []  # the active one, for what is asked outside of operations
+IN_USE: list[FakeGPU] = []  # stack; the last one is active, for patches that are not operations
 
 
 class _UninitializedDevice(FakeTensorMode):
-    """Never asks for a real CUDA context, whatever `pretend` lets torch.cuda answer."""
+    """A FakeTensorMode that never creates a CUDA context, even though torch.cuda claims to be available."""
 
     avoid_device_init = True  # pyright: ignore (a property there)
 
 
 class FakeGPU(Meter):
-    """Counts as a Meter does, on CUDA tensors, and records waits and copies; active as `with gpu:`."""
+    """A Meter of CUDA tensors that also records waits and copies; active inside `with gpu:`."""
 
     def __init__(self, *, integer: int = 1) -> None:
         super().__init__(integer=integer)
         self.fake = _UninitializedDevice(allow_non_fake_inputs=True)
-        self.waits: collections.Counter[tuple[str, str]] = collections.Counter()  # (kind, place)
+        self.waits: collections.Counter[tuple[str, str]] = collections.Counter()  # (kind, source lines)
         self.copied = 0  # bytes sent to the GPU
-        self.pinned: set[int] = set()  # addresses
+        self.pinned: set[int] = set()  # addresses of pinned storages
 
     def __enter__(self) -> FakeGPU:
         super().__enter__()
@@ -69,8 +69,8 @@ class FakeGPU(Meter):
         return on_gpu(tensor)
 
     def wait(self, kind: str) -> None:
-        """Record that the host waits here."""
-        self.waits[kind, place()] += 1
+        """Record that the host would wait at the current source line."""
+        self.waits[kind, source_lines()] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = kwargs or {}, func.overloadpacket
@@ -100,9 +100,9 @@ class FakeGPU(Meter):
         if packet in INDEXED:
             args = (args[0], self._indices(args[0], args[1]), *args[2:])
         if packet in COPIES:
-            found = self._copy(packet, args, kwargs)
-            if found is not None:
-                return found
+            host_tensor = self._copy(packet, args, kwargs)
+            if host_tensor is not None:
+                return host_tensor
         return self.run(func, args, kwargs)
 
     def _pin(self, tensor: Tensor) -> Tensor:
@@ -122,25 +122,25 @@ class FakeGPU(Meter):
         return not isinstance(tensor, FakeTensor) and tensor.untyped_storage().data_ptr() in self.pinned
 
     def _indices(self, target: Tensor, indices: Any) -> list[Tensor | None]:
-        found: list[Tensor | None] = []
+        result: list[Tensor | None] = []
         for index in indices:
             if index is None:
-                found.append(None)
+                result.append(None)
             elif index.dtype in (torch.bool, torch.uint8):
                 self.wait("shape")
                 count = max(1, index.numel() // 2)
-                found += [
+                result += [
                     torch.empty(count, dtype=torch.long, device=target.device) for _ in range(index.ndim)
                 ]
             elif on_gpu(target) and not on_gpu(index):
                 self.wait("index")
-                found.append(torch.empty_like(index, device=target.device))
+                result.append(torch.empty_like(index, device=target.device))
             else:
-                found.append(index)
-        return found
+                result.append(index)
+        return result
 
     def _copy(self, packet: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """Record a copy between host and device; what comes back to the host is made up here, else None."""
+        """Record a copy between host and device; return made-up data for a copy to the host, else None."""
         if packet is aten._to_copy:
             source, target = args[0], torch.device(kwargs.get("device") or args[0].device)
             waits = not kwargs.get("non_blocking", False)
@@ -165,26 +165,26 @@ class FakeGPU(Meter):
 
 
 def on_gpu(value: Any) -> bool:
-    """Whether it is a CUDA tensor."""
+    """Return whether a value is a CUDA tensor."""
     return isinstance(value, Tensor) and value.device.type == "cuda"
 
 
-def place(depth: int = 2) -> str:
-    """The innermost lines of the project's own files: "amortized/a.py:1 < amortized/b.py:2"."""
-    found: list[str] = []
+def source_lines(depth: int = 2) -> str:
+    """Return the project's innermost source lines on the stack: "amortized/a.py:1 < amortized/b.py:2"."""
+    lines: list[str] = []
     frame: Any = sys._getframe(1)
-    while frame is not None and len(found) < depth:
+    while frame is not None and len(lines) < depth:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(ROOT) and not file.is_relative_to(Path(__file__).parent):
             name = file.relative_to(ROOT)
             if ".venv" not in str(name) and name.name != "metering.py":
-                found.append(f"{name}:{frame.f_lineno}")
+                lines.append(f"{name}:{frame.f_lineno}")
         frame = frame.f_back
-    return " < ".join(found) or "(a library)"
+    return " < ".join(lines) or "(a library)"
 
 
 def install_hooks() -> None:
-    """Compile and install the CUDA hooks of this folder, for good. Raises RuntimeError without a compiler."""
+    """Compile and permanently install this folder's CUDA hooks. Raises RuntimeError without a compiler."""
     torch_folder = Path(torch.__file__).parent
     include, libraries = torch_folder / "include", torch_folder / "lib"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the project and its libraries ask of torch.cuda, answered as if there was a device."""
+"""Patch torch so that the project and its libraries see one CUDA device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amortized.priors import graphs
 from benchmarks.fake_gpu.machine import IN_USE, install_hooks, on_gpu
 
 aten = torch.ops.aten
-# Modules that query torch.cuda, or create tensors, at import: import them before anything is faked.
+# Modules that query torch.cuda or create tensors on import: import them before patching.
 IMPORTED_BEFORE = (
     "torch._dynamo",
     "peft",
@@ -23,11 +23,11 @@ IMPORTED_BEFORE = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "transformers.models.clip.modeling_clip",
 )
-_attention_of_cpu = nn.functional.scaled_dot_product_attention
+_cpu_attention = nn.functional.scaled_dot_product_attention
 
 
 def pretend() -> None:
-    """Install the hooks, and replace parts of torch, for the rest of the process."""
+    """Install the hooks and patch torch for the rest of the process."""
     for name in IMPORTED_BEFORE:
         importlib.import_module(name)
     install_hooks()
@@ -47,14 +47,14 @@ def pretend() -> None:
     cuda.Stream = Stream
     cuda.stream = lambda stream: contextlib.nullcontext()
     graphs.capture = _record
-    fake_tensor.init_gpu_context = lambda device: None  # torch 2.11 would make a real tensor there first
+    fake_tensor.init_gpu_context = lambda device: None  # torch 2.11 would create a real tensor there first
     FakeTensor.tolist = _numbers  # type: ignore[method-assign]
     nn.Module._apply = _move  # type: ignore[method-assign]
     nn.functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
 
 
 class Event:
-    """Of a device that is always done."""
+    """An event of a device that has always finished."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def record(self, *args: Any) -> None: ...
@@ -68,19 +68,19 @@ class Event:
 
 
 class Stream:
-    """One of its queues."""
+    """A stream that does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 def _record(function: Any, tensors: tuple[Tensor, ...], needs_gradient: bool) -> Any:
-    """`graphs.capture`, whose graphs compute on fake tensors what was recorded, and count as one launch."""
+    """Replace `graphs.capture`: a replay calls the function on fake tensors and counts as one launch."""
     if needs_gradient:
-        return lambda *given: _FakeReplay.apply(function, *given)
+        return lambda *inputs: _FakeReplay.apply(function, *inputs)
 
-    def replay(*given: Tensor) -> Tensor:
+    def replay(*inputs: Tensor) -> Tensor:
         with IN_USE[-1].as_one():
-            return function(*given)
+            return function(*inputs)
 
     return replay
 
@@ -96,22 +96,22 @@ class _FakeReplay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         with IN_USE[-1].as_one():
-            (found,) = torch.autograd.grad(ctx.out, ctx.first, gradient)
-        return None, found, *[None] * ctx.others
+            (input_gradient,) = torch.autograd.grad(ctx.out, ctx.first, gradient)
+        return None, input_gradient, *[None] * ctx.others
 
 
 def _numbers(tensor: Tensor) -> Any:
-    """`tolist` of a fake tensor, which its own would not let the dispatch mode see."""
+    """Replace `FakeTensor.tolist`, which bypasses the dispatch mode: record a read and return ones."""
     if IN_USE:
         IN_USE[-1].wait("read")
     return torch.ones(tensor.shape, dtype=tensor.dtype).tolist()
 
 
 def _move(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
-    """`Module._apply`, which puts new parameters in place of old ones: fake ones cannot be swapped."""
+    """Replace `Module._apply`: assign new parameters, since fake tensors cannot be swapped in place."""
     moved: dict[int, nn.Parameter] = {}
-    for part in module.modules():
-        for name, old in list(part._parameters.items()):
+    for submodule in module.modules():
+        for name, old in list(submodule._parameters.items()):
             if old is None:
                 continue
             if id(old) not in moved:
@@ -119,10 +119,10 @@ def _move(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
                     new = change(old.detach())
                 same = isinstance(old, FakeTensor) and (new.device, new.dtype) == (old.device, old.dtype)
                 moved[id(old)] = old if same else nn.Parameter(new, old.requires_grad)
-            part._parameters[name] = moved[id(old)]
-        for name, old in list(part._buffers.items()):
+            submodule._parameters[name] = moved[id(old)]
+        for name, old in list(submodule._buffers.items()):
             if old is not None:
-                part._buffers[name] = change(old)
+                submodule._buffers[name] = change(old)
     return module
 
 
@@ -136,9 +136,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that CUDA takes: flash in half precision without a mask, else the memory-efficient one."""
+    """Call the kernel that CUDA selects: flash in half precision without a mask, else memory-efficient."""
     if not on_gpu(query):
-        return _attention_of_cpu(
+        return _cpu_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if not query.dtype == key.dtype == value.dtype:
@@ -152,6 +152,6 @@ def _attention(
         if bias.dtype == torch.bool:
             bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, float("-inf"))
         bias = bias.expand(*query.shape[:3], key.shape[2])
-    needs_sums = torch.is_grad_enabled() and query.requires_grad
+    needs_logsumexp = torch.is_grad_enabled() and query.requires_grad
     efficient = aten._scaled_dot_product_efficient_attention
-    return efficient(query, key, value, bias, needs_sums, dropout_p, is_causal, scale=scale)[0]
+    return efficient(query, key, value, bias, needs_logsumexp, dropout_p, is_causal, scale=scale)[0]

@@ -1,9 +1,9 @@
-"""Training steps on the fake GPU.
+"""Take training steps on the fake GPU.
 
   python -m benchmarks.fake_gpu.steps CONFIG [KEY=VALUE ...] [--prior sd21|mvdream] [--rays SHARE]
 
-prints the cost of one step, by part, and the places at which the host waits. Without --prior it loads the
-folder that the config names; with it, it creates a model of the published size without weights.
+Prints the cost of one step by part, and the source lines at which the host waits. Without --prior it loads
+the config's folder; with it, it creates a model of the published size without weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PRIORS = {
     "tiny-sd": sizes.TINY_SD,
     "tiny-mvdream": sizes.TINY_MVDREAM,
 }
-RAYS = 0.6  # share of all rays that is rendered, of an object that fills most of the image
+RAYS = 0.6  # rendered share of all rays, for an object that fills most of the image
 SECTIONS: tuple[tuple[Any, str, str], ...] = (
     (objective, "render", "render"),
     (StableDiffusionPrior, "encode", "encode"),
@@ -57,52 +57,58 @@ SECTIONS: tuple[tuple[Any, str, str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a training step did to the fake GPU."""
+    """The recorded costs and waits of a training step."""
 
-    costs: dict[str, Cost]  # by section; "step" is all of it
-    waits: Counter[tuple[str, str]]  # (kind, place), of the thread that trains
-    waits_ahead: Counter[tuple[str, str]]  # of the thread that makes batches, which the step does not feel
+    costs: dict[str, Cost]  # by section; "step" is the total
+    waits: Counter[tuple[str, str]]  # (kind, source lines), of the training thread
+    waits_ahead: Counter[tuple[str, str]]  # of the prefetch thread, which do not delay the step
     resident: int  # bytes before the step: weights and moments
     copied: int  # bytes sent to the GPU in it
 
 
 def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS, number: int = 1) -> Step:
-    """Step `number` of a run as `Trainer.train` takes it; call `pretend` first.
+    """Take step `number` of a run, like `Trainer.train`; call `pretend` first.
 
-    prior: one of PRIORS, in the config's precision; None loads the folder that the config names.
-    rays: the share that is rendered; what a share is on a GPU depends on the object.
+    prior  one of PRIORS, in the config's precision; None loads the config's folder
+    rays   the rendered share of all rays; on a GPU it depends on the object
     """
     size = config.trainer.views_per_prompt * config.trainer.render_size**2
     gpu = FakeGPU(integer=max(1, int(rays * size)))
-    made: Counter[tuple[str, str]] = Counter()
+    prefetch_waits: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder, gpu, _instrumented(), _without_constants():
         trainer = _trainer(replace(config, output=folder), prior)
 
         def get(step: int, part: int) -> TrainingBatch:
-            """The batch, made here: on a GPU another thread makes it, and waits there."""
+            """Prepare the batch here, but count its waits as those of the prefetch thread."""
             before = gpu.waits.copy()
             with gpu.outside():
-                prepared = trainer.prepare(step, part)
-            made.update(gpu.waits - before)
+                batch = trainer.prepare(step, part)
+            prefetch_waits.update(gpu.waits - before)
             gpu.waits = before
-            return prepared
+            return batch
 
         generator = trainer.state.generator
-        generator.forward = _within("generator", generator.forward)
+        generator.forward = _in_section("generator", generator.forward)
         with mock.patch.object(trainer.prefetcher, "get", get):
-            trainer.step(number - 1)  # makes moments, sends constants
+            trainer.step(number - 1)  # creates moments, sends constants
             resident = gpu.live
             gpu.costs.clear()
             gpu.waits.clear()
-            made.clear()
+            prefetch_waits.clear()
             gpu.copied = 0
             with gpu.section("step"):
                 trainer.step(number)
-    return Step(costs=gpu.costs, waits=gpu.waits, waits_ahead=made, resident=resident, copied=gpu.copied)
+    return Step(
+        costs=gpu.costs,
+        waits=gpu.waits,
+        waits_ahead=prefetch_waits,
+        resident=resident,
+        copied=gpu.copied,
+    )
 
 
 def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
-    """As `build_trainer` composes it."""
+    """Build the trainer like `amortized.commands.compose`."""
     if prior_name is None:
         prior = load_prior(config.prior, CUDA)
     else:
@@ -126,17 +132,17 @@ def _trainer(config: RunConfig, prior_name: str | None) -> Trainer:
 
 @contextmanager
 def _instrumented() -> Iterator[None]:
-    """Sections around the parts of a step, and a stand-in for the Triton kernels."""
+    """Context: count the parts of a step as sections, and replace the Triton kernels."""
     with ExitStack() as patches:
         for owner, name, section in SECTIONS:
-            patches.enter_context(mock.patch.object(owner, name, _within(section, getattr(owner, name))))
+            patches.enter_context(mock.patch.object(owner, name, _in_section(section, getattr(owner, name))))
         for kernel in ("_forward", "_backward"):
             patches.enter_context(mock.patch.object(triton_grid, kernel, _Kernel()))
         patches.enter_context(mock.patch.object(graphs, "CALLS_BEFORE_CAPTURE", 0))
         yield
 
 
-def _within(section: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_section(section: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         with IN_USE[-1].section(section):
             return function(*args, **kwargs)
@@ -145,7 +151,7 @@ def _within(section: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Kernel:
-    """Checks what a kernel of the hash grid is given, and counts what it would read and write."""
+    """A stand-in for a hash grid kernel that checks its inputs and counts the bytes it would move."""
 
     def __getitem__(self, programs: tuple[int, int]) -> Callable[..., None]:
         def launch(points: Tensor, *others: Any, F: int, SIZE: int) -> None:
@@ -159,7 +165,7 @@ class _Kernel:
 
 @contextmanager
 def _without_constants() -> Iterator[None]:
-    """Constants on a fake GPU do not outlive it."""
+    """Context: clear the caches of device constants, which must not outlive their fake GPU."""
     caches = (transfer._constant, transfer._side_stream, lattice._vertices_on)
     for cache in caches:
         cache.cache_clear()
@@ -168,8 +174,8 @@ def _without_constants() -> Iterator[None]:
         cache.cache_clear()
 
 
-def shown(step: Step) -> str:
-    """Tables of the costs and of the waits."""
+def as_text(step: Step) -> str:
+    """Return tables of the costs and of the waits."""
     lines = [f"{'part':10s} {'TFLOP':>9s} {'GB moved':>9s} {'operations':>10s} {'peak GiB':>9s}"]
     for name, cost in step.costs.items():
         lines.append(
@@ -177,9 +183,9 @@ def shown(step: Step) -> str:
             f"{cost.peak / 2**30:9.2f}"
         )
     lines.append(f"{step.resident / 2**30:.2f} GiB before the step, {step.copied / 2**20:.2f} MiB sent in it")
-    for title, waits in (("the step", step.waits), ("making the next batch", step.waits_ahead)):
+    for title, waits in (("the step", step.waits), ("preparing the next batch", step.waits_ahead)):
         lines.append(f"waits of {title}: {sum(waits.values())}")
-        lines += [f"  {times:3d} x {kind:6s} {place}" for (kind, place), times in sorted(waits.items())]
+        lines += [f"  {times:3d} x {kind:6s} {source}" for (kind, source), times in sorted(waits.items())]
     return "\n".join(lines)
 
 
@@ -192,11 +198,11 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--prior", choices=tuple(PRIORS))
-    parser.add_argument("--rays", type=float, default=RAYS, help="share that is rendered (%(default)s)")
-    given = parser.parse_intermixed_args()
+    parser.add_argument("--rays", type=float, default=RAYS, help="rendered share (%(default)s)")
+    args = parser.parse_intermixed_args()
     pretend()
-    config = load_config(RunConfig, given.config, given.overrides)
-    print(shown(take_step(config, given.prior, rays=given.rays)))
+    config = load_config(RunConfig, args.config, args.overrides)
+    print(as_text(take_step(config, args.prior, rays=args.rays)))
 
 
 if __name__ == "__main__":
