@@ -44,7 +44,7 @@ ALLOWED = (
     r"precis\w+|exercis\w+|compris\w+|otherwis\w+|promis\w+|surpris\w+|likewis\w+|advis\w+|revis\w+|analys\w+",
 )
 EXCEPTIONS = re.compile("|".join(ALLOWED), re.IGNORECASE)
-COVERED = ("amortized", "generators", "corpora", "train.py", "evaluate.py", "Makefile")
+COVERED = ("amortized", "benchmarks", "generators", "corpora", "train.py", "evaluate.py", "Makefile")
 # Text that is data: prompts and grammar words of the Shapes world.
 DATA = {"corpora/shapes/grammar.py"}
 
