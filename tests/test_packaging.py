@@ -1,7 +1,8 @@
-"""The files around the code: packaging, lock, Makefile, CI, image."""
+"""The files around the code: pyproject.toml, lock, Makefile, CI script, Dockerfile."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -24,14 +25,14 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def copy_of_house(folder: Path) -> Path:
+def copy_build_files(folder: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
     return folder
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # A make above this one (make test) would pass its own flags and variables on.
+    # Under `make test`, the outer make would pass its flags and variables to this one.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
@@ -41,22 +42,22 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 # ---- the lock ---------------------------------------------------------------------------------
 
 
-def test_lock_holds_plain_exact_versions() -> None:
+def test_lock_has_plain_exact_versions() -> None:
     form = r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*( ; .+)?"  # no URL, no +local version, no hash, no option
     assert not [line for line in LOCK if not re.fullmatch(form, line)]
 
 
-def test_lock_holds_every_dependency() -> None:
+def test_lock_has_every_dependency() -> None:
     locked = {canonical(line.partition("==")[0]) for line in LOCK}
-    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
-    names = {canonical(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in wanted}  # type: ignore[index]
+    requirements = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    names = {canonical(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in requirements}  # type: ignore[index]
     assert len(names) > 20 and names <= locked
-    # The next line's editable install builds with what the lock installed.
+    # `make` installs the project without build isolation, so setuptools must come from the lock.
     assert "setuptools" in locked
 
 
 def test_locked_torch_and_torchvision_are_a_pair() -> None:
-    """A torchvision built for another torch loses its operators, which breaks other libraries' imports."""
+    """A torchvision built for another torch has no operators, which breaks the import of other libraries."""
     locked = dict(line.split(" ")[0].split("==") for line in LOCK)
     for name in ("torch", "torchvision"):
         if (installed := metadata.version(name)).partition("+")[0] != locked[name]:
@@ -70,28 +71,35 @@ def test_locked_torch_and_torchvision_are_a_pair() -> None:
 # ---- packaging --------------------------------------------------------------------------------
 
 
-def test_version_is_the_package_s() -> None:
+def test_version_is_that_of_the_package() -> None:
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "amortized.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+", amortized.__version__)
 
 
-def test_extras_and_scripts() -> None:
-    extras = set(PROJECT["project"]["optional-dependencies"])
-    assert extras >= {"cuda", "distributed", "export", "serve", "dev"}
-    assert PROJECT["project"]["scripts"] == {
-        "amortized": "amortized.commands.main:main",
-        "amortized-train": "train:main",
-        "amortized-evaluate": "evaluate:main",
-        "amortized-corpora": "corpora.__main__:main",
-    }
+def test_extras() -> None:
+    assert {"cuda", "distributed", "export", "serve", "dev"} <= set(
+        PROJECT["project"]["optional-dependencies"]
+    )
+
+
+@pytest.mark.parametrize("script", PROJECT["project"]["scripts"])
+def test_scripts_name_a_function(script: str) -> None:
+    module, _, function = PROJECT["project"]["scripts"][script].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_scripts() -> None:
+    assert {"amortized", "amortized-train", "amortized-evaluate", "amortized-corpora"} <= set(
+        PROJECT["project"]["scripts"]
+    )
 
 
 # ---- make -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["quickstart", "doctor", "test", "bench", "lint", "weights", "lock"])
-def test_targets_make_the_environment_first(target: str, tmp_path: Path) -> None:
-    done = make(copy_of_house(tmp_path), "--dry-run", target)
+def test_targets_create_the_environment_first(target: str, tmp_path: Path) -> None:
+    done = make(copy_build_files(tmp_path), "--dry-run", target)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     install = next(i for i, line in enumerate(lines) if "-r requirements.lock" in line)
@@ -100,8 +108,8 @@ def test_targets_make_the_environment_first(target: str, tmp_path: Path) -> None
     assert install < use
 
 
-def test_installed_environment_is_not_made_again(tmp_path: Path) -> None:
-    copy_of_house(tmp_path)
+def test_an_installed_environment_is_reused_until_the_lock_changes(tmp_path: Path) -> None:
+    copy_build_files(tmp_path)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".installed").touch()
     assert "pip install" not in make(tmp_path, "--dry-run", "test").stdout
@@ -111,8 +119,8 @@ def test_installed_environment_is_not_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (3, 2), (4, 4), (12, 4)])
-def test_quickstart_shares_its_prompts_between_the_cores(tmp_path: Path, cores: int, processes: int) -> None:
-    copy_of_house(tmp_path)
+def test_quickstart_splits_its_prompts_among_processes(tmp_path: Path, cores: int, processes: int) -> None:
+    copy_build_files(tmp_path)
     commands = make(tmp_path, "--dry-run", "quickstart", f"CORES={cores}").stdout.replace("\\\n", "")
     train = next(line for line in commands.splitlines() if "train.py" in line)
     shown = subprocess.run(["bash", "-c", f"echo {train}"], check=True, capture_output=True, text=True).stdout
@@ -121,41 +129,45 @@ def test_quickstart_shares_its_prompts_between_the_cores(tmp_path: Path, cores: 
     assert shown.startswith(f"OMP_NUM_THREADS={cores // processes} ")
 
 
-def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_old_or_missing_python_is_reported_in_one_line(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
     for python in (old, "no-such-python"):
-        done = make(copy_of_house(tmp_path), "test", f"PYTHON={python}")
+        done = make(copy_build_files(tmp_path), "test", f"PYTHON={python}")
         errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
         assert done.returncode != 0 and not (tmp_path / ".venv").exists()
         assert len(errors) == 1 and "Python 3.11 or newer is needed" in errors[0] and str(python) in errors[0]
 
 
-def test_report_and_help(tmp_path: Path) -> None:
-    copy_of_house(tmp_path)
+def test_report(tmp_path: Path) -> None:
+    copy_build_files(tmp_path)
     missing = make(tmp_path, "report")
     assert missing.returncode != 0 and "make quickstart" in missing.stderr
     page = tmp_path / "outputs" / "quickstart" / "evaluation" / "index.html"
     page.parent.mkdir(parents=True)
     page.touch()
     assert make(tmp_path, "report", "DISPLAY=", "WAYLAND_DISPLAY=").stdout.strip() == page.as_uri()
-    listed = set(re.findall(r"^  make ([\w-]+)", make(tmp_path).stdout, re.MULTILINE))
-    benches = {"bench", "guidance-bench", "gpu-bundle", "gpu-check", "doctor"}
-    tests = {"test", "test-lowest", "lint"}
-    assert listed == benches | tests | {"help", "quickstart", "report", "weights", "lock", "clean"}
 
 
-def test_the_lowest_versions_have_an_environment_of_their_own(tmp_path: Path) -> None:
-    shown = make(copy_of_house(tmp_path), "--dry-run", "test-lowest").stdout
-    made, told = shown.find("--resolution lowest-direct"), shown.find(".venv-lowest/bin/python -m pytest")
-    assert 0 < made < told and ".venv/" not in shown
+def test_help_lists_every_target(tmp_path: Path) -> None:
+    makefile = (copy_build_files(tmp_path) / "Makefile").read_text()
+    [targets] = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    listed = re.findall(r"^  make ([\w-]+)  +\S", make(tmp_path).stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(targets.split())
+    assert {"quickstart", "test", "lint", "doctor", "help"} <= set(listed)
+
+
+def test_the_lowest_versions_are_installed_into_a_separate_environment(tmp_path: Path) -> None:
+    shown = make(copy_build_files(tmp_path), "--dry-run", "test-lowest").stdout
+    install, use = shown.find("--resolution lowest-direct"), shown.find(".venv-lowest/bin/python -m pytest")
+    assert 0 < install < use and ".venv/" not in shown
     (tmp_path / ".venv-lowest").mkdir()
     (tmp_path / ".venv-lowest" / ".installed").touch()
     assert "lowest-direct" not in make(tmp_path, "--dry-run", "test-lowest").stdout
 
 
-def test_torch_is_supported_from_the_lowest_to_the_locked_version() -> None:
+def test_pages_state_the_supported_versions_of_torch() -> None:
     lowest = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("torch>="))
     locked = next(line for line in LOCK if line.startswith("torch=="))
     low, high = lowest.removeprefix("torch>="), ".".join(locked.removeprefix("torch==").split(".")[:2])
@@ -163,7 +175,7 @@ def test_torch_is_supported_from_the_lowest_to_the_locked_version() -> None:
         assert f"torch {low} to {high}" in " ".join((ROOT / page).read_text().split()), page
 
 
-# ---- CI and image -----------------------------------------------------------------------------
+# ---- CI and Docker ----------------------------------------------------------------------------
 
 
 def test_ci_calls_make_test() -> None:
@@ -174,7 +186,7 @@ def test_ci_calls_make_test() -> None:
     assert "set -euo pipefail" in lines and lines[-1].startswith("make test")
 
 
-def test_image() -> None:
+def test_dockerfile() -> None:
     text = (ROOT / "Dockerfile").read_text()
     stages = re.split(r"^FROM .* AS ", text, flags=re.MULTILINE)[1:]
     by_name = {stage.split("\n", 1)[0]: stage for stage in stages}
@@ -182,28 +194,36 @@ def test_image() -> None:
         assert "\nUSER 1000\n" in by_name[name]
         assert '\nENTRYPOINT ["python", "train.py"]\n' in by_name[name]
         assert "--constraint requirements.lock" in by_name[name]
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert kept >= {"amortized", "generators", "corpora", "configs", "checkpoints", "train.py", "evaluate.py"}
+    copied = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied >= {
+        "amortized",
+        "generators",
+        "corpora",
+        "configs",
+        "checkpoints",
+        "train.py",
+        "evaluate.py",
+    }
 
 
-def test_licence_is_apache() -> None:
+def test_license_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
 
 
-# ---- what is claimed --------------------------------------------------------------------------
+# ---- claims -----------------------------------------------------------------------------------
 
 
-def test_what_is_equal_bit_for_bit_is_said_of_a_cpu() -> None:
-    """On CUDA atomics add up gradients in no fixed order. The log is of CPUs throughout."""
+def test_pages_claim_bit_for_bit_equality_of_cpus_only() -> None:
+    """On CUDA, atomics sum gradients in no fixed order. All of log.md was measured on CPUs."""
     pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "log.md")]
     parts = [part for page in pages for part in re.split(r"\n\n|\n(?=- )", page.read_text())]
     claims = [part for part in parts if re.search(r"bit\s+for\s+bit|same\s+bits", part)]
     assert claims and not [part for part in claims if not re.search(r"CPU|cores", part)]
 
 
-def test_presets_promise_no_gpu_that_was_not_measured() -> None:
+def test_presets_mark_gpu_memory_as_not_measured() -> None:
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         head = re.split(r"^(?!#)", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
         assert "GB" not in head or "not measured" in " ".join(head.replace("#", " ").split()), path.name

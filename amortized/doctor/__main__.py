@@ -17,21 +17,23 @@ from dataclasses import asdict
 from itertools import groupby
 
 from amortized.cli import parser_for
-from amortized.doctor.machine import Row, devices, import_torch, optional, storage, versions
-from amortized.doctor.models import models, named_by, texts
+from amortized.doctor.machine import Row, device_rows, import_torch, optional_rows, storage_rows, version_rows
+from amortized.doctor.models import model_rows, resources_of, shard_rows
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The report as text."""
+    """Format the rows as aligned text, by group, each fix below its row."""
     width, lines = max(len(row.name) for row in rows), []
     for group, members in groupby(rows, lambda row: row.group):
         lines.append(group)
         for row in members:
-            lines.append(f"  {row.state:<9}{row.name:<{width}}  {row.found}")
+            lines.append(f"  {row.state:<9}{row.name:<{width}}  {row.detail}")
             lines += [f"{'':<{width + 13}}{row.fix}"] if row.fix else []
         lines.append("")
-    bad = sum(row.fails for row in rows)
-    lines.append(f"Required but missing or wrong: {bad}." if bad else "Everything required is there.")
+    num_failed = sum(row.fails for row in rows)
+    lines.append(
+        f"Required but missing or wrong: {num_failed}." if num_failed else "Everything required is there."
+    )
     return "\n".join(lines)
 
 
@@ -46,24 +48,24 @@ def main(argv: list[str] | None = None) -> int:
     return run(parser.parse_intermixed_args(argv))
 
 
-def run(given: argparse.Namespace) -> int:
-    """Check as `given` says; returns the exit status."""
-    torch, broken = import_torch()
-    rows = [*versions(torch, broken), *devices(torch), *optional(torch)]
+def run(args: argparse.Namespace) -> int:
+    """Run all checks, print the report and return the exit status."""
+    torch, torch_error = import_torch()
+    rows = [*version_rows(torch, torch_error), *device_rows(torch), *optional_rows(torch)]
     try:
-        named = named_by(given.words)
-        rows += storage(named.output)
-        rows += models(named)
-        rows += texts(named.shards)
+        resources = resources_of(args.words)
+        rows += storage_rows(resources.output)
+        rows += model_rows(resources)
+        rows += shard_rows(resources.shards)
     except ImportError as error:
         rows.append(Row("models", "all", "wrong", f"cannot be checked: {error}", "pip install -e ."))
     except ValueError as error:
         print(f"amortized.doctor: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    good = not any(row.fails for row in rows)
-    report = json.dumps({"ok": good, "rows": [asdict(row) for row in rows]}, indent=2)
-    print(report if given.json else as_text(rows))
-    return 0 if good else 1
+    ok = not any(row.fails for row in rows)
+    report = json.dumps({"ok": ok, "rows": [asdict(row) for row in rows]}, indent=2)
+    print(report if args.json else as_text(rows))
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":

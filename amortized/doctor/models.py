@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.cli import PRESETS, preset_paths
-from amortized.doctor.machine import FIXES, Row, checked
+from amortized.doctor.machine import FIXES, Row, make_row
 
 ROOT = PRESETS.parent
 PRIOR, CLIP = "prior.path", "evaluation.clip"
@@ -21,8 +21,8 @@ CONTENTS = {  # files in the folder that a setting names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
-    """The folders and models that a run's settings name."""
+class Resources:
+    """The folders and models that a run's settings refer to."""
 
     output: str = "outputs"
     prior: str | None = None
@@ -32,10 +32,13 @@ class Named:
     shards: tuple[str, ...] = ()
 
 
-def named_by(words: Sequence[str]) -> Named:
-    """The folders and models named by [CONFIG] KEY=VALUE ... Raises ConfigError.
+def resources_of(words: Sequence[str]) -> Resources:
+    """Return the resources of a run given as [CONFIG] KEY=VALUE ...
 
-    Looks only at the keys it needs, so that it works without PyTorch and for any generator.
+    Reads only the keys it needs, so it works without PyTorch and for any generator.
+
+    Raises:
+        ConfigError: the preset or an override cannot be read.
     """
     from amortized.config import build_config
     from amortized.config.presets import parse_overrides, read_presets
@@ -46,11 +49,11 @@ def named_by(words: Sequence[str]) -> Named:
     keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
     keys |= {"allow_network": "prior.allow_network", "shards": "text.shards"}
     values = {name: setting(layers, key) for name, key in keys.items()}
-    return build_config(Named, {name: value for name, value in values.items() if value is not None})
+    return build_config(Resources, {name: value for name, value in values.items() if value is not None})
 
 
 def setting(layers: Iterable[Mapping[str, Any]], key: str) -> Any:
-    """The value of a dotted key in the last layer that has it; None if none has."""
+    """Return the value of a dotted key in the last layer that has it; None if none has."""
     result = None
     for value in layers:
         for part in key.split("."):
@@ -62,42 +65,45 @@ def setting(layers: Iterable[Mapping[str, Any]], key: str) -> Any:
     return result
 
 
-def embedded() -> dict[str, str]:
-    """The models of checkpoints/ that presets use, each with the setting that names it."""
+def embedded_models() -> dict[str, str]:
+    """Return the models of checkpoints/ that presets use, each with the setting that names it."""
     names: dict[str | None, str] = {}
     for path in preset_paths():
-        with suppress(ValueError):  # a broken preset is reported to whoever trains with it
-            named = named_by([str(path)])
-            names |= {named.prior: PRIOR, named.clip: CLIP}
-    shipped = {name: key for name, key in names.items() if name and name not in FIXES}
-    return {name: key for name, key in shipped.items() if name.startswith("checkpoints/")}
+        with suppress(ValueError):  # training with a broken preset reports it
+            resources = resources_of([str(path)])
+            names |= {resources.prior: PRIOR, resources.clip: CLIP}
+    return {
+        name: key
+        for name, key in names.items()
+        if name and name.startswith("checkpoints/") and name not in FIXES
+    }
 
 
-def models(named: Named) -> Iterator[Row]:
-    """The models that the settings name, which are required; without settings, the embedded ones are."""
-    shipped = embedded()
+def model_rows(resources: Resources) -> Iterator[Row]:
+    """Report the models that the settings name, or without settings the embedded ones; these are required."""
+    embedded = embedded_models()
     # The embedded models are files of the repository; a source archive or an image cannot restore them.
     restore = "git checkout -- {}" if (ROOT / ".git").exists() else "make weights"
-    named_models = [(key, name) for key, name in ((PRIOR, named.prior), (CLIP, named.clip)) if name]
+    named_models = [(key, name) for key, name in ((PRIOR, resources.prior), (CLIP, resources.clip)) if name]
     for key, name in [
         *named_models,
-        *((key, name) for name, key in shipped.items() if (key, name) not in named_models),
+        *((key, name) for name, key in embedded.items() if (key, name) not in named_models),
     ]:
         required = (key, name) in named_models
         folder = Path(name.removeprefix("local-dir:")) if required else ROOT / name
         local = (".", "/", "checkpoints/", "outputs/", "local-dir:")
         if not folder.is_dir() and name.count("/") == 1 and not name.startswith(local):
-            yield published(key, name, named)
+            yield hub_row(key, name, resources)
             continue
         problem = problem_of(folder, key)
-        bad = "-" if named_models and not required else "wrong" if folder.is_dir() else "missing"
-        fix = restore.format(name) if name in shipped else FIXES.get(name, f"{key}=FOLDER")
-        label, found = key if required else "embedded", f"{name} {problem or 'is complete'}"
-        yield checked("models", label, not problem, found, fix, bad)
+        otherwise = "-" if named_models and not required else "wrong" if folder.is_dir() else "missing"
+        fix = restore.format(name) if name in embedded else FIXES.get(name, f"{key}=FOLDER")
+        label, detail = key if required else "embedded", f"{name} {problem or 'is complete'}"
+        yield make_row("models", label, not problem, detail, fix, otherwise)
 
 
 def problem_of(folder: Path, key: str) -> str:
-    """What is wrong with a model's folder, or ""; does not check the weights themselves."""
+    """Describe the problem of a model's folder; "" if it is complete. Weights are not checked."""
     from safetensors import SafetensorError, safe_open
 
     if not folder.is_dir():
@@ -116,28 +122,28 @@ def problem_of(folder: Path, key: str) -> str:
     return ""
 
 
-def published(key: str, name: str, named: Named) -> Row:
-    """A model of the Hub, or one of open_clip's ARCHITECTURE/TAG pairs."""
+def hub_row(key: str, name: str, resources: Resources) -> Row:
+    """Report a model of the Hub, or one of open_clip's ARCHITECTURE/TAG pairs."""
     if key == CLIP:
         return Row("models", key, "-", f"{name} is not a folder; the first evaluation downloads it")
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "unet/config.json", revision=named.revision)
+    cached = try_to_load_from_cache(name, "unet/config.json", revision=resources.revision)
     if isinstance(cached, str):
         return Row("models", key, "ok", f"{name} is in the Hub cache")
-    if named.allow_network:
+    if resources.allow_network:
         return Row("models", key, "-", f"{name} is not a folder; the run downloads it")
-    fix = f"hf download {name}" + (f" --revision {named.revision}" if named.revision else "")
+    fix = f"hf download {name}" + (f" --revision {resources.revision}" if resources.revision else "")
     return Row("models", key, "missing", f"{name} is neither a folder nor in the Hub cache", fix)
 
 
-def texts(shards: Iterable[str]) -> Iterator[Row]:
-    """The text shards that the settings name."""
+def shard_rows(shards: Iterable[str]) -> Iterator[Row]:
+    """Report the text shards that the settings name."""
     for url in shards:
         from amortized.conditioning import ShardStore
 
         try:
             yield Row("models", "text.shards", "ok", f"{url} has {len(ShardStore(url).keys):,} prompts")
         except ValueError as error:
-            found, _, fix = str(error).partition(": ")
-            yield Row("models", "text.shards", "wrong", found, fix)
+            detail, _, fix = str(error).partition(": ")
+            yield Row("models", "text.shards", "wrong", detail, fix)

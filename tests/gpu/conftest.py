@@ -1,4 +1,4 @@
-"""Where these tests run: on a GPU, or, with GPU_TESTS_ON=cpu, on the CPU, to see that they run at all."""
+"""The device of these tests: a GPU, or with GPU_TESTS_ON=cpu the CPU, which only checks that they run."""
 
 from __future__ import annotations
 

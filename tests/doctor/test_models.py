@@ -1,0 +1,137 @@
+"""The doctor reports missing and damaged models and text shards, each with a fix."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from amortized import cli
+from amortized.commands.compose import RunConfig
+from amortized.config import load_config
+from amortized.doctor import models
+from amortized.doctor.models import Resources
+from amortized.evaluation import EvaluationConfig, clip
+from amortized.priors import loading
+from tests.conditioning.encoding import encoded
+from tests.doctor.rows import EMBEDDED, model_row, named_row, report
+
+
+def test_the_embedded_models_are_those_that_presets_name() -> None:
+    assert set(models.embedded_models()) == EMBEDDED
+
+
+def test_checked_files_are_those_that_the_loaders_read() -> None:
+    folders = {pattern.partition("/")[0] for pattern in models.CONTENTS[models.PRIOR]}
+    assert folders == set(loading.SUBFOLDERS)
+    assert set(models.CONTENTS[models.CLIP]) == {clip.CONFIG_FILE, clip.WEIGHTS_FILE}
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_missing_and_truncated_weights(repo_copy: Path, history: bool, capsys) -> None:
+    if history:
+        (repo_copy / ".git").mkdir()
+    assert report(capsys)[0] == 0
+    shutil.rmtree(repo_copy / "checkpoints/shapes-clip")
+    unet = repo_copy / "checkpoints/shapes-prior/unet/diffusion_pytorch_model.safetensors"
+    unet.write_bytes(unet.read_bytes()[:-1])
+    shutil.rmtree(repo_copy / "checkpoints/shapes-multi-view/tokenizer")
+    status, rows = report(capsys)
+    assert status == 1
+    expected = {
+        "checkpoints/shapes-clip": ("missing", "is not a folder"),
+        "checkpoints/shapes-prior": ("wrong", f"damaged at unet/{unet.name}"),
+        "checkpoints/shapes-multi-view": ("wrong", "has no tokenizer/*"),
+    }
+    for folder, (state, problem) in expected.items():
+        row = model_row(rows, folder)
+        assert row.state == state and problem in row.detail
+        assert row.fix == (f"git checkout -- {folder}" if history else "make weights")
+
+
+def test_a_git_lfs_pointer_instead_of_weights_is_reported(repo_copy: Path) -> None:
+    weights = repo_copy / "checkpoints/shapes-clip/open_clip_model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13060276\n")
+    row = model_row(models.model_rows(Resources()), "checkpoints/shapes-clip")
+    assert row.state == "wrong" and "damaged at open_clip_model.safetensors" in row.detail
+
+
+def test_a_run_requires_the_models_that_it_names(repo_copy: Path, capsys) -> None:
+    shutil.rmtree(repo_copy / "checkpoints/shapes-multi-view")
+    status, rows = report(capsys, "configs/quickstart.yaml")
+    assert status == 0 and model_row(rows, "checkpoints/shapes-multi-view").state == "-"
+    assert named_row(rows, "prior.path").detail == "checkpoints/shapes-prior is complete"
+    assert named_row(rows, "evaluation.clip").state == "ok"
+    status, rows = report(capsys, "configs/shapes16-multi-view.yaml")
+    prior = named_row(rows, "prior.path")
+    assert status == 1 and (prior.state, prior.fix) == ("missing", "make weights")
+
+
+def test_overrides_are_read(tmp_path: Path, capsys) -> None:
+    words = (f"prior={tmp_path / 'none'}", f"evaluation.clip=local-dir:{tmp_path}", f"output={tmp_path}")
+    status, rows = report(capsys, "configs/quickstart.yaml", *words)
+    prior, judge = named_row(rows, "prior.path"), named_row(rows, "evaluation.clip")
+    assert status == 1 and named_row(rows, "disk").detail.endswith(str(tmp_path))
+    assert (prior.state, prior.fix) == ("missing", "prior.path=FOLDER")
+    assert judge.state == "wrong" and "has no open_clip_config.json" in judge.detail
+    assert models.resources_of(["prior=one", "prior.path=two"]).prior == "two"
+
+
+PUBLISHED = "someone/a-model"
+
+
+@pytest.mark.parametrize(
+    ("cached", "resources", "state", "fix"),
+    [
+        ("/cache/unet/config.json", Resources(prior=PUBLISHED), "ok", ""),
+        (None, Resources(prior=PUBLISHED), "missing", f"hf download {PUBLISHED}"),
+        (
+            None,
+            Resources(prior=PUBLISHED, revision="abc"),
+            "missing",
+            f"hf download {PUBLISHED} --revision abc",
+        ),
+        (None, Resources(prior=PUBLISHED, allow_network=True), "-", ""),
+    ],
+)
+def test_a_prior_on_the_hub(cached, resources: Resources, state, fix, monkeypatch) -> None:
+    calls = []
+
+    def cached_path(name, file, revision):
+        calls.append((name, revision))
+        return cached
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached_path)
+    row = named_row(models.model_rows(resources), "prior.path")
+    assert (row.state, row.fix) == (state, fix) and calls == [(PUBLISHED, resources.revision)]
+
+
+def test_a_published_clip_is_downloaded_by_the_evaluation(capsys) -> None:
+    status, rows = report(capsys, "evaluation.clip=ViT-L-14/openai")
+    assert status == 0 and named_row(rows, "evaluation.clip").state == "-"
+
+
+def test_a_prior_that_must_be_converted_first(repo_copy: Path) -> None:
+    row = named_row(models.model_rows(models.resources_of(["configs/hyper-ingp-mvdream.yaml"])), "prior.path")
+    assert row.state == "missing" and "amortized.priors.convert_mvdream" in row.fix
+
+
+def test_shards(tmp_path: Path, capsys) -> None:
+    folder = encoded(tmp_path / "shards")
+    status, rows = report(capsys, f"text.shards=[{folder}]")
+    assert status == 0 and named_row(rows, "text.shards").detail == f"{folder} has 23 prompts"
+    status, rows = report(capsys, f"text.shards=[{tmp_path / 'none'}]")
+    row = named_row(rows, "text.shards")
+    assert status == 1 and row.state == "wrong" and row.detail.startswith(f"{tmp_path / 'none'} holds no")
+    assert f"python -m corpora encode CORPUS --encoder FOLDER --output {tmp_path / 'none'}" in row.fix
+
+
+@pytest.mark.parametrize("preset", cli.preset_paths(), ids=lambda path: path.stem)
+def test_settings_have_the_values_that_training_reads(preset: Path) -> None:
+    words = ["corpus=x", "text.shards=[a, 'b c']", "prior.revision=null"]
+    run = load_config(RunConfig, preset, words)
+    resources = models.resources_of([str(preset), *words])
+    assert (resources.output, resources.prior, resources.revision) == (run.output, run.prior.path, None)
+    assert resources.allow_network == run.prior.allow_network and resources.shards == run.text.shards
+    assert (resources.clip or EvaluationConfig().clip) == run.evaluation.clip
