@@ -51,7 +51,7 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
     if not on_cuda:
         limits = {"machine": 25, "tests": 90, "quickstart": 75, "steps": 70, "throughput": 40}
 
-    def measured(name: str, title: str, *more: str) -> Stage:
+    def benchmark(name: str, title: str, *more: str) -> Stage:
         modules = {"machine": "ceilings", "quickstart": "quickstart_check", "steps": "sd_steps"}
         command = (sys.executable, "-m", f"benchmarks.{modules.get(name, name)}", f"--device={device}")
         output = f"--output={folder / name}.json"
@@ -75,17 +75,17 @@ def stages_for(device: str, folder: Path) -> list[Stage]:
     )
     # A stage that takes --limit gets slightly less than the limit at which it is killed.
     return [
-        measured("machine", "Machine and its peak speeds"),
+        benchmark("machine", "Machine and its peak speeds"),
         Stage(name="tests", title="pytest -m gpu", command=tests, limit_s=limits["tests"]),
-        measured(
+        benchmark(
             "quickstart", "The quickstart, trained and evaluated", f"--limit={limits['quickstart'] - 10}"
         ),
-        measured(
+        benchmark(
             "steps",
             "Training steps at full size",
             f"--limit={limits['steps'] - 35 * on_cuda - 20 * (not on_cuda)}",
         ),
-        measured("throughput", "Hash grids and the renderer"),
+        benchmark("throughput", "Hash grids and the renderer"),
     ]
 
 
@@ -112,7 +112,7 @@ def run(stage: Stage, folder: Path, device: str) -> Report:
     """Run a stage; return its state, seconds, results, and the tail of its output if it failed."""
     for kind in ("json", "xml"):
         (folder / f"{stage.name}.{kind}").unlink(missing_ok=True)
-    log, begun = folder / f"{stage.name}.log", time.perf_counter()
+    log, start = folder / f"{stage.name}.log", time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
             stage.command,
@@ -141,7 +141,7 @@ def run(stage: Stage, folder: Path, device: str) -> Report:
     return {
         "title": stage.title,
         "state": state,
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "limit_s": stage.limit_s,
         **results,
         "output_tail": [] if state in ("passed", "skipped") else lines[-MAX_OUTPUT_LINES:],

@@ -35,7 +35,7 @@ def train(folder: Path, device: str, limit_s: float) -> float:
     """Train and return the seconds; at the limit, signal the process to save and stop."""
     changes = () if device.startswith("cuda") else FEW_STEPS
     command = [sys.executable, "train.py", "configs/quickstart.yaml", f"device={device}", f"output={folder}"]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.Popen([*command, *changes], cwd=ROOT)
     try:
         status = process.wait(limit_s)
@@ -44,17 +44,17 @@ def train(folder: Path, device: str, limit_s: float) -> float:
         status = process.wait(60)
     if status not in (0, STOPPED_EARLY):
         raise SystemExit(f"train.py ended with status {status}")
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def evaluate(folder: Path, device: str) -> float:
     """Evaluate the run and return the seconds."""
     changes = () if device.startswith("cuda") else SMALL
     command = [sys.executable, "evaluate.py", str(folder), "evaluation.turntable_frames=0", *changes]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     if status := subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit(f"evaluate.py ended with status {status}")
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def steps_of(folder: Path) -> dict[str, float]:

@@ -88,7 +88,7 @@ def build_trainer(config: RunConfig) -> Trainer:
     return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
 
 
-def process(corpus: Path, shards: Path) -> dict[str, float]:
+def measure_steps(corpus: Path, shards: Path) -> dict[str, float]:
     """Measure start-up, and steps with text from shards and from memory, in this process."""
     start = time.perf_counter()
     trainer = build_trainer(config_for(corpus, shards))
@@ -129,7 +129,7 @@ def cache_all_text(trainer: Trainer) -> None:
     source.stores.clear()
 
 
-def memory(corpus: Path, shards: Path) -> dict[str, float]:
+def measure_memory(corpus: Path, shards: Path) -> dict[str, float]:
     """Measure the peak resident memory of training, in this process."""
     import resource
 
@@ -147,7 +147,7 @@ def measure(counts: list[int], folder: Path) -> list[dict[str, object]]:
         corpus, shards = prepare_corpus(count, folder)
         row: dict[str, object] = {"prompts": f"{count:,}", "corpus, MB": f"{corpus.stat().st_size / 1e6:.1f}"}
         row["text, MB"] = f"{sum(p.stat().st_size for p in shards.rglob('*') if p.is_file()) / 1e6:,.0f}"
-        for quantity in ("memory", "process"):
+        for quantity in ("memory", "steps"):
             command = [
                 sys.executable,
                 "-m",
@@ -212,7 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         quantity, corpus, shards = args.measure
-        values = {"memory": memory, "process": process}[quantity](Path(corpus), Path(shards))
+        values = {"memory": measure_memory, "steps": measure_steps}[quantity](Path(corpus), Path(shards))
         print(json.dumps(values))
         return
     machine = timing.machine(torch.device("cpu")) | {"cores": len(os.sched_getaffinity(0))}

@@ -232,20 +232,22 @@ def compare(row: dict[str, Any], public: dict[str, dict[str, Any]]) -> dict[str,
     return row
 
 
-def run(left: list[Case], results_file: ResultsFile, device: torch.device, repeats: int, ends: float) -> None:
-    """Measure the cases in `left`, removing each, until the time `ends`."""
-    name, prior, public, last = "", None, {}, 0.0
-    while left and (begun := time.perf_counter()) + last / 2 < ends:
-        case = left.pop(0)
+def run(
+    remaining: list[Case], results_file: ResultsFile, device: torch.device, repeats: int, deadline: float
+) -> None:
+    """Measure the cases in `remaining`, removing each, until the time `deadline`."""
+    name, prior, public, last_case_s = "", None, {}, 0.0
+    while remaining and (start := time.perf_counter()) + last_case_s / 2 < deadline:
+        case = remaining.pop(0)
         if prior is None or name != case.prior:
             prior = None  # free it first: one at a time fits in memory
             name, prior = case.prior, prior_of(case.prior, device)
-            print(f"built {name} in {now() - begun:.1f} s", flush=True)
+            print(f"built {name} in {now() - start:.1f} s", flush=True)
         results_file.add(compare(row_of(case, prior, device, repeats), public))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        last = time.perf_counter() - begun
+        last_case_s = time.perf_counter() - start
 
 
 def main() -> None:
@@ -254,7 +256,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu-check/steps.json"))
     parser.add_argument("--limit", type=float, default=180.0, help="time limit for all cases, in seconds")
     args = parser.parse_args()
-    ends = time.perf_counter() + args.limit
+    deadline = time.perf_counter() + args.limit
     with join_world(args.device) as world:
         results_file = ResultsFile(args.output, ceilings.about(world.device))
         on_cuda = world.device.type == "cuda"
@@ -263,8 +265,8 @@ def main() -> None:
         counted.unlink(missing_ok=True)
         # Counts on another core meanwhile; the tiny cases of a CPU have no floor.
         counting = roofline.start(counted, numbers) if on_cuda else None
-        left = list(cases(numbers))
-        run(left, results_file, world.device, repeats, ends)
+        remaining = list(cases(numbers))
+        run(remaining, results_file, world.device, repeats, deadline)
         if counting is not None:
             counting.terminate()  # probably finished long ago; its file has the counts so far
             _, errors = counting.communicate()
@@ -275,7 +277,7 @@ def main() -> None:
     speedup = f", up to {max(ratios)} times the public baseline's images per second" if ratios else ""
     failed = sum("error" in row for row in results_file.rows)
     results_file.summarize(
-        f"{len(results_file.rows)} cases, {failed} failed, {len(left)} not reached{speedup}"
+        f"{len(results_file.rows)} cases, {failed} failed, {len(remaining)} not reached{speedup}"
     )
     if len(results_file.rows) == failed:
         raise SystemExit("no case was measured")
