@@ -71,6 +71,11 @@ class Scene(Protocol):
     """
 
     @property
+    def num_prompts(self) -> int:
+        """P."""
+        ...
+
+    @property
     def bounding_radius(self) -> float:
         """Radius of the ball around the origin that contains the object."""
         ...

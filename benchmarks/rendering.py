@@ -33,6 +33,11 @@ class TrueScene:
     truths: Sequence[GroundTruth]
     bounding_radius: float = 1.0
 
+    @property
+    def num_prompts(self) -> int:
+        """P."""
+        return len(self.truths)
+
     def sdf(self, points: Tensor) -> Tensor:
         """Return signed distances [P, N] at points [P, N, 3]."""
         return torch.stack([truth.sdf(rows) for truth, rows in zip(self.truths, points, strict=True)])

@@ -120,6 +120,7 @@ class Conv3DNet(nn.Module):
             features=partial(read_volume, features.to(self.constant.dtype)),
             head_sdf=self.head_sdf,
             head_rgb=self.head_rgb,
+            num_prompts=len(pooled),
             sphere_radius=self.config.sphere_radius,
             bounding_radius=self.config.bounding_radius,
         )

@@ -139,6 +139,11 @@ class EnvironmentScene:
     background: Callable[[Tensor], Tensor]  # unit directions [P, R, 3] => colors [P, R, 3]
 
     @property
+    def num_prompts(self) -> int:
+        """P."""
+        return self.scene.num_prompts
+
+    @property
     def bounding_radius(self) -> float:
         """Radius of the ball around the origin that contains the object."""
         return self.scene.bounding_radius

@@ -25,6 +25,7 @@ class FeatureField:
     features: Callable[[Tensor], Tensor]  # points [P, N, 3] in the unit ball => [P, N, F]
     head_sdf: Callable[[Tensor], Tensor]  # [P, N, F] => [P, N, 1]
     head_rgb: Callable[[Tensor], Tensor]  # [P, N, F] => [P, N, 3]
+    num_prompts: int
     sphere_radius: float
     bounding_radius: float
 

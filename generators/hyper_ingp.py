@@ -125,6 +125,7 @@ class HyperINGP(nn.Module):
             features=self._features,
             head_sdf=partial(batched_mlp, weights=sdf_weights),
             head_rgb=partial(batched_mlp, weights=rgb_weights),
+            num_prompts=len(text.pooled),
             sphere_radius=self.config.sphere_radius,
             bounding_radius=self.config.bounding_radius,
         )

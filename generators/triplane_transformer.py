@@ -117,6 +117,7 @@ class TriplaneTransformer(nn.Module):
             features=partial(read_planes, planes.to(self.tokens.dtype).unflatten(0, (num_prompts, 3))),
             head_sdf=self.head_sdf,
             head_rgb=self.head_rgb,
+            num_prompts=num_prompts,
             sphere_radius=self.config.sphere_radius,
             bounding_radius=self.config.bounding_radius,
         )

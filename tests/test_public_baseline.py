@@ -18,6 +18,7 @@ RADIUS = 0.5
 class CountingBall:
     """A gray ball that counts its evaluations."""
 
+    num_prompts: int = 1
     bounding_radius: float = 2.0
     counts: dict[str, int] = field(default_factory=lambda: {"sdf": 0, "sdf_and_albedo": 0})
 

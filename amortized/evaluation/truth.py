@@ -38,6 +38,7 @@ class TruthScene:
     """A ground truth as a `Scene` of one prompt, to be rendered like a generated object."""
 
     truth: GroundTruth
+    num_prompts: int = 1
     bounding_radius: float = 1.0
 
     def sdf(self, points: Tensor) -> Tensor:

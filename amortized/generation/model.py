@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amortized.cameras import orbit
+from amortized.cameras import orbit, repeat_cameras
 from amortized.conditioning import TextBank
 from amortized.generation.config import SceneConfig
 from amortized.generation.folder import load_exported, load_run
@@ -103,6 +103,8 @@ class TextTo3D:
         scene's learned environment, if it has one and `show_environment`, else the gray `background`.
         """
         height, width = (size, size) if isinstance(size, int) else size
+        if len(cameras.fovy_deg) == 1:
+            cameras = repeat_cameras(cameras, scene.num_prompts)
         cameras = to_device(cameras, self.device)
         gray = torch.full_like(cameras.c2w[..., :3, 3], background)  # [P, V, 3]
         environment = torch.full(gray.shape[:2], show_environment, device=self.device)

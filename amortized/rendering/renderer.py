@@ -101,6 +101,8 @@ def render(
     Raises ValueError if shapes do not match.
     """
     num_prompts, num_views = cameras.fovy_deg.shape
+    if num_prompts != scene.num_prompts:
+        raise ValueError(f"render: the scene has {scene.num_prompts} prompts, but the cameras {num_prompts}")
     _check_inputs(background, u, sharpness, (num_prompts, num_views, height, width), config)
     keep_graph = training and torch.is_grad_enabled()
     with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):

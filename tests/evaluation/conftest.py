@@ -49,6 +49,10 @@ class BallScene:
     balls: tuple[Ball, ...]
     bounding_radius: float = 0.9
 
+    @property
+    def num_prompts(self) -> int:
+        return len(self.balls)
+
     def sdf(self, points: Tensor) -> Tensor:
         assert points.shape[0] == len(self.balls)
         assert points.norm(dim=-1).max() <= self.bounding_radius + 1e-5, "queried outside the bounding ball"

@@ -44,9 +44,16 @@ def test_a_batch_of_prompts_equals_its_prompts_one_by_one(num_prompts: int, z_di
     cameras = model.orbit(num_views=4)
     images = model.images(model.scenes(prompts), model.orbit(num_prompts, 4), 8).rgb
     assert images.shape == (num_prompts, 4, 8, 8, 3) and not images.requires_grad
+    assert torch.equal(images, model.images(model.scenes(prompts), cameras, 8).rgb)  # serve all scenes
     for row, prompt in enumerate(prompts):
         one = model.images(model.scenes([prompt]), cameras, 8).rgb
         torch.testing.assert_close(images[row : row + 1], one, rtol=1e-4, atol=1e-5)
+
+
+def test_cameras_of_another_number_of_prompts_are_refused() -> None:
+    model = model_of()
+    with pytest.raises(ValueError, match="the scene has 3 prompts, but the cameras 2"):
+        model.images(model.scenes(TEXTS[:3]), model.orbit(2, 1), 8)
 
 
 def test_seeds_are_variants_of_a_generator_that_takes_z() -> None:

@@ -29,6 +29,10 @@ class Balls:
     num_calls: int = 0
     farthest: float = 0.0  # distance from the origin of any evaluated point
 
+    @property
+    def num_prompts(self) -> int:
+        return len(self.radius)
+
     def sdf(self, points: Tensor) -> Tensor:
         self.num_calls += points.shape[0] * points.shape[1]
         norm = points.norm(dim=-1)

@@ -181,6 +181,7 @@ def test_gradient_flows_through_normals():
     tilt = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
 
     class Wall:
+        num_prompts = 1
         bounding_radius = 1.0
 
         def sdf(self, points: torch.Tensor) -> torch.Tensor:
