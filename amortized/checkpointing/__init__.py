@@ -4,7 +4,13 @@ from amortized.checkpointing.checkpoint import CheckpointError, CheckpointMeta, 
 from amortized.checkpointing.checkpoints import Checkpoints
 from amortized.checkpointing.config import CheckpointConfig
 from amortized.checkpointing.run_folder import STOP_FILE, Resume, open_run
-from amortized.checkpointing.tensors import find_checkpoint, inference_part, load_generator, read_part
+from amortized.checkpointing.tensors import (
+    find_checkpoint,
+    inference_part,
+    load_generator,
+    load_weights,
+    read_part,
+)
 
 __all__ = [
     "STOP_FILE",
@@ -18,6 +24,7 @@ __all__ = [
     "list_checkpoints",
     "load_generator",
     "load_meta",
+    "load_weights",
     "open_run",
     "read_part",
 ]

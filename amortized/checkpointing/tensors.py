@@ -115,7 +115,15 @@ def load_generator(run: Path, generator: nn.Module, which: str = "newest") -> Pa
     Raises CheckpointError as `find_checkpoint`, and if the weights do not fit.
     """
     checkpoint = find_checkpoint(run, which)
+    load_weights(checkpoint, generator)
+    return checkpoint
+
+
+def load_weights(checkpoint: Path, generator: nn.Module) -> None:
+    """Load a verified checkpoint's weights into `generator`, EMA weights if there are any.
+
+    Raises CheckpointError if they do not fit.
+    """
     part = inference_part(checkpoint)
     weights = {f"{part}.{name}": value for name, value in generator.state_dict().items()}
     load_tensors(checkpoint, weights, World())
-    return checkpoint

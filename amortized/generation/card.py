@@ -23,7 +23,6 @@ def model_card(run: Path, name: str, config: Mapping[str, Any]) -> str:
     return f"""---
 library_name: amortized3d
 pipeline_tag: text-to-3d
-license: apache-2.0
 ---
 
 # {_plain(name)}
@@ -34,7 +33,7 @@ score distillation with amortized3d {config["amortized3d"]}, without 3D data.
 ```python
 from amortized.generation import TextTo3D
 
-model = TextTo3D.from_pretrained("{_plain(name)}")
+model = TextTo3D.from_pretrained({json.dumps(" ".join(name.split()))})
 scene = model.scenes(["a red cube"])
 images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [1, 4, 128, 128, 3]
 ```
@@ -53,9 +52,8 @@ images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [1, 4, 1
 
 ## License
 
-The weights are under the license of this project, Apache-2.0, as far as the prior's license permits: a
-generator distilled from a diffusion model may inherit that model's terms of use. Check them before
-publishing.
+amortized3d is under Apache-2.0 and claims no rights in these weights. A generator distilled from a
+diffusion model may inherit the terms of use of that model and of the corpus: check them before publishing.
 """
 
 

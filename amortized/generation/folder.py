@@ -1,4 +1,4 @@
-"""Trained generators on disk: loaded from a run, exported to a folder of their own, loaded from that.
+"""Trained generators on disk: load one from a run, export it, load the exported folder.
 
     FOLDER/{model.safetensors, config.json, README.md}
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from amortized import __version__
-from amortized.checkpointing import find_checkpoint, inference_part, load_generator, load_meta, read_part
+from amortized.checkpointing import find_checkpoint, inference_part, load_meta, load_weights, read_part
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import Schedule, build_config, config_to_dict
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
@@ -43,6 +43,7 @@ class TextEncoderConfig:
 
     path: str  # a folder in diffusers or transformers format, or a Hub id
     revision: str | None = None  # of a Hub id
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"  # that it was trained with
     fingerprint: str = ""  # of its weights and vocabulary; empty: unknown, as before an export
 
 
@@ -64,13 +65,14 @@ def load_run(
     run: Path, checkpoint: str = "newest", device: str = "auto", settings: Mapping[str, Any] | None = None
 ) -> Parts:
     """The parts of a run's `TextTo3D`; `settings` replace its config.yaml, e.g. to change the renderer."""
+    chosen = local_device(device)
     settings = _run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
     config = _model_config(settings, path)
     generator = build_generator(config.generator, config.environment, config.text_dim)
-    load_generator(run, generator, path.name)
-    encoder = _load_encoder(config.text_encoder, local_device(device), settings["prior"]["allow_network"])
-    return _assemble(generator, encoder, config, device, settings["text"]["shards"])
+    load_weights(path, generator)
+    encoder = _load_encoder(config.text_encoder, chosen, settings["prior"]["allow_network"])
+    return _assemble(generator, encoder, config, chosen, settings["text"]["shards"])
 
 
 def _run_settings(run: Path) -> dict[str, Any]:
@@ -87,27 +89,31 @@ def _run_settings(run: Path) -> dict[str, Any]:
 
 def _model_config(settings: Mapping[str, Any], checkpoint: Path) -> ModelConfig:
     """What using a checkpoint depends on, from its run's settings."""
-    meta, trainer = load_meta(checkpoint), settings["trainer"]
-    own_encoder = settings["text"]["encoder"] is not None
-    source = settings["text"] if own_encoder else settings["prior"]
-    schedule = trainer["sharpness"]
-    sharpness: Schedule = tuple(schedule) if isinstance(schedule, list) else schedule
-    data = {
-        "generator": settings["generator"],
-        "environment": settings.get("environment"),
-        "text_dim": meta.text_dim,
-        "text_encoder": {
-            "path": source["encoder"] if own_encoder else source["path"],
-            "revision": source["revision"],
-        },
-        "scenes": {
-            "renderer": settings["renderer"],
-            "sharpness": sharpness_at(sharpness, meta.step, trainer["steps"]),
-            "cameras": settings["cameras"],
-            "seed": settings["seed"],
-            "seeds_per_prompt": trainer["seeds_per_prompt"],
-        },
-    }
+    meta = load_meta(checkpoint)
+    try:
+        trainer, text, prior = settings["trainer"], settings["text"], settings["prior"]
+        schedule = trainer["sharpness"]
+        sharpness: Schedule = tuple(schedule) if isinstance(schedule, list) else schedule
+        if text["encoder"] is None:  # the generator takes the prior's text, at the prior's precision
+            encoder = {"path": prior["path"], "revision": prior["revision"], "dtype": prior["dtype"]}
+        else:
+            encoder = {"path": text["encoder"], "revision": text["revision"]}
+        data = {
+            "generator": settings["generator"],
+            "environment": settings.get("environment"),
+            "text_dim": meta.text_dim,
+            "text_encoder": encoder,
+            "scenes": {
+                "renderer": settings["renderer"],
+                "sharpness": sharpness_at(sharpness, meta.step, trainer["steps"]),
+                "cameras": settings["cameras"],
+                "seed": settings["seed"],
+                "seeds_per_prompt": trainer["seeds_per_prompt"],
+            },
+        }
+    except (KeyError, TypeError) as error:
+        where = f"the config.yaml of {checkpoint.parents[1]}"
+        raise ValueError(f"{where} is incomplete ({error}): restore the one that the run wrote") from error
     return build_config(ModelConfig, data)
 
 
@@ -165,15 +171,16 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"cannot load {folder} ({reason}): export it again from its run") from error
     recorded = config.text_encoder
-    source = recorded if text_encoder is None else TextEncoderConfig(path=text_encoder)
-    encoder = _load_encoder(source, local_device(device), allow_network=False)
+    source = recorded if text_encoder is None else replace(recorded, path=text_encoder, revision=None)
+    chosen = local_device(device)
+    encoder = _load_encoder(source, chosen, allow_network=False)
     if recorded.fingerprint and encoder.fingerprint() != recorded.fingerprint:
         raise ValueError(
             f"{folder} was trained with the text encoder '{recorded.path}' ({recorded.fingerprint}), but "
             f"'{source.path}' is another one ({encoder.fingerprint()}): pass the folder of the original as "
             "text_encoder="
         )
-    return _assemble(generator, encoder, config, device, ())
+    return _assemble(generator, encoder, config, chosen, ())
 
 
 def _local_folder(folder: str) -> Path:
@@ -184,7 +191,7 @@ def _local_folder(folder: str) -> Path:
 
     try:
         return Path(snapshot_download(folder, local_files_only=True))
-    except Exception as error:  # the Hub library has a dozen of its own
+    except Exception as error:  # the Hub library has a dozen classes of errors
         raise ValueError(
             f"'{folder}' is neither a folder nor a Hub id in the local cache: export a run to it "
             f"(amortized export RUN {folder}), or download it (hf download {folder})"
@@ -195,24 +202,28 @@ def _local_folder(folder: str) -> Path:
 
 
 def _load_encoder(config: TextEncoderConfig, device: torch.device, allow_network: bool) -> Any:
-    """The text encoder; a relative path is searched from here, then from the installed project."""
-    path = config.path
-    project = Path(__file__).resolve().parents[2]
-    if not Path(path).exists() and (project / path).is_dir():
-        path = str(project / path)
+    """The text encoder; raises ValueError that says which one is needed and how to get it."""
+    path, revision, dtype = config.path, config.revision, getattr(torch, config.dtype)
     try:
-        return load_text_encoder(path, revision=config.revision, device=device, allow_network=allow_network)
+        return load_text_encoder(
+            path, revision=revision, dtype=dtype, device=device, allow_network=allow_network
+        )
     except ValueError as error:
-        revision = "" if config.revision is None else f" --revision {config.revision}"
+        remedy = "copy the folder from the machine of the training"
+        if path.count("/") == 1 and not path.startswith((".", "checkpoints/", "outputs/")):
+            remedy = (
+                f"download it (hf download {path}{'' if revision is None else f' --revision {revision}'})"
+            )
         raise ValueError(
-            f"this generator needs the text encoder '{config.path}', which is not on this machine: download "
-            f"it (hf download {config.path}{revision}) or pass its folder as text_encoder= ({error})"
+            f"this generator needs the text encoder '{path}', which cannot be loaded here: {remedy}, or pass "
+            f"its folder as text_encoder= ({error})"
         ) from error
 
 
-def _assemble(generator: nn.Module, encoder: Any, config: ModelConfig, device: str, shards: Any) -> Parts:
-    chosen = local_device(device)
+def _assemble(
+    generator: nn.Module, encoder: Any, config: ModelConfig, device: torch.device, shards: Sequence[str]
+) -> Parts:
     stores = [ShardStore(url) for url in shards]
-    texts = TextBank(encoder, device=chosen, stores=stores)
-    generator = generator.to(chosen).eval().requires_grad_(False)
+    texts = TextBank(encoder, device=device, stores=stores)
+    generator = generator.to(device).eval().requires_grad_(False)
     return generator, texts, config.scenes
