@@ -15,7 +15,7 @@ from pathlib import Path
 
 from amortized.cli import one_sentence_errors, parser_for, progress_bar
 
-DEFINING = ("corpus=", "held_out=", "prompt=", "prior=", "generator.", "environment")
+DEFINING = ("corpus=", "held_out=", "prompt=")  # settings of the prompts that the run has trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.run} holds no run: train one first (python train.py CONFIG)")
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
     from amortized.commands.compose import load_corpus, load_run_config
-    from amortized.commands.evaluation import choose_prompts, evaluate_share, report
+    from amortized.commands.evaluation import build_gallery, choose_prompts, evaluate_share, report
     from amortized.parallel import join_world
 
     for override in args.overrides:
@@ -53,11 +53,13 @@ def run(args: argparse.Namespace) -> int:
     with join_world(config.device) as world:
         # 2. Each rank renders and scores its share.
         progress = progress_bar("evaluating", quiet=not world.is_main)
-        rows = evaluate_share(args.run, args.checkpoint, config, corpus, prompts, folder, world, progress)
+        gallery = build_gallery(config, corpus, prompts)
+        truths, checkpoint = corpus.truth, args.checkpoint
+        rows = evaluate_share(args.run, checkpoint, config, truths, prompts, gallery, folder, world, progress)
         # 3. Rank 0 summarizes all rows, once.
         shares = world.gather_objects(rows)
         if world.is_main:
-            print(report(args.run.name, config, corpus, prompts, shares, folder))
+            print(report(args.run.name, config, corpus, prompts, gallery, shares, folder))
     return 0
 
 

@@ -21,12 +21,14 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from amortized.cli import check_readable, one_sentence_errors, parser_for
+from amortized.cli import check_readable, list_presets, one_sentence_errors, parser_for
+from amortized.files import in_project
 
 STOPPED_EARLY = 75  # EX_TEMPFAIL: schedulers start such a job again
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = list_presets()
     parser.add_argument("config", type=Path, help="a preset, e.g. configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over the preset's")
     parser.add_argument(
@@ -42,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train as `args` say; returns the exit status."""
-    check_readable(args.config, args.overrides)
+    preset = in_project(args.config)
+    check_readable(preset, args.overrides)
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
     from amortized.checkpointing import open_run
     from amortized.commands.compose import build_trainer, load_corpus, load_run_config
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from amortized.training import describe
 
     # 1. The config, and the corpus it names.
-    config = load_run_config(args.config, args.overrides)
+    config = load_run_config(preset, args.overrides)
     corpus = load_corpus(config)
     if config.prompt is not None and not any(text.startswith("output=") for text in args.overrides):
         config = replace(config, output=f"{config.output}-{corpus[0].id}")

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-PRESETS = Path(__file__).resolve().parents[1] / "configs"
+from amortized.files import PROJECT
+
+PRESETS = PROJECT / "configs"
 
 
 def parser_for(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows the description as it is, then the presets."""
+    """A parser whose help shows the description as it is."""
     return argparse.ArgumentParser(
         prog=f"python {name}",
         description=description,
-        epilog=list_presets(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -38,14 +39,14 @@ def list_presets() -> str:
     return "\n".join(lines)
 
 
-def check_readable(preset: Path, overrides: Sequence[str]) -> None:
+def check_readable(preset: str | Path, overrides: Sequence[str]) -> None:
     """Raise ConfigError for a preset that cannot be read or an override that is malformed.
 
     Takes milliseconds: call it before importing the configs, and with them PyTorch, which takes seconds.
     """
     from amortized.config.presets import parse_overrides, read_presets
 
-    read_presets(preset)
+    read_presets(Path(preset))
     parse_overrides(overrides)
 
 

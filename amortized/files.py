@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PROJECT = Path(__file__).resolve().parents[1]  # with checkpoints/ and configs/, in a checkout
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -49,3 +51,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def in_project(path: str | Path) -> str:
+    """The path as given if it exists, else in the project's folder if it exists there.
+
+    So that checkpoints/NAME and configs/NAME.yaml mean the same in every working directory.
+    """
+    name = str(path)
+    return name if Path(name).exists() or not (PROJECT / name).exists() else str(PROJECT / name)

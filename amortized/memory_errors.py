@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from amortized.files import PROJECT
+
 SMALLER_BATCH = "lower trainer.prompts_per_process (and raise trainer.gradient_accumulation_steps)"
 HALF_PRECISION = (
     "set trainer.precision=bfloat16, or generator.checkpointing=true if the generator supports it"
@@ -143,7 +144,7 @@ def _relative_path(file: str) -> str:
     site_packages = Path(
         torch.__file__
     ).parent.parent  # first: a virtual environment may be inside the project
-    for root in (site_packages, ROOT):
+    for root in (site_packages, PROJECT):
         with suppress(ValueError):
             return Path(file).relative_to(root).as_posix()
     return file

@@ -19,7 +19,7 @@ import torch
 from amortized.cli import one_sentence_errors
 from amortized.commands.compose import RunConfig
 from amortized.config import load_config
-from amortized.files import atomic_write_text
+from amortized.files import atomic_write_text, in_project
 from amortized.parallel import join_world
 from benchmarks import full_size, hash_grids, rendering, steps, timing
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen measurements, print and write their tables; return the exit status."""
-    config = load_config(RunConfig, args.config, args.overrides)
+    config = load_config(RunConfig, in_project(args.config), args.overrides)
     with join_world(config.device) as world:
         machine = timing.machine(world.device)
         results: dict[str, object] = {"machine": machine}

@@ -181,4 +181,4 @@ def test_remedies_name_existing_settings():
             r"\b(?:trainer|prior|renderer|evaluation|distributed|generator|text)\.\w+", stage.remedy
         )
         assert named and set(named) <= known, (stage.name, set(named) - known)
-    assert memory_errors.ROOT == ROOT
+    assert memory_errors.PROJECT == ROOT

@@ -22,7 +22,7 @@ from amortized.evaluation import (
 from amortized.generation import TextTo3D
 from amortized.generation.folder import load_run
 from amortized.parallel import World
-from amortized.types import Cameras, Corpus, Prompt, Render, Scene
+from amortized.types import Cameras, Corpus, GroundTruth, Prompt, Render, Scene
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list
 
 
@@ -49,8 +49,9 @@ def evaluate_share(
     run: Path,
     checkpoint: str,
     config: RunConfig,
-    corpus: Corpus,
+    truth_for: Callable[[Prompt], GroundTruth | None],
     prompts: Sequence[Prompt],
+    gallery: Gallery,
     folder: Path,
     world: World,
     progress: Callable[[int, int], None],
@@ -77,8 +78,8 @@ def evaluate_share(
             scene_for=model.scenes, start_scene_for=untrained.scenes, render=look, device=world.device
         ),
         share,
-        gallery=_gallery(config, corpus, prompts),
-        truth_for=corpus.truth,
+        gallery=gallery,
+        truth_for=truth_for,
         scorer=load_clip(settings.clip, device=world.device),
         config=settings,
         folder=folder,
@@ -91,6 +92,7 @@ def report(
     config: RunConfig,
     corpus: Corpus,
     prompts: Sequence[Prompt],
+    gallery: Gallery,
     shares: Sequence[Sequence[PromptRow]],
     folder: Path,
 ) -> str:
@@ -99,7 +101,7 @@ def report(
     results = summarize(
         rows,
         name=name,
-        gallery=len(_gallery(config, corpus, prompts)),
+        gallery=len(gallery),
         settings=asdict(config.evaluation),
         seed=config.evaluation.seed,
     )
@@ -122,7 +124,7 @@ def mark_near_duplicates(rows: list[PromptRow], corpus: Corpus) -> list[PromptRo
     return [marked(row) for row in rows]
 
 
-def _gallery(config: RunConfig, corpus: Corpus, prompts: Sequence[Prompt]) -> Gallery:
+def build_gallery(config: RunConfig, corpus: Corpus, prompts: Sequence[Prompt]) -> Gallery:
     """The texts that recall@1 is measured against."""
     texts = [*(prompt.text for prompt in prompts), *corpus.distractors()]
     if config.evaluation.gallery == "corpus":

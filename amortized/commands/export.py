@@ -1,4 +1,4 @@
-"""Export a run's generator to a folder of its own: weights, config and model card.
+"""Export a run's generator to a self-contained folder: weights, config and model card.
 
   amortized export outputs/quickstart exported/quickstart
   amortized export outputs/quickstart exported/best --checkpoint best

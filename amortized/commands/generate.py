@@ -39,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--frames must be 0 or more, got {args.frames}")
     if not args.texts and not args.prompts:
         raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
+    is_run = (Path(args.model) / "config.yaml").exists()
+    if is_run and args.text_encoder:
+        raise ValueError("--text-encoder is for exported folders: a run names its text encoder itself")
+    if not is_run and args.checkpoint != "newest":
+        raise ValueError(f"--checkpoint is for runs, and {args.model} is not one: an export has a single one")
     from amortized.cli import progress_bar
     from amortized.files import atomic_write_text
     from amortized.generation import TextTo3D
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.prompts:
         corpus = open_corpus(args.prompts)
         texts += [corpus[i].text for i in range(len(corpus))]
-    if (Path(args.model) / "config.yaml").exists():
+    if is_run:
         model = TextTo3D.from_run(args.model, checkpoint=args.checkpoint, device=args.device)
     else:
         model = TextTo3D.from_pretrained(args.model, text_encoder=args.text_encoder, device=args.device)

@@ -15,10 +15,12 @@ import argparse
 import importlib
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from amortized import __version__
+from amortized.files import PROJECT
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ COMMANDS = (
     Command("train", "train", "train a generator over a corpus, or one object from a prompt"),
     Command("evaluate", "evaluate", "render and score the prompts of a run"),
     Command("generate", "amortized.commands.generate", "turn prompts into pictures and turntables"),
-    Command("export", "amortized.commands.export", "export a run's generator to a folder of its own"),
+    Command("export", "amortized.commands.export", "export a run's generator to a self-contained folder"),
     Command("corpora", "corpora.__main__", "list, import, convert and show corpora"),
     Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),
     Command("doctor", "amortized.doctor.__main__", "check this machine, and a config against it"),
@@ -54,8 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] not in commands:
         _overview().parse_args(arguments or ["--help"])  # exits: help, version, or an unknown command
     command = commands[arguments[0]]
-    module, rest = importlib.import_module(command.module), [*command.prefix, *arguments[1:]]
     from amortized.cli import one_sentence_errors
+
+    with one_sentence_errors(f"amortized {command.name}"):
+        module = _load(command)
+    rest = [*command.prefix, *arguments[1:]]
 
     parser = argparse.ArgumentParser(
         prog=f"amortized {command.name}",
@@ -70,6 +75,17 @@ def main(argv: list[str] | None = None) -> int:
     with one_sentence_errors(parser.prog):
         return module.run(parse(rest)) or 0
     return 0
+
+
+def _load(command: Command) -> Any:
+    """Import a command's module. The benchmarks are part of a checkout, not of the installed package."""
+    if command.module.startswith("benchmarks"):
+        if not (PROJECT / "benchmarks").is_dir():
+            raise ValueError(
+                "the benchmarks are not installed: run this command in a checkout of the project"
+            )
+        sys.path.insert(0, str(PROJECT))
+    return importlib.import_module(command.module)
 
 
 def _overview(modules: dict[str, Any] | None = None) -> argparse.ArgumentParser:
@@ -95,10 +111,8 @@ def _complete() -> None:
 
     modules: dict[str, Any] = {}
     for command in COMMANDS:
-        try:
-            modules[command.name] = importlib.import_module(command.module)
-        except ImportError:  # the benchmarks are not installed with the package
-            continue
+        with suppress(ValueError):
+            modules[command.name] = _load(command)
     argcomplete.autocomplete(_overview(modules))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
+from amortized.files import in_project
 from amortized.transfer import to_device
 from amortized.types import TextCondition
 
@@ -199,7 +200,7 @@ def load_text_encoder(
     """
     try:
         return read_text_encoder(
-            path, revision=revision, dtype=dtype, device=device, allow_network=allow_network
+            in_project(path), revision=revision, dtype=dtype, device=device, allow_network=allow_network
         )
     except torch.OutOfMemoryError:
         raise

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amortized.cli import PRESETS, preset_paths
+from amortized.cli import preset_paths
 from amortized.doctor.machine import FIXES, Row, make_row
+from amortized.files import PROJECT, in_project
 
-ROOT = PRESETS.parent
 PRIOR, CLIP = "prior.path", "evaluation.clip"
 CONTENTS = {  # files in the folder that a setting names
     PRIOR: [f"{part}/*.safetensors" for part in ("text_encoder", "vae", "unet")]
@@ -43,7 +43,7 @@ def resources_of(words: Sequence[str]) -> Resources:
     from amortized.config import build_config
     from amortized.config.presets import parse_overrides, read_presets
 
-    presets = [Path(word) for word in words[:1] if "=" not in word]
+    presets = [Path(in_project(word)) for word in words[:1] if "=" not in word]
     layers = [layer for path in presets for _, layer in read_presets(path)]
     layers += parse_overrides(words[len(presets) :])
     keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
@@ -83,14 +83,14 @@ def model_rows(resources: Resources) -> Iterator[Row]:
     """Report the models that the settings name, or without settings the embedded ones; these are required."""
     embedded = embedded_models()
     # The embedded models are files of the repository; a source archive or an image cannot restore them.
-    restore = "git checkout -- {}" if (ROOT / ".git").exists() else "make weights"
+    restore = "git checkout -- {}" if (PROJECT / ".git").exists() else "make weights"
     named_models = [(key, name) for key, name in ((PRIOR, resources.prior), (CLIP, resources.clip)) if name]
     for key, name in [
         *named_models,
         *((key, name) for name, key in embedded.items() if (key, name) not in named_models),
     ]:
         required = (key, name) in named_models
-        folder = Path(name.removeprefix("local-dir:")) if required else ROOT / name
+        folder = Path(in_project(name.removeprefix("local-dir:"))) if required else PROJECT / name
         local = (".", "/", "checkpoints/", "outputs/", "local-dir:")
         if not folder.is_dir() and name.count("/") == 1 and not name.startswith(local):
             yield hub_row(key, name, resources)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amortized.files import in_project
+
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
@@ -85,7 +87,7 @@ def load_clip(
             safetensors, or the preprocessing is unsupported.
     """
     name = str(path_or_name).removeprefix("local-dir:")
-    folder = Path(name)
+    folder = Path(in_project(name))
     if folder.is_dir():
         model, tokenizer = _from_folder(folder)
     elif not str(path_or_name).startswith("local-dir:") and _is_pretrained(name):

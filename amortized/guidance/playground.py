@@ -25,6 +25,7 @@ from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import ViewText, plain_text
 from amortized.config import check, load_config
 from amortized.config.presets import flatten, read_presets
+from amortized.files import PROJECT
 from amortized.guidance.building import build_guidance
 from amortized.guidance.config import GuidanceConfig
 from amortized.guidance.costs import calls_per_image
@@ -37,7 +38,7 @@ from amortized.types import Cameras
 
 ROWS = 6
 CALLS = 900  # denoiser calls per image: 300 steps of ASD
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = PROJECT / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)

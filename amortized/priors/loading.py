@@ -9,6 +9,7 @@ import torch
 
 from amortized.conditioning.text_encoder import LOAD_ERRORS, first_line, read_text_encoder
 from amortized.devices import parse_device
+from amortized.files import in_project
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.multi_view import read_num_views
 from amortized.priors.stable_diffusion import StableDiffusionPrior
@@ -76,7 +77,7 @@ def load_stable_diffusion(
     Only safetensors weights are read. Raises ValueError if the folder or a part of it is missing or
     unreadable.
     """
-    path = str(path)
+    path = in_project(path)
     _check_folder(path, allow_network)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore (lazy exports)
 

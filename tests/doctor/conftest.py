@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from amortized import cli, files
 from amortized.doctor import machine as checks
 from amortized.doctor import models
 from amortized.doctor.machine import GIB
@@ -55,7 +56,8 @@ def repo_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the presets and models, as in a source archive: without .git."""
     for name in ("configs", "checkpoints"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    monkeypatch.setattr(models, "ROOT", tmp_path)
-    monkeypatch.setattr(models, "PRESETS", tmp_path / "configs")
+    for module in (files, models):
+        monkeypatch.setattr(module, "PROJECT", tmp_path)
+    monkeypatch.setattr(cli, "PRESETS", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
