@@ -46,6 +46,7 @@ RESUMABLE_SETTINGS = {
     "prior.offload",
     "prior.text_on_cpu",
     "prior.compile",
+    "prior.graphs",
 }
 LOCK_TIMEOUT_S = 15.0  # for a run that is just ending to release its folder
 

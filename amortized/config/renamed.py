@@ -54,6 +54,10 @@ def rename_keys(
         section = current
         for part in sections:
             section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                break
+        if not isinstance(section, dict):  # `checkpointing: 5`: the reader reports that it is a section
+            continue
         if isinstance(value, dict) and isinstance(section.get(name), dict):
             section[name] = value | section[name]
         else:
