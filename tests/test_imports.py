@@ -62,9 +62,14 @@ def test_the_reader_of_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "def f():\n    from amortized import room\n    from amortized.room.b import name\n"
     )
     assert [name for _, name in imports(room / "a.py")] == [
-        "os", "generators.x", "amortized.room.b", "amortized.types", "amortized.room.b", "amortized.room",
+        "os",
+        "generators.x",
         "amortized.room.b",
-    ]  # fmt: skip
+        "amortized.types",
+        "amortized.room.b",
+        "amortized.room",
+        "amortized.room.b",
+    ]
 
 
 def test_rooms_are_in_order() -> None:
@@ -148,8 +153,12 @@ assert not torch.cuda.is_initialized(), "an import initialized CUDA"
 
 
 def test_importing_every_module_needs_no_cuda_build_and_no_network() -> None:
-    modules = [module_name(path) for package in ("amortized", "generators")
-               for path in sorted((ROOT / package).rglob("*.py")) if path.stem != "__main__"]  # fmt: skip
+    modules = [
+        module_name(path)
+        for package in ("amortized", "generators")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if path.stem != "__main__"
+    ]
     assert ON_DEMAND <= set(modules)
     modules = [name for name in modules if name not in ON_DEMAND]
     names = ",".join((*CUDA_ONLY, *HEAVY))
@@ -161,8 +170,14 @@ def test_importing_every_module_needs_no_cuda_build_and_no_network() -> None:
 
 def test_import_amortized_is_quick() -> None:
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", "import amortized"], cwd=ROOT,
-                          capture_output=True, text=True, check=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import amortized"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert time.perf_counter() - start < 3.0
     assert "diffusers" not in done.stderr
 
@@ -170,19 +185,33 @@ def test_import_amortized_is_quick() -> None:
 FORBIDDEN = {
     "a wildcard import": lambda node: isinstance(node, ast.ImportFrom) and node.names[0].name == "*",
     "a bare except": lambda node: isinstance(node, ast.ExceptHandler) and node.type is None,
-    "weights_only=False": lambda node: isinstance(node, ast.keyword) and node.arg == "weights_only"
-    and not (isinstance(node.value, ast.Constant) and node.value.value is True),
-    "torch.load without weights_only=True": lambda node: isinstance(node, ast.Call)
-    and ast.unparse(node.func) == "torch.load" and "weights_only" not in [k.arg for k in node.keywords],
-    "pickle": lambda node: (isinstance(node, ast.Import) and "pickle" in [a.name for a in node.names])
-    or (isinstance(node, ast.ImportFrom) and node.module == "pickle"),
-    "allow_pickle": lambda node: isinstance(node, ast.keyword) and node.arg == "allow_pickle"
-    and not (isinstance(node.value, ast.Constant) and node.value.value is False),
-    "eval, exec or os.system": lambda node: isinstance(node, ast.Call)
-    and ast.unparse(node.func) in ("eval", "exec", "os.system"),
-    "yaml.load": lambda node: isinstance(node, ast.Call)
-    and ast.unparse(node.func) in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"),
-}  # fmt: skip
+    "weights_only=False": lambda node: (
+        isinstance(node, ast.keyword)
+        and node.arg == "weights_only"
+        and not (isinstance(node.value, ast.Constant) and node.value.value is True)
+    ),
+    "torch.load without weights_only=True": lambda node: (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "torch.load"
+        and "weights_only" not in [k.arg for k in node.keywords]
+    ),
+    "pickle": lambda node: (
+        (isinstance(node, ast.Import) and "pickle" in [a.name for a in node.names])
+        or (isinstance(node, ast.ImportFrom) and node.module == "pickle")
+    ),
+    "allow_pickle": lambda node: (
+        isinstance(node, ast.keyword)
+        and node.arg == "allow_pickle"
+        and not (isinstance(node.value, ast.Constant) and node.value.value is False)
+    ),
+    "eval, exec or os.system": lambda node: (
+        isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec", "os.system")
+    ),
+    "yaml.load": lambda node: (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("yaml.load", "yaml.unsafe_load", "yaml.full_load")
+    ),
+}
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
@@ -196,21 +225,28 @@ def test_no_file_contains(what: str) -> None:
     assert not found, f"{what} in {', '.join(found)}"
 
 
-@pytest.mark.parametrize(("what", "code"), [
-    ("a wildcard import", "from os import *"),
-    ("a bare except", "try: pass\nexcept: pass"),
-    ("weights_only=False", "load(f, weights_only=flag)"),
-    ("torch.load without weights_only=True", "torch.load(f)"),
-    ("pickle", "import pickle"),
-    ("allow_pickle", "np.load(f, allow_pickle=True)"),
-    ("eval, exec or os.system", "os.system('true')"),
-    ("yaml.load", "yaml.load(text)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("a wildcard import", "from os import *"),
+        ("a bare except", "try: pass\nexcept: pass"),
+        ("weights_only=False", "load(f, weights_only=flag)"),
+        ("torch.load without weights_only=True", "torch.load(f)"),
+        ("pickle", "import pickle"),
+        ("allow_pickle", "np.load(f, allow_pickle=True)"),
+        ("eval, exec or os.system", "os.system('true')"),
+        ("yaml.load", "yaml.load(text)"),
+    ],
+)
 def test_what_is_forbidden_is_found(what: str, code: str) -> None:
     assert any(FORBIDDEN[what](node) for node in ast.walk(ast.parse(code)))
-    assert not any(rule(node) for rule in FORBIDDEN.values() for node in ast.walk(ast.parse(
-        "import os\ntry: torch.load(f, weights_only=True)\nexcept ValueError: pass"
-    )))  # fmt: skip
+    assert not any(
+        rule(node)
+        for rule in FORBIDDEN.values()
+        for node in ast.walk(
+            ast.parse("import os\ntry: torch.load(f, weights_only=True)\nexcept ValueError: pass")
+        )
+    )
 
 
 def named(path: Path) -> Iterator[int]:

@@ -1,0 +1,144 @@
+"""A trained generator in use: export, generate, and the exported folder on its own elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amortized.generation import TextTo3D
+from amortized.generation.folder import export
+from tests.rooms import ROOT
+from tests.tiny_sd import make_tiny_sd
+
+USE_ELSEWHERE = """
+import sys, torch
+from amortized.generation import TextTo3D
+folder, encoder = sys.argv[1:3]
+model = TextTo3D.from_pretrained(folder, text_encoder=encoder, device="cpu")
+scene = model.scenes(["a red cube", "a blue cone"])
+torch.save(model.images(scene, model.orbit(2, 3), 16).rgb, sys.argv[3])
+"""
+
+
+QUICK = ("--size", "16", "--views", "2", "--frames", "2")
+
+
+def test_generate_writes_pictures_and_an_index(run, trained, tmp_path):
+    output = tmp_path / "pictures"
+    arguments = (str(trained), "a red cube", "<b>=1", "--output", str(output), "--seeds", "2", *QUICK)
+    generated = run("amortized", "generate", *arguments)
+    assert generated.returncode == 0 and "4 objects in" in generated.stdout, generated.stderr
+    index = json.loads((output / "index.json").read_text())
+    assert [(entry["prompt"], entry["seed"]) for entry in index] == [
+        ("a red cube", 0),
+        ("a red cube", 1),
+        ("<b>=1", 0),
+        ("<b>=1", 1),
+    ]
+    for entry in index:
+        for kind in ("strip", "turntable"):
+            assert (output / entry[kind]).stat().st_size > 100
+
+
+def test_generate_from_an_export(run, exported, tmp_path):
+    arguments = (str(exported), "a red cube", "--output", str(tmp_path / "pictures"), *QUICK)
+    generated = run("amortized", "generate", *arguments)
+    assert generated.returncode == 0 and "1 objects in" in generated.stdout, generated.stderr
+
+
+def test_generate_mistakes_are_one_sentence_and_status_2(run, trained, exported):
+    for arguments, sentence in (
+        ((str(trained),), "there is nothing to generate: give a PROMPT"),
+        ((str(trained), "a cube", "--seeds", "0"), "--seeds must be at least 1, got 0"),
+        ((str(trained), "a cube", "--frames", "-1"), "--frames must be 0 or more, got -1"),
+        ((str(trained), "a cube", "--text-encoder", "x"), "--text-encoder is for exported folders"),
+        ((str(trained), "a cube", "--checkpoint", "step_9"), "step_9"),
+        ((str(exported), "a cube", "--checkpoint", "best"), "--checkpoint is for runs"),
+        (("some/where", "a cube"), "'some/where' is neither a folder nor a Hub id in the local cache"),
+    ):
+        failed = run("amortized", "generate", *arguments)
+        assert failed.returncode == 2 and sentence in failed.stderr, failed.stderr
+        assert failed.stderr.count("\n") == 1
+
+
+def test_an_export_describes_itself_and_is_written_once(run, trained, exported, prior):
+    data = json.loads((exported / "config.json").read_text())
+    assert data["scenes"]["sharpness"] == pytest.approx(200) and data["text_encoder"]["path"] == prior
+    card = (exported / "README.md").read_text()
+    assert "shapes16" in card and "Apache-2.0" in card and "| steps | 4 |" in card
+    again = run("amortized", "export", str(trained), str(exported))
+    assert again.returncode == 2 and str(exported) in again.stderr
+
+
+def test_an_export_makes_the_runs_images_elsewhere(trained, exported, prior, tmp_path):
+    """A fresh interpreter in another folder makes the run's images, bit for bit, from a copy."""
+    shutil.copytree(exported, tmp_path / "model")
+    command = [sys.executable, "-c", USE_ELSEWHERE, "model", prior, "images.pt"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    elsewhere = torch.load(tmp_path / "images.pt", weights_only=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = TextTo3D.from_run(trained, device="cpu")
+    scene = model.scenes(["a red cube", "a blue cone"])
+    expected = model.images(scene, model.orbit(2, 3), 16).rgb
+    torch.set_num_threads(threads)
+    assert elsewhere.shape == (2, 3, 16, 16, 3) and torch.equal(elsewhere, expected)
+
+
+def test_an_export_needs_its_text_encoder(exported, tmp_path):
+    with pytest.raises(ValueError, match="needs the text encoder .* cannot be loaded here: copy the folder"):
+        TextTo3D.from_pretrained(exported, text_encoder=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"download it \(hf download some/encoder\)"):
+        TextTo3D.from_pretrained(exported, text_encoder="some/encoder")
+    other = str(make_tiny_sd(tmp_path / "other_encoder", seed=3))
+    with pytest.raises(ValueError, match="was trained with the text encoder .* but .* is another one"):
+        TextTo3D.from_pretrained(exported, text_encoder=other)
+
+
+def test_a_damaged_export_is_one_sentence(exported, prior, tmp_path):
+    damaged = Path(shutil.copytree(exported, tmp_path / "model")) / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="cannot load .*: export it again from its run"):
+        TextTo3D.from_pretrained(damaged.parent)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_is_encoded_at_the_priors_precision(trained, tmp_path, dtype):
+    """As in training; else the generator would get other numbers than those it learned from."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    settings = (run / "config.yaml").read_text()
+    assert settings.count("dtype: float32") == 1
+    (run / "config.yaml").write_text(settings.replace("dtype: float32", f"dtype: {dtype}"))
+    model = TextTo3D.from_run(run, device="cpu")
+    export(run, tmp_path / "exported")
+    for loaded in (model, TextTo3D.from_pretrained(tmp_path / "exported", device="cpu")):
+        weights = loaded.texts.prior_encoder.encoder.model.parameters()
+        assert {weight.dtype for weight in weights} == {getattr(torch, dtype)}
+
+
+def test_an_incomplete_config_of_a_run_is_one_sentence(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "config.yaml").write_text("corpus: shapes16\noutput: x\n")
+    with pytest.raises(ValueError, match=r"config.yaml of .* is incomplete \('trainer'\): restore"):
+        TextTo3D.from_run(run, device="cpu")
+
+
+def test_the_readmes_python_runs_as_printed(trained, monkeypatch):
+    """Except that its images are smaller."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "size=128" in block
+    (trained.parent / "outputs").mkdir()
+    (trained.parent / "outputs/quickstart").symlink_to(trained)
+    monkeypatch.chdir(trained.parent)
+    names: dict = {}
+    exec(block.replace("size=128", "size=16"), names)
+    assert names["images"].shape == (2, 4, 16, 16, 3)
