@@ -1,6 +1,7 @@
 """Measure the renderer, the hash grid and the training step against baselines in the same run.
 
-  python -m benchmarks [CONFIG] [KEY=VALUE ...] [--only rendering hash-grid step full-size]
+  amortized bench
+  amortized bench configs/quickstart.yaml --only rendering step
 
 Prints tables and writes outputs/benchmarks/bench.json. Runs on the GPU if there is one (device=cpu for the
 CPU). full-size, which takes minutes and 16 GiB, runs only if named.

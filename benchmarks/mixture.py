@@ -12,6 +12,8 @@ Each method optimizes free images from many starts, at equal denoiser calls.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor
 
@@ -123,4 +125,9 @@ def _noise(guidance: Guidance, latents: Tensor, seed: int, repeats: int = 64) ->
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.mixture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     print(markdown(measure()))

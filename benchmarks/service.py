@@ -9,6 +9,7 @@ prompts per process on one process, and on two, with one core each. Ratios are o
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -146,6 +147,11 @@ def _median_step(folder: Path) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.service",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     machine = timing.machine(torch.device("cpu"))
     print(", ".join(f"{key}: {value}" for key, value in machine.items()))
     for measure in (weak_scaling, checkpoint_stall):

@@ -8,8 +8,8 @@ images are noise.
 
 from __future__ import annotations
 
+import argparse
 import gzip
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -191,4 +191,10 @@ def make_sd21_random(folder: str | Path, *, seed: int = 0) -> Path:
 
 
 if __name__ == "__main__":
-    print(make_sd21_random(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sizes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path)
+    print(make_sd21_random(parser.parse_args().folder))

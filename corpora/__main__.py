@@ -1,10 +1,10 @@
 """Prompt corpora: list them, import the public ones, print one, encode its text.
 
-  python -m corpora list
-  python -m corpora import df415 dreamfusion_415_prompt_library.json
-  python -m corpora convert prompts.jsonl --output prompts.parquet
-  python -m corpora show df415
-  python -m corpora encode shapes100k --encoder checkpoints/shapes-prior
+  amortized corpora list
+  amortized corpora import df415 dreamfusion_415_prompt_library.json
+  amortized corpora convert prompts.jsonl --output prompts.parquet
+  amortized corpora show df415
+  amortized encode shapes100k --encoder checkpoints/shapes-prior
   torchrun --nproc-per-node 8 -m corpora encode df415 --encoder FOLDER
 
 `encode` writes a folder of shards for text.shards=[FOLDER]. It can be killed at any time: the same command

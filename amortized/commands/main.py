@@ -58,12 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     command = commands[arguments[0]]
     from amortized.cli import one_sentence_errors
 
-    with one_sentence_errors(f"amortized {command.name}"):
+    name = f"amortized {command.name}"
+    with one_sentence_errors(name):
         module = _load(command)
     rest = [*command.prefix, *arguments[1:]]
 
     parser = argparse.ArgumentParser(
-        prog=f"amortized {command.name}",
+        prog="amortized" if command.prefix else name,  # the subcommand of a prefix adds its name
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     # KEY=VALUE may stand before and after options, which argparse cannot do together with subcommands.
     has_subcommands = any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
     parse = parser.parse_args if has_subcommands else parser.parse_intermixed_args
-    with one_sentence_errors(parser.prog):
+    with one_sentence_errors(name):
         return module.run(parse(rest)) or 0
     return 0
 

@@ -29,7 +29,7 @@ Device = torch.device | str | None
 class TextConfig:
     """Text encoders and shards. Texts that are in no shard are encoded on demand."""
 
-    # Folders or URLs written by `python -m corpora encode`, with the prior's text encoder or the generator's.
+    # Folders or URLs written by `amortized encode`, with the prior's text encoder or the generator's.
     shards: tuple[str, ...] = ()
     # The generator's text encoder: a folder or Hub id of a CLIP or T5. null: the prior's text encoder.
     encoder: str | None = None
@@ -84,7 +84,7 @@ class TextBank:
                 raise ValueError(
                     f"text.shards: {store.url} was encoded with {store.manifest.encoder_name}, not with "
                     f"{names}; encode the corpus again: "
-                    f"python -m corpora encode {store.manifest.corpus} --encoder FOLDER --output FOLDER"
+                    f"amortized encode {store.manifest.corpus} --encoder FOLDER --output FOLDER"
                 )
 
     def __len__(self) -> int:

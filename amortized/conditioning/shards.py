@@ -51,7 +51,7 @@ class ShardStore:
         except FileNotFoundError as error:
             raise ValueError(
                 f"{self.url} holds no finished encoding (no {Path(str(error.filename or error)).name}): "
-                f"start or resume it: python -m corpora encode CORPUS --encoder FOLDER --output {self.url}"
+                f"start or resume it: amortized encode CORPUS --encoder FOLDER --output {self.url}"
             ) from error
         except ValueError:
             raise

@@ -1,7 +1,7 @@
 """Check this machine for training: what it has, what is missing, and the command that fixes it.
 
-  python -m amortized.doctor                             the machine, and the embedded models
-  python -m amortized.doctor configs/quickstart.yaml     and the models that this preset names
+  amortized doctor                           the machine, and the embedded models
+  amortized doctor configs/quickstart.yaml   and the models that this preset names
 
 `missing` and `wrong` are required, `-` is optional. Only settings that name folders or models are used.
 Exit status: 0 if everything required is there, 1 if not, 2 if the settings cannot be read.

@@ -27,7 +27,7 @@ OPTIONAL = ("deepspeed", "wandb", "trackio")
 REINSTALL = "pip install --force-reinstall --constraint requirements.lock torch torchvision"
 FIXES = {  # instead of pip install NAME
     "python": "make doctor PYTHON=python3.12, once .venv is removed",
-    "checkpoints/mvdream": "python -m amortized.priors.convert_mvdream --help",
+    "checkpoints/mvdream": "amortized convert-mvdream --help",
 }
 
 

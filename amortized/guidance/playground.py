@@ -1,7 +1,7 @@
 """Score distillation without 3D: optimize latents directly and show how they develop.
 
-  python -m amortized.guidance.playground --method dsd --prompt "a red cube, front view az30 el20"
-  python -m amortized.guidance.playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
+  amortized playground --method dsd --prompt "a red cube, front view az30 el20"
+  amortized playground --method sds guidance.guidance_scale=7.5 guidance.t_max=0.6
 
 Writes a contact sheet: one column per image, which differ only in their seeds; one row per sixth of the
 steps; and a last row of samples from the prior for the same text. All images start from gray, and every

@@ -1,6 +1,6 @@
 """Convert MVDream's published checkpoint to a folder in diffusers format.
 
-  python -m amortized.priors.convert_mvdream sd-v2.1-base-4view.pt FOLDER --tokenizer SD2_FOLDER
+  amortized convert-mvdream sd-v2.1-base-4view.pt FOLDER --tokenizer SD2_FOLDER
 
 The checkpoint is a state dict with CompVis names. It is loaded with `weights_only=True`, which refuses files
 that contain anything but tensors. It has no tokenizer: use that of any Stable Diffusion 2 folder. The names

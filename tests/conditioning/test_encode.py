@@ -112,7 +112,7 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory) -> list[str]:
-    """Arguments of `python -m corpora` that encode 40 prompts with a tiny prior's text encoder."""
+    """Arguments of `amortized corpora` that encode 40 prompts with a tiny prior's text encoder."""
     from tests.tiny_sd import make_tiny_sd
 
     folder = tmp_path_factory.mktemp("command")

@@ -98,7 +98,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path):
     for name in ("manifest.json", "keys.npy"):
         original = (folder / name).read_bytes()
         (folder / name).unlink()
-        with pytest.raises(ValueError, match=f"no finished encoding .no {name}.*python -m corpora encode"):
+        with pytest.raises(ValueError, match=f"no finished encoding .no {name}.*amortized encode"):
             ShardStore(str(folder))
         (folder / name).write_bytes(original)
     shard = folder / "shards/000003.tar"

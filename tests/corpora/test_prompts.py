@@ -114,7 +114,7 @@ def test_unknown_names(name: str):
 
 def test_a_corpus_that_is_not_imported_says_how_to_import_it(tmp_path):
     with pytest.raises(
-        ValueError, match="not imported yet: .* python -m corpora import df415 dreamfusion_415"
+        ValueError, match="not imported yet: .* amortized corpora import df415 dreamfusion_415"
     ):
         open_corpus("df415", folder=tmp_path)
 

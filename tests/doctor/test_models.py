@@ -114,7 +114,7 @@ def test_a_published_clip_is_downloaded_by_the_evaluation(capsys) -> None:
 
 def test_a_prior_that_must_be_converted_first(repo_copy: Path) -> None:
     row = named_row(models.model_rows(models.resources_of(["configs/hyper-ingp-mvdream.yaml"])), "prior.path")
-    assert row.state == "missing" and "amortized.priors.convert_mvdream" in row.fix
+    assert row.state == "missing" and "amortized convert-mvdream" in row.fix
 
 
 def test_shards(tmp_path: Path, capsys) -> None:
@@ -124,7 +124,7 @@ def test_shards(tmp_path: Path, capsys) -> None:
     status, rows = report(capsys, f"text.shards=[{tmp_path / 'none'}]")
     row = named_row(rows, "text.shards")
     assert status == 1 and row.state == "wrong" and row.detail.startswith(f"{tmp_path / 'none'} holds no")
-    assert f"python -m corpora encode CORPUS --encoder FOLDER --output {tmp_path / 'none'}" in row.fix
+    assert f"amortized encode CORPUS --encoder FOLDER --output {tmp_path / 'none'}" in row.fix
 
 
 @pytest.mark.parametrize("preset", cli.preset_paths(), ids=lambda path: path.stem)
