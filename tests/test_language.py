@@ -37,8 +37,8 @@ RETIRED = {
 PATTERNS = {name: re.compile(pattern, re.IGNORECASE | re.MULTILINE) for name, pattern in RETIRED.items()}
 # Uses that stay, each with its reason.
 ALLOWED = (
-    r"random-grey",  # a setting's value, until the presets change
-    r"background: \{colour",  # a key of older versions
+    r"random-grey",  # the old name of a setting's value
+    r"background: \{kind: random-grey, colour",  # a key of older versions
     r"unnatural colours",  # a published negative prompt
     r"aria-labelledby",
     r"precis\w+|exercis\w+|compris\w+|otherwis\w+|promis\w+|surpris\w+|likewis\w+|advis\w+|revis\w+|analys\w+",

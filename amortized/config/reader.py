@@ -81,10 +81,11 @@ def build_config(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 def _current_keys(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` under the keys of this release; warns of each old one."""
+    """`data` under the keys of this release; one warning names all old ones."""
     current, used = rename_keys(data, getattr(cls, "renamed", {}))
-    for old, new in used:
-        logging.getLogger("amortized").warning("the setting %s is now %s: please rename it", old, new)
+    if used:
+        names = ", ".join(f"{old} is now {new}" for old, new in used)
+        logging.getLogger("amortized").warning("please rename these settings: %s", names)
     return current
 
 

@@ -1,11 +1,11 @@
-"""Old setting keys: they work for one release, under their new names."""
+"""Old setting keys and values: they work for one release, under their new names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# The settings of a run.
+# The settings of a run; KEY=VALUE renames a value.
 RENAMED_RUN_SETTINGS = {
     "surroundings": "environment",
     "order": "prompt_order",
@@ -29,6 +29,8 @@ RENAMED_RUN_SETTINGS = {
     "trainer.min_opacity": "monitoring.min_opacity",
     "trainer.max_opacity": "monitoring.max_opacity",
     "trainer.patience": "monitoring.patience",
+    "background.kind=random-grey": "background.kind=random-gray",
+    "evaluation.gallery=asked": "evaluation.gallery=prompts",
 }
 
 
@@ -37,20 +39,24 @@ def rename_keys(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Nested mappings with old dotted keys moved to their new place, and the (old, new) pairs that were used.
 
-    A value under the new key wins over one under the old key.
+    A value under the new key wins over one under the old key. KEY=VALUE applies where the value is VALUE.
     """
     current = _copied(data)
     used = []
     for old, new in renamed.items():
-        *sections, name = old.split(".")
+        (old_key, _, old_value), (new_key, _, new_value) = old.partition("="), new.partition("=")
+        *sections, name = old_key.split(".")
         section: Any = current
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or name not in section:
             continue
+        if old_value and section[name] != old_value:
+            continue
         value = section.pop(name)
+        value = new_value if old_value else value
         used.append((old, new))
-        *sections, name = new.split(".")
+        *sections, name = new_key.split(".")
         section = current
         for part in sections:
             section = section.setdefault(part, {})

@@ -59,7 +59,7 @@ class EvaluationConfig:
     clip: str = "checkpoints/clip"  # a folder in open_clip's format, or "ViT-L-14/openai"
     # Texts that recall@1 is measured against: the whole corpus, or the evaluated prompts only. The
     # corpus's distractors are added to both.
-    gallery: Literal["corpus", "asked"] = "corpus"
+    gallery: Literal["corpus", "prompts"] = "corpus"
     views: int = 8  # scored views, evenly spaced in azimuth, the first at the front
     elevation_deg: float = 20.0
     distance: float = 2.6

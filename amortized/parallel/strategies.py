@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from amortized.parallel.state import TrainingState
 from amortized.parallel.trained import Trained, blocks_of
 from amortized.parallel.updates import average_gradients, update
 from amortized.parallel.world import World
+
+Batch = TypeVar("Batch", contravariant=True)
+Losses = TypeVar("Losses", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,8 @@ class DistributedConfig:
         check(self, "timeout_s", above=0)
 
 
-class Strategy(Protocol):
-    """What training needs from a distribution strategy."""
+class Strategy(Protocol[Batch, Losses]):
+    """What training needs from a distribution strategy: Batch and Losses are those of the loss module."""
 
     collective_forward: bool  # forward passes are collective: every rank must run them, even for previews
 
@@ -53,8 +56,12 @@ class Strategy(Protocol):
         """The state to checkpoint."""
         ...
 
-    def __call__(self, batch: Any, progress: float, learn: bool) -> Any:
-        """The forward pass of the loss module."""
+    def __call__(self, batch: Batch, progress: float, learn: bool) -> Losses:
+        """The forward pass of the loss module.
+
+        progress  of the run, in [0, 1)
+        learn     this step trains the reference model too
+        """
         ...
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[None]:
@@ -76,7 +83,7 @@ class Strategy(Protocol):
 
 def build_strategy(
     config: DistributedConfig, trained: Trained, optimizer: OptimizerConfig, world: World
-) -> Strategy:
+) -> Strategy[Any, Any]:
     """Build the strategy of a config. Wraps or shards the modules of `trained` in place.
 
     Raises ValueError for a combination that the strategy does not support, or if DeepSpeed is missing.

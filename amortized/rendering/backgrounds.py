@@ -14,7 +14,7 @@ from amortized.config import check
 class BackgroundConfig:
     """One color per image. With random colors, an object cannot blend into its background."""
 
-    kind: Literal["fixed", "random-grey", "random-rgb"] = "fixed"
+    kind: Literal["fixed", "random-gray", "random-rgb"] = "fixed"
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB in [0, 1], for kind=fixed
     low: float = 0.0  # the random kinds are uniform in [low, high]
     high: float = 1.0

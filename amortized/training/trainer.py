@@ -26,7 +26,15 @@ from amortized.monitoring import (
     Watchdog,
     profile_steps,
 )
-from amortized.parallel import Ema, Trained, World, build_strategy, set_learning_rate, shard_denoiser
+from amortized.parallel import (
+    Ema,
+    Strategy,
+    Trained,
+    World,
+    build_strategy,
+    set_learning_rate,
+    shard_denoiser,
+)
 from amortized.priors import fingerprint_of
 from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
 from amortized.training.config import BaseRunConfig
@@ -90,7 +98,9 @@ class Trainer:
             dtype=getattr(torch, trainer.precision),
             batch_size=trainer.prompts_per_process,
         )
-        self.strategy = build_strategy(config.distributed, trained, config.optimizer, world)
+        self.strategy: Strategy[TrainingBatch, StepLosses] = build_strategy(
+            config.distributed, trained, config.optimizer, world
+        )
         self.state = self.strategy.state
         self.num_parts = trainer.gradient_accumulation_steps
         self.slots = assign_slots(world.rank, world.size, self.num_parts, trainer.prompts_per_process)
@@ -206,7 +216,7 @@ class Trainer:
             batch = self.prefetcher.get(step, part)
             stopwatch("batch")  # near zero: a thread has prepared it
             with self.strategy.accumulate(sync=part == self.num_parts - 1):
-                loss: StepLosses = self.strategy(batch, progress, step % self.guidance.learns_every == 0)
+                loss = self.strategy(batch, progress, step % self.guidance.learns_every == 0)
                 total = loss.total if loss.learned is None else loss.total + loss.learned
                 stopwatch("forward")
                 (total / self.num_parts).backward()

@@ -39,7 +39,7 @@ def test_a_users_corpus_from_shards_to_scores(run, prior, tmp_path):
     assert near == [(PROMPTS[1]["prompt"], PROMPTS[2]["prompt"]), ("a torus", None)]
     assert list(results["by_split"]) == ["heldout", "heldout, unlike any trained"]
     assert results["chance"]["gallery"] == 4
-    limited = run("evaluate.py", str(folder), "--limit", "1", "evaluation.gallery=asked", *quick)
+    limited = run("evaluate.py", str(folder), "--limit", "1", "evaluation.gallery=prompts", *quick)
     assert limited.returncode == 0, limited.stderr
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     assert [row["id"] for row in results["prompts"]] == ["first"] and results["chance"]["gallery"] == 1

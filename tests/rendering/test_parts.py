@@ -118,11 +118,11 @@ def test_subdivide_interpolates_lines_exactly():
 def test_backgrounds():
     u = torch.rand(2, 3, 3)
     assert torch.equal(background_from_uniform(BackgroundConfig(kind="random-rgb"), u), u)
-    gray = background_from_uniform(BackgroundConfig(kind="random-grey"), u)
+    gray = background_from_uniform(BackgroundConfig(kind="random-gray"), u)
     assert torch.equal(gray, torch.stack([u[..., 0]] * 3, dim=-1))
     plain = background_from_uniform(BackgroundConfig(color=(0.1, 0.2, 0.3)), u)
     torch.testing.assert_close(plain, torch.tensor([0.1, 0.2, 0.3]).expand(2, 3, 3))
-    with pytest.raises(ValueError, match="random-grey"):
+    with pytest.raises(ValueError, match="random-gray"):
         build_config(BackgroundConfig, {"kind": "grey"})
     with pytest.raises(ValueError, match="color"):
         BackgroundConfig(color=(0.0, 1.0, 2.0))
