@@ -1,0 +1,95 @@
+"""Read files that others wrote: regular files of bounded size, and nothing in them that runs.
+
+Every reader of a model folder, run, corpus or preset starts here. A pipe, a device or a file that is far too
+large for its kind is refused before it is read; all failures are one ValueError that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+MiB = 2**20
+CONFIG_LIMIT = 16 * MiB  # of a config or another small JSON file; the largest known has 2 MiB
+
+
+@contextmanager
+def open_regular(path: str | Path, limit: int) -> Iterator[IO[bytes]]:
+    """Context: a regular file of at most `limit` bytes, open for reading; links to one are followed.
+
+    Raises ValueError for a missing or unreadable file, a folder, a pipe, a device, a loop of links, or a
+    larger file.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe without a writer would wait for one.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {short(path)}: {reason_of(error)}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"cannot read {short(path)}: it is not a regular file")
+        if status.st_size > limit:
+            size = f"{status.st_size:,} bytes, and at most {limit:,} are allowed"
+            raise ValueError(f"cannot read {short(path)}: it has {size}")
+        file = os.fdopen(descriptor, "rb")
+    except ValueError:
+        os.close(descriptor)
+        raise
+    with file:
+        yield file
+
+
+def read_bytes(path: str | Path, limit: int = CONFIG_LIMIT) -> bytes:
+    """The contents of a regular file of at most `limit` bytes. Raises ValueError; see `open_regular`."""
+    with open_regular(path, limit) as file:
+        try:
+            data = file.read(limit + 1)  # it may have grown since
+        except OSError as error:
+            raise ValueError(f"cannot read {short(path)}: {reason_of(error)}") from error
+    if len(data) > limit:
+        raise ValueError(f"cannot read {short(path)}: it has more than {limit:,} bytes")
+    return data
+
+
+def read_text(path: str | Path, limit: int = CONFIG_LIMIT) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises ValueError; see `open_regular`."""
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{short(path)} is not UTF-8 text (byte {error.start})") from None
+
+
+def read_json(path: str | Path, limit: int = CONFIG_LIMIT) -> Any:
+    """The value in a JSON file. Raises ValueError for other content too; see `open_regular`."""
+    try:
+        return json.loads(read_text(path, limit))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{short(path)}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{short(path)}: not valid JSON (nested too deeply)") from None
+
+
+def read_json_object(path: str | Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError for other content too; see `open_regular`."""
+    data = read_json(path, limit)
+    if not isinstance(data, dict):
+        raise ValueError(f"{short(path)} holds a JSON {type(data).__name__}, not an object")
+    return data
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file operation failed, in a few words."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def short(path: str | Path) -> str:
+    """A path for a message, of at most 200 characters, as it would be pasted into a shell if it is plain."""
+    text = str(path)
+    text = text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
+    return text if text.isprintable() and text.isascii() else repr(text)
