@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.run / "config.yaml").exists():
         raise ValueError(f"{args.run} holds no run: train one first (python train.py CONFIG)")
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
+    from amortized.checkpointing import check_corpus
     from amortized.commands.compose import load_corpus, load_run_config
     from amortized.commands.evaluation import build_gallery, choose_prompts, evaluate_share, report
     from amortized.parallel import join_world
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = choose_prompts(corpus, args.split, args.prompts, args.prompt, args.limit)
     folder = args.output or args.run / "evaluation"
     with join_world(config.device) as world:
+        world.run_on_all(lambda: check_corpus(args.run, corpus) if world.is_main else None)
         # 2. Each rank renders and scores its share.
         progress = progress_bar("evaluating", quiet=not world.is_main)
         gallery = build_gallery(config, corpus, prompts)

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
                 print(config_to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
             return 0
         # 4. Train.
-        with open_run(Path(config.output), config_to_yaml(config), world, resume=args.resume) as notes:
+        folder, settings = Path(config.output), config_to_yaml(config)
+        with open_run(folder, settings, world, resume=args.resume, corpus=corpus) as notes:
             step = trainer.train(notes=notes)
     finished = step == config.trainer.steps
     if world.is_main:

@@ -11,15 +11,18 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import yaml
 
 MiB = 2**20
 CONFIG_LIMIT = 16 * MiB  # of a config or another small JSON file; the largest known has 2 MiB
 
 
 @contextmanager
-def open_regular(path: str | Path, limit: int) -> Iterator[IO[bytes]]:
+def open_regular(path: str | Path, limit: int) -> Iterator[BufferedReader]:
     """Context: a regular file of at most `limit` bytes, open for reading; links to one are followed.
 
     Raises ValueError for a missing or unreadable file, a folder, a pipe, a device, a loop of links, or a
@@ -81,6 +84,38 @@ def read_json_object(path: str | Path, limit: int = CONFIG_LIMIT) -> dict[str, A
     if not isinstance(data, dict):
         raise ValueError(f"{short(path)} holds a JSON {type(data).__name__}, not an object")
     return data
+
+
+def read_yaml_object(path: str | Path, limit: int = MiB) -> dict[str, Any]:
+    """The mapping in a YAML file, with plain values only. Raises ValueError for other content.
+
+    Files that a program wrote have no aliases, of which a few lines can stand for gigabytes: one is an error.
+    """
+    return parse_yaml_object(read_text(path, limit), short(path))
+
+
+def parse_yaml_object(text: str, where: str) -> dict[str, Any]:
+    """The mapping in YAML text; `where` names it in messages. See `read_yaml_object`."""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it uses an alias")
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where}{line}: not valid YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else reason_of(error)
+        raise ValueError(f"{where}: not valid YAML ({reason})") from None
+    if not isinstance(data, dict) or not _has_text_keys(data):
+        raise ValueError(f"{where} is not a mapping of names to values")
+    return data
+
+
+def _has_text_keys(data: Any) -> bool:
+    if isinstance(data, dict):
+        return all(isinstance(key, str) and _has_text_keys(value) for key, value in data.items())
+    return all(map(_has_text_keys, data)) if isinstance(data, list) else True
 
 
 def reason_of(error: Exception) -> str:

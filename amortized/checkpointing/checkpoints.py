@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,21 +14,29 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from amortized.checkpointing.checkpoint import (
     FORMAT,
+    MANIFEST,
+    STATE,
     CheckpointError,
     CheckpointMeta,
     best_of,
     file_digests,
     list_checkpoints,
+    load_manifest,
     load_meta,
+    named_checkpoints,
     newest_clause,
     step_of,
+    unlisted_note,
     verify,
 )
 from amortized.checkpointing.config import CheckpointConfig
-from amortized.checkpointing.tensors import load_tensors, save_tensors, tensor_names
+from amortized.checkpointing.files import PARTIAL, clean, delete, publish, retire
+from amortized.checkpointing.identity import load_identity, new_identity, save_identity
+from amortized.checkpointing.tensors import check_expected, load_tensors, save_tensors, tensor_names
 from amortized.checkpointing.uploader import CheckpointUploader
 from amortized.files import atomic_write_text, sync
 from amortized.parallel import StoppedTogether, World
+from amortized.untrusted import reason_of
 
 
 class State(Protocol):
@@ -45,7 +52,7 @@ class Checkpoints:
 
     `save` copies the tensors and returns; a thread with its own process group writes them. One checkpoint is
     written at a time: the next `save`, and `wait`, wait for it. The newest `keep` are retained, those of
-    every `keep_every` steps, and the best.
+    every `keep_every` steps, and the best. `folder` is RUN/checkpoints; RUN/run.json says which run it is.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, world: World) -> None:
@@ -56,6 +63,8 @@ class Checkpoints:
         self._on_cuda = world.device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._messages: list[str] = []
+        self._run = ""  # the run's id, on the main rank
 
     def save(self, state: State, meta: CheckpointMeta) -> None:
         """Start writing `step_NNNNNN`. Raises, like `wait`, if the previous one failed."""
@@ -79,8 +88,9 @@ class Checkpoints:
         return newest_clause(self.folder)
 
     def pop_messages(self, *, last: bool = False) -> list[str]:
-        """Return and clear pending upload messages; with `last`, wait for running uploads first."""
-        return [] if self.uploader is None else self.uploader.pop_messages(wait=last)
+        """Return and clear messages about files; with `last`, wait for running uploads first."""
+        messages = [] if self.uploader is None else self.uploader.pop_messages(wait=last)
+        return [self._messages.pop(0) for _ in range(len(self._messages))] + messages
 
     def close(self) -> None:
         """Wait for running saves and uploads, and accept no more."""
@@ -94,15 +104,12 @@ class Checkpoints:
         """Load the newest intact checkpoint into `state`; None if there is no checkpoint at all.
 
         Logs and skips damaged checkpoints. If the folder has none, downloads an uploaded copy. Raises
-        CheckpointError on all ranks if none is intact, if it does not fit `state`, or if it was trained with
-        a prior other than the one with fingerprint `prior`.
+        CheckpointError on all ranks if none is intact, if it does not fit `state`, if it was trained with
+        a prior other than the one with fingerprint `prior`, or if the uploaded copies are another run's.
         """
-        if self.world.is_main:
-            for partial in self.folder.glob(".partial_*"):
-                shutil.rmtree(partial, ignore_errors=True)
-        downloaded = self.world.run_on_all(lambda: self._download(log))[0]
-        if downloaded is not None:
-            log(f"downloaded {downloaded} from {self.config.upload}")
+        notes = self.world.run_on_all(lambda: self._prepare() if self.world.is_main else [])[0]
+        for note in notes:
+            log(note)
         checkpoints = self.world.gather_objects(list_checkpoints(self.folder))[0]
         for path in reversed(checkpoints):
             try:
@@ -110,6 +117,8 @@ class Checkpoints:
             except StoppedTogether as error:
                 log(f"{error}; trying the one before")
                 continue
+            if note := unlisted_note(path, load_manifest(path)):
+                log(note)
             return self._load(path, state, prior)
         if checkpoints:
             raise CheckpointError(
@@ -118,10 +127,22 @@ class Checkpoints:
             )
         return None
 
-    def _download(self, log: Callable[[str], None]) -> Path | None:
-        if self.uploader is None or list_checkpoints(self.folder):
-            return None
-        return self.uploader.download_newest(self.folder, log)
+    def _prepare(self) -> list[str]:
+        """Clean the folder, identify the run, download a copy if there is no checkpoint; returns notes."""
+        notes = clean(self.folder)
+        local = list_checkpoints(self.folder)
+        for path in named_checkpoints(self.folder):
+            if path not in local:
+                notes.append(f"{path} is a link or a file, not a checkpoint: it is skipped")
+        stored = identity = load_identity(self.folder.parent)
+        if self.uploader is not None:
+            identity = self.uploader.claim(identity or new_identity(), is_new=not local)
+            if identity != stored:
+                save_identity(self.folder.parent, identity)
+            if not local and (downloaded := self.uploader.download_newest(self.folder, notes.append)):
+                notes.append(f"downloaded {downloaded} from {self.uploader.url}")
+        self._run = "" if identity is None else identity.id
+        return notes
 
     def _load(self, path: Path, state: State, prior: str) -> CheckpointMeta:
         meta = load_meta(path)
@@ -131,6 +152,7 @@ class Checkpoints:
                 "restore the original weights, or start over with another output=FOLDER"
             )
         tensors = state.load_targets(tensor_names(path))
+        check_expected(path, "generator", tensors)
         load_tensors(path, tensors, self.world)
         state.finish_loading(tensors, meta.step)
         return meta
@@ -139,7 +161,7 @@ class Checkpoints:
 
     def _write(self, tensors: dict[str, Tensor], meta: CheckpointMeta) -> None:
         final = self.folder / f"step_{meta.step:06d}"
-        partial = self.folder / f".partial_{final.name}"
+        partial = self.folder / f"{PARTIAL}{final.name}"
         is_main, run_on_all = self.world.is_main, self.world.run_on_all
         try:
             run_on_all(lambda: _make_empty(partial) if is_main else None)
@@ -149,39 +171,48 @@ class Checkpoints:
             run_on_all(lambda: self._finish(partial, final, meta, files) if is_main else None)
         except StoppedTogether as error:
             if is_main:
-                shutil.rmtree(partial, ignore_errors=True)  # free the disk space
+                delete(partial)  # free the disk space
             raise CheckpointError(
                 f"cannot write {final} ({error}); {newest_clause(self.folder)}: free disk space, then resume"
             ) from error
+        if is_main:
+            self._tidy(final)
 
-    def _finish(self, partial: Path, final: Path, meta: CheckpointMeta, files: dict[str, dict]) -> None:
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(meta)}) + "\n")
-        files |= file_digests([partial / "state.json"])
-        (partial / "manifest.json").write_text(json.dumps({"files": files}, indent=1) + "\n")
+    def _finish(self, partial: Path, final: Path, meta: CheckpointMeta, files: dict[str, Any]) -> None:
+        data = {"format": FORMAT, **asdict(replace(meta, run=self._run))}
+        (partial / STATE).write_text(json.dumps(data) + "\n", encoding="utf-8")
+        files |= file_digests([partial / STATE])
+        (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
         for file in [*partial.iterdir(), partial]:
             sync(file)
-        if final.exists():  # the same step, repeated after a resume
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync(self.folder)
-        atomic_write_text(self.folder / "latest", f"{final.name}\n")
-        self._prune()
-        if self.uploader is not None:
-            self.uploader.upload(final)
+        self._note(publish(partial, final))
 
-    def _prune(self) -> None:
-        """Remove the checkpoints that need not be retained."""
+    def _tidy(self, newest: Path) -> None:
+        """Name the newest checkpoint, remove those that need not be retained, upload. Failures are notes."""
+        try:
+            atomic_write_text(self.folder / "latest", f"{newest.name}\n")
+            for path in self._superfluous():
+                self._note(retire(path))
+        except (OSError, CheckpointError) as error:
+            self._note(f"could not name the newest checkpoint or remove old ones ({reason_of(error)})")
+        if self.uploader is not None:
+            self.uploader.upload(newest)
+
+    def _superfluous(self) -> list[Path]:
+        """The checkpoints that need not be retained."""
         checkpoints = list_checkpoints(self.folder)
         retained = {*checkpoints[-self.config.keep :], best_of(checkpoints)}
         if self.config.keep_every is not None:
             retained |= {path for path in checkpoints if step_of(path) % self.config.keep_every == 0}
         if self.uploader is not None:
             retained |= self.uploader.in_use
-        for path in checkpoints:
-            if path not in retained:
-                shutil.rmtree(path)
+        return [path for path in checkpoints if path not in retained]
+
+    def _note(self, message: str | None) -> None:
+        if message is not None:
+            self._messages.append(message)
 
 
 def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    delete(folder)
     folder.mkdir(parents=True)

@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
-import yaml
-
-from amortized.config.presets import flatten
-from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
+from amortized.checkpointing.checkpoint import list_checkpoints
+from amortized.checkpointing.files import clean_temporaries
+from amortized.checkpointing.identity import (
+    RunIdentity,
+    corpus_digest,
+    load_identity,
+    new_identity,
+    save_identity,
+)
+from amortized.checkpointing.settings import defining_settings, differing, flat_settings, is_resumable, listed
 from amortized.files import atomic_write_text
+from amortized.locks import FileLock, LockedError
 from amortized.parallel import World
+from amortized.types import Corpus
+from amortized.untrusted import MiB, read_text, reason_of, short
 
 Resume = Literal["auto", "never", "changed"]
 
+CONFIG, LOCK = "config.yaml", ".lock"
 STOP_FILE = "stopped"  # in a run's folder: why it stopped, if the same steps would stop there again
-
-# Settings that may change on resume: where and how a run computes, and what it reports. A different batch
-# size continues in the same prompt order. The prior's weights are compared by fingerprint instead.
-RESUMABLE_SETTINGS = {
-    "output",
-    "device",
-    "distributed",
-    "evaluation",
-    "checkpointing",
-    "monitoring",
-    "text.shards",
-    "text.cache_size",
-    "generator.checkpointing",
-    "generator.compile",
-    "generator.grid.engine",
-    "renderer.chunk",
-    "trainer.prompts_per_process",
-    "trainer.gradient_accumulation_steps",
-    "prior.path",
-    "prior.revision",
-    "prior.allow_network",
-    "prior.denoiser_device",
-    "prior.offload",
-    "prior.text_on_cpu",
-    "prior.compile",
-    "prior.graphs",
-}
+TRACES = (LOCK, "run.json", "events.jsonl")  # a run has one beside its config.yaml, the lock from the start
 LOCK_TIMEOUT_S = 15.0  # for a run that is just ending to release its folder
 
 
@@ -58,98 +39,128 @@ def open_run(
     world: World,
     *,
     resume: Resume = "auto",
+    corpus: Corpus | None = None,
 ) -> Iterator[list[str]]:
     """Context: a run's folder with its config.yaml, created or resumed, locked against other runs.
 
     Collective; yields messages to log. `resume` is auto (resume if the folder holds a run), never, or
-    changed (resume even if settings differ). The folder always has the newest config.
+    changed (resume even if settings or the prompts of `corpus` differ). The folder always has the newest
+    config.
 
-    Raises ValueError on all ranks if another run holds the lock, if the folder holds a run and `resume` is
-    never, or if a setting that defines the run has changed.
+    Raises ValueError on all ranks if the folder cannot be written or its files are damaged, if another run
+    holds the lock, if the folder holds a run and `resume` is never, or if what defines the run has changed.
     """
-    lock: list[IO[str]] = []
+    locks: list[FileLock] = []
+
+    def opened() -> list[str]:
+        if not world.is_main:
+            return []
+        try:
+            return _open(folder, config_yaml, resume, corpus, locks)
+        except OSError as error:
+            raise ValueError(
+                f"cannot use {short(folder)} as the folder of a run ({reason_of(error)}): free disk space or "
+                "make it writable, or choose another output=FOLDER"
+            ) from error
+
     try:
-        messages = world.run_on_all(lambda: _open(folder, config_yaml, resume, lock) if world.is_main else [])
-        yield messages[0]
+        yield world.run_on_all(opened)[0]
     finally:
-        for file in lock:
-            file.close()
+        for lock in locks:
+            lock.close()
 
 
-def _open(folder: Path, config_yaml: str, resume: Resume, lock: list[IO[str]]) -> list[str]:
+def _open(
+    folder: Path, config_yaml: str, resume: Resume, corpus: Corpus | None, locks: list[FileLock]
+) -> list[str]:
+    if str(folder).strip() in ("", "."):
+        raise ValueError("output is empty, or the current folder: name a folder for the run")
+    stored = folder / CONFIG
+    is_run = any((folder / name).exists() for name in TRACES) or list_checkpoints(folder / "checkpoints")
+    if stored.exists() and not is_run:
+        raise ValueError(f"{short(stored)} was not written by a run: choose another output=FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
-    messages = _lock(folder, lock)
-    stored = folder / "config.yaml"
-    if stored.exists():
-        if resume == "never":
-            raise ValueError(
-                f"{folder} already holds a run: resume it (--resume auto) or choose another output=FOLDER"
-            )
-        changed = differences(stored.read_text(), config_yaml)
-        defining = [text for key, text in changed.items() if not _is_resumable(key)]
-        if defining and resume == "auto":
-            raise ValueError(
-                f"{folder} holds a run with other settings ({_listed(defining)}): restore them to resume it, "
-                "choose another output=FOLDER, or resume with the new ones by --resume changed"
-            )
-        if changed:
-            messages.append(f"resuming with changed settings: {_listed(list(changed.values()))}")
-    stop = folder / STOP_FILE
-    if stop.exists():
-        if resume == "auto":
-            raise ValueError(
-                f"{folder} holds a run that stopped and would stop again ({stop.read_text().strip()}): "
-                "change the settings it names and resume with --resume changed"
-            )
-        stop.unlink()
+    messages = _lock(folder, locks)
+    for place in (folder, folder / "checkpoints", folder / "previews"):
+        messages += clean_temporaries(place)
+    # The digest reads the whole corpus: only now, after everything that is quicker to find wrong.
+    identity = load_identity(folder)
+    if stored.exists() or stored.is_symlink():
+        messages += _check_settings(folder, config_yaml, resume)
+    digest = "" if corpus is None else corpus_digest(corpus)
+    if identity is None:
+        identity = new_identity(config_yaml, digest)
+    else:
+        if identity.corpus and digest and identity.corpus != digest:
+            messages.append(_changed_corpus(folder, corpus, resume))
+        identity = replace(
+            identity, corpus=digest or identity.corpus, settings=defining_settings(config_yaml)
+        )
+    _check_stop(folder, resume)
+    # A kill between the two leaves the old config: the settings are compared with it again.
+    _save_if_changed(folder, identity)
     atomic_write_text(stored, config_yaml)
+    (folder / STOP_FILE).unlink(missing_ok=True)
     return messages
 
 
-def _lock(folder: Path, lock: list[IO[str]]) -> list[str]:
-    """Lock the folder while the file in `lock` is open; the system releases it when the process dies."""
-    file = (folder / ".lock").open("a+")
-    lock.append(file)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise ValueError(
-                    f"{folder} is in use by another run ({file.read().strip() or 'just starting'}): "
-                    "wait for it to end, or choose another output=FOLDER"
-                ) from None
-            time.sleep(0.2)
-        except OSError as error:
-            return [f"cannot lock {folder} ({error.strerror}): make sure that no other run writes there"]
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return []
+def _check_settings(folder: Path, config_yaml: str, resume: Resume) -> list[str]:
+    """Messages about settings that have changed. Raises ValueError if they may not."""
+    if resume == "never":
+        raise ValueError(
+            f"{folder} already holds a run: resume it (--resume auto) or choose another output=FOLDER"
+        )
+    stored = folder / CONFIG
+    try:
+        old = flat_settings(read_text(stored, MiB), short(stored))
+    except ValueError as error:
+        raise ValueError(
+            f"the settings of the run in {short(folder)} are damaged ({error}): restore its config.yaml, or "
+            "choose another output=FOLDER"
+        ) from error
+    changed = differing(old, flat_settings(config_yaml))
+    defining = [text for key, text in changed.items() if not is_resumable(key)]
+    if defining and resume == "auto":
+        raise ValueError(
+            f"{folder} holds a run with other settings ({listed(defining)}): restore them to resume it, "
+            "choose another output=FOLDER, or resume with the new ones by --resume changed"
+        )
+    return [f"resuming with changed settings: {listed(list(changed.values()))}"] if changed else []
 
 
-def differences(old_yaml: str, new_yaml: str) -> dict[str, str]:
-    """The settings that differ between two configs, by dotted key: "KEY was A, now B".
-
-    Both may use the setting keys of the previous release.
-    """
-    old, new = (_flat(yaml.safe_load(text)) for text in (old_yaml, new_yaml))
-    keys = [key for key in {**old, **new} if old.get(key, "unset") != new.get(key, "unset")]
-    return {key: f"{key} was {old.get(key, 'unset')}, now {new.get(key, 'unset')}" for key in keys}
-
-
-def _flat(data: Any) -> dict[str, Any]:
-    return flatten(rename_keys(data, RENAMED_RUN_SETTINGS)[0]) if isinstance(data, Mapping) else {}
+def _changed_corpus(folder: Path, corpus: Corpus | None, resume: Resume) -> str:
+    name = corpus.name if corpus is not None else ""
+    if resume == "auto":
+        raise ValueError(
+            f"the corpus {name} has other prompts or splits than when the run in {short(folder)} started: "
+            "restore its files, choose another output=FOLDER, or resume with the new ones by --resume changed"
+        )
+    return f"resuming with changed prompts: the corpus {name} has other prompts or splits than before"
 
 
-def _is_resumable(key: str) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:length]) in RESUMABLE_SETTINGS for length in range(1, len(parts) + 1))
+def _check_stop(folder: Path, resume: Resume) -> None:
+    stop = folder / STOP_FILE
+    if resume != "changed" and (stop.exists() or stop.is_symlink()):
+        reason = " ".join(read_text(stop, 2**16).split())[:1000]
+        raise ValueError(
+            f"{folder} holds a run that stopped and would stop again ({reason}): "
+            "change the settings it names and resume with --resume changed"
+        )
 
 
-def _listed(texts: list[str]) -> str:
-    shown = "; ".join(texts[:6])
-    return shown if len(texts) <= 6 else f"{shown}; and {len(texts) - 6} more"
+def _save_if_changed(folder: Path, identity: RunIdentity) -> None:
+    if load_identity(folder) != identity:
+        save_identity(folder, identity)
+
+
+def _lock(folder: Path, locks: list[FileLock]) -> list[str]:
+    """Lock the folder until the lock is closed; the system releases it when the process dies."""
+    try:
+        locks.append(FileLock(folder / LOCK, LOCK_TIMEOUT_S))
+    except LockedError as error:
+        raise ValueError(
+            f"{folder} is in use by another run ({error.holder}): "
+            "wait for it to end, or choose another output=FOLDER"
+        ) from None
+    problem = locks[-1].problem
+    return [f"cannot lock {folder} ({problem}): make sure that no other run writes there"] if problem else []

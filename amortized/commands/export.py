@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from amortized.generation.folder import export
+    from amortized.generation.exporting import export
 
     checkpoint = export(args.run, args.folder, args.checkpoint)
     print(f"exported {checkpoint} to {args.folder}")

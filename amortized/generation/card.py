@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from amortized.untrusted import read_json_object
+
 # Metrics of a results.json, with their names on the card.
 METRICS = {
     "clip_similarity": "CLIP similarity",
@@ -19,7 +21,7 @@ METRICS = {
 def model_card(run: Path, name: str, config: Mapping[str, Any]) -> str:
     """The card in Markdown: what the generator is, how to use it, how it was trained, how it scores."""
     training, encoder = config["training"], config["text_encoder"]
-    generator = config["generator"]["name"]
+    generator, guidance = config["generator"]["name"], training["guidance"]
     return f"""---
 library_name: amortized3d
 pipeline_tag: text-to-3d
@@ -42,7 +44,7 @@ images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [1, 4, 1
 |---|---|
 | training corpus | {_plain(training["corpus"])} |
 | steps | {training["step"]:,} |
-| guidance | noise {training["guidance"]["noise"]}, reference {training["guidance"]["reference"]} |
+| guidance | noise {_plain(guidance["noise"])}, reference {_plain(guidance["reference"])} |
 | 2D prior | {_plain(training["prior"])} |
 | text encoder (not included) | {_plain(encoder["path"])}, fingerprint `{encoder["fingerprint"]}` |
 
@@ -60,7 +62,7 @@ diffusion model may inherit the terms of use of that model and of the corpus: ch
 def _scores(run: Path) -> str:
     """The scores of the run's evaluation, if it has one."""
     try:
-        metrics = json.loads((run / "evaluation" / "results.json").read_text(encoding="utf-8"))["metrics"]
+        metrics = read_json_object(run / "evaluation" / "results.json")["metrics"]
         rows = [(label, metrics[key]) for key, label in METRICS.items() if key in metrics]
         lines = [f"| {label} | {m['mean']:.3f} [{m['low']:.3f}, {m['high']:.3f}] |" for label, m in rows]
     except (OSError, ValueError, KeyError, TypeError):

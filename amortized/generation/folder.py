@@ -1,4 +1,4 @@
-"""Trained generators on disk: load one from a run, export it, load the exported folder.
+"""Trained generators on disk: load one from a run, or from an exported folder.
 
     FOLDER/{model.safetensors, config.json, README.md}
 
@@ -8,32 +8,42 @@ machine that never saw the run. Nothing in it is executed or unpickled.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from amortized import __version__
-from amortized.checkpointing import find_checkpoint, inference_part, load_meta, load_weights, read_part
+from amortized.checkpointing import (
+    CheckpointError,
+    check_digest,
+    find_checkpoint,
+    first_not_finite,
+    inference_part,
+    load_meta,
+    load_weights,
+    parse_digests,
+    stored_tensors,
+    unlisted_note,
+)
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
-from amortized.config import Schedule, build_config, config_to_dict
+from amortized.config import Schedule, build_config
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
 from amortized.devices import local_device
-from amortized.files import sync
-from amortized.generation.card import model_card
 from amortized.generation.config import SceneConfig, sharpness_at
+from amortized.safetensors_header import read_header
+from amortized.untrusted import read_json_object, read_yaml_object, reason_of, short
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
-FORMAT = 1
+FORMAT = 2
+CONFIG, WEIGHTS, CARD, LOCK = "config.json", "model.safetensors", "README.md", ".lock"
+UNREAD = (CARD, LOCK, ".git", ".gitattributes", ".gitignore", ".cache")  # expected beside them
 Parts = tuple[nn.Module, TextBank, SceneConfig]  # the arguments of TextTo3D
 
 
@@ -66,31 +76,32 @@ def load_run(
 ) -> Parts:
     """The parts of a run's `TextTo3D`; `settings` replace its config.yaml, e.g. to change the renderer."""
     chosen = local_device(device)
-    settings = _run_settings(run) if settings is None else settings
+    settings = run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
-    config = _model_config(settings, path)
-    generator = build_generator(config.generator, config.environment, config.text_dim)
+    config = model_config(settings, path)
+    with one_sentence(f"the config.yaml of {short(run)}", "restore the one that the run wrote"):
+        allow_network, shards = settings["prior"]["allow_network"] is True, list(settings["text"]["shards"])
+        part = f"{inference_part(path)}."
+        stored = {name.removeprefix(part): t.shape for name, t in stored_tensors(path).items()}
+        generator = _build(config, stored, path)
     load_weights(path, generator)
-    encoder = _load_encoder(config.text_encoder, chosen, settings["prior"]["allow_network"])
-    return _assemble(generator, encoder, config, chosen, settings["text"]["shards"])
+    encoder = load_encoder(config.text_encoder, chosen, allow_network)
+    return _assemble(generator, encoder, config, chosen, shards)
 
 
-def _run_settings(run: Path) -> dict[str, Any]:
+def run_settings(run: Path) -> dict[str, Any]:
     """The settings in a run's config.yaml, under the keys of this release."""
     path = run / "config.yaml"
     if not path.exists():
-        raise ValueError(f"{run} holds no run: its config.yaml is missing")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return rename_keys(settings, RENAMED_RUN_SETTINGS)[0]
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{short(run)} holds no run: its config.yaml is missing")
+    return rename_keys(read_yaml_object(path), RENAMED_RUN_SETTINGS)[0]
 
 
-def _model_config(settings: Mapping[str, Any], checkpoint: Path) -> ModelConfig:
+def model_config(settings: Mapping[str, Any], checkpoint: Path) -> ModelConfig:
     """What using a checkpoint depends on, from its run's settings."""
     meta = load_meta(checkpoint)
-    try:
+    run = checkpoint.parents[1]
+    with one_sentence(f"the config.yaml of {short(run)}", "restore the one that the run wrote"):
         trainer, text, prior = settings["trainer"], settings["text"], settings["prior"]
         schedule = trainer["sharpness"]
         sharpness: Schedule = tuple(schedule) if isinstance(schedule, list) else schedule
@@ -111,69 +122,65 @@ def _model_config(settings: Mapping[str, Any], checkpoint: Path) -> ModelConfig:
                 "seeds_per_prompt": trainer["seeds_per_prompt"],
             },
         }
-    except (KeyError, TypeError) as error:
-        where = f"the config.yaml of {checkpoint.parents[1]}"
-        raise ValueError(f"{where} is incomplete ({error}): restore the one that the run wrote") from error
-    return build_config(ModelConfig, data)
+        return build_config(ModelConfig, data)
+
+
+@contextmanager
+def one_sentence(what: str, remedy: str) -> Iterator[None]:
+    """Context: whatever damaged settings make the code below raise becomes one sentence about `what`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{what} cannot be used ({error.args[0]} is missing): {remedy}") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
+        raise ValueError(f"{what} cannot be used ({reason_of(error)}): {remedy}") from error
+
+
+def _build(config: ModelConfig, stored: Mapping[str, tuple[int, ...]], where: Path) -> nn.Module:
+    """An untrained generator of a config.
+
+    Its shapes are compared with those `stored` first, on a device without memory, so that a config which asks
+    for more than there is in the file allocates nothing. Raises ValueError.
+    """
+    with torch.device("meta"):
+        untrained = build_generator(config.generator, config.environment, config.text_dim).state_dict()
+    for name, value in untrained.items():
+        if stored.get(name) != tuple(value.shape):
+            found = "is missing" if name not in stored else f"has the shape {list(stored[name])}"
+            raise ValueError(f"{name} {found} in {short(where)}, expected {list(value.shape)}")
+    return build_generator(config.generator, config.environment, config.text_dim)
 
 
 # ---- an exported folder ---------------------------------------------------------------------------
 
 
-def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
-    """Export a run's generator, with EMA weights if there are any; returns the checkpoint exported.
-
-    The folder appears complete or not at all. Raises ValueError if the run or its checkpoint cannot be read,
-    its text encoder is missing, or the folder exists.
-    """
-    if folder.exists():
-        raise ValueError(f"{folder} exists: choose another folder, or remove it")
-    path = find_checkpoint(run, checkpoint)
-    settings = _run_settings(run)
-    config = config_to_dict(_model_config(settings, path))
-    encoder = _load_encoder(
-        build_config(TextEncoderConfig, config["text_encoder"]), torch.device("cpu"), allow_network=False
-    )
-    config["text_encoder"]["fingerprint"] = encoder.fingerprint()
-    training = {
-        "corpus": settings["corpus"],
-        "step": load_meta(path).step,
-        "guidance": settings["guidance"],
-        "prior": settings["prior"]["path"],
-    }
-    partial = folder.with_name(f".partial_{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = read_part(path, inference_part(path))
-    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-    data = {"format": FORMAT, "amortized3d": __version__, **config, "training": training}
-    (partial / "config.json").write_text(json.dumps(data, indent=1) + "\n")
-    (partial / "README.md").write_text(model_card(run, folder.name, data), encoding="utf-8")
-    for file in (*partial.iterdir(), partial):
-        sync(file)
-    partial.rename(folder)
-    sync(folder.parent)
-    return path
-
-
 def load_exported(folder: str | Path, text_encoder: str | None = None, device: str = "auto") -> Parts:
-    """The parts of an exported folder's `TextTo3D`; see `TextTo3D.from_pretrained`."""
+    """The parts of an exported folder's `TextTo3D`; see `TextTo3D.from_pretrained`.
+
+    Only config.json and the files that it lists are read, and only if their digests match. The text encoder
+    that it names, a path or a Hub id in the local cache, is read as any model folder: nothing in it runs.
+    """
     path = _local_folder(str(folder))
-    try:
-        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError("its config.json is of another version of this program")
-        keys = ModelConfig.__dataclass_fields__
-        config = build_config(ModelConfig, {key: data[key] for key in keys if key in data})
-        generator = build_generator(config.generator, config.environment, config.text_dim)
-        generator.load_state_dict(load_file(path / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"cannot load {folder} ({reason}): export it again from its run") from error
+    with one_sentence(short(folder), "export it again from its run"):
+        data = read_json_object(path / CONFIG)
+        config = _exported_config(data)
+        files = parse_digests(data.get("files"), CONFIG)
+        if files.keys() != {WEIGHTS}:
+            raise ValueError(f"{CONFIG} must list {WEIGHTS} and no other file")
+        check_digest(path / WEIGHTS, files[WEIGHTS])
+        entries, _ = read_header(path / WEIGHTS)
+        generator = _build(config, {name: entry.shape for name, entry in entries.items()}, path)
+        generator.load_state_dict(load_file(path / WEIGHTS))
+        if name := first_not_finite(generator.state_dict()):
+            raise ValueError(f"{name} has values that are not finite")
+    if note := unlisted_note(path, {*files, CONFIG, *UNREAD}):
+        logging.getLogger("amortized").warning("%s", note)
     recorded = config.text_encoder
     source = recorded if text_encoder is None else replace(recorded, path=text_encoder, revision=None)
     chosen = local_device(device)
-    encoder = _load_encoder(source, chosen, allow_network=False)
+    encoder = load_encoder(source, chosen, allow_network=False)
     if recorded.fingerprint and encoder.fingerprint() != recorded.fingerprint:
         raise ValueError(
             f"{folder} was trained with the text encoder '{recorded.path}' ({recorded.fingerprint}), but "
@@ -181,6 +188,16 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
             "text_encoder="
         )
     return _assemble(generator, encoder, config, chosen, ())
+
+
+def _exported_config(data: Mapping[str, Any]) -> ModelConfig:
+    """The config in the data of an exported config.json. Raises ValueError."""
+    if data.get("format") != FORMAT:
+        raise ValueError(f"its {CONFIG} is of another version of this program")
+    keys = ModelConfig.__dataclass_fields__.keys()
+    if unknown := sorted(data.keys() - keys - {"format", "amortized3d", "training", "files"}):
+        raise ValueError(f"its {CONFIG} has the unknown key {short(unknown[0])}")
+    return build_config(ModelConfig, {key: data[key] for key in keys if key in data})
 
 
 def _local_folder(folder: str) -> Path:
@@ -201,7 +218,7 @@ def _local_folder(folder: str) -> Path:
 # ---- parts ----------------------------------------------------------------------------------------
 
 
-def _load_encoder(config: TextEncoderConfig, device: torch.device, allow_network: bool) -> Any:
+def load_encoder(config: TextEncoderConfig, device: torch.device, allow_network: bool) -> Any:
     """The text encoder; raises ValueError that says which one is needed and how to get it."""
     path, revision, dtype = config.path, config.revision, getattr(torch, config.dtype)
     try:

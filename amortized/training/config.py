@@ -71,3 +71,7 @@ class BaseRunConfig:
     monitoring: MonitorConfig = field(default_factory=MonitorConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise ValueError("output is empty: name a folder for the run")

@@ -193,7 +193,7 @@ def test_ema_weights_are_loaded_if_there_are_any(tmp_path):
     assert expected is not None and torch.equal(loaded.weight, expected.weight)
     assert read_part(tmp_path / "run/checkpoints/step_000005", "ema").keys() == {"weight", "bias"}
     (tmp_path / "run/checkpoints/step_000005/state.json").unlink()
-    with pytest.raises(CheckpointError, match="is damaged .No such file.*remove it to use the one before"):
+    with pytest.raises(CheckpointError, match="is damaged .*: No such file.*remove it to use the one before"):
         load_generator(tmp_path / "run", loaded)
 
 

@@ -9,7 +9,9 @@ import sys
 import pytest
 import yaml
 
+from amortized import locks
 from amortized.checkpointing import open_run, run_folder
+from amortized.checkpointing.settings import RESUMABLE_SETTINGS, flat_settings
 from amortized.commands.compose import RunConfig
 from amortized.config import config_to_yaml, load_config
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
@@ -61,8 +63,8 @@ def test_resumable_settings_exist():
     known: set[str] = set()
     for generator in ("hyper-ingp", "3dconv-net", "triplane-transformer"):
         overrides = ["output=o", "corpus=c", "prior=p", f"generator.name={generator}"]
-        known |= set(run_folder.differences("{}", config_to_yaml(load_config(RunConfig, None, overrides))))
-    for name in run_folder.RESUMABLE_SETTINGS:
+        known |= set(flat_settings(config_to_yaml(load_config(RunConfig, None, overrides))))
+    for name in RESUMABLE_SETTINGS:
         assert any(key == name or key.startswith(f"{name}.") for key in known), name
 
 
@@ -105,7 +107,7 @@ def test_a_message_if_the_folder_cannot_be_locked(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     (message,) = opened(tmp_path)
     assert message.endswith("(No locks available): make sure that no other run writes there")
 
@@ -177,6 +179,6 @@ def test_old_keys_load_as_the_same_config(tmp_path):
         required = ["output=o", "corpus=c", "prior=p"]
         configs.append(load_config(RunConfig, tmp_path / "config.yaml", required))
     assert configs[0] == configs[1]
-    known = run_folder.differences("{}", config_to_yaml(configs[1]))
+    known = flat_settings(config_to_yaml(configs[1]))
     for new in (new.partition("=")[0] for new in RENAMED_RUN_SETTINGS.values()):
         assert any(key == new or key.startswith(f"{new}.") for key in known), new

@@ -16,6 +16,7 @@ from amortized.checkpointing import (
     load_generator,
     read_part,
 )
+from amortized.checkpointing.identity import load_identity
 from amortized.parallel import World
 from tests.training.toy import make_trainer
 
@@ -47,7 +48,9 @@ def test_a_damaged_copy_is_skipped(tmp_path):
     (tmp_path / "bucket" / names[-1] / "manifest.json").unlink()
     notes: list[str] = []
     checkpoints = Checkpoints(tmp_path / "new", CheckpointConfig(upload=url), World())
-    assert checkpoints.uploader is not None
+    owner = load_identity(tmp_path / "run")
+    assert checkpoints.uploader is not None and owner is not None
+    checkpoints.uploader.claim(owner, is_new=True)
     assert checkpoints.uploader.download_newest(tmp_path / "new", notes.append) == tmp_path / "new" / names[0]
     assert len(notes) == 1 and "is damaged" in notes[0] and "trying the one before" in notes[0]
     (tmp_path / "bucket" / names[0] / "state.json").write_text("{}")
@@ -65,7 +68,7 @@ def test_a_failed_upload_does_not_stop_training(tmp_path, monkeypatch):
     assert trainer.checkpoints.uploader is not None
     files = trainer.checkpoints.uploader.files
     monkeypatch.setattr(files, "exists", fail)
-    with pytest.raises(ValueError, match="cannot read file://.* .the cable was cut"):
+    with pytest.raises(ValueError, match="cannot use checkpointing.upload=file://.* .the cable was cut"):
         trainer.train(quiet=True)  # the copies there are unknown
     monkeypatch.undo()
     trainer = make_trainer(tmp_path / "run", steps=20, checkpointing=bucket)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from amortized.generation import TextTo3D
-from amortized.generation.folder import export
+from amortized.generation.exporting import export
 from tests.rooms import ROOT
 from tests.tiny_sd import make_tiny_sd
 
@@ -107,7 +107,7 @@ def test_an_export_needs_its_text_encoder(exported, tmp_path):
 def test_a_damaged_export_is_one_sentence(exported, prior, tmp_path):
     damaged = Path(shutil.copytree(exported, tmp_path / "model")) / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="cannot load .*: export it again from its run"):
+    with pytest.raises(ValueError, match="model cannot be used .*: export it again from its run"):
         TextTo3D.from_pretrained(damaged.parent)
 
 
@@ -128,7 +128,7 @@ def test_text_is_encoded_at_the_priors_precision(trained, tmp_path, dtype):
 def test_an_incomplete_config_of_a_run_is_one_sentence(trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "config.yaml").write_text("corpus: shapes16\noutput: x\n")
-    with pytest.raises(ValueError, match=r"config.yaml of .* is incomplete \('trainer'\): restore"):
+    with pytest.raises(ValueError, match=r"config.yaml of .* cannot be used .trainer is missing.: restore"):
         TextTo3D.from_run(run, device="cpu")
 
 
