@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -113,6 +113,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             f"another process ({error.holder}) is exporting to {short(folder)}: wait for it to end, or "
             "choose another folder"
         ) from None
+    except ValueError:
+        with suppress(OSError):
+            partial.rmdir()  # it is empty if this process made it
+        raise
     try:
         if not lock.is_current() or os.path.lexists(folder):  # the other process has just finished
             if lock.is_current():
