@@ -107,7 +107,10 @@ class Checkpoints:
         CheckpointError on all ranks if none is intact, if it does not fit `state`, if it was trained with
         a prior other than the one with fingerprint `prior`, or if the uploaded copies are another run's.
         """
-        notes = self.world.run_on_all(lambda: self._prepare() if self.world.is_main else [])[0]
+        try:
+            notes = self.world.run_on_all(lambda: self._prepare() if self.world.is_main else [])[0]
+        except StoppedTogether as error:
+            raise CheckpointError(str(error)) from error
         for note in notes:
             log(note)
         checkpoints = self.world.gather_objects(list_checkpoints(self.folder))[0]

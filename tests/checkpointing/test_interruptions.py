@@ -81,7 +81,9 @@ def test_a_save_that_fails_anywhere_leaves_the_old_checkpoint_or_the_new(tmp_pat
         names = {path.name for path in run.iterdir()}
         assert names == {"latest", f"step_{step - 1:06d}", f"step_{step:06d}"}, at
         weights = read_part(run / f"step_{step:06d}", "optimizer")
-        assert all(torch.equal(v, expected["new"].tensors()[f"optimizer.{k}"]) for k, v in weights.items()), at
+        assert all(torch.equal(v, expected["new"].tensors()[f"optimizer.{k}"]) for k, v in weights.items()), (
+            at
+        )
         assert all_are_complete(folder / "bucket"), at
     assert outcomes == {False, True}
 
@@ -171,7 +173,15 @@ def test_cleaning_restores_a_replaced_checkpoint_and_leaves_other_files(tmp_path
         (tmp_path / name).write_text("x")
     assert clean(tmp_path) == []
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"latest", "step_000004", "step_000005", ".partial_mine", "notes", ".mine", "mine.0123abcd"}
+    assert names == {
+        "latest",
+        "step_000004",
+        "step_000005",
+        ".partial_mine",
+        "notes",
+        ".mine",
+        "mine.0123abcd",
+    }
 
 
 def test_a_folder_that_cannot_be_deleted_is_a_note(tmp_path, monkeypatch):
