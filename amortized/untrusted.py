@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 MiB = 2**20
+MAX_DEPTH = 50  # of YAML; a run's config has 5
 CONFIG_LIMIT = 16 * MiB  # of a config or another small JSON file; the largest known has 2 MiB
 
 
@@ -97,19 +98,28 @@ def read_yaml_object(path: str | Path, limit: int = MiB) -> dict[str, Any]:
 def parse_yaml_object(text: str, where: str) -> dict[str, Any]:
     """The mapping in YAML text; `where` names it in messages. See `read_yaml_object`."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it uses an alias")
+        _check_events(text)
         data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{where}{line}: not valid YAML ({error.problem})") from None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else reason_of(error)
-        raise ValueError(f"{where}: not valid YAML ({reason})") from None
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: not valid YAML ({reason_of(error)})") from None
     if not isinstance(data, dict) or not _has_text_keys(data):
         raise ValueError(f"{where} is not a mapping of names to values")
     return data
+
+
+def _check_events(text: str) -> None:
+    """Raise ValueError for aliases and deep nesting, at the first: parsing takes the square of the depth."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it uses an alias")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
 
 
 def _has_text_keys(data: Any) -> bool:

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amortized.untrusted import open_regular, read_bytes, read_json, read_json_object, read_text, short
+from amortized.untrusted import (
+    open_regular,
+    parse_yaml_object,
+    read_bytes,
+    read_json,
+    read_json_object,
+    read_text,
+    read_yaml_object,
+    short,
+)
 
 
 def make(folder: Path, kind: str) -> Path:
@@ -92,3 +101,49 @@ def test_deep_json_and_other_values_are_refused(tmp_path: Path) -> None:
 def test_long_and_unprintable_paths_are_shortened() -> None:
     assert short("a/b.json") == "a/b.json" and len(short("x" * 5000)) < 200
     assert "\x1b" not in short("a\x1b[2Jb") and "\n" not in short("a\nb")
+
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        "a: &a\n  b: *a\n",
+        "- a\n",
+        "a",
+        "",
+        "1: a\n",
+        "a: {2: b}\n",
+        "a: [{null: b}]\n",
+        "a: [1\n",
+        "a: !!python/object/apply:os.system [echo]\n",
+        "a: 2020-99-99\n",
+        "a: " + "[" * 1_000_000,
+        "a: " + "{b: " * 200_000,
+        "".join(" " * i + "a:\n" for i in range(1000)),
+        "a: " + "9" * 10_000,
+        "? [a]\n: b\n",
+        "\x00",
+        "a: 1\n--- \nb: 2\n",
+        "x" * (2**20 + 1),
+    ],
+    ids=lambda text: repr(text[:12]),
+)
+def test_yaml_of_others_is_plain_and_bounded(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"file\.yaml") as error:
+        read_yaml_object(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_yaml_of_ours_is_read() -> None:
+    assert parse_yaml_object("a: {b: [1, 2.5, null, yes]}\nc: 'x'\n", "x") == {
+        "a": {"b": [1, 2.5, None, True]},
+        "c": "x",
+    }
