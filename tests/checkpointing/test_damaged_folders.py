@@ -1,4 +1,4 @@
-"""Folders that cannot be a run's, and runs whose small files are damaged: one sentence, and nothing changes."""
+"""Folders that cannot be a run's, and runs with damaged small files: one sentence, and nothing changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,18 @@ def refused(folder: Path, **options) -> str:
     return str(error.value)
 
 
-CONTENTS = [b"", b"\xff\xfe\0", b"[]", b"seed", b"a: *a", b"- seed: 0", b"{" * 5000, b"seed: [", b"5: 5", b"!!x y"]
+CONTENTS = [
+    b"",
+    b"\xff\xfe\0",
+    b"[]",
+    b"seed",
+    b"a: *a",
+    b"- seed: 0",
+    b"{" * 5000,
+    b"seed: [",
+    b"5: 5",
+    b"!!x y",
+]
 
 
 @pytest.mark.parametrize("resume", ["auto", "changed", "never"])
@@ -82,7 +93,9 @@ def test_any_bytes_in_a_small_file(tmp_path_factory, name, text):
         assert "\n" not in str(error) and len(str(error)) < 1500
 
 
-@pytest.mark.parametrize("place", ["", ".", "file", "file/below", "x" * 5000, "/proc/nothing/run", "a\0b", "loop/run"])
+@pytest.mark.parametrize(
+    "place", ["", ".", "file", "file/below", "x" * 5000, "/proc/nothing/run", "a\0b", "loop/run"]
+)
 def test_a_folder_that_cannot_be_a_run_s(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
@@ -108,7 +121,11 @@ def test_the_litter_of_killed_runs_is_removed(tmp_path):
         (tmp_path / folder).mkdir()
     litter = [".config.0123abcd.yaml", ".run.0123abcd.json", "checkpoints/.latest.89abcdef"]
     litter += ["previews/.step_000010.01234567.png"]
-    others = [".hidden", "notes.0123abcd.txt", "evaluation/.results.0123abcd.json"]  # another process may write there
+    others = [
+        ".hidden",
+        "notes.0123abcd.txt",
+        "evaluation/.results.0123abcd.json",
+    ]  # another process may write there
     for name in (*litter, *others):
         (tmp_path / name).write_text("x")
     assert opened(tmp_path) == []
