@@ -13,7 +13,7 @@ from amortized.locks import FileLock, LockedError
 
 
 def windows() -> SimpleNamespace:
-    """msvcrt as on Windows, where a second lock of a byte is a PermissionError."""
+    """msvcrt as on Windows: a second lock of a byte is a PermissionError."""
     held: set[tuple[int, int]] = set()
 
     def locking(descriptor: int, mode: int, count: int) -> None:

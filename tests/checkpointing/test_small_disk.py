@@ -1,4 +1,4 @@
-"""A disk that is too small for the next checkpoint, for real: a tmpfs of every size around those of its files."""
+"""A disk that is too small for the next checkpoint: a real tmpfs of every size around that of its files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ print(failed, succeeded)
 
 
 def can_mount() -> bool:
-    """Whether a user may mount a tmpfs in a namespace of its own."""
+    """Whether a user may mount a tmpfs in a new namespace."""
     command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
     return (
         shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
