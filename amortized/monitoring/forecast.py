@@ -25,8 +25,9 @@ def duration(seconds: float) -> str:
     """A time in its two largest units: "2 h 5 min", "3 days 4 h", "0.35 s"."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{min(seconds, 59):.0f} s"
-    index = next(i for i, (_, size) in enumerate(UNITS) if seconds >= size)
-    (name, size), (below, small) = UNITS[index], UNITS[index + 1]
-    count, rest = divmod(round(seconds / small), size // small)
-    large = f"{count:,} days" if name == "day" and count > 1 else f"{count} {name}"
-    return f"{large} {rest} {below}" if rest else large
+    for (name, size), (below, small) in zip(UNITS, UNITS[1:], strict=False):
+        whole, rest = divmod(round(seconds / small), size // small)
+        if whole:
+            large = f"{whole:,} days" if name == "day" and whole > 1 else f"{whole} {name}"
+            return f"{large} {rest} {below}" if rest else large
+    raise AssertionError("a minute or more has a largest unit")

@@ -26,20 +26,13 @@ class RunLog:
     """Writes the numbers of a step to `log.jsonl` and events, with their time, to `events.jsonl`.
 
     The numbers also go to TensorBoard, to the progress bar and to the tracker, if the config names one. Each
-    may fail, which `best_effort` reports. Raises ValueError if the tracker is not installed.
+    may fail, which `best_effort` reports as an event. Raises ValueError if the tracker is not installed.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        tracker: str | None,
-        best_effort: BestEffort,
-        *,
-        start: int,
-        steps: int,
-        quiet: bool = False,
+        self, folder: Path, tracker: str | None, *, start: int, steps: int, quiet: bool = False
     ) -> None:
-        self.folder, self.best_effort, self.step = folder, best_effort, start
+        self.step, self.best_effort = start, BestEffort(self.note)
         self.log, self.events = folder / "log.jsonl", folder / "events.jsonl"
         self.board = Board(folder / "tensorboard", start)
         self.tracker, self.tracker_name = None, f"monitoring.tracker={tracker}"
@@ -52,11 +45,11 @@ class RunLog:
             mininterval=1.0,
             disable=quiet,
         )
-        with best_effort(described(self.log), (OSError, ValueError)):
+        with self.best_effort(described(self.log), (OSError, ValueError)):
             _drop_steps_after(self.log, start)
         if tracker is not None:
             module = _import_tracker(tracker)
-            with best_effort(self.tracker_name, Exception):  # of a library that may use the network
+            with self.best_effort(self.tracker_name, Exception):  # of a library that may use the network
                 self.tracker = _start_tracker(module, tracker, folder)
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:

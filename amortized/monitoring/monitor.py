@@ -74,12 +74,11 @@ class StepMonitor:
         self.spikes, self.stragglers = LossSpikes(), Stragglers()
         self.read_at = time.monotonic()
         self.seconds: list[float] = []  # of the first two steps
-        self.best_effort = BestEffort(self.note)
         self.log = None
         if world.is_main:
-            self.log = RunLog(
-                folder, config.tracker, self.best_effort, start=run.start, steps=run.steps, quiet=quiet
-            )
+            self.log = RunLog(folder, config.tracker, start=run.start, steps=run.steps, quiet=quiet)
+        # For other files of the run that it can do without.
+        self.best_effort = BestEffort(self.note) if self.log is None else self.log.best_effort
 
     def __call__(self, record: StepRecord) -> bool:
         """Log a step; returns whether a signal requests a stop. Collective.
