@@ -55,7 +55,7 @@ class Board:
             session = SessionLog(status=SessionLog.START)
             events = [
                 Event(wall_time=time.time(), file_version="brain.Event:2"),
-                Event(wall_time=time.time(), step=self.start, session_log=session),
+                Event(wall_time=time.time(), step=self.start + 1, session_log=session),
                 *events,
             ]
         append_whole(self.path, b"".join(map(_record, events)))

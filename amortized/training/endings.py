@@ -42,9 +42,13 @@ def explain_failure(
     try:
         yield
     except Exception:
-        with suppress(RuntimeError):  # the device itself may have failed: raise the original error
+        try:
             sums = weight_sums(state, world.device)
             monitor.explain(step, unread, {f"{WEIGHTS}{part}": total.item() for part, total in sums.items()})
+        except TrainingStopped:
+            raise
+        except RuntimeError:  # the device itself has failed
+            pass
         raise
 
 

@@ -42,7 +42,7 @@ def fail_below(monkeypatch, parts: tuple[str, ...], number: int) -> None:
 
 
 def train(folder: Path, capfd, **changes) -> list[str]:
-    """Train four steps, which must end as trained with an intact checkpoint; returns the failures reported."""
+    """Train four steps, which must end with an intact checkpoint; returns the failures reported."""
     monitoring = {"preview_every": 2, "profile": (1, 2), **changes}
     trainer = make_trainer(folder, steps=4, checkpointing={"every": 2}, monitoring=monitoring)
     assert trainer.train() == 4
