@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from amortized.media import to_uint8
 from amortized.monitoring.best_effort import append_whole
 
 
@@ -41,10 +42,10 @@ class Board:
         self._append(step, text_summary(name, text))
 
     def picture(self, step: int, name: str, image: Tensor) -> None:
-        """Add an image [H, W, 3], float in [0, 1], on the CPU."""
+        """Add an image [H, W, 3], float in [0, 1]."""
         from torch.utils.tensorboard.summary import image as image_summary
 
-        self._append(step, image_summary(name, image.clamp(0, 1).numpy(), dataformats="HWC"))
+        self._append(step, image_summary(name, to_uint8(image), dataformats="HWC"))
 
     def _append(self, step: int, summary: Any) -> None:
         from torch.utils.tensorboard.writer import Event, SessionLog  # type: ignore[attr-defined]
