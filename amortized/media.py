@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amortized.files import atomic_path
+from amortized.files import atomic_path, atomic_write_bytes
 
 CAPTION_HEIGHT, CAPTION_MARGIN = 28, 3  # px
 
@@ -24,12 +25,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 def save_png(path: str | Path, image: Tensor) -> None:
     """Write an image [H, W, 3]; raises ValueError for another shape."""
-    import imageio.v3 as iio
+    from PIL import Image
 
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"save_png needs an image [H, W, 3], got {list(image.shape)}")
-    with atomic_path(path) as temporary:
-        iio.imwrite(temporary, to_uint8(image), plugin="pillow", extension=".png")
+    encoded = io.BytesIO()  # a file that a library has open fails a second time, when it is collected
+    Image.fromarray(to_uint8(image)).save(encoded, "PNG")
+    atomic_write_bytes(path, encoded.getvalue())
 
 
 def save_strip(path: str | Path, images: Tensor) -> None:

@@ -56,6 +56,8 @@ def profile_steps(
 
 def _check_whole(trace: Path) -> None:
     """Raise OSError if a trace is missing or truncated: the profiler reports neither."""
+    if not trace.exists():
+        raise OSError(errno.EIO, "the profiler wrote nothing")
     with trace.open("rb") as file:
         file.seek(max(0, trace.stat().st_size - 16))
         if not file.read().rstrip().endswith(b"}"):
