@@ -5,9 +5,9 @@
   python train.py configs/quickstart.yaml prompt="a red cube"    one object
 
 Every setting can be overridden as KEY=VALUE, with dots: trainer.steps=2000 guidance.method=csd
-output=outputs/mine. --dry-run lists them all. A run writes into the folder `output`: config.yaml, log.jsonl,
-events.jsonl, tensorboard/, previews/ and checkpoints/; evaluate.py adds evaluation/. The same command again
-resumes it, on any number of processes.
+output=outputs/mine. --dry-run lists them all; --measure also times two steps. A run writes into the folder
+`output`: config.yaml, log.jsonl, events.jsonl, tensorboard/, previews/ and checkpoints/; evaluate.py adds
+evaluation/. The same command again resumes it, on any number of processes.
 
 Exit status: 0 when trained; 75 when a signal (SIGTERM, SIGUSR1, Ctrl-C) stopped it after a checkpoint, to be
 started again; 1 when continuing is pointless; 2 for a mistake in the settings.
@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with changed settings (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print settings, parts and costs, then exit")
+    parser.add_argument(
+        "--measure", action="store_true", help="a dry run that also takes two steps and forecasts the time"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from amortized.commands.compose import build_trainer, load_corpus, load_run_config
     from amortized.config import config_to_yaml
     from amortized.parallel import join_world
-    from amortized.training import describe
+    from amortized.training import describe, exit_at_once, measure
 
     # 1. The config, and the corpus it names.
     config = load_run_config(preset, args.overrides)
@@ -64,14 +67,19 @@ def run(args: argparse.Namespace) -> int:
     with join_world(config.device, timeout=timeout, always_group=sharded) as world:
         # 3. The parts. Nothing is written before they are built: a mistake leaves no folder behind.
         trainer = build_trainer(config, corpus, world)
-        if args.dry_run:
+        if args.dry_run or args.measure:
+            measured = measure(trainer) if args.measure else ""  # first: `describe` uses up the modules
             if world.is_main:
-                print(config_to_yaml(config) + describe(trainer, num_negatives=config.views.num_negatives))
+                report = describe(trainer, num_negatives=config.views.num_negatives)
+                print(config_to_yaml(config) + report + measured)
             return 0
         # 4. Train.
         folder, settings = Path(config.output), config_to_yaml(config)
         with open_run(folder, settings, world, resume=args.resume, corpus=corpus) as notes:
-            step = trainer.train(notes=notes)
+            try:
+                step = trainer.train(notes=notes)
+            except KeyboardInterrupt as interrupt:  # a second Ctrl-C: wait for no thread
+                exit_at_once(f"train.py: {interrupt}" if world.is_main else "", STOPPED_EARLY)
     finished = step == config.trainer.steps
     if world.is_main:
         state = "trained" if finished else "stopped"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from bisect import bisect_right
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amortized.files import atomic_path
+from amortized.files import atomic_path, atomic_write_bytes
+
+CAPTION_HEIGHT, CAPTION_MARGIN = 28, 3  # px
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -19,12 +25,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 def save_png(path: str | Path, image: Tensor) -> None:
     """Write an image [H, W, 3]; raises ValueError for another shape."""
-    import imageio.v3 as iio
+    from PIL import Image
 
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"save_png needs an image [H, W, 3], got {list(image.shape)}")
-    with atomic_path(path) as temporary:
-        iio.imwrite(temporary, to_uint8(image), plugin="pillow", extension=".png")
+    encoded = io.BytesIO()  # a file that a library has open fails a second time, when it is collected
+    Image.fromarray(to_uint8(image)).save(encoded, "PNG")
+    atomic_write_bytes(path, encoded.getvalue())
 
 
 def save_strip(path: str | Path, images: Tensor) -> None:
@@ -32,15 +39,50 @@ def save_strip(path: str | Path, images: Tensor) -> None:
     save_png(path, images.movedim(0, 1).flatten(1, 2))
 
 
-def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
-    """Write N images [N, H, W, 3] row by row in `columns` columns; unused tiles are black."""
+def tile(images: Tensor, columns: int) -> Tensor:
+    """N images [N, H, W, 3] in one, row by row in `columns` columns; unused tiles are black."""
     if columns < 1:
-        raise ValueError(f"save_grid: columns must be at least 1, got {columns}")
+        raise ValueError(f"columns must be at least 1, got {columns}")
     num_images, height, width, _ = images.shape
     rows = -(-num_images // columns)
     padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - num_images))
     tiles = padded.reshape(rows, columns, height, width, 3)
-    save_png(path, tiles.transpose(1, 2).reshape(rows * height, columns * width, 3))
+    return tiles.transpose(1, 2).reshape(rows * height, columns * width, 3)
+
+
+def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
+    """Write N images [N, H, W, 3] row by row in `columns` columns; unused tiles are black."""
+    save_png(path, tile(images, columns))
+
+
+def caption(text: str, width: int) -> Tensor:
+    """A white band [CAPTION_HEIGHT, width, 3] with `text` in black, in at most two lines; the rest is cut.
+
+    Any text is accepted: characters that the font lacks are boxes, control characters are "?".
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default()
+    words = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text[:1000].split()))
+    if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow without FreeType draws Latin letters only
+        words = words.encode("latin-1", errors="replace").decode("latin-1")
+    room = width - 2 * CAPTION_MARGIN
+    first = _fitting(words, font, room)
+    if len(first) < len(words) and " " in first:
+        first = first.rpartition(" ")[0]  # break between words, if the first is not too long
+    rest = words[len(first) :].strip()
+    second = _fitting(rest, font, room)
+    if len(second) < len(rest):
+        second = _fitting(rest, font, room - font.getlength("...")) + "..."
+    image = Image.new("RGB", (width, CAPTION_HEIGHT), "white")
+    ImageDraw.Draw(image).multiline_text((CAPTION_MARGIN, 1), f"{first}\n{second}", fill="black", font=font)
+    return torch.from_numpy(np.array(image)).float() / 255
+
+
+def _fitting(text: str, font: Any, width: float) -> str:
+    """The longest beginning of a text that is drawn in `width` pixels."""
+    lengths = range(len(text) + 1)
+    return text[: bisect_right(lengths, width, key=lambda length: font.getlength(text[:length])) - 1]
 
 
 def save_turntable(path: str | Path, frames: Tensor, fps: float) -> None:

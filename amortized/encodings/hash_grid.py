@@ -100,6 +100,8 @@ def grid_levels(config: HashGridConfig) -> tuple[GridLevel, ...]:
 class HashGrid(nn.Module):
     """Map points [..., 3] in [0, 1] to features [..., L * F], level by level; points outside are clamped.
 
+    A coordinate that is NaN counts as 0: it has no cell, and an engine would read outside the table.
+
     The only parameter is `table` [rows, F], in tiny-cuda-nn's layout; keep it float32 (sums of bfloat16
     gradients saturate). If points require gradients, the lookup runs through plain autograd operations,
     which are several times slower and keep all corners in memory.
@@ -123,7 +125,7 @@ class HashGrid(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Return features [..., L * F] of points [..., 3]."""
-        flat = points.reshape(-1, 3).to(self.table.dtype).clamp(0, 1)
+        flat = points.reshape(-1, 3).to(self.table.dtype).nan_to_num(0.0).clamp(0, 1)
         if flat.requires_grad:
             features = torch.cat([self._interpolate(flat, level) for level in self.levels], dim=-1)
         else:

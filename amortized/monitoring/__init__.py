@@ -1,12 +1,23 @@
 """Logs, warnings, stopping rules, traces, and the watchdog."""
 
+from amortized.monitoring.best_effort import BestEffort
 from amortized.monitoring.config import MonitorConfig
-from amortized.monitoring.monitor import RunFacts, StepMonitor, StepRecord, TrainingStopped
+from amortized.monitoring.forecast import forecast
+from amortized.monitoring.monitor import (
+    WEIGHTS,
+    RunFacts,
+    StepMonitor,
+    StepRecord,
+    TrainingStopped,
+    peak_memory_gib,
+)
 from amortized.monitoring.profiler import profile_steps
 from amortized.monitoring.stopwatch import Stopwatch
 from amortized.monitoring.watchdog import Watchdog
 
 __all__ = [
+    "WEIGHTS",
+    "BestEffort",
     "MonitorConfig",
     "RunFacts",
     "StepMonitor",
@@ -14,5 +25,7 @@ __all__ = [
     "Stopwatch",
     "TrainingStopped",
     "Watchdog",
+    "forecast",
+    "peak_memory_gib",
     "profile_steps",
 ]

@@ -9,29 +9,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
+from amortized.files import atomic_path
+from amortized.monitoring.best_effort import BestEffort, append_whole, described
+from amortized.monitoring.board import Board
 from amortized.names import text_hash
+from amortized.untrusted import open_regular
+
+LINE_LIMIT = 2**20  # bytes; a longer line of log.jsonl is not one of ours
+LOG_LIMIT = 2**34  # bytes
 
 
 class RunLog:
     """Writes the numbers of a step to `log.jsonl` and events, with their time, to `events.jsonl`.
 
-    The numbers also go to TensorBoard, to the progress bar and to the tracker, if the config names one.
-    Raises ValueError if the tracker is not installed.
+    The numbers also go to TensorBoard, to the progress bar and to the tracker, if the config names one. Each
+    may fail, which `best_effort` reports as an event. Raises ValueError if the tracker is not installed.
     """
 
     def __init__(
         self, folder: Path, tracker: str | None, *, start: int, steps: int, quiet: bool = False
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.step = start
-        path = folder / "log.jsonl"
-        _drop_steps_after(path, start)
-        self.tracker = _open_tracker(tracker, folder)
-        self.file, self.events = path.open("a"), (folder / "events.jsonl").open("a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.step, self.best_effort = start, BestEffort(self.note)
+        self.log, self.events = folder / "log.jsonl", folder / "events.jsonl"
+        self.board = Board(folder / "tensorboard", start)
+        self.tracker, self.tracker_name = None, f"monitoring.tracker={tracker}"
         self.bar = tqdm(
             total=steps,
             initial=start,
@@ -41,70 +45,106 @@ class RunLog:
             mininterval=1.0,
             disable=quiet,
         )
+        with self.best_effort(described(self.log), (OSError, ValueError)):
+            _drop_steps_after(self.log, start)
+        if tracker is not None:
+            module = _import_tracker(tracker)
+            with self.best_effort(self.tracker_name, Exception):  # of a library that may use the network
+                self.tracker = _start_tracker(module, tracker, folder)
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Log the `values` of a finished step, counted from 1."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        with self.best_effort(described(self.log)):
+            append_whole(self.log, (json.dumps({"step": step, **values}) + "\n").encode())
         numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, step)
+        with self.best_effort("tensorboard"):
+            self.board.numbers(step, numbers)
         if self.tracker is not None:
-            self.tracker.log(numbers, step=step)
+            with self.best_effort(self.tracker_name, Exception):
+                self.tracker.log(numbers, step=step)
 
     def note(self, text: str) -> None:
-        """Log an event: a line above the progress bar and in events.jsonl."""
+        """Log an event: a line above the progress bar, in events.jsonl and in TensorBoard."""
         event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step, "note": text}
-        self.events.write(json.dumps(event, ensure_ascii=False) + "\n")
-        self.events.flush()
-        self.board.add_text("notes", text, self.step)
+        line = json.dumps(event, ensure_ascii=False) + "\n"
+        self.show(text)
+        with self.best_effort(described(self.events)):
+            append_whole(self.events, line.encode(errors="backslashreplace"))
+        self.text("notes", text)
+
+    def show(self, text: str) -> None:
+        """Show a line above the progress bar."""
         if not self.bar.disable:
-            self.bar.write(text)
+            with self.best_effort("the console", (OSError, ValueError)):  # closed, full, or not Unicode
+                self.bar.write(text)
+
+    def text(self, name: str, text: str) -> None:
+        """Add a text to TensorBoard."""
+        with self.best_effort("tensorboard"):
+            self.board.text(self.step, name, text.encode(errors="backslashreplace").decode())
+
+    def picture(self, name: str, image: Tensor) -> None:
+        """Add an image [H, W, 3], float in [0, 1], on the CPU, to TensorBoard."""
+        with self.best_effort("tensorboard"):
+            self.board.picture(self.step, name, image)
 
     def advance(self, **shown: float | int) -> None:
         """Advance the progress bar by one step."""
         self.step += 1
-        self.bar.set_postfix(
-            {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in shown.items()},
-            refresh=False,
-        )
-        self.bar.update()
+        with self.best_effort("the console", (OSError, ValueError)):
+            self.bar.set_postfix(
+                {
+                    name: f"{value:.3g}" if isinstance(value, float) else value
+                    for name, value in shown.items()
+                },
+                refresh=False,
+            )
+            self.bar.update()
 
     def close(self) -> None:
-        self.bar.close()
-        self.board.close()
-        self.file.close()
-        self.events.close()
         if self.tracker is not None:
-            self.tracker.finish()
+            with self.best_effort(self.tracker_name, Exception):
+                self.tracker.finish()
+        self.best_effort.close()
+        with self.best_effort("the console", (OSError, ValueError)):
+            self.bar.close()
 
 
-def _open_tracker(name: str | None, folder: Path) -> Any:
-    """The module wandb or trackio, which share an API, with this run created or resumed."""
-    if name is None:
-        return None
+def _import_tracker(name: str) -> Any:
+    """The module wandb or trackio, which share an API."""
     try:
-        tracker = importlib.import_module(name)
+        return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
             f"monitoring.tracker={name} is not installed: pip install {name}, or set monitoring.tracker=null"
         ) from error
+
+
+def _start_tracker(tracker: Any, name: str, folder: Path) -> Any:
+    """The tracker's module, with this run created or resumed."""
     identity = {"id": text_hash(str(folder.resolve())), "dir": str(folder)} if name == "wandb" else {}
     tracker.init(project="amortized3d", name=folder.name, resume="allow", **identity)
     return tracker
 
 
 def _drop_steps_after(path: Path, start: int) -> None:
-    """Drop log lines of steps after `start`, which will run again, and a truncated last line."""
+    """Drop log lines of steps after `start`, which will run again, and lines that are not ours.
+
+    Reads a line at a time, as a log may be large. Raises OSError, or ValueError if `path` is not a file.
+    """
     if not path.exists():
         return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= start:
-                lines.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines))
-    partial.replace(path)
+    with open_regular(path, LOG_LIMIT) as file, atomic_path(path) as temporary, temporary.open("wb") as new:
+        while line := file.readline(LINE_LIMIT):
+            if _is_step_until(line, start):
+                new.write(line.rstrip(b"\n") + b"\n")
+
+
+def _is_step_until(line: bytes, start: int) -> bool:
+    """Whether a line of log.jsonl is whole, and its step at most `start`."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return isinstance(step, int) and step <= start

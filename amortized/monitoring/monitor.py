@@ -6,23 +6,34 @@ import hashlib
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from amortized.monitoring.best_effort import BestEffort
 from amortized.monitoring.config import MonitorConfig
+from amortized.monitoring.forecast import forecast
 from amortized.monitoring.health import LossSpikes, Stragglers
 from amortized.monitoring.logs import RunLog
 from amortized.monitoring.stopwatch import Stopwatch
 from amortized.parallel import World
 from amortized.transfer import Readback
 
+WEIGHTS = "weights/"  # of numbers that a step reports for the check that they are finite, not to be logged
+
 
 class TrainingStopped(RuntimeError):
-    """Continuing is pointless; the message says why, and names the last good checkpoint."""
+    """Continuing is pointless; the message says why, and names the last good checkpoint.
+
+    All ranks raise it together, unless `alone`.
+    """
+
+    def __init__(self, message: str, *, alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class StepRecord:
     values: Readback  # one per name
     digests: Tensor  # int64, one per slot of this rank
     stopwatch: Stopwatch  # of this rank
+    rates: dict[str, float]  # learning rates, by part of the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +73,49 @@ class StepMonitor:
         self.scores: list[float] = []  # since the last checkpoint
         self.spikes, self.stragglers = LossSpikes(), Stragglers()
         self.read_at = time.monotonic()
+        self.seconds: list[float] = []  # of the first two steps
         self.log = None
         if world.is_main:
             self.log = RunLog(folder, config.tracker, start=run.start, steps=run.steps, quiet=quiet)
+        # For other files of the run that it can do without.
+        self.best_effort = BestEffort(self.note) if self.log is None else self.log.best_effort
 
     def __call__(self, record: StepRecord) -> bool:
-        """Log a step; returns whether a signal requests a stop.
+        """Log a step; returns whether a signal requests a stop. Collective.
 
         Raises TrainingStopped on a non-finite number or a collapsed scene.
         """
-        numbers = dict(zip(record.names, record.values.tolist(), strict=True))
+        numbers = _numbers_of(record)
         interrupted = numbers.pop("interrupted") > 0
-        self._write(record, numbers)
+        logged = {name: value for name, value in numbers.items() if not name.startswith(WEIGHTS)}
+        self._write(record, logged)
         best_by = self.run.best_by
         if best_by is not None:
-            if best_by not in numbers:
-                raise ValueError(f"checkpointing.best_by={best_by} must be one of {', '.join(numbers)}")
-            self.scores.append(numbers[best_by])
-        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
-            raise TrainingStopped(
-                f"step {record.step}: {', '.join(bad)} not finite; {self.run.last_good()}; lower "
-                "optimizer.learning_rate or guidance.weight, and see log.jsonl for where it began"
-            )
+            if best_by not in logged:
+                raise ValueError(f"checkpointing.best_by={best_by} must be one of {', '.join(logged)}")
+            self.scores.append(logged[best_by])
+        self._check_finite(record.step, numbers)
         self._check_opacity(record.step, numbers["opacity"])
         return interrupted
+
+    def explain(self, step: int, unread: Sequence[StepRecord], weights: Mapping[str, float]) -> None:
+        """Raise TrainingStopped if numbers that are not finite explain why a step failed on this rank.
+
+        `step` counts from 1. `unread` are the steps before it that were not logged yet; `weights` are sums as
+        in their records. Not collective: other ranks may be waiting in the step.
+        """
+        for record in unread:
+            self._check_finite(record.step, _numbers_of(record), alone=True)
+        self._check_finite(step, weights, alone=True)
+
+    def _check_finite(self, step: int, numbers: Mapping[str, float], *, alone: bool = False) -> None:
+        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            more = f" and {len(bad) - 3} more numbers" if len(bad) > 3 else ""
+            raise TrainingStopped(
+                f"step {step}: {', '.join(bad[:3])}{more} not finite; {self.run.last_good()}; lower "
+                "optimizer.learning_rate or guidance.weight, and see log.jsonl for where it began",
+                alone=alone,
+            )
 
     def _check_opacity(self, step: int, opacity: float) -> None:
         low, high = self.config.min_opacity, self.config.max_opacity
@@ -113,14 +144,36 @@ class StepMonitor:
         if self.log is not None:
             self.log.note(text)
 
+    def text(self, name: str, text: str) -> None:
+        """Add a text to TensorBoard."""
+        if self.log is not None:
+            self.log.text(name, text)
+
+    def picture(self, name: str, image: Tensor) -> None:
+        """Add an image [H, W, 3], float in [0, 1], to TensorBoard."""
+        if self.log is not None:
+            self.log.picture(name, image)
+
+    def show(self, text: str) -> None:
+        """Show a line on the console, without logging it."""
+        if self.log is not None:
+            self.log.show(text)
+
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
 
+    def _forecast(self, step: int, elapsed: float) -> str | None:
+        """After the second step of this process, what the remaining ones will take."""
+        if len(self.seconds) == 2:
+            return None
+        self.seconds.append(elapsed)
+        return forecast(self.seconds, self.run.steps - step)
+
     def _write(self, record: StepRecord, numbers: dict[str, float]) -> None:
         prompts_seen = self.run.prompts_seen(record.step)
         elapsed, self.read_at = time.monotonic() - self.read_at, time.monotonic()
-        warnings = []
+        warnings = [self._forecast(record.step, elapsed)]
         if record.step % self.config.log_every == 0:
             digest = batch_digest(self.world.gather(record.digests))
             times = record.stopwatch.seconds()
@@ -132,6 +185,7 @@ class StepMonitor:
                 "prompts_seen": prompts_seen,
                 "views_per_prompt": prompts_seen * self.run.views_per_prompt / self.run.num_prompts,
                 **{f"time/{name}": value for name, value in times.items()},  # of rank 0
+                **{f"learning_rate/{name}": rate for name, rate in record.rates.items()},
                 "speed/prompts_per_second": prompts / elapsed,
                 "speed/device_seconds_per_prompt": elapsed * self.world.size / prompts,
                 "memory_gib": max(memory for _, memory in ranks),  # the peak of any rank
@@ -144,6 +198,11 @@ class StepMonitor:
             for warning in filter(None, warnings):
                 self.note(warning)
             self.log.advance(loss=numbers["loss"], opacity=numbers["opacity"], prompts=prompts_seen)
+
+
+def _numbers_of(record: StepRecord) -> dict[str, float]:
+    """The numbers of a step, by name; waits for them."""
+    return dict(zip(record.names, record.values.tolist(), strict=True))
 
 
 def batch_digest(digests: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from amortized.files import atomic_path
+from amortized.monitoring.best_effort import BestEffort, described
 from amortized.parallel import World
 
 
@@ -26,7 +29,7 @@ class _NoProfiler:
 
 @contextmanager
 def profile_steps(
-    steps: tuple[int, int] | None, folder: Path, world: World, start: int
+    steps: tuple[int, int] | None, folder: Path, world: World, start: int, best_effort: BestEffort
 ) -> Iterator[Profiler]:
     """Context: rank 0 traces the steps [from, to) into FOLDER/profile; None traces nothing.
 
@@ -36,11 +39,12 @@ def profile_steps(
         yield _NoProfiler()
         return
     first, end = steps
-    folder = folder / "profile"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "profile" / f"steps_{first}_{end}.json"
 
     def write(profiler: profile) -> None:
-        profiler.export_chrome_trace(str(folder / f"steps_{first}_{end}.json"))
+        with best_effort(described(path), (OSError, RuntimeError)), atomic_path(path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
+            _check_whole(temporary)
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -48,3 +52,13 @@ def profile_steps(
     plan = schedule(wait=first - start - 1, warmup=1, active=end - first, repeat=1)
     with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
         yield profiler
+
+
+def _check_whole(trace: Path) -> None:
+    """Raise OSError if a trace is missing or truncated: the profiler reports neither."""
+    if not trace.exists():
+        raise OSError(errno.EIO, "the profiler wrote nothing")
+    with trace.open("rb") as file:
+        file.seek(max(0, trace.stat().st_size - 16))
+        if not file.read().rstrip().endswith(b"}"):
+            raise OSError(errno.EIO, "the trace is truncated")

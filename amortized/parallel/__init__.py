@@ -11,6 +11,7 @@ from amortized.parallel.strategies import (
     shard_denoiser,
 )
 from amortized.parallel.trained import Trained
+from amortized.parallel.updates import weight_sums
 from amortized.parallel.world import (
     PeerLost,
     ReportedByAnotherRank,
@@ -38,4 +39,5 @@ __all__ = [
     "join_world",
     "set_learning_rate",
     "shard_denoiser",
+    "weight_sums",
 ]

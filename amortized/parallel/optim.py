@@ -48,7 +48,7 @@ class OptimizerConfig:
 def build_optimizer(
     config: OptimizerConfig, module: nn.Module, learned: nn.Module | None = None, learned_rate: float = 0.0
 ) -> torch.optim.Optimizer:
-    """An optimizer with one parameter group per learning rate.
+    """An optimizer with one parameter group per learning rate, called `name`.
 
     Parameters of submodules named `surroundings` or `grid` get their own group, all others share one. The
     last group holds the guidance's reference model `learned`, if there is one, at `learned_rate`.
@@ -60,13 +60,13 @@ def build_optimizer(
         parts[next((part for part in rates if part in owners), "")].append(parameter)
     rate = config.learning_rate
     groups = [
-        {"params": parameters, "lr": rate, "base_lr": rates.get(part) or rate}
+        {"params": parameters, "lr": rate, "base_lr": rates.get(part) or rate, "name": part or "generator"}
         for part, parameters in parts.items()
         if parameters
     ]
     if learned is not None:
         # No weight decay: a zero embedding is not a text, and no better a model of the renders.
-        options = {"lr": learned_rate, "base_lr": learned_rate, "weight_decay": 0.0}
+        options = {"lr": learned_rate, "base_lr": learned_rate, "weight_decay": 0.0, "name": "learned"}
         groups.append({"params": list(learned.parameters()), **options})
     betas: Any = config.betas
     shared = {"lr": rate, "betas": betas, "eps": config.epsilon, "weight_decay": config.weight_decay}

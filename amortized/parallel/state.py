@@ -26,7 +26,7 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, not copied, under names that are the same for every strategy."""
         tensors: dict[str, Tensor] = {}
-        for part, module in self._modules().items():
+        for part, module in self.modules().items():
             tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
         for name, parameter in self._trained().items():
             moments = self.optimizer.state.get(parameter, {})
@@ -53,7 +53,8 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["step"] = step  # Adan counts steps per group
 
-    def _modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that exist: generator, ema, learned."""
         parts = {"generator": self.generator, "ema": self.ema, "learned": self.learned}
         return {part: module for part, module in parts.items() if module is not None}
 
@@ -62,7 +63,7 @@ class TrainingState:
         optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return {
             f"{part}.{name}": parameter
-            for part, module in self._modules().items()
+            for part, module in self.modules().items()
             if part != "ema"
             for name, parameter in module.named_parameters()
             if id(parameter) in optimized

@@ -52,6 +52,22 @@ def update(trained: Trained, state: TrainingState, clip_norm: float | None, step
     return norms
 
 
+@torch.no_grad()
+def weight_sums(state: TrainingState, device: torch.device) -> dict[str, Tensor]:
+    """The sum of the absolute weights that this rank holds of each part, scalars on `device`.
+
+    It is not finite if one of them is not, which is what it is for: one pass over the weights, no wait.
+    """
+    return {part: _sum_of_sizes(module).to(device) for part, module in state.modules().items()}
+
+
+def _sum_of_sizes(module: nn.Module) -> Tensor:
+    # DeepSpeed's stage 3 holds a rank's share of a parameter in `ds_tensor`.
+    weights = [_local(getattr(weight, "ds_tensor", weight)) for weight in module.parameters()]
+    sizes = torch._foreach_norm(weights, 1)
+    return torch.stack([size.float() for size in sizes]).sum()
+
+
 def _norms_by_part(module: nn.Module) -> dict[str, Tensor]:
     """The norm of a module's gradient, and of each child's if there are several."""
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -69,9 +85,13 @@ def _norms_by_part(module: nn.Module) -> dict[str, Tensor]:
 def _zero_unless(finite: Tensor, gradients: Iterable[Tensor]) -> None:
     """Set all gradients to zero if `finite`, a scalar on the device, is false."""
     for gradient in gradients:
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        local = _local(gradient)
         local.copy_(torch.where(finite, local, 0.0))
 
 
 def _full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value

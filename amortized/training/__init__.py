@@ -2,7 +2,8 @@
 
 from amortized.training.batches import BatchSampler
 from amortized.training.config import BaseRunConfig, TrainerConfig
-from amortized.training.costs import describe
+from amortized.training.costs import describe, measure
+from amortized.training.endings import exit_at_once
 from amortized.training.losses import LossConfig
 from amortized.training.prompt_order import PromptOrderConfig
 from amortized.training.trainer import Trainer
@@ -15,4 +16,6 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "describe",
+    "exit_at_once",
+    "measure",
 ]

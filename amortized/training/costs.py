@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from torch import nn
 
 from amortized.encodings import HashGrid
 from amortized.guidance import calls_per_image
+from amortized.monitoring import forecast, peak_memory_gib
 from amortized.parallel import DDPStrategy
 from amortized.training.metering import Meter
 from amortized.training.trainer import Trainer, grid_engines
@@ -46,6 +48,19 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)
+
+
+def measure(trainer: Trainer) -> str:
+    """Lines of a report: the times of two training steps, and a forecast. Writes nothing. Collective."""
+    seconds = []
+    for step in range(2):
+        start = time.perf_counter()
+        trainer.step(step).values.tolist()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    trainer.prefetcher.close()
+    steps = trainer.config.trainer.steps
+    memory = peak_memory_gib(trainer.world.device)
+    return f"\n# time: {forecast(seconds, max(steps - 2, 1))}\n# peak memory: {memory:.2f} GiB"
 
 
 RAY_SHARE = 0.6  # of the rays hit the object, if it fills most of the image; the others are not rendered

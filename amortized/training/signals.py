@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-# A second Ctrl-C interrupts at once, unless it follows so soon that a launcher repeated the first one.
-SECOND_INTERRUPT_S = 2.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A second Ctrl-C interrupts at once, unless it follows so soon that a key or a launcher repeated the first.
+REPEATED_S, REPEATED_BY_LAUNCHER_S = 0.5, 2.0
 
 
 @contextmanager
-def catch_signals() -> Iterator[Callable[[], bool]]:
+def catch_signals(acknowledge: Callable[[str], None], *, launched: bool) -> Iterator[Callable[[], bool]]:
     """Context: SIGINT, SIGTERM and SIGUSR1 only set a flag, so that the step finishes and is saved.
 
-    Another SIGINT at least SECOND_INTERRUPT_S after the first signal interrupts at once.
+    `acknowledge` is called with a sentence at the first one, from a thread: at once, even while the main
+    thread waits for the device. A second SIGINT raises KeyboardInterrupt, unless it repeats the first;
+    `launched`: a launcher may repeat signals. Yields a function that returns the flag.
     """
     received: list[float] = []
     previous = {}
+    second_s = REPEATED_BY_LAUNCHER_S if launched else REPEATED_S
 
     def receive(number: int, frame: object) -> None:
         received.append(time.monotonic())
-        if number == signal.SIGINT and received[-1] - received[0] >= SECOND_INTERRUPT_S:
+        if number == signal.SIGINT and received[-1] - received[0] >= second_s:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    with _watch_arrivals(acknowledge):
+        for number in SIGNALS:
+            with suppress(ValueError):  # not the main thread: the application handles signals itself
+                previous[number] = signal.signal(number, receive)
         try:
-            previous[number] = signal.signal(number, receive)
-        except ValueError:  # not the main thread: the application handles signals itself
-            pass
+            yield lambda: bool(received)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _watch_arrivals(acknowledge: Callable[[str], None]) -> Iterator[None]:
+    """Context: a thread acknowledges the first signal when it arrives.
+
+    A Python handler runs only when the main thread returns from native code; Python's native handler writes
+    the number to a pipe at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in SIGNALS:
+                acknowledge(_sentence(signal.Signals(number[0])))
+                return
+
     try:
-        yield lambda: bool(received)
+        previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    except ValueError:  # not the main thread
+        previous = None
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if previous is not None:
+            signal.set_wakeup_fd(previous)
+        os.close(writing)  # ends the thread
+        thread.join()
+        os.close(reading)
+
+
+def _sentence(number: signal.Signals) -> str:
+    again = "; press Ctrl-C again to exit at once" if number == signal.SIGINT else ""
+    return f"{number.name}: training stops after this step and saves a checkpoint{again}"

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from amortized.checkpointing import STOP_FILE, CheckpointMeta, Checkpoints
+from amortized.checkpointing import CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
 from amortized.encodings import HashGrid
-from amortized.files import atomic_write_text
 from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
 from amortized.monitoring import (
+    WEIGHTS,
     RunFacts,
     StepMonitor,
     StepRecord,
     Stopwatch,
-    TrainingStopped,
     Watchdog,
     profile_steps,
 )
@@ -34,13 +33,15 @@ from amortized.parallel import (
     build_strategy,
     set_learning_rate,
     shard_denoiser,
+    weight_sums,
 )
 from amortized.priors import fingerprint_of
 from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
 from amortized.training.config import BaseRunConfig
+from amortized.training.endings import explain_failure, mark_stop, name_checkpoint, unless_interrupted
 from amortized.training.objective import Objective, StepLosses
 from amortized.training.prefetch import Prefetcher
-from amortized.training.previews import render_preview, save_preview
+from amortized.training.previews import bullets, overview, render_previews, save_previews
 from amortized.training.prompt_order import build_prompt_order
 from amortized.training.signals import catch_signals
 from amortized.transfer import Readback, pin, side_stream
@@ -152,48 +153,54 @@ class Trainer:
         """Train to the last step or until a signal; returns the step reached.
 
         Resumes from the newest checkpoint in the folder, if there is one. `notes` are logged at the start.
-        Raises TrainingStopped on a non-finite loss or a collapsed scene.
+        Raises TrainingStopped on a non-finite loss or a collapsed scene, and KeyboardInterrupt, which names
+        the last checkpoint and waits for no thread, on a second Ctrl-C.
         """
         config, steps = self.config, self.config.trainer.steps
         with ExitStack() as stack:
             # 1. Resume, then start the threads that observe the run.
+            stack.enter_context(name_checkpoint(self.checkpoints.folder))
             watchdog = Watchdog(self.folder / "stacks", self.world, config.distributed.timeout_s)
             stack.callback(watchdog.close)
-            stack.callback(self.checkpoints.close)
-            stack.callback(self.prefetcher.close)
+            stack.push(unless_interrupted(self.checkpoints.close))
+            stack.push(unless_interrupted(self.prefetcher.close))
             notes = [*notes, *self._restore()]
             step = self.resumed_at[0]
             monitor = self._build_monitor(quiet)
             stack.callback(monitor.close)
             for note in [*notes, *self._start_notes()]:
                 monitor.note(note)
-            stack.enter_context(self._mark_stop())
-            interrupted = stack.enter_context(catch_signals())
+            monitor.text("prompts", bullets(self._preview_prompts()))
+            stack.enter_context(mark_stop(self.folder, self.world))
+            interrupted = stack.enter_context(catch_signals(monitor.show, launched=self.world.size > 1))
             profiler = stack.enter_context(
-                profile_steps(config.monitoring.profile, self.folder, self.world, step)
+                profile_steps(config.monitoring.profile, self.folder, self.world, step, monitor.best_effort)
             )
-            # 2. Steps. A step's numbers are read after the next step was launched, so that the host never
-            #    waits for the device; before a checkpoint they are read at once, so that what is saved is
-            #    known to be finite.
-            stop, pending = False, None
+            # 2. Steps. On a GPU a step's numbers are read after the next step was launched, so that the host
+            #    never waits for the device; before a checkpoint they are read at once, so that what is saved
+            #    is known to be finite.
+            stop, unread = False, []
+            lag = 1 if self.world.device.type == "cuda" else 0
             while step < steps and not stop:
                 watchdog.beat(f"step {step + 1}")
-                record = self.step(step, interrupted=interrupted())
+                with explain_failure(monitor, self.state, self.world, step + 1, unread):
+                    unread.append(self.step(step, interrupted=interrupted()))
                 profiler.step()
                 step += 1
-                stop = pending is not None and monitor(pending)
-                pending = record
+                saves = step % config.checkpointing.every == 0 or step == steps
+                # A single process obeys a signal now; several agree by the numbers of the next step.
+                stop = self.world.size == 1 and interrupted()
+                while len(unread) > (0 if stop or saves else lag):
+                    stop = monitor(unread.pop(0)) or stop
                 # 3. Once in a while: a checkpoint, a preview.
-                if stop or step % config.checkpointing.every == 0 or step == steps:
-                    stop = monitor(pending) or stop
-                    pending = None
+                if stop or saves:
                     watchdog.beat(f"the checkpoint of step {step}")
                     self.save(step, monitor.pop_score())
                     for note in self.checkpoints.pop_messages():
                         monitor.note(note)
                 if step % config.monitoring.preview_every == 0 or step == steps:
                     watchdog.beat(f"the preview of step {step}")
-                    self._preview(step)
+                    self._preview(step, monitor)
             # 4. Finish the last checkpoint and its upload.
             watchdog.beat("the last checkpoint")
             self.checkpoints.wait()
@@ -230,11 +237,15 @@ class Trainer:
         for calls in ("denoiser_calls", "gradient_calls"):  # totals of the step, over parts and ranks
             means[calls] = means[calls] * self.num_parts * self.world.size
         means |= {**norms, "interrupted": means["loss"].new_full((), float(interrupted))}
+        # Whether the next forward pass gets finite weights: an infinity or NaN on any rank reaches the mean.
+        sums = weight_sums(self.state, means["loss"].device)
+        means |= {f"{WEIGHTS}{part}": total for part, total in sums.items()}
         values = torch.stack([value.float() for value in means.values()])
         stopwatch("update")
         # The copy comes after the stopwatch's last mark: once it is there, all marks can be read.
         readback = Readback(self.world.mean(values))
-        return StepRecord(step + 1, list(means), readback, torch.cat(digests), stopwatch)
+        rates = {group.get("name", "generator"): group["lr"] for group in self.state.groups}
+        return StepRecord(step + 1, list(means), readback, torch.cat(digests), stopwatch, rates)
 
     def prepare(self, step: int, part: int) -> TrainingBatch:
         """One part of a step's batch with its text, on the CPU: a pure function, called from a thread."""
@@ -287,20 +298,12 @@ class Trainer:
         sample = range(0, len(self.trained), -(-len(self.trained) // SHORTAGE_SAMPLE))
         if shortage := self.bank.missing_from_shards([self.prompt(index).text for index in sample]):
             yield shortage
+        every, previews = self.config.monitoring.preview_every, self.folder / "previews"
+        yield f"previews every {every:,} steps in {previews}; curves: tensorboard --logdir {self.folder}"
         if size := self.cache_bytes:
             yield f"the trajectory cache will grow to {size / 2**20:,.0f} MiB"
 
-    @contextmanager
-    def _mark_stop(self) -> Iterator[None]:
-        """Context: on TrainingStopped, write the reason to a file, so that a restart does not repeat it."""
-        try:
-            yield
-        except TrainingStopped as error:
-            if self.world.is_main:
-                atomic_write_text(self.folder / STOP_FILE, f"{error}\n")
-            raise
-
-    def _preview(self, step: int) -> None:
+    def _preview(self, step: int, monitor: StepMonitor) -> None:
         if self.world.is_main or self.strategy.collective_forward:
             config = self.config
             scenes = SceneConfig(
@@ -311,12 +314,19 @@ class Trainer:
                 seeds_per_prompt=config.trainer.seeds_per_prompt,
             )
             model = TextTo3D(self.state.ema or self.state.generator, self.bank, scenes)
-            num_prompts = min(config.monitoring.preview_prompts, len(self.trained))
+            prompts = self._preview_prompts()
             with self.strategy.gathered_parameters():
-                images = render_preview(model, [self.prompt(index) for index in range(num_prompts)])
+                rows = render_previews(model, prompts)
             if self.world.is_main:
-                save_preview(self.folder / "previews" / f"step_{step:06d}.png", images)
+                with monitor.best_effort("previews"):
+                    path = save_previews(self.folder / "previews", step, prompts, rows)
+                    monitor.show(f"preview: {path}")
+                monitor.picture("preview", overview(rows))
         self.world.barrier()
+
+    def _preview_prompts(self) -> list[Prompt]:
+        count = min(self.config.monitoring.preview_prompts, len(self.trained))
+        return [self.prompt(index) for index in range(count)]
 
 
 def grid_engines(generator: nn.Module) -> dict[str, str]:

@@ -194,7 +194,8 @@ def interrupted_at(trainer: Trainer, stop: int | None) -> Trainer:
 def inject_failure(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer:
     """Make one rank fail at `step`, counted from 0.
 
-    `kind` is hang, die (SIGKILL), defect (an unexpected exception) or nan (in the noise prediction).
+    `kind` is hang, die (SIGKILL), defect (an unexpected exception), nan (in the noise prediction) or weights
+    (NaN after the update).
     """
 
     def fail_here() -> None:
@@ -216,7 +217,15 @@ def inject_failure(trainer: Trainer, rank: int, step: int, kind: str) -> Trainer
             fail_here()
         return original_step(number, interrupted=interrupted)
 
-    trainer.step = failing_step
+    def poisoning_update(number: int) -> dict[str, torch.Tensor]:
+        norms = update(number)
+        if in_failing_step:
+            next(trainer.state.generator.parameters()).data.fill_(float("nan"))
+        return norms
+
+    trainer.step, update = failing_step, trainer.strategy.update
+    if kind == "weights":
+        trainer.strategy.update = poisoning_update
     if kind == "nan":
         trainer.guidance.prior.predict_noise = lambda *args, **kwargs: (
             original_predict(*args, **kwargs) * (float("nan") if in_failing_step else 1.0)
