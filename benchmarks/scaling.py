@@ -157,7 +157,9 @@ def measure(counts: list[int], folder: Path) -> list[dict[str, object]]:
                 str(corpus),
                 str(shards),
             ]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+            )
             values = json.loads(done.stdout.splitlines()[-1])
             row |= {
                 name: f"{value:.3g}" if value < 100 else f"{value:,.0f}" for name, value in values.items()

@@ -64,7 +64,7 @@ def step_of(checkpoint: Path) -> int:
 
 def load_meta(checkpoint: Path) -> CheckpointMeta:
     """The metadata of a verified checkpoint."""
-    data = json.loads((checkpoint / "state.json").read_text())
+    data = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return CheckpointMeta(**{name: data[name] for name in CheckpointMeta.__dataclass_fields__})
 
 
@@ -87,13 +87,16 @@ def verify(checkpoint: Path, rank: int = 0, size: int = 1) -> None:
     Each of `size` ranks reads its share of the files.
     """
     try:
-        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        files = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))["files"]
         for name in sorted(files)[rank::size]:
             if Path(name).name != name:
                 raise ValueError("manifest.json names a file outside the folder")
             if file_digests([checkpoint / name])[name] != files[name]:
                 raise ValueError(f"{name} has changed since it was written")
-        if rank == 0 and json.loads((checkpoint / "state.json").read_text())["format"] != FORMAT:
+        if (
+            rank == 0
+            and json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["format"] != FORMAT
+        ):
             raise ValueError("another version of this program wrote it")
     except OSError as error:
         raise CheckpointError(f"{checkpoint} is damaged ({error.strerror}: {error.filename})") from error

@@ -155,9 +155,13 @@ class Checkpoints:
             ) from error
 
     def _finish(self, partial: Path, final: Path, meta: CheckpointMeta, files: dict[str, dict]) -> None:
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(meta)}) + "\n")
+        (partial / "state.json").write_text(
+            json.dumps({"format": FORMAT, **asdict(meta)}) + "\n", encoding="utf-8"
+        )
         files |= file_digests([partial / "state.json"])
-        (partial / "manifest.json").write_text(json.dumps({"files": files}, indent=1) + "\n")
+        (partial / "manifest.json").write_text(
+            json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8"
+        )
         for file in [*partial.iterdir(), partial]:
             sync(file)
         if final.exists():  # the same step, repeated after a resume

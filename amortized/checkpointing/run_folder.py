@@ -85,7 +85,7 @@ def _open(folder: Path, config_yaml: str, resume: Resume, lock: list[IO[str]]) -
             raise ValueError(
                 f"{folder} already holds a run: resume it (--resume auto) or choose another output=FOLDER"
             )
-        changed = differences(stored.read_text(), config_yaml)
+        changed = differences(stored.read_text(encoding="utf-8"), config_yaml)
         defining = [text for key, text in changed.items() if not _is_resumable(key)]
         if defining and resume == "auto":
             raise ValueError(
@@ -97,8 +97,9 @@ def _open(folder: Path, config_yaml: str, resume: Resume, lock: list[IO[str]]) -
     stop = folder / STOP_FILE
     if stop.exists():
         if resume == "auto":
+            reason = stop.read_text(encoding="utf-8").strip()
             raise ValueError(
-                f"{folder} holds a run that stopped and would stop again ({stop.read_text().strip()}): "
+                f"{folder} holds a run that stopped and would stop again ({reason}): "
                 "change the settings it names and resume with --resume changed"
             )
         stop.unlink()
@@ -108,7 +109,7 @@ def _open(folder: Path, config_yaml: str, resume: Resume, lock: list[IO[str]]) -
 
 def _lock(folder: Path, lock: list[IO[str]]) -> list[str]:
     """Lock the folder while the file in `lock` is open; the system releases it when the process dies."""
-    file = (folder / ".lock").open("a+")
+    file = (folder / ".lock").open("a+", encoding="utf-8")
     lock.append(file)
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:

@@ -147,7 +147,7 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
     weights = read_part(path, inference_part(path))
     save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
     data = {"format": FORMAT, "amortized3d": __version__, **config, "training": training}
-    (partial / "config.json").write_text(json.dumps(data, indent=1) + "\n")
+    (partial / "config.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(model_card(run, folder.name, data), encoding="utf-8")
     for file in (*partial.iterdir(), partial):
         sync(file)

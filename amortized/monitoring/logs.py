@@ -30,7 +30,8 @@ class RunLog:
         path = folder / "log.jsonl"
         _drop_steps_after(path, start)
         self.tracker = _open_tracker(tracker, folder)
-        self.file, self.events = path.open("a"), (folder / "events.jsonl").open("a")
+        self.file = path.open("a", encoding="utf-8")
+        self.events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.bar = tqdm(
             total=steps,
@@ -99,12 +100,12 @@ def _drop_steps_after(path: Path, start: int) -> None:
     if not path.exists():
         return
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= start:
                 lines.append(line)
         except (json.JSONDecodeError, KeyError):
             continue
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines))
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial.replace(path)

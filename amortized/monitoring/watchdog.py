@@ -43,7 +43,7 @@ class Watchdog:
     def _exit(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"process_{self.world.rank:05d}.txt"
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             file.write(f"{socket.gethostname()}, process {os.getpid()}, {self._activity}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
