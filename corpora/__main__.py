@@ -19,8 +19,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from amortized.cli import one_sentence_errors
+from amortized.untrusted import short
+from amortized.urls import check_local
 from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
-from corpora.published import import_corpus, load_table, save_table
+from corpora.published import import_corpus
+from corpora.stored import load_table, save_table
 
 ENCODE = """Encode the text of a corpus into a folder of shards, for text.shards=[FOLDER].
 
@@ -53,9 +56,11 @@ def import_published(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Convert a file of prompts to a Parquet table that opens without parsing."""
-    if args.output.suffix != ".parquet":
-        raise ValueError(f"--output must be a .parquet file, got {args.output}")
-    table = load_table(args.path) if args.path.suffix == ".parquet" and args.path.exists() else None
+    check_local(args.output)
+    if args.output.suffix.lower() != ".parquet":
+        raise ValueError(f"--output must be a .parquet file, got {short(args.output)}")
+    is_parquet = args.path.suffix.lower() == ".parquet"
+    table = load_table(args.path) if is_parquet else None
     if table is None:
         table = tabulate(read_entries(args.path), str(args.path))
     save_table(table, args.output)
