@@ -63,7 +63,7 @@ def check_local(path: str | Path) -> None:
     """Raise ValueError if the path is a URL: as a path, it would make a folder named `s3:`."""
     if scheme := scheme_of(str(path)):
         raise ValueError(
-            f"{_shown(str(path))}: must be on a local disk, not at {scheme}:; write a local folder and copy it"
+            f"{_shown(str(path))}: must be on a local disk, not at {scheme}:; write it there and copy it"
         )
 
 

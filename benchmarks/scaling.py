@@ -35,8 +35,8 @@ from amortized.training.prompt_order import Shuffle
 from benchmarks import timing
 from benchmarks.studies import ROOT
 from corpora import prompt_list
-from corpora.stored import save_table
 from corpora.shapes.grammar import NUM_PAIRS, pair, sentence, singles
+from corpora.stored import save_table
 from corpora.table import Entry, tabulate
 
 PRIOR = "checkpoints/shapes-prior"

@@ -16,7 +16,7 @@ import numpy as np
 from amortized.types import Corpus
 from corpora.at2520 import at2520
 from corpora.files import READERS, is_list, read_entries
-from corpora.nearness import near_duplicates
+from corpora.nearness import near_duplicates, nearest_trained
 from corpora.published import PUBLISHED
 from corpora.shapes.corpus import ShapesCorpus, shapes16, shapes100k, shapes_comp, shapes_fronts, shapes_open
 from corpora.stored import load_table
@@ -101,6 +101,7 @@ __all__ = [
     "PromptTable",
     "indices_of",
     "near_duplicates",
+    "nearest_trained",
     "open_corpus",
     "prompt_list",
     "read_entries",

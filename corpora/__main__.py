@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -80,12 +81,20 @@ def encode(args: argparse.Namespace) -> None:
     """Encode the text of a corpus into shards, on all processes of a torchrun launch."""
     from amortized.cli import progress_bar
     from amortized.conditioning import ViewTextConfig, load_text_encoder
-    from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
+    from amortized.conditioning.encode import (
+        encode_shards,
+        finish_encoding,
+        locked_folder,
+        plan_encoding,
+        start_encoding,
+    )
     from amortized.parallel import join_world
 
     corpus = open_corpus(args.name, folder=args.folder)
     suffixes = args.suffixes if args.suffixes is not None else ViewTextConfig().suffixes
-    with join_world(args.device, timeout=timedelta(days=1)) as world:
+    folder = args.output or Path("outputs/text") / f"{Path(args.name).stem}-{Path(args.encoder).name}"
+    check_local(folder)
+    with join_world(args.device, timeout=timedelta(days=1)) as world, ExitStack() as lock:
         encoder = load_text_encoder(
             args.encoder, revision=args.revision, device=world.device, allow_network=args.allow_network
         )
@@ -100,10 +109,10 @@ def encode(args: argparse.Namespace) -> None:
             prompts_per_shard=args.prompts_per_shard,
             batch_size=args.batch_size,
         )
-        folder = args.output or Path("outputs/text") / f"{Path(args.name).stem}-{Path(args.encoder).name}"
 
         def start() -> None:
             if world.is_main:
+                lock.enter_context(locked_folder(folder))
                 start_encoding(folder, encoding)
                 size = encoding.num_prompts * encoding.bytes_per_prompt
                 text = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
@@ -130,7 +139,7 @@ def encode(args: argparse.Namespace) -> None:
             if world.is_main:
                 manifest = finish_encoding(folder, encoding)
                 if manifest.overlong:
-                    print(f"{manifest.overlong:,} sentences were truncated: see {folder}/overlong.txt")
+                    print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
                 size = _format_bytes(manifest.num_bytes)
                 print(f"{folder}: {size}; use it with: text.shards=[{folder}]")
 

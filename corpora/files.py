@@ -6,7 +6,7 @@
 .csv           a header with a column `prompt` (or `text`), and optionally `split` and `id`
 .parquet       the same columns
 
-All text is UTF-8. JSON and JSON Lines are told apart by their contents; the columns of CSV by the header.
+All text is UTF-8. The contents distinguish JSON from JSON Lines, and the header the delimiters of CSV.
 """
 
 from __future__ import annotations

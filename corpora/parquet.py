@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from amortized.untrusted import open_regular, short
 from corpora.limits import MAX_ENTRY_BYTES, MAX_FILE_BYTES, MAX_GROUP_BYTES, MAX_GROUP_ROWS, MAX_ROWS
 
+pc: Any = pyarrow.compute  # its functions are made when it is imported, so type checkers do not know them
 ROWS_AT_ONCE = 2**16
 # With these encodings the unpacked size is that of the values. With the others a short column chunk may stand
 # for any number of bytes: a long value in a dictionary, or the same start of many values.

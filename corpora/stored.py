@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from amortized.files import atomic_path
 from amortized.untrusted import short
 from corpora.limits import MAX_PROMPTS, MAX_TEXT_BYTES
-from corpora.parquet import num_bytes, read_batches, read_schema
+from corpora.parquet import num_bytes, pc, read_batches, read_schema
 from corpora.prompts import MAX_CHARACTERS, prompt_key, validate_prompt
 from corpora.table import ID, MAX_ID_LENGTH, SPLITS, PromptTable, training_indices
 
@@ -47,7 +46,7 @@ def save_table(table: PromptTable, path: Path, **facts: str) -> None:
             pa.table(columns).replace_schema_metadata(metadata),
             temporary,
             compression="zstd",
-            use_dictionary=["splits", "repeats"],  # the other columns have distinct values
+            use_dictionary=["splits", "repeats"],  # type: ignore[arg-type]  # the others are distinct
             write_page_checksum=True,
         )
 
