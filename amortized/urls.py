@@ -12,7 +12,8 @@ SCHEMES = ("file", "memory", "s3", "gs", "gcs", "az", "abfs", "abfss", "http", "
 # Copies each file to the local disk at its first use. The other caches of fsspec unpickle their index.
 CACHE = "simplecache"
 
-URL = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>]*)")
+# A single slash as well: as a path, s3://bucket becomes s3:/bucket.
+URL = re.compile(r"([A-Za-z][\w+.-]+:/{1,2})([^\s'\"<>]*)")
 # user:password@ in front of a host. With a colon before the first slash, a password may have any character.
 USER = re.compile(r"\A(?:[^/?#]*@|[^/@]*:.*@)")
 SECRET = re.compile(

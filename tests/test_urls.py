@@ -76,6 +76,7 @@ def test_credentials_are_refused_and_never_shown(
         f"{scheme}://{host}/x?{password}",
         f"simplecache::{scheme}://me:{password}@{host}/x",
     ):
+        assert "hush" not in redact(str(Path(url)))
         with pytest.raises(ValueError, match="must not contain") as error:
             check_url(url)
         assert "hush" not in str(error.value) and host in str(error.value)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import corpora.limits
 from amortized.types import Corpus
 from corpora import open_corpus
+from corpora.__main__ import main
 from corpora.files import READERS
 from corpora.prompts import prompt_key, validate_prompt
 from corpora.stored import COLUMN_TYPES, FORMAT, load_table, save_table
@@ -272,6 +273,66 @@ def test_a_file_of_others_is_never_overwritten(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == data
     save_table(table, tmp_path / "own.parquet")
     save_table(table, tmp_path / "own.parquet")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    table = tabulate([Entry("a cube", "train", "here")], "mine")
+    save_table(table, tmp_path / "own.parquet")
+    before = (tmp_path / "own.parquet").read_bytes()
+
+    def write_half(columns: pa.Table, path: Path, **how: object) -> None:
+        path.write_bytes(before[:100])
+        raise error
+
+    monkeypatch.setattr(pq, "write_table", write_half)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        save_table(table, tmp_path / "own.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.parquet"]
+    assert (tmp_path / "own.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "output", ["s3://bucket/x.parquet", "https://me:hush@host/x.parquet", "pipe:x.parquet"]
+)
+def test_outputs_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, output: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("a cube", encoding="utf-8")
+    for command in (["convert", "own.txt"], ["encode", "own.txt", "--encoder", "missing"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--output", output])
+        message = capsys.readouterr().err
+        assert stop.value.code == 2 and "must be on a local disk" in message and "hush" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
+
+
+INVISIBLE = "\ufeff\u200b\u200e\u202e\u2060\u00ad\u115f\u3164\U000e0041\ufff9"
+
+
+@given(TEXTS.filter(is_prompt), st.lists(st.sampled_from(INVISIBLE), max_size=4), st.integers(0, 30))
+def test_invisible_characters_change_no_prompt(text: str, letters: list[str], at: int) -> None:
+    assert validate_prompt(text[:at] + "".join(letters) + text[at:], "") == validate_prompt(text, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \t\n", "\ufeff", "\u200b \u200d", "\u3164", "\u2800", "\ufe0f", "\u3000", INVISIBLE]
+)
+def test_what_prints_nothing_is_no_prompt(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        validate_prompt(text, "here")
+    (tmp_path / "list.txt").write_text(f"{text}\na cube\n", encoding="utf-8")
+    assert len(open_corpus(str(tmp_path / "list.txt"))) == 1
+
+
+def test_letters_and_emoji_that_need_joiners_keep_them() -> None:
+    for text in (
+        "a \U0001f468\u200d\U0001f469\u200d\U0001f467 family",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "a \u2764\ufe0f",
+    ):
+        assert validate_prompt(text, "") == text
 
 
 def test_every_reader_has_a_writer_here() -> None:
