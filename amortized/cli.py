@@ -34,7 +34,7 @@ def list_presets() -> str:
     """A list of the presets in configs/, each with the first line of its head comment."""
     lines = ["presets:"]
     for path in preset_paths():
-        head = path.read_text().partition("\n")[0].lstrip("# ").strip()
+        head = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").strip()
         lines.append(f"  configs/{path.relative_to(PRESETS)!s:<36} {head}")
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 def locked(names: list[str]) -> list[str]:
     """Return NAME==VERSION of each, from requirements.lock."""
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
     return [f"{name}=={pins[name]}" for name in names]
 
@@ -77,7 +77,9 @@ def download() -> int:
 def code_bytes() -> int:
     """Return the size of the working tree's files that git does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    names = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout.split("\0")
     return sum((ROOT / name).stat().st_size for name in names if name and (ROOT / name).is_file())
 
 

@@ -134,7 +134,7 @@ def run(stage: Stage, folder: Path, device: str) -> Report:
     if state == "passed" and results.pop("all skipped", False):
         state = "skipped"
     # Progress bars overwrite their line: only the last version counts.
-    lines = [line.split("\r")[-1] for line in log.read_text(errors="replace").split("\n")]
+    lines = [line.split("\r")[-1] for line in log.read_text(errors="replace", encoding="utf-8").split("\n")]
     lines = [line for line in lines if line.strip()]
     if state != "passed" and not results["rows"] and lines:
         results["summary"] = lines[-1][:160]
@@ -165,7 +165,7 @@ def terminate(process: subprocess.Popen[bytes]) -> None:
 def load_results(name: str, folder: Path) -> Report:
     """Return the rows, summary and machine that a stage wrote, perhaps before it was stopped."""
     if (file := folder / f"{name}.json").exists():
-        results = json.loads(file.read_text())
+        results = json.loads(file.read_text(encoding="utf-8"))
         return results | {"summary": results["summary"] or f"{len(results['rows'])} rows before it stopped"}
     if (file := folder / f"{name}.xml").exists():
         return parse_pytest_report(file)
@@ -271,7 +271,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.output.resolve()
     chosen = [stage for stage in stages_for(args.device, folder) if stage.name in requested]
     report = check(chosen, folder, args.device)
-    print(f"\n{(folder / 'report.md').read_text()}\nwritten to {folder}/report.json and report.md")
+    written = (folder / "report.md").read_text(encoding="utf-8")
+    print(f"\n{written}\nwritten to {folder}/report.json and report.md")
     return int(any(stage["state"] != "passed" for stage in report["stages"].values()))
 
 

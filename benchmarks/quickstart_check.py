@@ -59,7 +59,7 @@ def evaluate(folder: Path, device: str) -> float:
 
 def steps_of(folder: Path) -> dict[str, float]:
     """Return the number of steps, and the median times of a step and its parts over the last half of them."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     late = lines[len(lines) // 2 :]
     names = [name for name in late[-1] if name.startswith("time/")]
     parts = {name: 1000 * statistics.median(line[name] for line in late) for name in names}
@@ -82,7 +82,7 @@ def main() -> None:
     for name, value in steps.items():
         results_file.add({"part": name, "value": value})
     results_file.add({"part": "evaluation, s", "value": round(evaluate(folder, args.device), 1)})
-    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    results = json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
     for name, interval in results["metrics"].items():
         results_file.add(
             {

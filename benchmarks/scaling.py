@@ -35,8 +35,8 @@ from amortized.training.prompt_order import Shuffle
 from benchmarks import timing
 from benchmarks.studies import ROOT
 from corpora import prompt_list
-from corpora.published import save_table
 from corpora.shapes.grammar import NUM_PAIRS, pair, sentence, singles
+from corpora.stored import save_table
 from corpora.table import Entry, tabulate
 
 PRIOR = "checkpoints/shapes-prior"
@@ -157,7 +157,9 @@ def measure(counts: list[int], folder: Path) -> list[dict[str, object]]:
                 str(corpus),
                 str(shards),
             ]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+            )
             values = json.loads(done.stdout.splitlines()[-1])
             row |= {
                 name: f"{value:.3g}" if value < 100 else f"{value:,.0f}" for name, value in values.items()

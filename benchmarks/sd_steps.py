@@ -183,7 +183,7 @@ def add_floors(rows: list[dict[str, Any]], counted: Path, ceiling: dict[str, flo
     """Add a step's lower bound and the ratio to it, for the cases that `benchmarks.roofline` has counted."""
     tflops = ceiling.get("float16, TFLOP/s", ceiling["float32, TFLOP/s"])
     names = dict(zip(PRESETS, roofline.PRESETS, strict=True))
-    cases = json.loads(counted.read_text()) if counted.exists() else []
+    cases = json.loads(counted.read_text(encoding="utf-8")) if counted.exists() else []
     parts = {(case["prior"], case["generator"], case["prompts"]): case["parts"] for case in cases}
     for row in rows:
         costs = parts.get((names[row["prior"]], row["generator"], row["prompts"]))

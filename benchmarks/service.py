@@ -139,7 +139,7 @@ def _step_seconds(name: str, size: int, one_run: bool) -> float:
 
 
 def _median_step(folder: Path) -> float:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return statistics.median(
         sum(value for name, value in line.items() if name.startswith("time/"))
         for line in lines[WARMUP_STEPS:]

@@ -95,12 +95,12 @@ def run(job: Job, threads: int) -> Rows:
             if script == "train.py" and (job.folder / "stopped").exists():
                 continue  # it would stop for the same reason again
             command = [sys.executable, str(ROOT / script), *arguments]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
             # A collapsed run is evaluated at its last good checkpoint.
             stopped = done.returncode == STOPPED and script == "train.py" and list_checkpoints(checkpoints)
             if done.returncode and not stopped:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(results.read_text())["prompts"]
+    return json.loads(results.read_text(encoding="utf-8"))["prompts"]
 
 
 def check_settings(job: Job) -> None:

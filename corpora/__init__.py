@@ -15,10 +15,11 @@ import numpy as np
 
 from amortized.types import Corpus
 from corpora.at2520 import at2520
-from corpora.files import READERS, read_entries
-from corpora.nearness import near_duplicates
-from corpora.published import PUBLISHED, load_table
+from corpora.files import READERS, is_list, read_entries
+from corpora.nearness import near_duplicates, nearest_trained
+from corpora.published import PUBLISHED
 from corpora.shapes.corpus import ShapesCorpus, shapes16, shapes100k, shapes_comp, shapes_fronts, shapes_open
+from corpora.stored import load_table
 from corpora.table import SPLITS, PromptTable, prompt_list, tabulate
 
 CORPORA: dict[str, Callable[[], ShapesCorpus | PromptTable]] = {
@@ -84,8 +85,8 @@ def _open(name: str, folder: Path) -> ShapesCorpus | PromptTable:
         if table is None:
             raise ValueError(f"{path}: not written by an import; remove it and import {name} again")
         return table
-    if Path(name).suffix in READERS:
-        saved = load_table(Path(name)) if name.endswith(".parquet") and Path(name).exists() else None
+    if is_list(name):
+        saved = load_table(Path(name)) if name.lower().endswith(".parquet") and Path(name).exists() else None
         return replace(saved, name=name) if saved is not None else tabulate(read_entries(Path(name)), name)
     raise ValueError(
         f"corpus must be one of {', '.join(sorted({*CORPORA, *PUBLISHED}))}, "
@@ -100,6 +101,7 @@ __all__ = [
     "PromptTable",
     "indices_of",
     "near_duplicates",
+    "nearest_trained",
     "open_corpus",
     "prompt_list",
     "read_entries",

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 from amortized.cli import one_sentence_errors
+from amortized.untrusted import short
+from amortized.urls import check_local
 from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
-from corpora.published import import_corpus, load_table, save_table
+from corpora.published import import_corpus
+from corpora.stored import load_table, save_table
 
 ENCODE = """Encode the text of a corpus into a folder of shards, for text.shards=[FOLDER].
 
@@ -53,9 +57,11 @@ def import_published(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Convert a file of prompts to a Parquet table that opens without parsing."""
-    if args.output.suffix != ".parquet":
-        raise ValueError(f"--output must be a .parquet file, got {args.output}")
-    table = load_table(args.path) if args.path.suffix == ".parquet" and args.path.exists() else None
+    check_local(args.output)
+    if args.output.suffix.lower() != ".parquet":
+        raise ValueError(f"--output must be a .parquet file, got {short(args.output)}")
+    is_parquet = args.path.suffix.lower() == ".parquet"
+    table = load_table(args.path) if is_parquet else None
     if table is None:
         table = tabulate(read_entries(args.path), str(args.path))
     save_table(table, args.output)
@@ -75,12 +81,20 @@ def encode(args: argparse.Namespace) -> None:
     """Encode the text of a corpus into shards, on all processes of a torchrun launch."""
     from amortized.cli import progress_bar
     from amortized.conditioning import ViewTextConfig, load_text_encoder
-    from amortized.conditioning.encode import encode_shards, finish_encoding, plan_encoding, start_encoding
+    from amortized.conditioning.encode import (
+        encode_shards,
+        finish_encoding,
+        locked_folder,
+        plan_encoding,
+        start_encoding,
+    )
     from amortized.parallel import join_world
 
     corpus = open_corpus(args.name, folder=args.folder)
     suffixes = args.suffixes if args.suffixes is not None else ViewTextConfig().suffixes
-    with join_world(args.device, timeout=timedelta(days=1)) as world:
+    folder = args.output or Path("outputs/text") / f"{Path(args.name).stem}-{Path(args.encoder).name}"
+    check_local(folder)
+    with join_world(args.device, timeout=timedelta(days=1)) as world, ExitStack() as lock:
         encoder = load_text_encoder(
             args.encoder, revision=args.revision, device=world.device, allow_network=args.allow_network
         )
@@ -95,10 +109,10 @@ def encode(args: argparse.Namespace) -> None:
             prompts_per_shard=args.prompts_per_shard,
             batch_size=args.batch_size,
         )
-        folder = args.output or Path("outputs/text") / f"{Path(args.name).stem}-{Path(args.encoder).name}"
 
         def start() -> None:
             if world.is_main:
+                lock.enter_context(locked_folder(folder))
                 start_encoding(folder, encoding)
                 size = encoding.num_prompts * encoding.bytes_per_prompt
                 text = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
@@ -125,7 +139,7 @@ def encode(args: argparse.Namespace) -> None:
             if world.is_main:
                 manifest = finish_encoding(folder, encoding)
                 if manifest.overlong:
-                    print(f"{manifest.overlong:,} sentences were truncated: see {folder}/overlong.txt")
+                    print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
                 size = _format_bytes(manifest.num_bytes)
                 print(f"{folder}: {size}; use it with: text.shards=[{folder}]")
 

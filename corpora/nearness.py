@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, tee
 
@@ -39,6 +40,29 @@ def near_duplicates(
             one, other = sets[text], _shingles(candidate)
             similarity = len(one & other) / len(one | other)
             if similarity >= threshold and (candidate == text or similarity > best.get(text, ("", 0.0))[1]):
+                best[text] = (candidate, similarity)
+    return best
+
+
+def nearest_trained(prompts: Iterable[str], trained: Iterable[str]) -> dict[str, tuple[str, float]]:
+    """Map each prompt to the most similar training prompt and their similarity in [0, 1]; 0 is ("", 0.0).
+
+    The same similarity as in `near_duplicates`, exact and without a threshold: how far a prompt lies from the
+    trained corpus. Only training prompts that share a word with a prompt are compared, each in the time of
+    the words that they share; they are streamed.
+    """
+    sets = {text: _shingles(text) for text in prompts}
+    texts_with: dict[str, list[str]] = {}
+    for text, shingles in sets.items():
+        for shingle in shingles:
+            texts_with.setdefault(shingle, []).append(text)
+    best: dict[str, tuple[str, float]] = {text: ("", 0.0) for text in sets}
+    for candidate in trained:
+        other = _shingles(candidate)
+        shared = Counter(text for shingle in other for text in texts_with.get(shingle, ()))
+        for text, number in shared.items():
+            similarity = number / (len(sets[text]) + len(other) - number)
+            if similarity > best[text][1] or (candidate == text and similarity == best[text][1]):
                 best[text] = (candidate, similarity)
     return best
 

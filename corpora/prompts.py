@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,6 +11,13 @@ from collections.abc import Sequence
 from amortized.names import text_hash
 
 MAX_CHARACTERS = 4096  # text encoders read some 77 tokens, so a longer text is not a prompt
+# Characters that print nothing: Unicode's default-ignorable code points, and its annotations. Among them are
+# byte order marks inside joined files, zero-width spaces and marks that reverse the direction of a line.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+SHAPING = re.compile("[\u200c\u200d\ufe00-\ufe0f\u2800]")  # of their neighbors; alone they print nothing
 
 
 def prompt_id(text: str) -> str:
@@ -18,13 +26,15 @@ def prompt_id(text: str) -> str:
 
 
 def validate_prompt(text: str, location: str) -> str:
-    """Return the prompt without surrounding whitespace.
+    """Return the prompt without surrounding whitespace and without characters that print nothing.
+
+    Joiners and variation selectors stay, which shape the letters and emoji next to them.
 
     Raises:
         ValueError: the text cannot be a prompt; the message starts with `location`.
     """
-    text = text.strip()
-    if not text:
+    text = text.strip() if text.isascii() else INVISIBLE.sub("", text).strip()
+    if is_blank(text):
         raise ValueError(f"{location}: the prompt is empty")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{location}: {len(text):,} characters; a prompt has at most {MAX_CHARACTERS:,}")
@@ -38,6 +48,11 @@ def validate_prompt(text: str, location: str) -> str:
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{location}: contains an unpaired surrogate, which is not a character; remove it")
     return text
+
+
+def is_blank(text: str) -> bool:
+    """Return whether nothing of the text prints."""
+    return not (text if text.isascii() else SHAPING.sub("", INVISIBLE.sub("", text))).strip()
 
 
 def _control_code(text: str) -> int | None:

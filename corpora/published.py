@@ -7,22 +7,18 @@ that papers report on, and stores its distinct prompts as a Parquet table.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from amortized.files import atomic_path
+from amortized.untrusted import open_regular
 from corpora.files import read_entries
+from corpora.limits import MAX_FILE_BYTES
 from corpora.nearness import near_duplicates
-from corpora.table import SPLITS, Entry, PromptTable, tabulate, training_indices
-
-FORMAT = "1"
-COLUMN_TYPES = {"text": "large_string", "splits": "uint8", "repeats": "int32", "key": "uint64"}
+from corpora.stored import save_table
+from corpora.table import SPLITS, Entry, PromptTable, tabulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +116,10 @@ def import_corpus(name: str, path: Path, folder: Path) -> tuple[PromptTable, Rep
         )
     published = PUBLISHED[name]
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give {published.file}") from error
+        with open_regular(path, MAX_FILE_BYTES) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; give {published.file}") from error
     if published.sha256 is not None and sha256 != published.sha256:
         raise ValueError(
             f"{path}: not the published {published.file} (SHA-256 {sha256}, expected {published.sha256}); "
@@ -162,53 +158,4 @@ def _report(table: PromptTable, entries: Mapping[str, int], sha256: str) -> Repo
         near=near_duplicates(
             table.texts.take(not_in_train).to_pylist(), table.texts.take(table.listed("train")).to_pylist()
         ),
-    )
-
-
-def save_table(table: PromptTable, path: Path, **facts: str) -> None:
-    """Write a table to a Parquet file atomically; `facts` go into its metadata."""
-    columns = {"text": table.texts, "splits": table.splits, "repeats": table.repeats, "key": table.keys}
-    if table.ids is not None:
-        columns["id"] = table.ids
-    metadata = {"amortized3d": json.dumps({"format": FORMAT, "name": table.name, **facts})}
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            pa.table(columns).replace_schema_metadata(metadata),
-            temporary,
-            compression="zstd",
-            write_page_checksum=True,
-        )
-
-
-def load_table(path: Path) -> PromptTable | None:
-    """Load a table that `save_table` wrote; None for any other Parquet file.
-
-    Raises:
-        ValueError: the file is damaged, or of another format version.
-    """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
-            metadata = (file.schema_arrow.metadata or {}).get(b"amortized3d")
-            if metadata is None:
-                return None
-            facts = json.loads(metadata)
-            name, version = str(facts["name"]), facts["format"]
-            if version != FORMAT:
-                raise ValueError(f"format {version}, expected {FORMAT}")
-            columns = file.read()
-        types = COLUMN_TYPES | ({"id": "large_string"} if "id" in columns.column_names else {})
-        if any(columns[column].type != kind or columns[column].null_count for column, kind in types.items()):
-            raise ValueError("its columns are not those of a stored corpus")
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not an intact Parquet file ({problem}); create it again") from error
-    splits = columns["splits"].to_numpy()
-    return PromptTable(
-        name=name,
-        texts=columns["text"].combine_chunks(),
-        splits=splits,
-        repeats=columns["repeats"].to_numpy(),
-        keys=columns["key"].to_numpy(),
-        ids=columns["id"].combine_chunks() if "id" in columns.column_names else None,
-        trained=training_indices(splits),
     )

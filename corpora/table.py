@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from amortized.types import Corpus, GroundTruth, Prompt
+from corpora.limits import MAX_PROMPTS, MAX_TEXT_BYTES
 from corpora.prompts import key_limit, prompt_id, prompt_key, split_of, validate_prompt
 
 SPLITS = ("train", "val", "test")  # bit i of a prompt's `splits` is set if list i contains it
+ID = re.compile(r"[_-]*[A-Za-z0-9][A-Za-z0-9_-]*")  # safe in any file name
+MAX_ID_LENGTH = 64
 
 
 class Entry(NamedTuple):
@@ -91,27 +95,35 @@ def tabulate(entries: Iterable[Entry], name: str, truth_from: Corpus | None = No
             prompts have an id.
     """
     rows: dict[str, int] = {}  # text to row
-    row_of_id: dict[str, int] = {}
-    splits, repeats = bytearray(), []
+    row_of_id: dict[str, int] = {}  # by the id in lower case
+    ids: dict[int, str] = {}
+    splits, repeats, num_bytes = bytearray(), [], 0
     for text, split, location, entry_id in entries:
         text = validate_prompt(text, location)
         row = rows.setdefault(text, len(rows))
         if row == len(splits):
+            if row == MAX_PROMPTS:
+                raise ValueError(f"{location}: a corpus has at most {MAX_PROMPTS:,} prompts; split the list")
+            num_bytes += len(text) if text.isascii() else len(text.encode())
+            if num_bytes > MAX_TEXT_BYTES:
+                raise ValueError(f"{location}: a corpus has at most {MAX_TEXT_BYTES:,} bytes; split the list")
             splits.append(0)
             repeats.append(0)
         splits[row] |= 1 << SPLITS.index(split)
         repeats[row] += split == SPLITS[0]
         if entry_id is not None:
-            _check_id(entry_id, row_of_id.setdefault(entry_id, row) == row, location)
+            _check_id(entry_id, location)
+            # Without case: some file systems do not distinguish `Cube` from `cube`.
+            if (named := row_of_id.setdefault(entry_id.lower(), row)) != row:
+                as_other = "" if ids[named] == entry_id else f", as {ids[named]!r}"
+                raise ValueError(f"{location}: the id {entry_id!r} already names another prompt{as_other}")
+            ids.setdefault(row, entry_id)  # a repeated prompt keeps its first id
         elif row_of_id:
             raise ValueError(
                 f"{location}: has no id, but earlier prompts have; give every prompt one, or none"
             )
     if not rows:
         raise ValueError(f"{name}: contains no prompts; write one per line")
-    ids: dict[int, str] = {}
-    for entry_id, row in row_of_id.items():
-        ids.setdefault(row, entry_id)  # a repeated prompt keeps its first id
     if ids and len(ids) < len(rows):
         raise ValueError(f"{name}: some prompts have an id, others none; give every prompt one, or none")
     split_bits = np.frombuffer(bytes(splits), np.uint8)
@@ -127,14 +139,11 @@ def tabulate(entries: Iterable[Entry], name: str, truth_from: Corpus | None = No
     )
 
 
-def _check_id(entry_id: str, is_unique: bool, location: str) -> None:
-    if not is_unique:
-        raise ValueError(f"{location}: the id {entry_id!r} already names another prompt")
-    is_safe = entry_id.isascii() and entry_id.replace("-", "").replace("_", "").isalnum()
-    if not (is_safe and len(entry_id) <= 64):
+def _check_id(entry_id: str, location: str) -> None:
+    if len(entry_id) > MAX_ID_LENGTH or not ID.fullmatch(entry_id):
         raise ValueError(
             f"{location}: the id {entry_id[:80]!r} becomes a file name: "
-            "use at most 64 letters, digits, '-' and '_'"
+            f"use at most {MAX_ID_LENGTH} letters, digits, '-' and '_'"
         )
 
 

@@ -64,7 +64,14 @@ ROOMS = {
 }
 # Plug-ins see the contracts only, not the whole ground.
 GENERATORS = ("amortized.types", "amortized.config", "amortized.encodings")
-CORPORA = ("amortized.types", "amortized.cameras", "amortized.random", "amortized.files", "amortized.names")
+CORPORA = (
+    "amortized.types",
+    "amortized.cameras",
+    "amortized.random",
+    "amortized.files",
+    "amortized.names",
+    "amortized.untrusted",
+)
 # A recipe trains a corpus's embedded models, so it also drives the rooms that load them.
 RECIPES = (*CORPORA, "amortized.priors", "amortized.evaluation", "amortized.conditioning")
 

@@ -57,6 +57,7 @@ def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.dev
         stores=[ShardStore(url) for url in text.shards],
         cache_size=text.cache_size,
     )
+    bank.check_suffixes()
     if bank.pooled_only and getattr(config.generator, "text", "pooled") == "tokens":
         raise ValueError(
             "text.shards have pooled vectors only, but this generator needs tokens: encode the corpus "

@@ -58,6 +58,9 @@ def evaluate_share(
 ) -> list[PromptRow]:
     """Render and score this rank's share of the prompts."""
     model = TextTo3D(*load_run(run, checkpoint, str(world.device), config_to_dict(config)))
+    if world.is_main:
+        for note in model.texts.notes_on([prompt.text for prompt in prompts], generator_only=True):
+            print(f"note: {note}")
     share = list(prompts[world.rank :: world.size])
     if not share:
         return []

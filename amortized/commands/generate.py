@@ -13,6 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
+PROMPTS_CHECKED = 4096  # at the start: those that will be cut, and their unknown words
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run's folder, an exported folder, or a Hub id in the local cache")
@@ -60,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         model = TextTo3D.from_run(args.model, checkpoint=args.checkpoint, device=args.device)
     else:
         model = TextTo3D.from_pretrained(args.model, text_encoder=args.text_encoder, device=args.device)
+    sample = texts[:PROMPTS_CHECKED]
+    for note in model.texts.notes_on(sample, sampled=len(texts) > len(sample), generator_only=True):
+        print(f"note: {note}")
     # 2. One scene at a time: memory does not grow with the number of prompts.
     strip, ring = model.orbit(num_views=args.views), model.orbit(num_views=max(1, args.frames))
     jobs = [(text, seed) for text in texts for seed in range(args.seeds)]

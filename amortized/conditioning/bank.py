@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from amortized.conditioning.cached_encoder import CachedTextEncoder, TextKey
+from amortized.conditioning.fitting import num_overlong, unknown_words
 from amortized.conditioning.perp_neg import perp_neg_text
 from amortized.conditioning.rows import move_rows
 from amortized.conditioning.shards import ShardStore
@@ -16,12 +17,16 @@ from amortized.conditioning.views import (
     ViewText,
     ViewTextConfig,
     add_shared_texts,
+    azimuth_word,
+    elevation_word,
     plain_text,
     view_suffixes,
 )
 from amortized.config import check
 from amortized.types import Cameras, TextCondition
+from amortized.urls import check_url
 
+WORDS_SHOWN = 8  # in a message
 Device = torch.device | str | None
 
 
@@ -40,6 +45,8 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check(self, "cache_size", at_least=1)
+        for url in self.shards:
+            check_url(url)
 
 
 class TextBank:
@@ -117,6 +124,51 @@ class TextBank:
             "encode the corpus with --views, or pass this run's views.suffixes as --suffixes"
         )
 
+    def check_suffixes(self) -> None:
+        """Raise ValueError if a view's words alone exceed the tokens of the prior's text encoder."""
+        encoder = self.prior_encoder.encoder
+        for suffix in self._longest_suffixes():
+            if encoder.is_overlong(f"a{suffix}"):
+                raise ValueError(
+                    f"views.suffixes: {suffix[:80]!r} leaves no room for a prompt in the "
+                    f"{encoder.max_length} tokens of the prior's text encoder; shorten it"
+                )
+
+    def notes_on(
+        self, prompts: Sequence[str], *, sampled: bool = False, generator_only: bool = False
+    ) -> list[str]:
+        """Return messages for the start of a run: how many prompts are cut, and unknown words in them.
+
+        sampled         the prompts are a sample, which the messages then mention
+        generator_only  no prior is used, and no words for views
+        """
+        encoders = {"prior": self.prior_encoder.encoder, "generator": self.generator_encoder.encoder}
+        if generator_only or encoders["generator"] is encoders["prior"]:
+            del encoders["prior" if generator_only else "generator"]
+        number = f"{len(prompts):,} {'sampled ' * sampled}prompt{'s' * (len(prompts) != 1)}"
+        notes = []
+        for name, encoder in encoders.items():
+            suffixes = self._longest_suffixes() if name == "prior" else [""]
+            if cut := num_overlong(encoder, prompts, suffixes):
+                with_views = " with the words for a view" if suffixes != [""] else ""
+                notes.append(
+                    f"{cut:,} of {number} {'is' if cut == 1 else 'are'} longer{with_views} than the "
+                    f"{encoder.max_length} tokens of the {name}'s text encoder, and will be cut"
+                )
+            if words := unknown_words(encoder, prompts):
+                shown = ", ".join(list(words)[:WORDS_SHOWN]) + ", ..." * (len(words) > WORDS_SHOWN)
+                notes.append(
+                    f"the {name}'s text encoder does not know {len(words):,} "
+                    f"word{'s' * (len(words) != 1)} of {number}: {shown}"
+                )
+        return notes
+
+    def _longest_suffixes(self) -> list[str]:
+        """The suffixes of all views; with numbered directions, each with the longest numbers."""
+        if not self.config.direction_step_deg:
+            return list(dict.fromkeys(self.config.suffixes))
+        return [f"{suffix} {azimuth_word(350)} {elevation_word(-80)}" for suffix in self.config.suffixes]
+
     def for_step(
         self, prompts: Sequence[str], cameras: Cameras, device: Device = None
     ) -> tuple[TextCondition, ViewText]:
@@ -144,8 +196,8 @@ class TextBank:
         unconditional = self.encode_for_prior([config.negative_prompt], device)
         if config.direction_step_deg:
             # The same prompt and numbered direction rarely recur: caching them would only evict useful texts.
-            texts = ["".join(key) for key in _image_keys(prompts, cameras, config)]
-            text = plain_text(move_rows(self.prior_encoder.encode_uncached(texts), device), unconditional)
+            keys = _image_keys(prompts, cameras, config)
+            text = plain_text(move_rows(self.prior_encoder.encode_uncached(keys), device), unconditional)
         else:
             rows = move_rows(self.prior_encoder.encode(self._view_keys(prompts, cameras)), device)
             if config.perp_neg:

@@ -9,12 +9,13 @@ from threading import RLock
 import torch
 
 from amortized.conditioning.encoder_identity import is_same_encoder, probe_vector
+from amortized.conditioning.fitting import fit
 from amortized.conditioning.rows import concatenate_rows, move_rows, take_rows, without_tokens
 from amortized.conditioning.shards import ShardStore
 from amortized.conditioning.text_encoder import TextEncoder
 from amortized.types import TextCondition
 
-TextKey = tuple[str, str]  # (prompt, suffix); the encoded text is their concatenation
+TextKey = tuple[str, str]  # (prompt, suffix); `fit` joins them to the encoded text
 # Shard records cached in memory. A step needs each prompt twice, for the generator and for the prior.
 NUM_CACHED_RECORDS = 64
 
@@ -73,10 +74,10 @@ class CachedTextEncoder:
         )
         return sum(stored) / len(keys)
 
-    def encode_uncached(self, texts: Sequence[str]) -> TextCondition:
-        """Encode N texts in one batch, past shards and cache: N rows."""
+    def encode_uncached(self, keys: Sequence[TextKey]) -> TextCondition:
+        """Encode N keys in one batch, past shards and cache: N rows."""
         with self.lock:
-            return move_rows(self.encoder.encode(texts), "cpu")
+            return move_rows(self.encoder.encode([fit(self.encoder, *key) for key in keys]), "cpu")
 
     def _lookup(self, keys: Sequence[TextKey]) -> dict[TextKey, TextCondition]:
         """Return one row for each of the distinct keys; encode the missing ones."""
@@ -97,7 +98,7 @@ class CachedTextEncoder:
         size = self.encoder.batch_size
         for start in range(0, len(keys), size):
             batch = keys[start : start + size]
-            texts = ["".join(key) for key in batch]
+            texts = [fit(self.encoder, *key) for key in batch]
             encoded = move_rows(self.encoder.encode([*texts, *[""] * (size - len(texts))]), "cpu")
             for i, key in enumerate(batch):
                 row = take_rows(encoded, torch.tensor([i]))

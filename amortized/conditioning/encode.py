@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,32 @@ import torch
 from safetensors import torch as safetensors
 
 from amortized.conditioning.encoder_identity import is_same_encoder, probe_vector
+from amortized.conditioning.fitting import fit
 from amortized.conditioning.shard_format import (
     DTYPES,
     ENTRIES_FILE,
     ENTRY_DTYPE,
     KEYS_FILE,
+    LOCK_FILE,
     MANIFEST_FILE,
     OVERLONG_FILE,
     PLAN_FILE,
     EncodingPlan,
     Manifest,
     parse_checked_json,
+    parse_plan,
     shard_name,
     write_checked_json,
 )
 from amortized.files import atomic_path, atomic_write_text
+from amortized.locks import FileLock, LockedError
 from amortized.names import text_hash
 from amortized.types import Corpus
+from amortized.untrusted import read_bytes
+from amortized.urls import check_local
+
+TEMPORARY = re.compile(r"\.(?:\d{6}|plan|manifest|keys|places|overlong)\.[0-9a-f]{8}\.\w+")  # of atomic_path
+SIDECAR_LISTS = {"keys": str, "offsets": int, "sizes": int, "crcs": int}  # one item per prompt
 
 
 def plan_encoding(
@@ -86,18 +97,43 @@ def plan_encoding(
     )
 
 
-def start_encoding(folder: Path, plan: EncodingPlan) -> None:
-    """Prepare the folder for this plan, new or to resume.
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Context: the folder, created if it is missing, in which no other process encodes.
 
-    Raises ValueError if it holds another encoding, or if the disk is too small for the remaining shards.
+    Raises ValueError if one does, or if the folder cannot be written.
+    """
+    check_local(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK_FILE)
+    except LockedError as error:
+        raise ValueError(
+            f"{folder} is being encoded by another process ({error.holder}): wait for it, or choose another "
+            "--output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def start_encoding(folder: Path, plan: EncodingPlan) -> None:
+    """Prepare the folder for this plan, new or to resume; hold `locked_folder` meanwhile.
+
+    Raises ValueError if it holds another encoding, files of others with the same names, or if the disk is too
+    small for the remaining shards.
     """
     plan_path = folder / PLAN_FILE
     if plan_path.exists():
         _check_plan(folder, plan)
-    elif (folder / MANIFEST_FILE).exists() or any((folder / "shards").glob("*")):
-        raise ValueError(f"{folder} holds shards but no {PLAN_FILE}: choose another --output")
-    for path in (folder / "shards").glob(".*"):
-        path.unlink()  # a temporary file of a killed process
+    else:
+        names = (MANIFEST_FILE, KEYS_FILE, ENTRIES_FILE, OVERLONG_FILE, "shards")
+        if present := [name for name in names if (folder / name).exists()]:
+            raise ValueError(f"{folder} holds {present[0]} but no {PLAN_FILE}: choose another --output")
+    for path in (*(folder / "shards").glob(".*"), *folder.glob(".*")):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink()  # of a killed process
     written = sum(path.stat().st_size for path in (folder / "shards").glob("*.tar"))
     folder.mkdir(parents=True, exist_ok=True)
     remaining = plan.bytes_per_prompt * plan.num_prompts - written
@@ -113,11 +149,9 @@ def start_encoding(folder: Path, plan: EncodingPlan) -> None:
 def _check_plan(folder: Path, plan: EncodingPlan) -> None:
     """Raise ValueError unless the folder's plan equals `plan`, up to the paths of corpus and encoder."""
     try:
-        values = parse_checked_json((folder / PLAN_FILE).read_bytes())
-        values |= {name: tuple(values[name]) for name in ("probe", "suffixes")}
-        started = EncodingPlan(**values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / PLAN_FILE} is damaged: choose another --output") from error
+        started = parse_plan(EncodingPlan, read_bytes(folder / PLAN_FILE))
+    except ValueError as error:
+        raise ValueError(f"{folder / PLAN_FILE} is damaged ({error}): choose another --output") from error
     if not is_same_encoder(started, plan.fingerprint, plan.probe):
         raise ValueError(
             f"{folder} was started with the encoder {started.encoder_name}, not {plan.encoder_name}: "
@@ -153,7 +187,7 @@ def encode_shards(
     sizes = [len(_prompt_range(plan, number)) for number in numbers]
     done = 0
     for number, size in zip(numbers, sizes, strict=True):
-        if not _is_complete(folder, number, verify=verify):
+        if not _is_complete(folder, number, size, verify=verify):
             _write_shard(folder, number, plan, corpus, encoder)
         done += size
         if progress is not None:
@@ -170,7 +204,7 @@ def finish_encoding(folder: Path, plan: EncodingPlan) -> Manifest:
     overlong: list[str] = []
     sizes: list[int] = []
     for number in range(plan.num_shards):
-        if (sidecar := _read_sidecar(folder, number)) is None:
+        if (sidecar := _read_sidecar(folder, number, len(_prompt_range(plan, number)))) is None:
             raise ValueError(
                 f"{folder / shard_name(number)} is missing or damaged; run the same command again"
             )
@@ -205,23 +239,35 @@ def _prompt_range(plan: EncodingPlan, number: int) -> range:
     return range(start, min(start + plan.prompts_per_shard, plan.num_prompts))
 
 
-def _read_sidecar(folder: Path, number: int) -> dict[str, Any] | None:
+def _read_sidecar(folder: Path, number: int, num_prompts: int) -> dict[str, Any] | None:
     """Return a shard's JSON file; None if it is missing or damaged, or if the tar has another size."""
     path = folder / shard_name(number)
     try:
-        sidecar = parse_checked_json(path.with_suffix(".json").read_bytes())
-        return sidecar if path.stat().st_size == sidecar["bytes"] else None
-    except (OSError, ValueError, KeyError):
+        sidecar = parse_checked_json(read_bytes(path.with_suffix(".json")))
+        is_sound = (
+            all(
+                len(sidecar[name]) == num_prompts and all(type(item) is kind for item in sidecar[name])
+                for name, kind in SIDECAR_LISTS.items()
+            )
+            and all(re.fullmatch("[0-9a-f]{16}", key) for key in sidecar["keys"])
+            and all(0 <= item < 2**32 for name in ("sizes", "crcs") for item in sidecar[name])
+            and all(0 <= item < 2**63 for item in sidecar["offsets"])
+            and all(type(text) is str for text in sidecar["overlong"])
+            and path.is_file()
+            and path.stat().st_size == sidecar["bytes"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return sidecar if is_sound else None
 
 
-def _is_complete(folder: Path, number: int, *, verify: bool) -> bool:
+def _is_complete(folder: Path, number: int, num_prompts: int, *, verify: bool) -> bool:
     """Return whether a shard is finished; with `verify`, also compare its SHA-256."""
-    sidecar = _read_sidecar(folder, number)
+    sidecar = _read_sidecar(folder, number, num_prompts)
     if sidecar is None or not verify:
         return sidecar is not None
     with (folder / shard_name(number)).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sidecar["sha256"]
+        return hashlib.file_digest(file, "sha256").hexdigest() == sidecar.get("sha256")
 
 
 def _write_shard(folder: Path, number: int, plan: EncodingPlan, corpus: Corpus, encoder: Any) -> None:
@@ -255,7 +301,7 @@ def _encode_records(prompts: Sequence[str], plan: EncodingPlan, encoder: Any) ->
     prompts_per_batch = max(1, plan.batch_size // num_rows)
     for start in range(0, len(prompts), prompts_per_batch):
         batch = prompts[start : start + prompts_per_batch]
-        text = encoder.encode([prompt + suffix for prompt in batch for suffix in plan.suffixes])
+        text = encoder.encode([fit(encoder, prompt, suffix) for prompt in batch for suffix in plan.suffixes])
         tensors = {
             "pooled": text.pooled.to("cpu", dtype),
             "lengths": text.mask.sum(-1).to("cpu", torch.int32),

@@ -6,27 +6,34 @@
     FOLDER/shards/000000.tar     KEY.txt (the prompt) and KEY.safetensors (its rows), for some hundred prompts
     FOLDER/shards/000000.json    the tar's keys, offsets and SHA-256
 
-A prompt has one row for each suffix of the plan; the suffix "" is the prompt itself.
+A prompt has one row for each suffix of the plan; the suffix "" is the prompt itself. A prompt that is too
+long loses its last words, never those of the suffix.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 from amortized.files import atomic_write_text
+from amortized.untrusted import MiB
 
-FORMAT = 1
+FORMAT = 2  # 1 cut the words for a view off a prompt that is too long
 PLAN_FILE, MANIFEST_FILE, OVERLONG_FILE = "plan.json", "manifest.json", "overlong.txt"
 KEYS_FILE, ENTRIES_FILE = "keys.npy", "places.npy"
 ENTRY_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
+LOCK_FILE = ".lock"
+MAX_MANIFEST_BYTES = 256 * MiB  # it has some ten bytes per shard
+MAX_RECORD_BYTES = 2**28  # of a prompt's rows
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -50,6 +57,14 @@ class EncodingPlan:
     batch_size: int  # texts per forward pass: the last digits depend on it
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that no encoding can have."""
+        counts = (self.num_prompts, self.length, self.width, self.prompts_per_shard, self.batch_size)
+        if min(counts) < 1 or self.num_prompts >= 2**32 or self.bytes_per_prompt > MAX_RECORD_BYTES:
+            raise ValueError(f"counts or sizes out of range: {', '.join(map(str, counts))}")
+        if not self.suffixes or self.suffixes[0] or len(set(self.suffixes)) < len(self.suffixes):
+            raise ValueError("suffixes must be distinct and begin with the empty one")
+
     @property
     def encoder_name(self) -> str:
         """The encoder's name in messages: its folder or Hub id, and the revision."""
@@ -62,6 +77,8 @@ class EncodingPlan:
     @property
     def bytes_per_prompt(self) -> int:
         """Approximate size of a prompt's two tar members."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype[:40]!r}")
         vectors = len(self.suffixes) * (1 + (0 if self.pooled_only else self.length))
         return vectors * self.width * DTYPES[self.dtype].itemsize + 4 * 512
 
@@ -84,6 +101,12 @@ class Manifest(EncodingPlan):
     sha256: dict[str, str]  # of the index files, by name
     shard_bytes: tuple[int, ...]  # size of each shard
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that no encoding can have."""
+        super().__post_init__()
+        if len(self.shard_bytes) != self.num_shards:
+            raise ValueError(f"{len(self.shard_bytes)} sizes for {self.num_shards} shards")
+
     @property
     def num_bytes(self) -> int:
         """Total size of the shards."""
@@ -102,10 +125,47 @@ def write_checked_json(path: Path, data: dict[str, Any]) -> None:
 
 def parse_checked_json(data: bytes | str) -> dict[str, Any]:
     """Parse the contents of a file from `write_checked_json`; raises ValueError if its checksum is wrong."""
-    parsed = json.loads(data)
+    try:
+        parsed = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(parsed, dict) or parsed.pop("digest", None) != _digest(parsed):
         raise ValueError("its checksum is wrong")
     return parsed
+
+
+PlanT = TypeVar("PlanT", bound=EncodingPlan)
+
+
+def parse_plan(kind: type[PlanT], data: bytes) -> PlanT:
+    """Parse an EncodingPlan or a Manifest. Raises ValueError unless each value has the type of its field."""
+    values = parse_checked_json(data)
+    hints = get_type_hints(kind)
+    if unknown := set(values) - set(hints):
+        raise ValueError(f"it has the unknown key {sorted(unknown)[0][:80]!r}")
+    parsed: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if name not in values:
+            raise ValueError(f"it has no {name}")
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        if not _fits(value, hint):
+            raise ValueError(f"its {name} has another type")
+        parsed[name] = value
+    return kind(**parsed)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON has a field's type, its elements included."""
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is kind
 
 
 def _digest(data: dict[str, Any]) -> str:

@@ -6,30 +6,35 @@ import hashlib
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from amortized.conditioning.shard_format import (
+    DTYPES,
     ENTRIES_FILE,
     ENTRY_DTYPE,
     FORMAT,
     KEYS_FILE,
     MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
     EncodingPlan,
     Manifest,
-    parse_checked_json,
+    parse_plan,
     shard_name,
 )
 from amortized.names import text_hash
 from amortized.types import TextCondition
+from amortized.untrusted import open_regular
+from amortized.urls import describe, open_url, redact
 
+ARRAY_HEADER, RECORD_HEADER = 2**12, 2**12  # bytes in front of an array of the index, of a prompt's rows
+ROWS_AT_ONCE = 2**20  # of the index
 MAX_ATTEMPTS, RETRY_PAUSE_S = 4, 2.0  # of remote reads; the pause grows with each attempt
 
 
@@ -41,12 +46,13 @@ class ShardStore:
 
     def __init__(self, url: str) -> None:
         """Open a folder. Raises ValueError if it is unfinished, damaged or unreadable."""
-        self.url = url.rstrip("/")
+        self.files, self.root = open_url(url)
+        self.url = redact(url.rstrip("/"))
         try:
-            self.files, self.root = fsspec.core.url_to_fs(self.url)
             self.manifest = self._load_manifest()
             self.keys = self._load_array(KEYS_FILE, np.dtype("<u8"))
             self.entries = self._load_array(ENTRIES_FILE, ENTRY_DTYPE)
+            self._check_index()
             self._check_sizes()
         except FileNotFoundError as error:
             raise ValueError(
@@ -56,7 +62,7 @@ class ShardStore:
         except ValueError:
             raise
         except Exception as error:  # an fsspec driver raises whatever its library does
-            raise ValueError(f"{self.url}: cannot be read ({error!r})") from error
+            raise ValueError(f"{self.url}: cannot be read ({describe(error)})") from error
         self._suffixes = {suffix: row for row, suffix in enumerate(self.manifest.suffixes)}
 
     @property
@@ -117,10 +123,30 @@ class ShardStore:
         shard, shown = f"{self.url}/{shard_name(int(entry['shard']))}", f"the prompt '{prompt[:80]}'"
         remedy = f"rebuild this shard alone with {self.manifest.command(self._repair_folder)} --verify"
         if isinstance(data, Exception):
-            raise ValueError(f"{shard} cannot be read for {shown} ({data!r}): {remedy}")
+            raise ValueError(f"{shard} cannot be read for {shown} ({describe(data)}): {remedy}")
         if len(data) != int(entry["size"]) or zlib.crc32(data) != int(entry["crc"]):
             raise ValueError(f"{shard} is damaged at {shown} (its checksum is wrong): {remedy}")
-        return _to_condition(safetensors.load(data), self.manifest)
+        try:
+            return _to_condition(safetensors.load(data), self.manifest)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{shard} is damaged at {shown} ({describe(error)}): {remedy}") from error
+
+    def _check_index(self) -> None:
+        """Raise ValueError unless the keys ascend and every entry lies inside its shard."""
+        ends = np.asarray(self.manifest.shard_bytes, np.int64)
+        largest = self.manifest.bytes_per_prompt + RECORD_HEADER
+        for start in range(0, len(self.keys), ROWS_AT_ONCE):
+            keys = self.keys[max(0, start - 1) : start + ROWS_AT_ONCE]
+            entries = self.entries[start : start + ROWS_AT_ONCE]
+            sound = np.all(keys[1:] > keys[:-1]) and np.all(entries["shard"] < len(ends))
+            sound = sound and np.all(entries["size"] <= largest) and np.all(entries["offset"] < 2**62)
+            if not sound or np.any(
+                entries["offset"].astype(np.int64) + entries["size"] > ends[entries["shard"]]
+            ):
+                raise ValueError(
+                    f"{self.url}: its index does not fit its shards: rebuild it with "
+                    f"{self.manifest.command(self._repair_folder)} --verify"
+                )
 
     def _check_sizes(self) -> None:
         """Raise ValueError if shards are missing or truncated, for example by an interrupted copy.
@@ -148,34 +174,53 @@ class ShardStore:
             )
 
     def _load_manifest(self) -> Manifest:
-        data = self.files.cat_file(f"{self.root}/{MANIFEST_FILE}")
+        path = f"{self.root}/{MANIFEST_FILE}"
+        with self._open(path) as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
         try:
-            values = parse_checked_json(data)
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, expected {FORMAT}")
-            values |= {name: tuple(values[name]) for name in ("probe", "suffixes", "shard_bytes")}
-            return Manifest(**{field.name: values[field.name] for field in fields(Manifest)})
-        except (ValueError, KeyError, TypeError) as error:
+            if len(data) > MAX_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {MAX_MANIFEST_BYTES:,} bytes")
+            manifest = parse_plan(Manifest, data)
+            if manifest.format not in (1, FORMAT):
+                raise ValueError(f"format {manifest.format}, expected {FORMAT}")
+        except (ValueError, OverflowError) as error:
             raise ValueError(
                 f"{self.url}/{MANIFEST_FILE} is damaged ({error}): delete it and encode the corpus again; "
                 "intact shards are reused"
             ) from error
+        if manifest.format == 1 and manifest.overlong and len(manifest.suffixes) > 1:
+            raise ValueError(
+                f"{self.url}: an earlier version encoded it and cut the words for a view off up to "
+                f"{manifest.overlong:,} texts: encode the corpus again into another folder"
+            )
+        return manifest
+
+    def _open(self, path: str) -> Any:
+        """Open a file for reading. Raises ValueError for a local one that is not a regular file."""
+        if self.is_local and Path(path).exists():
+            return open_regular(path, 2**62)
+        return self.files.open(path, "rb")
 
     def _load_array(self, name: str, dtype: np.dtype) -> np.ndarray:
         """Load an index array: memory-mapped from a local file, read into memory otherwise."""
-        path = f"{self.root}/{name}"
-        with self.files.open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        problem = "its checksum is wrong" if digest != self.manifest.sha256.get(name) else ""
+        path, count = f"{self.root}/{name}", self.manifest.num_prompts
+        size = self.files.info(path).get("size")
+        problem = ""
+        if size is not None and not 0 <= size - count * dtype.itemsize <= ARRAY_HEADER:
+            problem = f"it has {size:,} bytes"
+        else:
+            with self._open(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            problem = "its checksum is wrong" if digest != self.manifest.sha256.get(name) else ""
         if not problem:
             if self.is_local:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             else:
                 with self.files.open(path, "rb") as file:
                     array = np.load(file, allow_pickle=False)
-            if array.dtype == dtype:
+            if array.dtype == dtype and array.shape == (count,):
                 return array
-            problem = f"it holds {array.dtype}"
+            problem = f"it holds {array.shape} of {array.dtype}"
         raise ValueError(
             f"{self.url}/{name} is damaged ({problem}): rebuild it with "
             f"{self.manifest.command(self._repair_folder)} --verify"
@@ -183,8 +228,21 @@ class ShardStore:
 
 
 def _to_condition(tensors: dict[str, torch.Tensor], plan: EncodingPlan) -> TextCondition:
-    """Convert a record (pooled [N, D], lengths [N], tokens [N, L, D]) to a float32 condition of N rows."""
+    """Convert a record (pooled [N, D], lengths [N], tokens [N, L, D]) to a float32 condition of N rows.
+
+    Raises KeyError or ValueError for another record.
+    """
+    rows = len(plan.suffixes)
+    expected = {"pooled": (rows, plan.width), "lengths": (rows,), "tokens": (rows, plan.length, plan.width)}
+    if plan.pooled_only:
+        del expected["tokens"]
+    for name, shape in expected.items():
+        dtype = torch.int32 if name == "lengths" else DTYPES[plan.dtype]
+        if tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype:
+            raise ValueError(f"{name} is {tuple(tensors[name].shape)} of {tensors[name].dtype}")
     pooled, lengths = tensors["pooled"].float(), tensors["lengths"]
+    if not pooled.isfinite().all():
+        raise ValueError("pooled has values that are not finite")
     if plan.pooled_only:
         empty = pooled.new_zeros(len(pooled), 0, plan.width)
         return TextCondition(pooled=pooled, tokens=empty, mask=empty[..., 0].bool())

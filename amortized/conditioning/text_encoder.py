@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
+from amortized.conditioning.fitting import Tokenizing
 from amortized.files import in_project
 from amortized.transfer import to_device
 from amortized.types import TextCondition
@@ -28,7 +29,7 @@ LOAD_ERRORS = (
 )
 
 
-class TextEncoder(Protocol):
+class TextEncoder(Tokenizing, Protocol):
     """The part of a text encoder that `CachedTextEncoder` uses."""
 
     name: str  # the encoder's name in messages: its folder or Hub id, and the revision
@@ -98,6 +99,10 @@ class CLIPTextEncoder:
         """Return whether `encode` truncates the text."""
         return len(_word_ids(self.tokenizer, text)) > self.max_length - 2
 
+    def num_pieces(self, word: str) -> int | None:
+        """Return the number of tokens of a word; None if it has a letter that is in no token."""
+        return _num_pieces(self.tokenizer, word)
+
     def fingerprint(self) -> str:
         """Return precision and a digest of weights and vocabulary: "float32 0123456789abcdef"."""
         return _fingerprint(self.tokenizer, self.model)
@@ -163,6 +168,10 @@ class T5TextEncoder:
         """Return whether `encode` truncates the text."""
         return len(_word_ids(self.tokenizer, text)) > self.max_length - 1
 
+    def num_pieces(self, word: str) -> int | None:
+        """Return the number of tokens of a word; None if it has a letter that is in no token."""
+        return _num_pieces(self.tokenizer, word)
+
     def fingerprint(self) -> str:
         """Return precision and a digest of weights and vocabulary: "float32 0123456789abcdef"."""
         return _fingerprint(self.tokenizer, self.model)
@@ -176,6 +185,11 @@ def _batch_size(model: Any) -> int:
 def _word_ids(tokenizer: Any, text: str) -> list[int]:
     """Tokenize a text, without begin and end tokens."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _num_pieces(tokenizer: Any, word: str) -> int | None:
+    ids = _word_ids(tokenizer, word)
+    return None if tokenizer.unk_token_id in ids else len(ids)
 
 
 def _fingerprint(tokenizer: Any, model: Any) -> str:

@@ -181,7 +181,7 @@ def storage_rows(output: str) -> Iterator[Row]:
     )
     free, scope = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, "in total"
     with suppress(OSError):  # the file exists on Linux only
-        if match := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()):
+        if match := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8")):
             free, scope = int(match[1]) * 1024 / GIB, "free"
     fix = "run fewer processes, or end others"
     yield make_row("storage", "memory", free >= NEEDED_GIB, f"{free:.1f} GiB {scope}", fix, "wrong")

@@ -157,7 +157,7 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
         steps_offset=1,
         prediction_type="epsilon",
     ).save_pretrained(folder / "scheduler")
-    (folder / VIEWS_FILE).write_text(json.dumps({"num_views": configs.num_views}) + "\n")
+    (folder / VIEWS_FILE).write_text(json.dumps({"num_views": configs.num_views}) + "\n", encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

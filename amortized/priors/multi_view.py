@@ -63,7 +63,7 @@ def read_num_views(path: str, revision: str | None = None, allow_network: bool =
     if file is None or not file.is_file():
         return 1
     try:
-        num_views = json.loads(file.read_text())["num_views"]
+        num_views = json.loads(file.read_text(encoding="utf-8"))["num_views"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{file} must hold {{"num_views": N}}') from error
     if type(num_views) is not int or num_views < 2:

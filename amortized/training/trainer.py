@@ -47,7 +47,7 @@ from amortized.training.signals import catch_signals
 from amortized.transfer import Readback, pin, side_stream
 from amortized.types import Corpus, Prompt
 
-SHORTAGE_SAMPLE = 256  # prompts checked at the start for missing embeddings in text.shards
+PROMPT_SAMPLE = 4096  # prompts checked at the start: cut, with unknown words, or missing in text.shards
 
 
 class Trainer:
@@ -295,8 +295,10 @@ class Trainer:
         yield f"{setup}, {self.slots_per_step} prompts per step; rank 0 on {socket.gethostname()}"
         for name, engine in grid_engines(self.state.generator).items():
             yield f"{name} runs on {engine}, device {self.world.device}"
-        sample = range(0, len(self.trained), -(-len(self.trained) // SHORTAGE_SAMPLE))
-        if shortage := self.bank.missing_from_shards([self.prompt(index).text for index in sample]):
+        sample = range(0, len(self.trained), -(-len(self.trained) // PROMPT_SAMPLE))
+        texts = [self.prompt(index).text for index in sample]
+        yield from self.bank.notes_on(texts, sampled=len(texts) < len(self.trained))
+        if shortage := self.bank.missing_from_shards(texts):
             yield shortage
         every, previews = self.config.monitoring.preview_every, self.folder / "previews"
         yield f"previews every {every:,} steps in {previews}; curves: tensorboard --logdir {self.folder}"

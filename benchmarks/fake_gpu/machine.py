@@ -206,7 +206,7 @@ def install_hooks() -> None:
             f"-Wl,-rpath,{libraries}",
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         except FileNotFoundError as error:
             raise RuntimeError("the fake GPU needs a C++ compiler: install g++") from error
         if done.returncode:

@@ -25,5 +25,6 @@ def encoded(folder: Path, corpus=None, encoder=None, *, world_size: int = 1, ver
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of all files, by path relative to the folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the bytes of all files but the lock, by path relative to the folder."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -11,7 +11,7 @@ import torch
 from amortized.types import Prompt, TextCondition
 from corpora import PromptTable, prompt_list
 
-LENGTH, WIDTH = 6, 8
+LENGTH, WIDTH = 7, 8
 
 
 class LetterEncoder:
@@ -39,6 +39,9 @@ class LetterEncoder:
 
     def is_overlong(self, text: str) -> bool:
         return len(text.split()) > LENGTH - 2
+
+    def num_pieces(self, word: str) -> int:
+        return 1
 
 
 def numbered(count: int) -> PromptTable:

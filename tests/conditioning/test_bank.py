@@ -14,9 +14,17 @@ from amortized.types import TextCondition
 class RecordingEncoder:
     """Encodes a text as its character codes and records every call."""
 
+    max_length = 40
+
     def __init__(self, batch_size: int = 1) -> None:
         self.calls: list[list[str]] = []
         self.batch_size = batch_size
+
+    def is_overlong(self, text: str) -> bool:
+        return len(text) > self.max_length
+
+    def num_pieces(self, word: str) -> int:
+        return 1
 
     def encode(self, texts) -> TextCondition:
         self.calls.append(list(texts))

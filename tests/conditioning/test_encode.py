@@ -65,9 +65,9 @@ def test_shards_contain_no_timestamp_or_owner(tmp_path: Path):
 
 def test_truncated_texts_are_listed(tmp_path: Path):
     long = "a prompt of very many words"
-    folder = encoded(tmp_path, ListCorpus(["short", long]), suffixes=(", viewed from far behind",))
+    folder = encoded(tmp_path, ListCorpus(["short", long]), suffixes=(", viewed from very far behind",))
     listed = (folder / "overlong.txt").read_text().splitlines()
-    assert listed == ["short, viewed from far behind", long, long + ", viewed from far behind"]
+    assert listed == ["short, viewed from very far behind", long, long + ", viewed from very far behind"]
     assert ShardStore(str(folder)).manifest.overlong == 3
 
 
@@ -179,7 +179,7 @@ def test_another_encoding_in_the_folder_is_refused(tmp_path: Path):
         with pytest.raises(ValueError, match=problem):
             encoded(tmp_path, **how)
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(ValueError, match="holds shards but no plan.json: choose another"):
+    with pytest.raises(ValueError, match="holds manifest.json but no plan.json: choose another"):
         encoded(tmp_path)
     with pytest.raises(ValueError, match="dtype must be one of bfloat16, float16, float32, got 'int8'"):
         encoded(tmp_path / "new", dtype="int8")

@@ -9,11 +9,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corpora import IMPORT_FOLDER, PUBLISHED, indices_of, open_corpus
 from corpora.__main__ import add_arguments, main, run
 from corpora.at2520 import at2520
-from corpora.nearness import near_duplicates
+from corpora.nearness import near_duplicates, nearest_trained
 from corpora.published import import_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +97,7 @@ def test_another_file_raises(tmp_path: Path):
         import_corpus("df415", path, tmp_path)
     with pytest.raises(ValueError, match="not a published corpus; choose one of mg15"):
         import_corpus("mine", path, tmp_path)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot read .*give dreamfusion_415"):
         import_corpus("df415", tmp_path / "missing.json", tmp_path)
     assert not list(tmp_path.glob("*.parquet"))
 
@@ -209,3 +211,28 @@ def test_near_duplicates_ignore_case_and_final_period():
     assert near_duplicates([], ["a red cube"]) == {}
     twins = ["A red cube", "a red cube.", "A red cube."]
     assert near_duplicates(["a red cube."], twins) == {"a red cube.": ("a red cube.", 1.0)}
+
+
+WORDS = st.lists(st.sampled_from(["red", "blue", "cube", "on", "top", "A"]), min_size=1, max_size=5).map(
+    " ".join
+)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=6), st.lists(WORDS, max_size=12))
+def test_the_nearest_training_prompt_is_that_of_a_search_over_all(
+    prompts: list[str], trained: list[str]
+) -> None:
+    for text, (closest, similarity) in nearest_trained(prompts, iter(trained)).items():
+        similarities = [similarity_of(text, other) for other in trained]
+        assert similarity == pytest.approx(max(similarities, default=0.0))
+        if similarity:
+            assert similarity_of(text, closest) == pytest.approx(similarity)
+            assert text not in trained or closest == text
+
+
+def similarity_of(one: str, other: str) -> float:
+    first, second = (
+        {*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))}
+        for words in (one.lower().split(), other.lower().split())
+    )
+    return len(first & second) / len(first | second)

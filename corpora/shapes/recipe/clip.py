@@ -191,7 +191,7 @@ def make_clip(work: Path, output: Path) -> None:
         "model_cfg": model_config(len(tokenizer)),
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bilinear", "resize_mode": "squash"},
     }
-    (output / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (output / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, output / "open_clip_model.safetensors")
     tokenizer.save_pretrained(output)

@@ -253,4 +253,4 @@ def save(output: Path, single: Path, unet: Any) -> None:
     for component in ("tokenizer", "text_encoder", "vae", "scheduler"):
         shutil.copytree(single / component, output / component, dirs_exist_ok=True)
     unet.to(torch.float16).save_pretrained(output / "unet")
-    (output / VIEWS_FILE).write_text(json.dumps({"num_views": NUM_VIEWS}) + "\n")
+    (output / VIEWS_FILE).write_text(json.dumps({"num_views": NUM_VIEWS}) + "\n", encoding="utf-8")

@@ -107,7 +107,7 @@ def run_stage(
                 },
             )
             line = {"step": done, **metrics, **scores}
-            with log_file.open("a") as file:
+            with log_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             progress.write(json.dumps(line))
     ema.copy_to(modules)
