@@ -70,7 +70,7 @@ class Watchdog:
         """Write the stacks into the folder, or to stderr if that fails; returns the place."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"process_{self.world.rank:05d}.txt").open("w") as file:
+            with (self.folder / f"process_{self.world.rank:05d}.txt").open("w", encoding="utf-8") as file:
                 self._dump(file)
             return f"in {self.folder}"
         except OSError as error:
