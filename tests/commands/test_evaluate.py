@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from amortized.commands.evaluation import choose_prompts, mark_near_duplicates
+from amortized.commands.evaluation import Selection, choose_prompts, mark_near_duplicates
 from amortized.evaluation import PromptRow
 from corpora import prompt_list
 from tests.rooms import ROOT
@@ -50,7 +50,7 @@ def test_prompts_are_taken_evenly():
     corpus = prompt_list([f"prompt {i}" for i in range(10)], "mine")
 
     def chosen(limit: int | None) -> list[int]:
-        return [int(prompt.text.split()[1]) for prompt in choose_prompts(corpus, "all", None, None, limit)]
+        return [int(prompt.text.split()[1]) for prompt in choose_prompts(corpus, Selection(limit=limit))]
 
     assert chosen(None) == chosen(20) == list(range(10))
     assert chosen(4) == [0, 2, 5, 7]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from amortized.evaluation import PromptRow, summarize, write_results
-from amortized.evaluation.report import MAX_CARDS, page
+from amortized.evaluation.cards import FIRST_CARDS, MAX_CARDS
+from amortized.evaluation.page import page
 from amortized.media import save_strip, save_turntable
 
 CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(p)), None)
