@@ -69,10 +69,9 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
     )
     prompts = choose_prompts(corpus, selection)
-    chosen = args.output is not None
-    folder = Path(args.output).expanduser() if chosen else selection.folder(args.run)
+    folder = selection.folder(args.run) if args.output is None else Path(args.output).expanduser()
     with join_world(config.device) as world:
-        with results_folder(folder, world, retain=not chosen) as new:
+        with results_folder(folder, world, retain=args.output is None) as new:
             # 2. Each rank renders and scores its share.
             progress = progress_bar("evaluating", quiet=not world.is_main)
             gallery = build_gallery(config, corpus, prompts)
@@ -83,9 +82,7 @@ def run(args: argparse.Namespace) -> int:
             # 3. Rank 0 summarizes all rows, once.
             shares, text = world.gather_objects(rows), ""
             if world.is_main:
-                text = report(
-                    args.run, selection, config, corpus, prompts, gallery, shares, new, world
-                )
+                text = report(args.run, selection, config, corpus, prompts, gallery, shares, new, world)
         if world.is_main:
             print(f"{text}\nreport: {folder / 'index.html'}")
     return 0

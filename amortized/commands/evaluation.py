@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from amortized.checkpointing import find_checkpoint, load_meta
 from amortized.commands.compose import RunConfig, build_untrained
 from amortized.commands.provenance import provenance
 from amortized.config import config_to_dict, config_to_yaml
@@ -26,7 +25,7 @@ from amortized.evaluation.evaluator import file_names
 from amortized.evaluation.folder import partial_of, replaced_folder
 from amortized.evaluation.history import load_history
 from amortized.generation import TextTo3D
-from amortized.generation.folder import load_run
+from amortized.generation.folder import checkpoint_of, load_run
 from amortized.names import slug
 from amortized.parallel import World
 from amortized.types import Cameras, Corpus, GroundTruth, Prompt, Render, Scene
@@ -64,7 +63,7 @@ class Selection:
         return ", ".join(words)
 
     def folder(self, run: Path) -> Path:
-        """Where its results go by default: other selections do not replace the report of the run."""
+        """The folder of its results by default: no other selection replaces the report of the run."""
         return run / "evaluations" / slug(self.words) if self.words else run / "evaluation"
 
 
@@ -73,8 +72,12 @@ def choose_prompts(corpus: Corpus, selection: Selection) -> list[Prompt]:
 
     Raises ValueError if there is none.
     """
-    if selection.prompt is not None or selection.prompts is not None:
-        texts = [selection.prompt] if selection.prompt is not None else _texts(open_corpus(selection.prompts))
+    texts = None
+    if selection.prompt is not None:
+        texts = [selection.prompt]
+    elif selection.prompts is not None:
+        texts = _texts(open_corpus(selection.prompts))
+    if texts is not None:
         corpus = replace(prompt_list(texts, "--prompt", truth_from=corpus), trained=())
     indices = indices_of(corpus, selection.split)
     number = min(len(indices), selection.limit or len(indices))
@@ -150,8 +153,7 @@ def report(
     world: World,
 ) -> str:
     """Summarize the rows of all ranks, write the results and the report page; returns text to print."""
-    checkpoint = find_checkpoint(run, selection.checkpoint)
-    step = load_meta(checkpoint).step
+    checkpoint, step = checkpoint_of(run, selection.checkpoint)
     history = load_history(run / "log.jsonl", step)
     selected = selection.words or f"the whole corpus, {config.corpus}"
     rows = mark_near_duplicates(merge_rows(shares, [prompt.id for prompt in prompts]), corpus)
@@ -161,7 +163,7 @@ def report(
         gallery=len(gallery),
         settings=asdict(config.evaluation),
         seed=config.evaluation.seed,
-        provenance=provenance(run, config, checkpoint.name, step, selected, history, world),
+        provenance=provenance(run, config, checkpoint, step, selected, history, world),
     )
     write_results(folder, results, history=history, config_yaml=config_to_yaml(config))
     return summary(results)

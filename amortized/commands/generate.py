@@ -3,8 +3,8 @@
   amortized generate outputs/quickstart "a red cube" "a blue sphere"
   amortized generate exported/quickstart --prompts prompts.txt --output pictures --seeds 4
 
-Writes one strip of views (PNG) and one turntable (MP4) per prompt and seed, named by the prompt, and index.json
-with the prompts. Later calls add to the same folder.
+Writes one strip of views (PNG) and one turntable (MP4) per prompt and seed, named by the prompt, and
+index.json with the prompts. Later calls add to the same folder.
 """
 
 from __future__ import annotations
@@ -98,8 +98,10 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        entries = [{**entry, "seed": entry["seed"]} for entry in read_json(path, INDEX_LIMIT)]
-        return {str(entry["strip"]): entry for entry in entries}
+        entries = read_json(path, INDEX_LIMIT)
+        if not isinstance(entries, list):
+            raise TypeError("not a list")
+        return {str(entry["strip"]): {**entry, "seed": entry["seed"]} for entry in entries}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{short(path)} was not written by generate: choose another folder (--output)"

@@ -1,4 +1,4 @@
-"""Where the results of an evaluation come from: code, run, checkpoint, machine."""
+"""The origin of an evaluation's results: code, run, checkpoint, machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from amortized.untrusted import read_bytes
 
 
 def provenance(
-    run: Path, config: RunConfig, checkpoint: str, step: int | None, selection: str, history: History, world: World
+    run: Path,
+    config: RunConfig,
+    checkpoint: str,
+    step: int,
+    selection: str,
+    history: History,
+    world: World,
 ) -> dict[str, Any]:
     """Facts for results.json and the report, by key; what is not known is left out.
 
@@ -41,7 +47,8 @@ def provenance(
         "prior": config.prior.path,
         "generator": config.generator.name,
         "checkpoint": checkpoint,
-        "steps": None if step is None else f"{step:,} of {config.trainer.steps:,} steps",
+        "step": step,
+        "steps": config.trainer.steps,
         "training_s": history.seconds,
         "seed": config.seed,
         "evaluation_seed": config.evaluation.seed,

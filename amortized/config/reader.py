@@ -12,8 +12,8 @@ dataclasses, and unions. Three conventions:
     shorthand  a dataclass with `shorthand: ClassVar[str] = "path"` may be given as that one value:
                `prior=DIR` is `prior.path=DIR`
     templates  a dataclass with `templates: ClassVar = ("method", {"asd": {...}, ...})` accepts one more key,
-               `method`, that selects the values its own keys start from; `config_to_yaml` writes those values,
-               and the name too if the class has a field `method`
+               `method`, that selects the values its own keys start from; `config_to_yaml` writes those
+               values, and the name too if the class has a field `method`
 
 The root class may declare `renamed: ClassVar[dict[str, str]]`, old dotted key to new: an old key works for
 one release, with a warning that names the new one.

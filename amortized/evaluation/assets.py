@@ -31,7 +31,8 @@ nav a { padding: 4px 0; text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 .note, small { color: var(--soft); }
 
-.tiles { margin-top: 16px; display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(186px, 1fr)); }
+.tiles { margin-top: 16px; display: grid; gap: 14px;
+  grid-template-columns: repeat(auto-fit, minmax(186px, 1fr)); }
 .tile { padding: 18px 20px 16px; background: var(--paper); border: 1px solid var(--line);
   border-radius: 10px; }
 .tile h3 { font-size: 13px; font-weight: 500; color: var(--soft); }
@@ -87,7 +88,8 @@ button { cursor: pointer; }
 .stage > * { display: block; max-width: 100%; height: auto; aspect-ratio: 1; object-fit: cover;
   object-position: left; }
 .text { flex: 1; min-width: 0; padding: 12px 16px 12px; }
-.card h3 { font-size: 15px; line-height: 1.35; font-weight: 600; overflow-wrap: anywhere; display: -webkit-box;
+.card h3 { font-size: 15px; line-height: 1.35; font-weight: 600; overflow-wrap: anywhere;
+  display: -webkit-box;
   -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
 .tags { display: flex; flex-wrap: wrap; gap: 0 10px; font-size: 12.5px; color: var(--soft); margin: 1px 0 7px;
   overflow-wrap: anywhere; }
@@ -105,7 +107,8 @@ button { cursor: pointer; }
 .strip span { flex: 0 0 44px; display: grid; place-items: center; font-size: 11.5px; color: var(--soft);
   background: var(--paper); border-right: 1px solid var(--line); }
 .strip + .strip span { border-top: 1px solid var(--line); }
-.strip img { display: block; min-width: 0; max-width: 100%; height: auto; object-fit: contain; margin: 0 auto; }
+.strip img { display: block; min-width: 0; max-width: 100%; height: auto; object-fit: contain;
+  margin: 0 auto; }
 .sides b { display: inline-block; margin: 2px 5px 0 0; padding: 0 6px; border-radius: 4px; font-weight: 500;
   font-size: 11.5px; border: 1px solid var(--line); color: var(--soft); }
 .sides dd { text-align: left; flex: 0 0 100%; }
@@ -113,7 +116,8 @@ button { cursor: pointer; }
 .sides .wrong { background: var(--wrong); border-color: var(--wrong); }
 .more { text-align: center; margin-top: 18px; }
 
-.curves { display: grid; gap: 16px; margin-top: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+.curves { display: grid; gap: 16px; margin-top: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 figure { margin: 0; padding: 16px 20px 12px; background: var(--paper); border: 1px solid var(--line);
   border-radius: 10px; }
 figcaption { display: flex; justify-content: space-between; font-size: 13px; color: var(--soft); }
@@ -125,7 +129,8 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .plot span { position: absolute; right: 0; font-size: 11px; line-height: 1; color: var(--soft);
 }
 .plot .high { top: 0; } .plot .low { bottom: 0; }
-.steps { display: flex; justify-content: space-between; font-size: 11px; color: var(--soft); margin-top: 5px; }
+.steps { display: flex; justify-content: space-between; font-size: 11px; color: var(--soft);
+  margin: 5px 52px 0 0; }
 .downloads { list-style: none; margin: 14px 0 0; padding: 0; display: grid; gap: 8px 32px; color: var(--soft);
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr)); font-size: 13.5px; }
 a { color: var(--accent); }
@@ -133,9 +138,11 @@ a { color: var(--accent); }
 
 details { border-top: 1px solid var(--line); padding-top: 18px; }
 summary { cursor: pointer; font-weight: 600; }
-details dl, section > dl { display: grid; gap: 6px 32px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr));
+details dl, section > dl { display: grid; gap: 6px 32px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr));
   margin-top: 16px; font-size: 13.5px; }
-details dl > div, section > dl > div { display: flex; justify-content: space-between; gap: 16px; padding-bottom: 5px;
+details dl > div, section > dl > div { display: flex; justify-content: space-between; gap: 16px;
+  padding-bottom: 5px;
   border-bottom: 1px solid var(--line); }
 details dt, section > dl dt { color: var(--soft); flex: none; }
 details dd, section > dl dd { text-align: right; overflow-wrap: anywhere; }

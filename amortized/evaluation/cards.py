@@ -31,7 +31,8 @@ def gallery(results: Results) -> str:
     return (
         f'<div class="gallery" id="gallery"{_stage(results.settings)}>{cards}</div>'
         '<p class="empty" id="empty" role="status" hidden>No prompt matches this filter.</p>'
-        f'<p class="more"><button id="more" type="button" data-first="{FIRST_CARDS}" hidden>Show all</button></p>'
+        f'<p class="more"><button id="more" type="button" data-first="{FIRST_CARDS}" hidden>Show all'
+        "</button></p>"
         f"{_notes(results)}"
     )
 

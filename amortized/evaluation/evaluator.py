@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -185,7 +185,7 @@ def _text_scores(images: Tensor, gallery: Tensor, column: Tensor) -> tuple[Tenso
 def _views_of_truth(
     truth: GroundTruth | None, model: EvaluatedModel, config: EvaluationConfig
 ) -> Tensor | None:
-    """The scored views [V, H, W, 3] of the true object, rendered like a generated one; None without a truth."""
+    """The scored views [V, H, W, 3] of the true object, rendered like a generated one; None if unknown."""
     if truth is None:
         return None
     return _render_ring(TruthScene(truth=truth), model, 1, config.views, config.image_size, config)[0]
@@ -241,7 +241,7 @@ def _row(
     clip_similarity: float,
     recall: float,
     recall_of_truth: float | None,
-    media: Mapping[str, str],
+    media: Mapping[str, Any],
 ) -> PromptRow:
     """Collect the scores of one prompt."""
     truth_scores = vars(scores) if scores is not None else {}

@@ -56,6 +56,7 @@ def replaced_folder(folder: Path, *, retain: bool = False) -> Iterator[Path]:
                 if folder.exists():
                     os.rename(folder, old)
                 os.rename(partial, folder)
+            with suppress(OSError):  # it is in place, if not yet after a power cut
                 sync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -118,7 +119,9 @@ def _check(folder: Path, retain: bool) -> None:
     if not folder.is_dir():
         raise ValueError(f"{short(folder)} is a file: choose a folder (--output)")
     if os.path.ismount(folder):
-        raise ValueError(f"{short(folder)} is where a disk is mounted: choose a new folder inside it (--output)")
+        raise ValueError(
+            f"{short(folder)} is where a disk is mounted: choose a new folder inside it (--output)"
+        )
     with writing(folder):
         foreign = foreign_files(folder)
     if foreign and not retain:
@@ -138,7 +141,9 @@ def _retain(folder: Path, partial: Path, path: Path) -> None:
     """Link a file into the new folder, or copy it if the disk has no links."""
     target = partial / path
     if os.path.lexists(target):
-        raise ValueError(f"{short(folder / path)} was not written by evaluate and would be replaced: rename it")
+        raise ValueError(
+            f"{short(folder / path)} was not written by evaluate and would be replaced: rename it"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(folder / path, target, follow_symlinks=False)
@@ -178,7 +183,8 @@ def _locked(partial: Path, folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another evaluation is writing {short(folder)}: wait for it, or choose another folder (--output)"
+                f"another evaluation is writing {short(folder)}: wait for it, or choose another folder "
+                "(--output)"
             ) from None
         except OSError:
             pass  # some network disks have no locks

@@ -14,7 +14,9 @@ from amortized.evaluation.metrics import Interval
 
 TEXT_LIMIT = 400  # characters on the page; results.json has the whole text
 # Control characters, half characters, and marks that reorder the text around them.
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
 
 
 def text(value: object, limit: int = TEXT_LIMIT) -> str:

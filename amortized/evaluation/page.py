@@ -35,7 +35,7 @@ PROVENANCE = {  # label of each key of `Results.provenance`, in order
     "version": "Version",
     "commit": "Commit",
     "config": "Config",
-    "config_sha256": "SHA-256 of the config",
+    "config_sha256": "Its SHA-256 starts with",
 }
 DOWNLOADS = {
     "results.json": "all results",
@@ -54,12 +54,14 @@ def page(results: Results, history: History | None = None, files: Mapping[str, s
     )
     heading, above = _titles(results)
     method = results.provenance.get("method")
-    tab = " · ".join(part for part in (heading, *(above[:1]), text(method) if method else "") if part)
+    tab = " · ".join(part for part in (heading, *(above[:1]), text(method, 60) if method else "") if part)
     training = "" if history is None else _section("training", "Training", curves(history))
     parts = {"pictures": "Pictures", "scores": "Scores"}
     parts |= {"training": "Training"} if training else {}
     parts |= {"provenance": "Provenance"} if results.provenance else {}
-    nav = "".join(f'<a href="#{key}">{label}</a>' for key, label in {**parts, "downloads": "Downloads"}.items())
+    nav = "".join(
+        f'<a href="#{key}">{label}</a>' for key, label in {**parts, "downloads": "Downloads"}.items()
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -109,8 +111,8 @@ def _titles(results: Results) -> tuple[str, list[str]]:
 
 def _lead(results: Results) -> str:
     prompts, made = len(results.prompts), results.provenance
-    parts = [f"<b>{text(made['method'])}</b> guidance"] if "method" in made else []
-    parts += [text(made["steps"])] if "steps" in made else []
+    parts = [f"<b>{text(made['method'], 60)}</b> guidance"] if "method" in made else []
+    parts += [f"{steps} steps"] if (steps := _steps(made)) else []
     parts += [count(prompts, "prompt")]
     parts += [count(len(results.by_kind), "kind")] if results.by_kind else []
     if isinstance(views := results.settings.get("views"), int):
@@ -198,8 +200,16 @@ def _provenance(results: Results) -> str:
     made = dict(results.provenance)
     if isinstance(seconds := made.get("training_s"), int | float):
         made["training_s"] = duration(seconds)
-    notes = "".join(f'<p class="note">Left out: {text(note)}.</p>' for note in made.get("notes", ()))
-    return f"<dl>{_pairs({label: made[key] for key, label in PROVENANCE.items() if key in made})}</dl>{notes}"
+    shown = {"steps": _steps(made), "config_sha256": str(made.get("config_sha256", ""))[:16]}
+    made |= {key: value for key, value in shown.items() if value}
+    return f"<dl>{_pairs({label: made[key] for key, label in PROVENANCE.items() if key in made})}</dl>"
+
+
+def _steps(made: Mapping[str, object]) -> str:
+    """The step of the checkpoint and the length of the training, as far as they are known."""
+    step, steps = (made.get(key) for key in ("step", "steps"))
+    known = isinstance(step, int) and isinstance(steps, int)
+    return f"{step:,} of {steps:,}" if known else ""
 
 
 def _downloads(files: Mapping[str, str]) -> str:
@@ -211,9 +221,7 @@ def _downloads(files: Mapping[str, str]) -> str:
 
 
 def _pairs(values: Mapping[str, object]) -> str:
-    return "".join(
-        f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in values.items()
-    )
+    return "".join(f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in values.items())
 
 
 def duration(seconds: float) -> str:

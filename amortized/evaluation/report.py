@@ -51,7 +51,9 @@ def csv_table(results: Results) -> str:
     """
     table = io.StringIO(newline="")
     rows = [row_values(row) for row in results.prompts]
-    writer = csv.DictWriter(table, list(rows[0]))  # RFC 4180: lines end with CRLF, so both are quoted in cells
+    writer = csv.DictWriter(
+        table, list(rows[0])
+    )  # RFC 4180: lines end with CRLF, so both are quoted in cells
     writer.writeheader()
     for row in rows:
         sides = zip(SIDES, row["mark_sides"] or (), strict=False)

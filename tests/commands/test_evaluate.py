@@ -12,23 +12,25 @@ from corpora import prompt_list
 from tests.rooms import ROOT
 
 
-def test_one_prompt_is_scored(run, trained):
+def test_one_prompt_is_scored(run, trained, tmp_path):
     judged = run(
         "evaluate.py",
         str(trained),
         "--prompt",
         "a red cube",
+        "--output",
+        str(tmp_path / "one"),
         f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}",
         "evaluation.views=2",
         "evaluation.turntable_frames=4",
         "evaluation.grid=16",
     )
     assert judged.returncode == 0, judged.stderr
-    results = json.loads((trained / "evaluation" / "results.json").read_text())
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert {"clip_similarity", "recall_at_1", "iou", "color_error"} <= set(results["metrics"])
     assert results["chance"]["gallery"] >= 128 and results["prompts"][0]["text"] == "a red cube"
-    assert (trained / "evaluation" / "index.html").exists()
-    assert (trained / "evaluation" / "results.csv").exists()
+    assert (tmp_path / "one" / "index.html").exists()
+    assert (tmp_path / "one" / "results.csv").exists()
 
 
 @pytest.mark.parametrize(

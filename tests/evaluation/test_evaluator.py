@@ -262,7 +262,10 @@ def test_result_files(toys, tmp_path, results):
     data = json.loads((tmp_path / "results.json").read_text())
     assert data["chance"] == {"recall_at_1": 1 / 7, "gallery": 7}
     assert set(data["metrics"]["iou"]) == {"mean", "low", "high", "n"}
-    assert data["prompts"][0]["text"] == "a red ball" and data["prompts"][0]["strip"] == f"strips/{slug('a red ball')}.png"
+    assert (
+        data["prompts"][0]["text"] == "a red ball"
+        and data["prompts"][0]["strip"] == f"strips/{slug('a red ball')}.png"
+    )
     assert data["prompts"][4]["iou"] is None and data["settings"]["views"] == 4
     assert data["by_kind"]["big"]["iou"]["mean"] == 1.0
     with open(tmp_path / "results.csv", newline="") as file:
@@ -283,7 +286,9 @@ def test_file_names_are_readable_safe_and_distinct(monkeypatch):
         assert 0 < len(name) <= 40 and name[0] != "-"
     # One text under two ids, and texts whose digits collide, have a file each.
     assert len(set(file_names([Prompt(id="a", text="t"), Prompt(id="b", text="t")]).values())) == 2
-    monkeypatch.setattr("amortized.evaluation.evaluator.slug", lambda text: "same" if " " not in text else slug(text))
+    monkeypatch.setattr(
+        "amortized.evaluation.evaluator.slug", lambda text: "same" if " " not in text else slug(text)
+    )
     assert len(set(file_names([Prompt(id=key, text=key) for key in "abc"]).values())) == 3
 
 

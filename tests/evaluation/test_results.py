@@ -78,7 +78,7 @@ def test_no_cell_of_the_table_is_a_formula(tmp_path):
 
 
 def test_one_prompt_has_no_interval(tmp_path):
-    """Neither on the page, nor in the files, nor in the text to print: one value says nothing of the spread."""
+    """Neither on the page, nor in the files, nor in the text to print: one value has no spread."""
     row = PromptRow(id="a", text="a cube", split="train", clip_similarity=0.5, recall_at_1=1.0, kind="cube")
     results = summarize([row], name="n", gallery=10, settings={}, seed=0)
     write_results(tmp_path, results)
