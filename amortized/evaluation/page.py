@@ -114,10 +114,10 @@ def _lead(results: Results) -> str:
     parts = [f"<b>{text(made['method'], 60)}</b> guidance"] if "method" in made else []
     parts += [f"{steps} steps"] if (steps := _steps(made)) else []
     parts += [count(prompts, "prompt")]
-    parts += [count(len(results.by_kind), "kind")] if results.by_kind else []
+    parts += [count(len(results.by_kind), "kind")] if results.by_kind and prompts > 1 else []
     if isinstance(views := results.settings.get("views"), int):
         parts.append(f"{count(views, 'view')} each")
-    if (near := results.nearness)["held_out"]:
+    if (near := results.nearness)["held_out"] and prompts > 1:
         parts.append(f"{near['near_train']:,} of {near['held_out']:,} held-out prompts near a trained one")
     return " · ".join(parts)
 
