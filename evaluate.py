@@ -4,7 +4,9 @@
   torchrun --nproc-per-node 8 evaluate.py outputs/quickstart     the same on eight
   python evaluate.py outputs/quickstart --prompt "a red cone"    any prompt
 
-Writes RUN/evaluation/: results.json, results.csv, index.html, strips/ and turntables/.
+Writes RUN/evaluation/: index.html, results.json, results.csv, config.yaml, index.json (which files show which
+prompt), strips/, truth/ and turntables/. Other prompts, splits, limits and checkpoints get folders of their
+own in RUN/evaluations/. Repeated, an evaluation replaces its earlier one, once it is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="evaluate at most this many prompts, evenly spaced")
     parser.add_argument("--prompts", help="evaluate the prompts of this file or corpus instead")
     parser.add_argument("--prompt", help="evaluate this prompt instead")
-    parser.add_argument("--output", type=Path, help="folder to write to (default: RUN/evaluation)")
+    parser.add_argument(
+        "--output", help="folder to write to (default: RUN/evaluation, or one in RUN/evaluations)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,9 +42,18 @@ def run(args: argparse.Namespace) -> int:
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
     from amortized.checkpointing import check_corpus
     from amortized.commands.compose import load_corpus, load_run_config
-    from amortized.commands.evaluation import build_gallery, choose_prompts, evaluate_share, report
+    from amortized.commands.evaluation import (
+        Selection,
+        build_gallery,
+        choose_prompts,
+        evaluate_share,
+        report,
+        results_folder,
+    )
     from amortized.parallel import join_world
 
+    if args.output is not None and not args.output.strip():
+        raise ValueError("--output is empty: name a folder, or omit it")
     for override in args.overrides:
         if override.startswith(DEFINING):
             raise ValueError(
@@ -49,19 +62,31 @@ def run(args: argparse.Namespace) -> int:
     # 1. The prompts to evaluate.
     config = load_run_config(args.run / "config.yaml", args.overrides)
     corpus = load_corpus(config)
-    prompts = choose_prompts(corpus, args.split, args.prompts, args.prompt, args.limit)
-    folder = args.output or args.run / "evaluation"
+    selection = Selection(
+        split=args.split,
+        prompts=args.prompts,
+        prompt=args.prompt,
+        limit=args.limit,
+        checkpoint=args.checkpoint,
+    )
+    prompts = choose_prompts(corpus, selection)
+    folder = selection.folder(args.run) if args.output is None else Path(args.output).expanduser()
     with join_world(config.device) as world:
         world.run_on_all(lambda: check_corpus(args.run, corpus) if world.is_main else None)
-        # 2. Each rank renders and scores its share.
-        progress = progress_bar("evaluating", quiet=not world.is_main)
-        gallery = build_gallery(config, corpus, prompts)
-        truths, checkpoint = corpus.truth, args.checkpoint
-        rows = evaluate_share(args.run, checkpoint, config, truths, prompts, gallery, folder, world, progress)
-        # 3. Rank 0 summarizes all rows, once.
-        shares = world.gather_objects(rows)
+        with results_folder(folder, world, retain=args.output is None) as new:
+            # 2. Each rank renders and scores its share.
+            progress = progress_bar("evaluating", quiet=not world.is_main)
+            gallery = build_gallery(config, corpus, prompts)
+            truths, checkpoint = corpus.truth, args.checkpoint
+            rows = evaluate_share(
+                args.run, checkpoint, config, truths, prompts, gallery, new, world, progress
+            )
+            # 3. Rank 0 summarizes all rows, once.
+            shares, text = world.gather_objects(rows), ""
+            if world.is_main:
+                text = report(args.run, selection, config, corpus, prompts, gallery, shares, new, world)
         if world.is_main:
-            print(report(args.run.name, config, corpus, prompts, gallery, shares, folder))
+            print(f"{text}\nreport: {folder / 'index.html'}")
     return 0
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     check_readable(preset, args.overrides)
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
     from amortized.checkpointing import open_run
-    from amortized.commands.compose import build_trainer, load_corpus, load_run_config
+    from amortized.commands.compose import build_trainer, load_corpus, load_run_config, output_of_prompt
     from amortized.config import config_to_yaml
     from amortized.parallel import join_world
     from amortized.training import describe, exit_at_once, measure
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_run_config(preset, args.overrides)
     corpus = load_corpus(config)
     if config.prompt is not None and not any(text.startswith("output=") for text in args.overrides):
-        config = replace(config, output=f"{config.output}-{corpus[0].id}")
+        config = replace(config, output=output_of_prompt(config, corpus[0]))
     # 2. All processes. A stuck process should report itself before a collective times out on the others.
     timeout = timedelta(seconds=1.5 * config.distributed.timeout_s)
     sharded = config.distributed.strategy != "ddp" or config.distributed.shard_prior

@@ -18,6 +18,7 @@ RESUMABLE_SETTINGS = {
     "evaluation",
     "checkpointing",
     "monitoring",
+    "guidance.method",  # a name only: the settings that it stands for are compared one by one
     "text.shards",
     "text.cache_size",
     "generator.checkpointing",

@@ -12,11 +12,12 @@ from torch import nn
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import load_config
 from amortized.guidance import Guidance, build_guidance, check_guidance
+from amortized.names import slug
 from amortized.parallel import World
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.random import derive_seed
 from amortized.training import BaseRunConfig, Trainer
-from amortized.types import Corpus
+from amortized.types import Corpus, Prompt
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
@@ -39,6 +40,15 @@ def load_corpus(config: RunConfig) -> Corpus:
     """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it."""
     corpus = open_corpus(config.corpus, held_out=config.held_out)
     return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", truth_from=corpus)
+
+
+def output_of_prompt(config: RunConfig, prompt: Prompt) -> str:
+    """The folder of a run of one prompt: `output`, with the prompt's name added.
+
+    A run of an earlier version has the id in its name and is found by it.
+    """
+    earlier = f"{config.output}-{prompt.id}"
+    return earlier if Path(earlier).exists() else f"{config.output}-{slug(prompt.text)}"
 
 
 def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from amortized.commands.compose import RunConfig, build_untrained
-from amortized.config import config_to_dict
+from amortized.commands.provenance import provenance
+from amortized.config import config_to_dict, config_to_yaml
 from amortized.evaluation import (
     EvaluatedModel,
     Gallery,
@@ -19,30 +21,81 @@ from amortized.evaluation import (
     summary,
     write_results,
 )
+from amortized.evaluation.evaluator import file_names
+from amortized.evaluation.folder import partial_of, replaced_folder
+from amortized.evaluation.history import load_history
 from amortized.generation import TextTo3D
-from amortized.generation.folder import load_run
+from amortized.generation.folder import checkpoint_of, load_run
+from amortized.names import slug
 from amortized.parallel import World
 from amortized.types import Cameras, Corpus, GroundTruth, Prompt, Render, Scene
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list
 
 
-def choose_prompts(
-    corpus: Corpus, split: str, source: str | None, prompt: str | None, limit: int | None
-) -> list[Prompt]:
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What of a run is evaluated; the default is the whole corpus at the newest checkpoint."""
+
+    split: str = "all"
+    prompts: str | None = None  # a file or corpus instead of the run's corpus
+    prompt: str | None = None  # or a single prompt
+    limit: int | None = None  # at most so many prompts, evenly spaced
+    checkpoint: str = "newest"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, got {self.limit}")
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("--prompt and --prompts exclude each other: write all prompts into one file")
+        if self.split != "all" and (self.prompt is not None or self.prompts is not None):
+            raise ValueError(
+                f"--split {self.split} selects from the corpus: omit it with --prompt or --prompts"
+            )
+
+    @property
+    def words(self) -> str:
+        """The options that differ from the default, in words; empty for the default."""
+        words = [] if self.prompt is None else [self.prompt]
+        words += [] if self.prompts is None else [self.prompts]
+        words += [] if self.split == "all" else [f"split {self.split}"]
+        words += [] if self.limit is None else [f"limit {self.limit}"]
+        words += [] if self.checkpoint == "newest" else [f"checkpoint {self.checkpoint}"]
+        return ", ".join(words)
+
+    def folder(self, run: Path) -> Path:
+        """The folder of its results by default: no other selection replaces the report of the run."""
+        return run / "evaluations" / slug(self.words) if self.words else run / "evaluation"
+
+
+def choose_prompts(corpus: Corpus, selection: Selection) -> list[Prompt]:
     """The prompts to evaluate: a split of the corpus, those of another file or corpus, or a single one.
 
-    `limit` takes at most so many of them, evenly spaced. Raises ValueError for options that exclude others.
+    Raises ValueError if there is none.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {limit}")
-    if prompt or source:
-        if split != "all":
-            raise ValueError(f"--split {split} selects from the corpus: omit it with --prompt or --prompts")
-        texts = [prompt] if prompt else _texts(open_corpus(str(source)))
-        corpus = replace(prompt_list(texts, "prompts", truth_from=corpus), trained=())
-    indices = indices_of(corpus, split)
-    number = min(len(indices), limit or len(indices))
+    texts = None
+    if selection.prompt is not None:
+        texts = [selection.prompt]
+    elif selection.prompts is not None:
+        texts = _texts(open_corpus(selection.prompts))
+    if texts is not None:
+        corpus = replace(prompt_list(texts, "--prompt", truth_from=corpus), trained=())
+    indices = indices_of(corpus, selection.split)
+    number = min(len(indices), selection.limit or len(indices))
     return [corpus[int(indices[i * len(indices) // number])] for i in range(number)]
+
+
+@contextmanager
+def results_folder(folder: Path, world: World, *, retain: bool) -> Iterator[Path]:
+    """Context: the folder that all ranks write to; it replaces `folder` when they are done. Collective.
+
+    `retain` as in `replaced_folder`. Raises ValueError on all ranks for a folder that must not be replaced.
+    """
+    with ExitStack() as stack:
+        if world.is_main:
+            world.run_on_all(lambda: stack.enter_context(replaced_folder(folder, retain=retain)) and None)
+        else:
+            world.run_on_all(lambda: None)
+        yield partial_of(folder)
 
 
 def evaluate_share(
@@ -86,30 +139,37 @@ def evaluate_share(
         scorer=load_clip(settings.clip, device=world.device),
         config=settings,
         folder=folder,
+        names=file_names(prompts),
         progress=progress,
     )
 
 
 def report(
-    name: str,
+    run: Path,
+    selection: Selection,
     config: RunConfig,
     corpus: Corpus,
     prompts: Sequence[Prompt],
     gallery: Gallery,
     shares: Sequence[Sequence[PromptRow]],
     folder: Path,
+    world: World,
 ) -> str:
     """Summarize the rows of all ranks, write the results and the report page; returns text to print."""
+    checkpoint, step = checkpoint_of(run, selection.checkpoint)
+    history = load_history(run / "log.jsonl", step)
+    selected = selection.words or f"the whole corpus, {config.corpus}"
     rows = mark_near_duplicates(merge_rows(shares, [prompt.id for prompt in prompts]), corpus)
     results = summarize(
         rows,
-        name=name,
+        name=run.resolve().name,
         gallery=len(gallery),
         settings=asdict(config.evaluation),
         seed=config.evaluation.seed,
+        provenance=provenance(run, config, checkpoint, step, selected, history, world),
     )
-    write_results(folder, results)
-    return f"{summary(results)}\nreport: {folder / 'index.html'}"
+    write_results(folder, results, history=history, config_yaml=config_to_yaml(config))
+    return summary(results)
 
 
 def mark_near_duplicates(rows: list[PromptRow], corpus: Corpus) -> list[PromptRow]:

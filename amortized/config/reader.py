@@ -12,7 +12,8 @@ dataclasses, and unions. Three conventions:
     shorthand  a dataclass with `shorthand: ClassVar[str] = "path"` may be given as that one value:
                `prior=DIR` is `prior.path=DIR`
     templates  a dataclass with `templates: ClassVar = ("method", {"asd": {...}, ...})` accepts one more key,
-               `method`, that selects the values its own keys start from; `config_to_yaml` writes those values
+               `method`, that selects the values its own keys start from; `config_to_yaml` writes those
+               values, and the name too if the class has a field `method`
 
 The root class may declare `renamed: ClassVar[dict[str, str]]`, old dotted key to new: an old key works for
 one release, with a warning that names the new one.
@@ -207,9 +208,12 @@ class _Reader:
         if key not in data:
             return data
         name = data[key]
+        recorded = key in fields_of(cls)
+        if recorded and (name is None or is_null(name)):
+            return data
         if not isinstance(name, str) or name not in templates:
             raise ConfigError(f"{join(where, key)} must be one of {', '.join(templates)}, got {show(name)}")
-        return merge((cls,), templates[name], {k: v for k, v in data.items() if k != key})
+        return merge((cls,), templates[name], {k: v for k, v in data.items() if recorded or k != key})
 
     def _unknown_key(self, key: str, value: Any, cls: type, kinds: tuple, where: str) -> str:
         tail = next(dotted_leaves({key: value}))  # trainr: {steps: 3} is reported as trainr.steps

@@ -27,7 +27,7 @@ def fields_of(cls: type) -> dict[str, dataclasses.Field]:
 
 def keys_of(cls: type) -> list[str]:
     """The keys a section of this class accepts: its fields, and the key that selects a template."""
-    return [*fields_of(cls), *getattr(cls, "templates", ())[:1]]
+    return list(dict.fromkeys([*fields_of(cls), *getattr(cls, "templates", ())[:1]]))
 
 
 def default_of(field: dataclasses.Field) -> Any:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from amortized.cameras import orbit
 from amortized.config import check
+from amortized.evaluation.folder import writing
 from amortized.evaluation.gallery import Gallery
 from amortized.evaluation.metrics import recall_at_1
 from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_turntable
+from amortized.names import slug
 from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene
 
 SceneFor = Callable[[list[Prompt]], Scene]  # P prompts to a scene of P objects
@@ -68,8 +68,9 @@ class EvaluationConfig:
     background: float = 0.5  # gray level behind the object, in [0, 1]
     show_environment: bool = False  # show the scene's learned background instead, if it has one
     turntable_frames: int = 24  # 0 writes no turntables
-    turntable_size: int = 96  # px
+    turntable_size: int = 160  # px; the report shows them at this size
     turntable_fps: float = 12.0
+    show_truth: bool = True  # a strip of the true object beside the result, if the corpus knows it
     grid: int = 64  # cells per side for the volumetric IoU
     prompts_per_batch: int = 4
     views_per_render: int = 8  # views rendered at once, to bound memory
@@ -95,24 +96,28 @@ def evaluate(
     scorer: Scorer,
     config: EvaluationConfig,
     folder: str | Path,
+    names: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PromptRow]:
-    """Score the prompts, one row each in the given order; write `strips/` and `turntables/` to `folder`.
+    """Score the prompts, one row each in the given order; write their pictures into `folder`.
 
-    The rows of several processes, each with a share of the prompts, go through `merge_rows`; call
-    `summarize` once, on all of them.
+    The pictures are in `strips/`, `truth/` and `turntables/`, named by prompt. The rows of several processes,
+    each with a share of the prompts, go through `merge_rows`; call `summarize` once, on all of them.
 
     Args:
         gallery: all texts of the corpus and its distractors, even if `prompts` is only a part of the
             corpus, since recall is comparable only between equal galleries.
         truth_for: the ground truth of a prompt, or None if there is none.
         folder: receives the media; the rows hold paths relative to it.
+        names: the file name of each prompt id, from `file_names` of all processes' prompts; None: there is
+            one process.
         progress: called with (prompts done, prompts in total) after each batch.
 
     Raises:
-        ValueError: one id names two texts, or the gallery lacks the text of a prompt.
+        ValueError: one id names two texts, the gallery lacks the text of a prompt, or the disk is full.
     """
     _check_ids(prompts)
+    names = file_names(prompts) if names is None else names
     columns = [gallery.column(prompt.text) for prompt in prompts]
     gallery_embeddings = scorer.encode_texts(gallery.texts)  # [G, D]
     rows: list[PromptRow] = []
@@ -127,9 +132,12 @@ def evaluate(
         # The true object, rendered and scored the same way, bounds the recall that a perfect generator
         # could reach: it separates failures of CLIP from failures of the generator.
         truths = [truth_for(prompt) for prompt in batch]
+        true_views = [_views_of_truth(truth, model, config) for truth in truths]
         recall_of_truth = [
-            _recall_of_truth(truth, model, scorer, gallery_embeddings, column[p : p + 1], config)
-            for p, truth in enumerate(truths)
+            None
+            if images is None
+            else float(_text_scores(scorer.encode_images(images), gallery_embeddings, column[p : p + 1])[1])
+            for p, images in enumerate(true_views)
         ]
         scores: Sequence[TruthScores | None] = [None] * len(batch)
         if any(truth is not None for truth in truths):
@@ -138,20 +146,24 @@ def evaluate(
                 scene, truths, start_scene=start_scene, resolution=config.grid, device=model.device
             )
 
-        strips, turntables = _write_media(batch, views, scene, model, config, Path(folder))
-        rows += [
-            _row(
-                prompt,
-                truths[p],
-                scores[p],
-                clip_similarity=float(similarity[p]),
-                recall=float(recall[p]),
-                recall_of_truth=recall_of_truth[p],
-                strip=strips[p],
-                turntable=turntables[p],
+        turntables: Sequence[Tensor | None] = [None] * len(batch)
+        if config.turntable_frames:
+            frames, size = config.turntable_frames, config.turntable_size
+            turntables = list(_render_ring(scene, model, len(batch), frames, size, config))
+        for p, prompt in enumerate(batch):
+            name, true_strip = names[prompt.id], true_views[p] if config.show_truth else None
+            media = _write_media(Path(folder), name, views[p], true_strip, turntables[p], config)
+            rows.append(
+                _row(
+                    prompt,
+                    truths[p],
+                    scores[p],
+                    clip_similarity=float(similarity[p]),
+                    recall=float(recall[p]),
+                    recall_of_truth=recall_of_truth[p],
+                    media={"slug": name, **media},
+                )
             )
-            for p, prompt in enumerate(batch)
-        ]
         if progress is not None:
             progress(len(rows), len(prompts))
     return rows
@@ -170,19 +182,13 @@ def _text_scores(images: Tensor, gallery: Tensor, column: Tensor) -> tuple[Tenso
     return cosine.reshape(-1, num_views).mean(1), is_best.reshape(-1, num_views).mean(1)
 
 
-def _recall_of_truth(
-    truth: GroundTruth | None,
-    model: EvaluatedModel,
-    scorer: Scorer,
-    gallery: Tensor,
-    column: Tensor,
-    config: EvaluationConfig,
-) -> float | None:
-    """Recall@1 of the true object, rendered and scored like a generated one; None without a truth."""
+def _views_of_truth(
+    truth: GroundTruth | None, model: EvaluatedModel, config: EvaluationConfig
+) -> Tensor | None:
+    """The scored views [V, H, W, 3] of the true object, rendered like a generated one; None if unknown."""
     if truth is None:
         return None
-    views = _render_ring(TruthScene(truth=truth), model, 1, config.views, config.image_size, config)
-    return float(_text_scores(scorer.encode_images(views.flatten(0, 1)), gallery, column)[1])
+    return _render_ring(TruthScene(truth=truth), model, 1, config.views, config.image_size, config)[0]
 
 
 def _render_ring(
@@ -207,25 +213,24 @@ def _render_ring(
 
 
 def _write_media(
-    batch: list[Prompt],
-    views: Tensor,
-    scene: Scene,
-    model: EvaluatedModel,
-    config: EvaluationConfig,
     folder: Path,
-) -> tuple[list[str], list[str | None]]:
-    """Write each prompt's strip and turntable; return their paths relative to the folder."""
-    names = [safe_name(prompt.id) for prompt in batch]
-    strips = [f"strips/{name}.png" for name in names]
-    for path, images in zip(strips, views, strict=True):
-        save_strip(folder / path, images)
-    if not config.turntable_frames:
-        return strips, [None] * len(batch)
-    frames = _render_ring(scene, model, len(batch), config.turntable_frames, config.turntable_size, config)
-    turntables = [f"turntables/{name}.mp4" for name in names]
-    for path, images in zip(turntables, frames, strict=True):
-        save_turntable(folder / path, images, config.turntable_fps)
-    return strips, list(turntables)
+    name: str,
+    views: Tensor,
+    true_views: Tensor | None,
+    turntable: Tensor | None,
+    config: EvaluationConfig,
+) -> dict[str, str]:
+    """Write the pictures of one prompt; return their paths relative to the folder."""
+    media = {"strip": f"strips/{name}.png"}
+    with writing(folder):
+        save_strip(folder / media["strip"], views)
+        if true_views is not None:
+            media["truth_strip"] = f"truth/{name}.png"
+            save_strip(folder / media["truth_strip"], true_views)
+        if turntable is not None:
+            media["turntable"] = f"turntables/{name}.mp4"
+            save_turntable(folder / media["turntable"], turntable, config.turntable_fps)
+    return media
 
 
 def _row(
@@ -236,8 +241,7 @@ def _row(
     clip_similarity: float,
     recall: float,
     recall_of_truth: float | None,
-    strip: str,
-    turntable: str | None,
+    media: Mapping[str, Any],
 ) -> PromptRow:
     """Collect the scores of one prompt."""
     truth_scores = vars(scores) if scores is not None else {}
@@ -253,8 +257,7 @@ def _row(
         **truth_scores,
         front_shown=float(sides[0]) if sides is not None else None,
         janus=float(any(sides[1:])) if sides is not None else None,
-        strip=strip,
-        turntable=turntable,
+        **media,
     )
 
 
@@ -269,10 +272,15 @@ def _check_ids(prompts: Sequence[Prompt]) -> None:
             )
 
 
-def safe_name(prompt_id: str) -> str:
-    """Return a file name for a prompt id: the id itself if it is safe, else its letters and a digest."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", prompt_id):
-        return prompt_id
-    digest = hashlib.blake2b(prompt_id.encode(), digest_size=6).hexdigest()
-    letters = re.sub(r"[^A-Za-z0-9]+", "-", prompt_id).strip("-")[:60]
-    return f"{letters or 'prompt'}-{digest}"
+def file_names(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """A readable file name for each prompt id, from its text; no two are equal."""
+    names: dict[str, str] = {}
+    for prompt in prompts:
+        names.setdefault(prompt.id, slug(prompt.text))
+    taken: set[str] = set()
+    for key, name in names.items():  # 8 digits may collide among millions, and one text may have two ids
+        while name in taken:
+            name = slug(f"{name} {key}")
+        taken.add(name)
+        names[key] = name
+    return names

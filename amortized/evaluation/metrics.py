@@ -13,7 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over n prompts with its confidence interval. All NaN if any value is NaN."""
+    """A mean over n prompts with its confidence interval. All NaN if any value is NaN.
+
+    One prompt has no interval: its bounds are NaN.
+    """
 
     mean: float
     low: float
@@ -88,7 +91,7 @@ def bootstrap_interval(
     """Mean of `values` with a percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
     Prompts are resampled, so the interval covers the choice of prompts, not of the training run. The
-    same seed gives the same interval. A single value gives an interval of width zero.
+    same seed gives the same interval. A single value has no interval: its bounds are NaN.
 
     Raises:
         ValueError: there are no values, or `level` is outside (0, 1).
@@ -101,6 +104,8 @@ def bootstrap_interval(
     mean = float(sample.mean())
     if not math.isfinite(mean):
         return Interval(mean=math.nan, low=math.nan, high=math.nan, n=len(sample))
+    if len(sample) == 1:
+        return Interval(mean=mean, low=math.nan, high=math.nan, n=1)
     rng = np.random.default_rng(seed)
     chunk = max(1, 4_000_000 // len(sample))  # resamples drawn at once: at most 32 MB of indices
     means = np.concatenate(

@@ -1,168 +1,234 @@
-"""Style and script of the report page. Both are constants: no data is ever formatted into them."""
+"""The report as one HTML document that opens from disk, offline: pictures, scores, training, provenance.
 
-STYLE = """
-:root {
-  --page: #f6f5f2; --paper: #ffffff; --ink: #1d1c1a; --soft: #6f6b64; --line: #e3e0d9;
-  --accent: #2f6f62; --band: #2f6f6233; --tick: #b3832f; --wrong: #b0452f; --stage: #808080;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #151514; --paper: #1e1d1c; --ink: #ecebe7; --soft: #9c978e; --line: #33312e;
-    --accent: #7cc4b3; --band: #7cc4b340; --tick: #d9ab5c; --wrong: #e58a74; --stage: #808080;
-  }
-}
-* { box-sizing: border-box; }
-html { background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100%; }
-body {
-  margin: 0 auto; max-width: 1280px; padding: 56px 32px 96px;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
-  font-variant-numeric: tabular-nums;
-}
-h1, h2, h3, p, dl, dd { margin: 0; }
-h1 { font-size: 34px; line-height: 1.15; font-weight: 620; letter-spacing: -0.02em; overflow-wrap: anywhere; }
-h2 { font-size: 19px; font-weight: 620; letter-spacing: -0.01em; }
-header { margin-bottom: 36px; }
-section { margin-bottom: 56px; }
-.overline { color: var(--accent); font-size: 13px; font-weight: 600; margin-bottom: 6px; }
-.lead { color: var(--soft); margin-top: 10px; }
-.note, small { color: var(--soft); }
-
-.tiles { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(186px, 1fr)); }
-.tile { padding: 18px 20px 16px; background: var(--paper); border: 1px solid var(--line);
-  border-radius: 10px; }
-.tile h3 { font-size: 13px; font-weight: 500; color: var(--soft); }
-.value { font-size: 34px; line-height: 1.25; font-weight: 600; letter-spacing: -0.02em; }
-.range, .tile .note { font-size: 12.5px; line-height: 1.4; color: var(--soft); }
-
-.scale { position: relative; height: 3px; border-radius: 2px; background: var(--line); }
-.tile .scale { margin: 14px 0 12px; }
-.scale i { position: absolute; display: block; }
-.band { top: -2px; height: 7px; min-width: 3px; border-radius: 4px; background: var(--band); }
-.dot { top: -3px; width: 9px; height: 9px; margin-left: -4.5px; border-radius: 50%;
-  background: var(--accent); }
-.tick { top: -5px; width: 2px; height: 13px; margin-left: -1px; border-radius: 1px; background: var(--tick); }
-
-.scroll { overflow-x: auto; margin-top: 16px; background: var(--paper); border: 1px solid var(--line);
-  border-radius: 10px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th, td { padding: 9px 12px; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
-th:first-child { padding-left: 20px; }
-th:last-child, td:last-child { padding-right: 20px; }
-th:first-child { text-align: left; font-weight: 500; max-width: 22em; overflow: hidden;
-  text-overflow: ellipsis; }
-thead th { border-top: 0; font-size: 12.5px; line-height: 1.3; font-weight: 500; color: var(--soft);
-  white-space: normal; vertical-align: bottom; }
-td small { display: block; font-size: 11.5px; line-height: 1.3; }
-tr.all th, tr.all td { font-weight: 620; }
-tr.all small { font-weight: 400; }
-tr.split + tr.kind > *, tr.all + tr > * { border-top-width: 2px; }
-
-.bar { display: flex; flex-wrap: wrap; gap: 12px 20px; align-items: center; margin-bottom: 12px; }
-.bar ~ .note { font-size: 13px; }
-.gallery { margin-top: 16px; }
-.controls { display: flex; flex-wrap: wrap; gap: 10px 14px; align-items: center; margin-left: auto;
-  font-size: 13.5px; color: var(--soft); }
-.controls input, .controls select, .controls button {
-  font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
-  border-radius: 7px; padding: 6px 10px; min-height: 34px;
-}
-.controls label { display: flex; gap: 7px; align-items: center; }
-.controls button { cursor: pointer; }
-.controls output { min-width: 7.5em; text-align: right; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-
-.gallery { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax(228px, 1fr)); }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
-  content-visibility: auto; contain-intrinsic-size: auto 228px auto 460px; }
-.card[hidden] { display: none; }
-.card video { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; object-position: left;
-  background: var(--stage); }
-.strip { display: block; background: var(--stage); }
-.strip img { display: block; width: 100%; height: auto; }
-.text { padding: 14px 16px 16px; }
-.card h3 { font-size: 15px; line-height: 1.35; font-weight: 600; overflow-wrap: anywhere; }
-.tags { display: flex; gap: 10px; font-size: 12.5px; color: var(--soft); margin: 2px 0 10px; }
-.card dl { display: grid; gap: 5px; font-size: 13px; }
-.card dl > div { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 10px; }
-.card dt { color: var(--soft); }
-.card dd { text-align: right; }
-.card dl > div:has(.scale) dd { display: contents; }
-.card .scale { flex: 0 0 100%; margin: 6px 0 7px; }
-.card .band { top: 0; height: 3px; background: var(--accent); opacity: 0.45; }
-.card .dot { top: -2px; width: 7px; height: 7px; margin-left: -3.5px; }
-.card .tick { top: -3px; height: 9px; }
-.sides b { display: inline-block; margin-left: 5px; padding: 0 6px; border-radius: 4px; font-weight: 500;
-  font-size: 11.5px; border: 1px solid var(--line); color: var(--soft); }
-.sides dd { text-align: left; flex: 0 0 100%; margin-top: 3px; }
-.sides b:first-child { margin-left: 0; }
-.sides .on { color: var(--paper); background: var(--accent); border-color: var(--accent); }
-.sides .wrong { background: var(--wrong); border-color: var(--wrong); }
-.empty { color: var(--soft); padding: 40px 0; text-align: center; }
-
-details { border-top: 1px solid var(--line); padding-top: 18px; }
-summary { cursor: pointer; font-weight: 600; }
-details dl { display: grid; gap: 6px 32px; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr));
-  margin-top: 16px; font-size: 13.5px; }
-details dl > div { display: flex; justify-content: space-between; gap: 16px; padding-bottom: 5px;
-  border-bottom: 1px solid var(--line); }
-details dt { color: var(--soft); }
-details dd { text-align: right; overflow-wrap: anywhere; }
-@media (max-width: 640px) { body { padding: 32px 18px 64px; } .controls { margin-left: 0; }
-  .tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); } .tile { padding: 14px 16px 12px; } }
+Prompts are untrusted text: see `amortized.evaluation.markup`. The page's content security policy admits its
+one script by digest.
 """
 
-SCRIPT = """
-"use strict";
-const get = (id) => document.getElementById(id);
-const gallery = get("gallery"), cards = [...gallery.children];
-const text = new Map(cards.map((card) => [card, card.querySelector("h3").textContent.toLowerCase()]));
-const visible = new Set();
-const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-let lowFirst = true;
+from __future__ import annotations
 
-const play = (video) => { if (!still) video.play().catch(() => {}); };
-const watcher = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (isIntersecting) { visible.add(target); play(target); }
-    else { visible.delete(target); target.pause(); }
-  }
-}, { rootMargin: "120px" });
-for (const video of document.querySelectorAll("video")) {
-  if (still) { video.autoplay = false; video.controls = true; }
-  watcher.observe(video);
+import base64
+import hashlib
+from collections.abc import Mapping
+
+from amortized.evaluation.assets import SCRIPT, STYLE
+from amortized.evaluation.cards import controls, gallery
+from amortized.evaluation.curves import curves
+from amortized.evaluation.history import History
+from amortized.evaluation.markup import interval_text, link, number, scale, text
+from amortized.evaluation.metrics import Interval, chance_recall
+from amortized.evaluation.results import LABELS, METRICS, Results, count
+
+HEADLINES = ("recall_at_1", "iou", "color_error", "clip_similarity", "front_shown", "janus")
+PROVENANCE = {  # label of each key of `Results.provenance`, in order
+    "method": "Guidance method",
+    "checkpoint": "Checkpoint",
+    "steps": "Steps",
+    "training_s": "Training time",
+    "generator": "Generator",
+    "prior": "Prior",
+    "corpus": "Corpus",
+    "prompts": "Evaluated prompts",
+    "seed": "Seed of the run",
+    "evaluation_seed": "Seed of the intervals",
+    "device": "Evaluated on",
+    "date": "Evaluated at",
+    "version": "Version",
+    "commit": "Commit",
+    "config": "Config",
+    "config_sha256": "Its SHA-256 starts with",
+}
+DOWNLOADS = {
+    "results.json": "all results",
+    "results.csv": "the scores as a table",
+    "index.json": "which files show which prompt",
+    "config.yaml": "the settings",
 }
 
-function update() {
-  const words = get("filter").value.toLowerCase().split(/\\s+/).filter(Boolean);
-  let shown = 0;
-  for (const card of cards) {
-    const matches = words.every((word) => text.get(card).includes(word)) &&
-      ["split", "kind"].every((name) => !get(name)?.value || get(name).value === card.dataset[name]);
-    card.hidden = !matches;
-    shown += matches;
-  }
-  get("count").textContent = shown + " of " + cards.length;
-  get("empty").hidden = shown > 0;
-}
 
-function sort() {
-  // Cards without the score come last in both directions; ties keep the order of the corpus.
-  const name = "data-" + get("sort").value.replaceAll("_", "-");
-  const key = (card) => card.hasAttribute(name) ? Number(card.getAttribute(name)) : null;
-  const sorted = [...cards].sort((a, b) => {
-    const [x, y] = [key(a), key(b)];
-    if (x === null || y === null) return (x === null) - (y === null);
-    return (lowFirst ? x - y : y - x) || a.dataset.index - b.dataset.index;
-  });
-  gallery.append(...sorted);
-  visible.forEach(play);  // moving a video in the document stops it
-  get("direction").textContent = lowFirst ? "Low first" : "High first";
-}
-
-get("controls").addEventListener("submit", (event) => event.preventDefault());
-get("filter").addEventListener("input", update);
-for (const name of ["split", "kind"]) get(name)?.addEventListener("change", update);
-get("sort").addEventListener("change", sort);
-get("direction").addEventListener("click", () => { lowFirst = !lowFirst; sort(); });
-update();
+def page(results: Results, history: History | None = None, files: Mapping[str, str] = DOWNLOADS) -> str:
+    """The report; without a `history` it has no section on the training. `files` lie beside it."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; "
+        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    heading, above = _titles(results)
+    method = results.provenance.get("method")
+    tab = " · ".join(part for part in (heading, *(above[:1]), text(method, 60) if method else "") if part)
+    training = "" if history is None else _section("training", "Training", curves(history))
+    parts = {"pictures": "Pictures", "scores": "Scores"}
+    parts |= {"training": "Training"} if training else {}
+    parts |= {"provenance": "Provenance"} if results.provenance else {}
+    nav = "".join(
+        f'<a href="#{key}">{label}</a>' for key, label in {**parts, "downloads": "Downloads"}.items()
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{text(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{tab}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<p class="overline">{" · ".join(("Evaluation", *above))}</p>
+<h1><bdi>{heading}</bdi></h1>
+<p class="lead">{_lead(results)}</p>
+<nav aria-label="Sections">{nav}</nav>
+</header>
+<main>
+<section aria-labelledby="pictures">
+<div class="bar"><h2 id="pictures">Pictures</h2>{controls(results)}</div>
+{gallery(results)}
+</section>
+{_section("scores", "Scores", f'<div class="tiles">{_tiles(results)}</div>{_groups(results)}')}
+{training}
+{_section("provenance", "Provenance", _provenance(results)) if results.provenance else ""}
+{_section("downloads", "Downloads", _downloads(files))}
+<details><summary>Settings of the evaluation</summary><dl>{_pairs(results.settings)}</dl></details>
+</main>
+<script>{SCRIPT}</script>
+</body>
+</html>
 """
+
+
+def _section(key: str, title: str, body: str) -> str:
+    return f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{body}</section>'
+
+
+def _titles(results: Results) -> tuple[str, list[str]]:
+    """The heading, and what stands above it: an evaluation of one prompt is named by the prompt."""
+    name = text(results.name or "Evaluation", 80)
+    if len(results.prompts) == 1:
+        return text(results.prompts[0].text, 120), [name]
+    return name, []
+
+
+def _lead(results: Results) -> str:
+    prompts, made = len(results.prompts), results.provenance
+    parts = [f"<b>{text(made['method'], 60)}</b> guidance"] if "method" in made else []
+    parts += [f"{steps} steps"] if (steps := _steps(made)) else []
+    parts += [count(prompts, "prompt")]
+    parts += [count(len(results.by_kind), "kind")] if results.by_kind and prompts > 1 else []
+    if isinstance(views := results.settings.get("views"), int):
+        parts.append(f"{count(views, 'view')} each")
+    if (near := results.nearness)["held_out"] and prompts > 1:
+        parts.append(f"{near['near_train']:,} of {near['held_out']:,} held-out prompts near a trained one")
+    return " · ".join(parts)
+
+
+def _tiles(results: Results) -> str:
+    metrics = results.metrics
+    tiles = []
+    for name in HEADLINES:
+        if name not in metrics:
+            continue
+        marks: list[tuple[str, float]] = []
+        note = ""
+        match name:
+            case "recall_at_1":
+                chance = chance_recall(results.gallery)
+                marks = [("chance", chance)]
+                note = f"chance {number(chance, 4)}: 1 of {count(results.gallery, 'text')}"
+                if "recall_of_truth" in metrics:
+                    truth = metrics["recall_of_truth"].mean
+                    marks.append(("truth", truth))
+                    note += f" · true objects {number(truth)}"
+            case "iou":
+                marks = [
+                    (word, metrics[key].mean)
+                    for word, key in (("start", "iou_start"), ("best sphere", "iou_best_sphere"))
+                    if key in metrics
+                ]
+                note = " · ".join(f"{word} {number(value)}" for word, value in marks)
+            case "color_error":
+                note = "mean absolute difference; lower is better"
+            case "clip_similarity":
+                note = "mean cosine between image and text"
+            case "front_shown":
+                note = f"front shows the mark, over {count(metrics[name].n, 'marked prompt')}"
+            case "janus":
+                note = "another side shows it too; lower is better"
+        tiles.append(_tile(LABELS[name], metrics[name], marks, note))
+    return "".join(tiles)
+
+
+def _tile(label: str, interval: Interval, marks: list[tuple[str, float]], note: str) -> str:
+    shown = f'<p class="range">{words}</p>' if (words := interval_text(interval)) else ""
+    return (
+        f'<article class="tile"><h3>{text(label)}</h3><p class="value">{number(interval.mean)}</p>'
+        f"{shown}{scale(interval, marks)}"
+        f'<p class="note">{text(note)}</p></article>'
+    )
+
+
+def _groups(results: Results) -> str:
+    """One table: all prompts, then the splits if there are several, then the kinds. One prompt needs none."""
+    if len(results.prompts) == 1:
+        return ""
+    names = [name for name in METRICS if name in results.metrics]
+    head = "".join(f'<th scope="col">{text(LABELS[name])}</th>' for name in names)
+    groups = [("All prompts", results.metrics, len(results.prompts), "all")]
+    for grouping, style in ((results.by_split, "split"), (results.by_kind, "kind")):
+        if style == "kind" or len(grouping) > 1:
+            groups += [
+                (group, means, max(i.n for i in means.values()), style) for group, means in grouping.items()
+            ]
+    body = ""
+    for group, means, prompts, style in groups:
+        cells = "".join(
+            f"<td>{number(means[name].mean)}<small>{interval_text(means[name])}</small></td>"
+            if name in means
+            else "<td>–</td>"
+            for name in names
+        )
+        body += f'<tr class="{style}"><th scope="row">{text(group, 60)}</th><td>{prompts:,}</td>{cells}</tr>'
+    return (
+        '<p class="note">Below each mean, its 95&#8201;% bootstrap interval over prompts.</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Scores by group"><table><thead><tr>'
+        f'<th scope="col">Group</th><th scope="col">Prompts</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _provenance(results: Results) -> str:
+    made = dict(results.provenance)
+    if isinstance(seconds := made.get("training_s"), int | float):
+        made["training_s"] = duration(seconds)
+    shown = {"steps": _steps(made), "config_sha256": str(made.get("config_sha256", ""))[:16]}
+    made |= {key: value for key, value in shown.items() if value}
+    return f"<dl>{_pairs({label: made[key] for key, label in PROVENANCE.items() if key in made})}</dl>"
+
+
+def _steps(made: Mapping[str, object]) -> str:
+    """The step of the checkpoint and the length of the training, as far as they are known."""
+    step, steps = (made.get(key) for key in ("step", "steps"))
+    known = isinstance(step, int) and isinstance(steps, int)
+    return f"{step:,} of {steps:,}" if known else ""
+
+
+def _downloads(files: Mapping[str, str]) -> str:
+    items = "".join(
+        f'<li><a href="{link(name)}" download>{text(name)}</a> {text(words)}</li>'
+        for name, words in files.items()
+    )
+    return f'<ul class="downloads">{items}</ul>'
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return "".join(f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in values.items())
+
+
+def duration(seconds: float) -> str:
+    """A time in words: "42 s", "3 min 30 s", "5 h 12 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from amortized.evaluation.metrics import Interval, bootstrap_interval, chance_recall
@@ -21,6 +21,19 @@ METRICS = (
     "front_shown",
     "janus",
 )
+LABELS = {
+    "clip_similarity": "CLIP similarity",
+    "recall_at_1": "R@1",
+    "recall_of_truth": "R@1 of true object",
+    "iou": "IoU",
+    "iou_any_azimuth": "IoU, any azimuth",
+    "iou_start": "IoU of the start",
+    "iou_best_sphere": "IoU of best sphere",
+    "color_error": "Color error",
+    "front_shown": "Front mark",
+    "janus": "Janus",
+}
+SIDES = ("front", "left", "back", "right")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,9 @@ class PromptRow:
     janus: float | None = None  # 1 if another side shows it, else 0
     mark_sides: tuple[bool, ...] | None = None  # front, left, back, right
     near_train: str | None = None  # the training prompt that a held-out prompt nearly duplicates
+    slug: str | None = None  # the file name of its media, without suffix
     strip: str | None = None  # media paths, relative to the folder of the results
+    truth_strip: str | None = None  # the same views of the true object
     turntable: str | None = None
 
 
@@ -58,6 +73,7 @@ class Results:
     gallery: int  # number of texts that recall@1 chooses among
     prompts: tuple[PromptRow, ...]
     settings: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # of code, run and machine
 
     @property
     def nearness(self) -> dict[str, int]:
@@ -75,7 +91,13 @@ class Results:
 
 
 def summarize(
-    rows: Sequence[PromptRow], *, name: str, gallery: int, settings: Mapping[str, Any], seed: int
+    rows: Sequence[PromptRow],
+    *,
+    name: str,
+    gallery: int,
+    settings: Mapping[str, Any],
+    seed: int,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Results:
     """Compute means with 95 % bootstrap intervals over prompts: overall, per split and per kind.
 
@@ -84,7 +106,7 @@ def summarize(
 
     Args:
         gallery: number of distinct texts in the gallery, for the chance level of recall.
-        settings: recorded in the results as they are.
+        settings, provenance: recorded in the results as they are.
         seed: of the bootstrap.
 
     Raises:
@@ -106,6 +128,7 @@ def summarize(
         gallery=gallery,
         prompts=tuple(rows),
         settings=dict(settings),
+        provenance=dict(provenance or {}),
     )
 
 
@@ -136,6 +159,13 @@ def merge_rows(shards: Iterable[Sequence[PromptRow]], order: Sequence[str]) -> l
     return [by_id[key] for key in order]
 
 
+def index_entry(row: PromptRow) -> dict[str, Any]:
+    """An entry of index.json: which files show a prompt, and how it scored."""
+    scores = {name: plain(getattr(row, name)) for name in METRICS if getattr(row, name) is not None}
+    names = ("id", "slug", "split", "strip", "truth_strip", "turntable")
+    return {"prompt": row.text, **{name: getattr(row, name) for name in names}, "scores": scores}
+
+
 def row_values(row: PromptRow) -> dict[str, Any]:
     """A row as plain values in field order, for a table."""
     return {field.name: plain(getattr(row, field.name)) for field in fields(row)}
@@ -154,16 +184,29 @@ def plain(value: Any) -> Any:
 
 def summary(results: Results) -> str:
     """The headline table as text: each metric with its interval, and the chance level of recall."""
+    made = ", ".join(
+        str(results.provenance[key]) for key in ("method", "checkpoint") if key in results.provenance
+    )
+    made = f" ({made})" if made else ""
     lines = [
-        f"{results.name}: {len(results.prompts)} prompts, recall among {results.gallery} texts "
-        f"(chance {chance_recall(results.gallery):.4f})"
+        f"{results.name}{made}: {count(len(results.prompts), 'prompt')}, "
+        f"recall among {results.gallery} texts (chance {chance_recall(results.gallery):.4f})"
     ]
     lines += [
-        f"  {name:<18} {interval.mean:7.4f}   [{interval.low:.4f}, {interval.high:.4f}]"
-        for name, interval in results.metrics.items()
+        f"  {name:<18} {interval.mean:7.4f}{_range(interval)}" for name, interval in results.metrics.items()
     ]
     if (near := results.nearness)["held_out"]:
         lines.append(
             f"  {near['near_train']} of {near['held_out']} held-out prompts nearly duplicate a trained one"
         )
     return "\n".join(lines)
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, in the plural if need be: "1 prompt", "1,200 prompts"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _range(interval: Interval) -> str:
+    """The interval in brackets; one prompt has none."""
+    return f"   [{interval.low:.4f}, {interval.high:.4f}]" if interval.n > 1 else ""

@@ -64,12 +64,17 @@ def _scores(run: Path) -> str:
     try:
         metrics = read_json_object(run / "evaluation" / "results.json")["metrics"]
         rows = [(label, metrics[key]) for key, label in METRICS.items() if key in metrics]
-        lines = [f"| {label} | {m['mean']:.3f} [{m['low']:.3f}, {m['high']:.3f}] |" for label, m in rows]
+        lines = [f"| {label} | {m['mean']:.3f}{_interval(m)} |" for label, m in rows]
     except (OSError, ValueError, KeyError, TypeError):
         lines = []
     if not lines:
         return "Not evaluated: run `python evaluate.py RUN` before the export to have its scores here."
     return "\n".join(["| metric | mean over prompts [95 % interval] |", "|---|---|", *lines])
+
+
+def _interval(metric: Mapping[str, Any]) -> str:
+    """The interval in brackets; one prompt has none."""
+    return "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
 def _plain(text: Any) -> str:

@@ -89,6 +89,12 @@ def load_run(
     return _assemble(generator, encoder, config, chosen, shards)
 
 
+def checkpoint_of(run: Path, checkpoint: str = "newest") -> tuple[str, int]:
+    """The name and step of the checkpoint that `load_run` loads. Raises ValueError if there is none."""
+    path = find_checkpoint(run, checkpoint)
+    return path.name, load_meta(path).step
+
+
 def run_settings(run: Path) -> dict[str, Any]:
     """The settings in a run's config.yaml, under the keys of this release."""
     path = run / "config.yaml"

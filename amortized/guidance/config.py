@@ -73,6 +73,8 @@ class GuidanceConfig:
     # `guidance.method=NAME` in a preset: start from these values.
     templates: ClassVar[tuple[str, Mapping[str, Any]]] = ("method", METHODS)
 
+    # The published method that the values started from, for reports; null: see `method_name`.
+    method: str | None = field(default=None, compare=False)
     # t is uniform between two bounds; equal bounds fix it.
     t_min: Schedule = (0.5, 0.02)
     t_max: Schedule = (0.98, 0.5)
@@ -160,6 +162,21 @@ class GuidanceConfig:
 def published(method: str, **changes: Any) -> GuidanceConfig:
     """Return the config of a published method, one of METHODS, with changes; a section is a mapping."""
     return build_config(GuidanceConfig, {"method": method, **changes}, "guidance")
+
+
+def method_name(config: GuidanceConfig) -> str:
+    """The published method whose parts a config has, whatever its schedules and weights; else "custom".
+
+    Of several it is the one that the config names.
+    """
+    same = [name for name in METHODS if _parts(published(name)) == _parts(config)]
+    return config.method if config.method in same else same[0] if same else "custom"
+
+
+def _parts(config: GuidanceConfig) -> tuple[object, ...]:
+    """The choices that distinguish the published methods from each other."""
+    null = config.learned.kind == "lora" if config.learned is not None and config.null == "learned" else None
+    return config.noise, config.reference, config.null, config.shift, null
 
 
 def _knots(schedule: Schedule) -> tuple[float, ...]:

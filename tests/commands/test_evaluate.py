@@ -6,29 +6,31 @@ import json
 
 import pytest
 
-from amortized.commands.evaluation import choose_prompts, mark_near_duplicates
+from amortized.commands.evaluation import Selection, choose_prompts, mark_near_duplicates
 from amortized.evaluation import PromptRow
 from corpora import prompt_list
 from tests.rooms import ROOT
 
 
-def test_one_prompt_is_scored(run, trained):
+def test_one_prompt_is_scored(run, trained, tmp_path):
     judged = run(
         "evaluate.py",
         str(trained),
         "--prompt",
         "a red cube",
+        "--output",
+        str(tmp_path / "one"),
         f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}",
         "evaluation.views=2",
         "evaluation.turntable_frames=4",
         "evaluation.grid=16",
     )
     assert judged.returncode == 0, judged.stderr
-    results = json.loads((trained / "evaluation" / "results.json").read_text())
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert {"clip_similarity", "recall_at_1", "iou", "color_error"} <= set(results["metrics"])
     assert results["chance"]["gallery"] >= 128 and results["prompts"][0]["text"] == "a red cube"
-    assert (trained / "evaluation" / "index.html").exists()
-    assert (trained / "evaluation" / "results.csv").exists()
+    assert (tmp_path / "one" / "index.html").exists()
+    assert (tmp_path / "one" / "results.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_prompts_are_taken_evenly():
     corpus = prompt_list([f"prompt {i}" for i in range(10)], "mine")
 
     def chosen(limit: int | None) -> list[int]:
-        return [int(prompt.text.split()[1]) for prompt in choose_prompts(corpus, "all", None, None, limit)]
+        return [int(prompt.text.split()[1]) for prompt in choose_prompts(corpus, Selection(limit=limit))]
 
     assert chosen(None) == chosen(20) == list(range(10))
     assert chosen(4) == [0, 2, 5, 7]

@@ -153,6 +153,26 @@ def test_a_section_may_start_from_named_settings(tmp_path: Path) -> None:
         load_config(Kitchen, None, ["recipe.methd=rich"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named(Recipe):
+    method: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedKitchen:
+    recipe: Named = field(default_factory=Named)
+
+
+def test_a_field_records_the_name_that_a_section_starts_from(tmp_path: Path) -> None:
+    rich = load_config(NamedKitchen, None, ["recipe.method=rich", "recipe.steps=3"])
+    assert rich.recipe == Named(method="rich", steps=3, part=Part(size=5))
+    assert "method: rich" in config_to_yaml(rich)
+    for config in (rich, NamedKitchen()):  # a recorded name changes no value, and none is null
+        assert load_config(NamedKitchen, write(tmp_path, config_to_yaml(config), "back.yaml")) == config
+    with pytest.raises(ConfigError, match="recipe.method must be one of plain, rich, got 'poor'"):
+        load_config(NamedKitchen, None, ["recipe.method=poor"])
+
+
 def test_build_takes_python_values() -> None:
     data = {"corpus": "c", "trainer": {"lr": 1, "steps": 2}, "cameras": {"distance": [1, 2]}}
     run = build_config(Run, data)

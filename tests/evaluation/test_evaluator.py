@@ -18,7 +18,8 @@ from amortized.evaluation import (
     summarize,
     write_results,
 )
-from amortized.evaluation.evaluator import safe_name
+from amortized.evaluation.evaluator import file_names
+from amortized.names import slug
 from amortized.types import Prompt
 
 TEXTS = {
@@ -261,7 +262,10 @@ def test_result_files(toys, tmp_path, results):
     data = json.loads((tmp_path / "results.json").read_text())
     assert data["chance"] == {"recall_at_1": 1 / 7, "gallery": 7}
     assert set(data["metrics"]["iou"]) == {"mean", "low", "high", "n"}
-    assert data["prompts"][0]["text"] == "a red ball" and data["prompts"][0]["strip"] == "strips/r.png"
+    assert (
+        data["prompts"][0]["text"] == "a red ball"
+        and data["prompts"][0]["strip"] == f"strips/{slug('a red ball')}.png"
+    )
     assert data["prompts"][4]["iou"] is None and data["settings"]["views"] == 4
     assert data["by_kind"]["big"]["iou"]["mean"] == 1.0
     with open(tmp_path / "results.csv", newline="") as file:
@@ -271,13 +275,35 @@ def test_result_files(toys, tmp_path, results):
     assert table[4]["iou"] == "" and table[3]["mark_sides"] == "front"
 
 
-def test_file_names_are_safe_and_distinct():
-    ids = ["red-cube", "a/b", "a b", "../x", "", "ü", "ö", ".hidden", "x" * 300, "a.b", "con", "-rf"]
-    names = [safe_name(key) for key in ids]
-    assert names[0] == "red-cube" and len(set(names)) == len(ids)
+def test_file_names_are_readable_safe_and_distinct(monkeypatch):
+    texts = ["a red cube", "A red cube!", "a/b", "../x", "ü", "ö", ".hidden", "x" * 5000, "con", "-rf", "\0"]
+    prompts = [Prompt(id=str(i), text=text) for i, text in enumerate(texts)]
+    names = list(file_names(prompts).values())
+    assert names[0].startswith("a-red-cube-") and len(set(names)) == len(texts)
+    assert file_names(reversed(prompts)) == file_names(prompts)
     for name in names:
-        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-        assert 0 < len(name) <= 100 and name[0] != "-"
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+        assert 0 < len(name) <= 40 and name[0] != "-"
+    # One text under two ids, and texts whose digits collide, have a file each.
+    assert len(set(file_names([Prompt(id="a", text="t"), Prompt(id="b", text="t")]).values())) == 2
+    monkeypatch.setattr(
+        "amortized.evaluation.evaluator.slug", lambda text: "same" if " " not in text else slug(text)
+    )
+    assert len(set(file_names([Prompt(id=key, text=key) for key in "abc"]).values())) == 3
+
+
+def test_the_true_object_is_shown_from_the_scored_views(toys, tmp_path):
+    """For an exact generator both strips are the same picture; without a truth there is none."""
+    rows = score(toys, tmp_path, wrong=("g",))
+    for row in rows:
+        if row.id == "x":
+            assert row.truth_strip is None
+            continue
+        strips = [iio.imread(tmp_path / path) for path in (row.strip, row.truth_strip)]
+        assert (strips[0] == strips[1]).all() == (row.id != "g")
+    hidden = score(toys, tmp_path / "hidden", config=dataclasses.replace(SMALL, show_truth=False))
+    assert {row.truth_strip for row in hidden} == {None} and not (tmp_path / "hidden/truth").exists()
+    assert [row.recall_of_truth for row in hidden] == [row.recall_of_truth for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_bootstrap_is_deterministic_and_brackets_the_mean():
 
 def test_bootstrap_edges():
     one = bootstrap_interval([0.25], seed=0)
-    assert (one.mean, one.low, one.high, one.n) == (0.25, 0.25, 0.25, 1)
+    assert (one.mean, one.n) == (0.25, 1) and math.isnan(one.low) and math.isnan(one.high)
     assert math.isnan(bootstrap_interval([0.1, math.nan], seed=0).low)
     with pytest.raises(ValueError, match="at least one value"):
         bootstrap_interval([], seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from amortized.evaluation import PromptRow, summarize, write_results
-from amortized.evaluation.report import MAX_CARDS, page
+from amortized.evaluation.cards import FIRST_CARDS, MAX_CARDS
+from amortized.evaluation.page import page
 from amortized.media import save_strip, save_turntable
 
 CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(p)), None)
@@ -158,6 +160,64 @@ def test_sort_by_any_score(opened, metric):
     opened.click("#direction")
     opened.select_option("#sort", "index")
     assert shown(opened) == [f"p{i}" for i in range(12)]
+
+
+def test_a_large_corpus_starts_with_its_first_cards(browser, report):
+    """The scores are not far below; a filter and an order cover all cards; a click shows them."""
+    results = summarize(make_rows(FIRST_CARDS + 9), name="n", gallery=2, settings={}, seed=0)
+    (report / "large.html").write_text(page(results), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto((report / "large.html").as_uri())
+    assert shown(tab) == [f"p{i}" for i in range(FIRST_CARDS)]
+    tab.fill("#filter", f"number {FIRST_CARDS + 8}")
+    assert shown(tab) == [f"p{FIRST_CARDS + 8}"] and not tab.locator("#more").is_visible()
+    tab.fill("#filter", "")
+    tab.click("#direction")
+    assert shown(tab) == [f"p{FIRST_CARDS + 8 - i}" for i in range(FIRST_CARDS)]
+    tab.click("#more")
+    assert len(shown(tab)) == FIRST_CARDS + 9 and not tab.locator("#more").is_visible()
+    tab.close()
+
+
+def test_pictures_are_first_and_not_enlarged(browser, tmp_path, report):
+    """At any width the first picture is in the window, and no picture is larger than its file."""
+    for width in (1400, 390):
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.goto((report / "index.html").as_uri())
+        first = tab.locator(".card video").first.bounding_box()
+        assert 0 < first["y"] and first["y"] + first["height"] < 800
+        for _ in range(100):
+            if tab.evaluate("() => document.querySelector('.card video').videoWidth"):
+                break
+            tab.wait_for_timeout(50)
+        ratio = "v => v.getBoundingClientRect().width / (v.videoWidth || v.naturalWidth)"
+        for selector in (".card video", ".strip img"):
+            assert tab.eval_on_selector(selector, ratio) <= 1.001
+        tab.close()
+
+
+def test_pause_stops_all_turntables(opened):
+    opened.click("#pause")
+    opened.wait_for_timeout(100)
+    assert opened.evaluate("() => [...document.querySelectorAll('video')].every((v) => v.paused)")
+    assert opened.locator("#pause").inner_text() == "Play"
+
+
+def test_hostile_prompts_leave_the_page_intact(browser, tmp_path):
+    """In a browser: no dialog, request, error or console message, one card each, nothing wider than it."""
+    evil = [EVIL, "</script><script>alert(3)</script>", "../x", "a\0b", "\u202eevil", "x" * 10_000, "\u2028"]
+    rows = [dataclasses.replace(make_rows()[0], id=f"e{i}", text=text) for i, text in enumerate(evil)]
+    settings = {evil[1]: evil[1]}
+    write_results(tmp_path, summarize(rows, name=evil[1], gallery=9, settings=settings, seed=0))
+    tab, problems = browser.new_page(viewport={"width": 390, "height": 800}), []
+    for event in ("dialog", "console", "pageerror"):
+        tab.on(event, lambda what, event=event: problems.append((event, str(what))))
+    tab.goto((tmp_path / "index.html").as_uri())
+    tab.wait_for_timeout(200)
+    assert shown(tab) == [f"e{i}" for i in range(len(evil))] and tab.locator("script").count() == 1
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+    assert [p for p in problems if "ERR_FILE_NOT_FOUND" not in p[1]] == []  # there are no pictures
+    tab.close()
 
 
 def test_the_policy_blocks_markup_that_escaping_might_miss(browser, report):

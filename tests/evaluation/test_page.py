@@ -1,0 +1,176 @@
+"""The page as HTML: hostile text stays text, whatever it holds, in every place that shows it."""
+
+from __future__ import annotations
+
+import random
+from html.parser import HTMLParser
+
+import pytest
+
+from amortized.evaluation import PromptRow, summarize, write_results
+from amortized.evaluation.history import History
+from amortized.evaluation.markup import TEXT_LIMIT
+from amortized.evaluation.page import DOWNLOADS, duration, page
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    "</title></style></head><body onload=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "<!-- --!> <![CDATA[ ]]> <?php ?>",
+    "../../../../etc/passwd",
+    "&lt;script&gt; &#60;b&#62; &amp;amp; &notanentity;",
+    "a\0b\x1b[31m\x08\x7f\x85",
+    "\u202eevil\u202d \u2066x\u2069 \u200f",
+    "line\u2028separator\u2029paragraph\r\nreturn\ttab",
+    "javascript:alert(1)",
+    "x" * 10_000,
+    "\U0001f600" * 5000,
+    "half \ud800 character \udfff",
+    "{{7*7}} ${7*7} %s {0}",
+]
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Checker(HTMLParser):
+    """Elements, attributes and texts of a page; fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(set(names)) == len(names), f"an attribute of <{tag}> appears twice: {names}"
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+
+def parse(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def row(text: str, key: str = "p", **more) -> PromptRow:
+    media = {name: f"{text[:60]}.{name}" for name in ("strip", "truth_strip", "turntable")}
+    values = {"split": text, "kind": text, "near_train": text, **media}
+    values |= {"clip_similarity": 0.5, "recall_at_1": 1.0, "iou": 0.5, **more}
+    return PromptRow(id=f"{key}{text}", text=text, **values)
+
+
+def page_of(*texts: str) -> str:
+    first = texts[0]
+    results = summarize(
+        [row(text, str(i)) for i, text in enumerate(texts)],
+        name=first,
+        gallery=9,
+        settings={"views": 4, "clip": first, first: first},
+        seed=0,
+        provenance={"method": first, "commit": first, "config": first, "step": 1, "steps": 2},
+    )
+    history = History(curves={"loss": [(1.0, 2.0), (2.0, 1.0)]}) if len(texts) % 2 else History(note=first)
+    return page(results, history)
+
+
+def structure(text: str) -> list[tuple[str, frozenset[str]]]:
+    """The elements with the names of their attributes."""
+    return [(tag, frozenset(attributes)) for tag, attributes in parse(text).elements]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_changes_no_element(text):
+    """The page has the elements and attributes that it has for a harmless text, in the same order."""
+    for texts in ((text,), (text, text + "b")):
+        harmless = ("a cube",) if len(texts) == 1 else ("a cube", "a cubeb")
+        assert structure(page_of(*texts)) == structure(page_of(*harmless))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_shown_bounded_and_without_control_characters(text, tmp_path):
+    html = page_of(text)
+    html.encode("utf-8")
+    assert not any(
+        ord(c) < 32 and c != "\n" or "\u202a" <= c <= "\u202e" or c in "\u2028\u2029\x7f" for c in html
+    )
+    assert len(html) < 100_000
+    parsed = parse(html)
+    (heading,) = [words for tag, words in parsed.texts if tag == "bdi"][:1] or [""]
+    expected = " ".join(text.split())
+    if expected.isprintable() and len(expected) < 100:
+        assert heading == expected
+    shown = [words for tag, words in parsed.texts if tag not in ("style", "script")]
+    assert max(map(len, shown)) <= TEXT_LIMIT + 20
+    for _, attributes in parsed.elements:
+        for name in ("src", "href", "poster"):
+            link = attributes.get(name)
+            assert link is None or not link.lower().startswith(("javascript:", "http", "//"))
+
+
+def test_random_text_changes_no_element():
+    rng, letters = random.Random(0), "<>\"'&=/ -!abc\0\n\u202e\u2028`{}#;x"
+    expected = structure(page_of("a cube"))
+    for _ in range(100):
+        text = "".join(rng.choice(letters) for _ in range(rng.randrange(1, 60)))
+        assert structure(page_of(text)) == expected, repr(text)
+
+
+def test_pictures_come_first_and_every_part_is_reached_by_a_link():
+    parsed = parse(page_of("a cube", "a cone", "a ball"))
+    headings = [words for tag, words in parsed.texts if tag == "h2"]
+    assert headings == ["Pictures", "Scores", "Training", "Provenance", "Downloads"]
+    targets = {attributes.get("id") for _, attributes in parsed.elements}
+    links = [attributes["href"] for tag, attributes in parsed.elements if tag == "a"]
+    assert {link[1:] for link in links if link.startswith("#")} <= targets
+    assert [link for link in links if link in DOWNLOADS] == list(DOWNLOADS)
+    for tag, attributes in parsed.elements:  # text alternatives, and sizes that stay while pictures load
+        assert tag != "img" or (attributes["alt"] and attributes["loading"] == "lazy")
+        assert tag not in ("video", "svg") or attributes["aria-label"]
+
+
+def test_the_title_names_the_run_and_method_and_a_single_prompt():
+    def title(*rows, **provenance) -> str:
+        results = summarize(rows, name="my-run", gallery=9, settings={}, seed=0, provenance=provenance)
+        return next(words for tag, words in parse(page(results)).texts if tag == "title")
+
+    one, two = row("a red cone", split="train"), row("a cube", split="train")
+    assert title(one, two) == "my-run" and title(one, two, method="asd") == "my-run · asd"
+    assert title(one, method="asd") == "a red cone · my-run · asd"
+
+
+def test_downloads_exist(tmp_path):
+    results = summarize([row("a cube")], name="n", gallery=9, settings={}, seed=0)
+    for config in (None, "output: x\n"):
+        write_results(tmp_path, results, config_yaml=config)
+        parsed = parse((tmp_path / "index.html").read_text(encoding="utf-8"))
+        listed = [attributes["href"] for tag, attributes in parsed.elements if "download" in attributes]
+        assert ("config.yaml" in listed) == (config is not None) and len(listed) >= 3
+        assert all((tmp_path / name).is_file() for name in listed)
+
+
+def test_durations():
+    seconds = (0, 59.4, 60, 210, 3599, 3600, 40_000)
+    assert [duration(s) for s in seconds] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "3 min 30 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "11 h 6 min",
+    ]
