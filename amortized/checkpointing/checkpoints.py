@@ -110,7 +110,7 @@ class Checkpoints:
             except StoppedTogether as error:
                 log(f"{error}; trying the one before")
                 continue
-            return self._load(path, state, prior)
+            return self._load(path, state, prior, log)
         if checkpoints:
             raise CheckpointError(
                 f"none of the {len(checkpoints)} checkpoints in {self.folder} is intact: "
@@ -123,9 +123,13 @@ class Checkpoints:
             return None
         return self.uploader.download_newest(self.folder, log)
 
-    def _load(self, path: Path, state: State, prior: str) -> CheckpointMeta:
+    def _load(
+        self, path: Path, state: State, prior: str, log: Callable[[str], None]
+    ) -> CheckpointMeta:
         meta = load_meta(path)
-        if meta.prior != prior:
+        if meta.prior and prior and ":" not in meta.prior:  # a version that compared four numbers per tensor
+            log(f"{path} is of an older version: whether prior.path is still the same is not checked")
+        elif meta.prior != prior:
             raise CheckpointError(
                 f"{path} was trained with another prior than prior.path now holds: "
                 "restore the original weights, or start over with another output=FOLDER"
