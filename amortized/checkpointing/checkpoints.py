@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,8 +128,8 @@ class Checkpoints:
         self, path: Path, state: State, prior: str, log: Callable[[str], None]
     ) -> CheckpointMeta:
         meta = load_meta(path)
-        if meta.prior and prior and ":" not in meta.prior:  # a version that compared four numbers per tensor
-            log(f"{path} is of an older version: whether prior.path is still the same is not checked")
+        if re.fullmatch("[0-9a-f]{16}", meta.prior) and prior:  # of a version that hashed less of the prior
+            log(f"{path} is of an older version: whether prior.path still holds its prior is not checked")
         elif meta.prior != prior:
             raise CheckpointError(
                 f"{path} was trained with another prior than prior.path now holds: "

@@ -136,6 +136,11 @@ def _from_folder(folder: ClipFolder) -> tuple[nn.Module, Any]:
     from open_clip.model import set_model_preprocess_cfg
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+    if name := folder.model["vision_cfg"].get("timm_model_name"):
+        import timm
+
+        if not timm.is_model(name):
+            raise ValueError(f"{folder.config_file}: 'timm_model_name' is {name!r}, which timm does not have")
     kind = open_clip.CustomTextCLIP if folder.separate_text else open_clip.CLIP
     model = build_empty(folder.config_file, lambda: kind(**folder.model))
     headers = check_fit(model, folder.weights)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amortized.model_folders.configs import (
-    arguments_of,
     check_depth,
     check_no_adapter,
     check_value,
-    kind_of,
     known_values,
 )
+from amortized.model_folders.formats import OPEN_CLIP, OPEN_CLIP_TEXT, OPEN_CLIP_VISION
 from amortized.model_folders.tokenizers import check_tokenizer
 from amortized.model_folders.weights import Weights, read_weights
 from amortized.untrusted import read_json_object, short
@@ -59,38 +58,32 @@ def read_clip_folder(folder: Path) -> ClipFolder:
     Raises ValueError if a file is missing or invalid, or names code or another model.
     """
     check_no_adapter(folder)
-    import open_clip
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
     file = folder / CONFIG_FILE
     data = read_json_object(file)
     top = _inner(file, data, ("model_cfg", "preprocess_cfg"))
     preprocess = known_values(file, top["preprocess_cfg"], PREPROCESS)
     _check_preprocess(file, preprocess)
-    known = arguments_of(open_clip.CLIP.__init__) | {"custom_text": "bool"}
-    known = {key: kind for key, kind in known.items() if key not in ("vision_cfg", "text_cfg", "cast_dtype")}
     model_cfg = top["model_cfg"]
     if "multimodal_cfg" in model_cfg:
         raise ValueError(f"{short(file)}: 'multimodal_cfg' is of a CoCa, which is not supported: use a CLIP")
     towers = _inner(file, model_cfg, ("vision_cfg", "text_cfg"), others=True)
-    model = known_values(file, {k: v for k, v in model_cfg.items() if k not in towers}, known)
+    model = known_values(file, {k: v for k, v in model_cfg.items() if k not in towers}, OPEN_CLIP)
     vision, text = dict(towers["vision_cfg"]), dict(towers["text_cfg"])
     names_tokenizer = _pop_name(file, text, "hf_tokenizer_name")
     settings = _pop_object(file, text, "tokenizer_kwargs", TOKENIZER)
     timm_name = _pop_name(file, vision, "timm_model_name")
     vision.pop("timm_model_pretrained", None)  # replaced below
     weights = read_weights(folder, WEIGHTS_FILE.removesuffix(".safetensors"))
-    for tower, config, kind in (("vision_cfg", vision, CLIPVisionCfg), ("text_cfg", text, CLIPTextCfg)):
+    for tower, config, keys in (
+        ("vision_cfg", vision, OPEN_CLIP_VISION),
+        ("text_cfg", text, OPEN_CLIP_TEXT),
+    ):
         layers = {key: _pop_object(file, config, key, LAYER_SETTINGS) for key in ("act_kwargs", "norm_kwargs")}
-        kinds = {each.name: kind_of(each.type, each.default) for each in fields(kind)}
-        kinds = {key: words for key, words in kinds.items() if not key.startswith("hf_")}
-        kinds |= {"patch_size": "int | None"} if "patch_size" in kinds else {}  # a ResNet has none
-        checked = known_values(file, config, kinds)
+        checked = known_values(file, config, keys)
         check_depth(file, checked, len(weights.tensors))
         model[tower] = checked | {key: value for key, value in layers.items() if value}
     _check_image_size(file, model["vision_cfg"])
     if timm_name:
-        _check_timm(file, timm_name)
         model["vision_cfg"] |= {"timm_model_name": timm_name, "timm_model_pretrained": False}
     if settings.get("clean", CLEANING[0]) not in CLEANING:
         raise ValueError(f"{short(file)}: 'clean' must be one of {', '.join(CLEANING)}")
@@ -128,18 +121,15 @@ def _pop_object(file: Path, config: dict[str, Any], key: str, known: Mapping[str
     return known_values(file, value or {}, known)
 
 
-def _check_timm(file: Path, name: str) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        raise ValueError(f"{short(file)}: 'timm_model_name' is {short(repr(name))}, which timm does not have")
-
-
 def _check_image_size(file: Path, vision: Mapping[str, Any]) -> None:
     size = vision.get("image_size", 224)
     sides = size if isinstance(size, list) else [size]
     if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= LARGEST_IMAGE for side in sides):
         raise ValueError(f"{short(file)}: 'image_size' must be from 1 to {LARGEST_IMAGE} pixels, got {size}")
+    if vision.get("pos_embed_type", "learnable") != "learnable" and (vision.get("patch_size") or 0) < 4:
+        raise ValueError(f"{short(file)}: 'patch_size' must be at least 4 for positions that are computed")
+    if vision.get("pos_embed_type", "learnable") != "learnable" and vision.get("width", 0) > 2**14:
+        raise ValueError(f"{short(file)}: 'width' must be at most {2**14:,} for positions that are computed")
 
 
 def _check_preprocess(file: Path, preprocess: Mapping[str, Any]) -> None:

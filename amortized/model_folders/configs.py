@@ -125,24 +125,6 @@ def version_of(data: Mapping[str, Any], key: str = "_diffusers_version") -> tupl
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def arguments_of(constructor: Any) -> dict[str, str]:
-    """Return the arguments of a class that is built from a config, and the kind of each, in words."""
-    import inspect
-
-    parameters = inspect.signature(constructor).parameters.values()
-    return {
-        parameter.name: kind_of(parameter.annotation, parameter.default)
-        for parameter in parameters
-        if parameter.name != "self"
-    }
-
-
-def kind_of(annotation: Any, default: Any) -> str:
-    """Return an annotation in words; None is allowed too if it is the default."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-    return text if default is not None or "None" in text or "Optional" in text else f"{text} | None"
-
-
 @contextmanager
 def sentences(subject: str) -> Iterator[None]:
     """Context: whatever a library raises is one ValueError that starts with `subject`.

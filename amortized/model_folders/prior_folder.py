@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from amortized.model_folders.configs import (
-    arguments_of,
     check_depth,
     check_name,
     check_no_adapter,
@@ -18,6 +17,7 @@ from amortized.model_folders.configs import (
     known_values,
     version_of,
 )
+from amortized.model_folders.formats import UNET, VAE
 from amortized.model_folders.text_folder import TextFolder, read_text_folder
 from amortized.model_folders.weights import Weights, choose_files, read_weights
 from amortized.untrusted import read_json_object, short
@@ -83,11 +83,9 @@ def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
     if missing:
         raise ValueError(f"the folder lacks {', '.join(missing)}")
     check_no_adapter(folder)
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore (lazy exports)
-
     num_views = read_num_views(folder)
-    unet, unet_weights = _read_network(folder / "unet", UNet2DConditionModel, variant)
-    vae, vae_weights = _read_network(folder / "vae", AutoencoderKL, variant)
+    unet, unet_weights = _read_network(folder / "unet", "UNet2DConditionModel", UNET, variant)
+    vae, vae_weights = _read_network(folder / "vae", "AutoencoderKL", VAE, variant)
     _check_latents(folder / "vae/config.json", vae)
     return PriorFolder(
         folder=folder,
@@ -101,12 +99,14 @@ def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
     )
 
 
-def _read_network(folder: Path, kind: Any, variant: str | None) -> tuple[dict[str, Any], Weights]:
+def _read_network(
+    folder: Path, name: str, keys: Mapping[str, str], variant: str | None
+) -> tuple[dict[str, Any], Weights]:
     check_no_adapter(folder)
     file = folder / "config.json"
     data = read_json_object(file)
-    check_name(file, data, "_class_name", (kind.__name__,))
-    config = known_values(file, data, arguments_of(kind.__init__))
+    check_name(file, data, "_class_name", (name,))
+    config = known_values(file, data, keys)
     weights = read_weights(folder, STEMS[folder.name], variant)
     check_depth(file, config, len(weights.tensors))
     if folder.name == "unet":
