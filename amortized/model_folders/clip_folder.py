@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_clip_folder(folder: Path) -> ClipFolder:
     if settings.get("clean", CLEANING[0]) not in CLEANING:
         raise ValueError(f"{short(file)}: 'clean' must be one of {', '.join(CLEANING)}")
     if names_tokenizer:
-        if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        if not any(os.path.lexists(folder / name) for name in ("tokenizer.json", "vocab.json")):
             raise ValueError(f"{short(folder)} names a tokenizer ('hf_tokenizer_name') but contains none")
         check_tokenizer(folder)
     separate_text = bool(model.pop("custom_text", False))

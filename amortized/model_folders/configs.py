@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +16,6 @@ from amortized.untrusted import read_json_object, short
 LARGEST = 2**20
 LONGEST = 10_000  # entries of a list; the longest known are 1,000 betas
 KINDS: Mapping[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
-WORDS = re.compile(r"[A-Za-z]+")
 # Why these keys are never ignored: what they name would run, or would be loaded from elsewhere.
 REFUSED = {
     "auto_map": "names Python code in the folder",
@@ -38,7 +38,7 @@ def known_values(
 ) -> dict[str, Any]:
     """Return the values of the `known` keys of a config, checked.
 
-    known    the kind of each key's value, in words as in an annotation: "int | tuple[int] | None"
+    known    the kind of each key's value, in words as in an annotation: "int | list[int] | None"
     ignored  keys without effect on the model; so are keys that start with an underscore
 
     Raises ValueError for other keys, and for values that `check_value` refuses.
@@ -61,44 +61,45 @@ def known_values(
 
 
 def check_value(file: Path, key: str, value: Any, kind: str) -> None:
-    """Raise ValueError unless a value from JSON is of the given kind, and its numbers are of a sane size."""
-    words = set(WORDS.findall(kind))
-    if isinstance(value, list) and words & {"tuple", "list", "Tuple", "List"}:
-        if len(value) > LONGEST:
-            raise ValueError(f"{short(file)}: '{key}' has {len(value):,} entries, more than {LONGEST:,}")
-        for entry in value:
-            check_value(file, key, entry, kind)
-        return
-    if value is None and words & {"None", "NoneType", "Optional"}:
-        return
-    if type(value) not in {each for word in words for each in KINDS.get(word, ())}:
+    """Raise ValueError unless a value from JSON is of the given kind, and its numbers are of a sane size.
+
+    kind  as in an annotation: "int | list[int] | None"; lists may be in lists
+    """
+    if isinstance(value, list) and len(value) > LONGEST:
+        raise ValueError(f"{short(file)}: '{key}' has {len(value):,} entries, more than {LONGEST:,}")
+    if not any(_is_of(value, each) for each in kind.split(" | ")):
         raise ValueError(f"{short(file)}: '{key}' must be {kind}, got {short(repr(value))}")
-    if isinstance(value, str) and (len(value) > 200 or "://" in value or value.startswith("hf-hub:")):
-        raise ValueError(f"{short(file)}: '{key}' is {short(repr(value))}, which is not a plain name")
-    if isinstance(value, (int, float)) and (abs(value) > LARGEST or not math.isfinite(value)):
-        raise ValueError(f"{short(file)}: '{key}' is {short(repr(value))}, beyond the limit of {LARGEST:,}")
+    for each in _scalars(value):
+        if isinstance(each, str) and (len(each) > 200 or "://" in each or each.startswith("hf-hub:")):
+            raise ValueError(f"{short(file)}: '{key}' is {short(repr(each))}, which is not a plain name")
+        if isinstance(each, (int, float)) and (abs(each) > LARGEST or not math.isfinite(each)):
+            raise ValueError(f"{short(file)}: '{key}' is {short(repr(each))}, beyond the limit of {LARGEST:,}")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    if kind.startswith("list["):
+        return isinstance(value, list) and all(_is_of(each, kind[5:-1]) for each in value)
+    return value is None if kind == "None" else type(value) in KINDS[kind]
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _scalars(each)
+    else:
+        yield value
 
 
 def check_depth(file: Path, config: Mapping[str, Any], num_tensors: int) -> None:
     """Raise ValueError if a config names more layers than its weights have tensors."""
     for key, value in config.items():
-        counts = [value] if "layers" in key else []
-        while counts and isinstance(counts[0], list):
-            counts = [each for inner in counts for each in (inner if isinstance(inner, list) else [inner])]
+        counts = [each for each in _scalars(value) if "layers" in key and isinstance(each, int)]
         counts += [len(value)] if isinstance(value, list) else []
-        for count in counts:
-            if isinstance(count, int) and count > max(num_tensors, 3):
-                raise ValueError(
-                    f"{short(file)}: '{key}' names {count:,} layers, but the weights have only {num_tensors} tensors"
-                )
-
-
-def read_checked(
-    file: Path, known: Mapping[str, str], ignored: Collection[str] = ()
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a config file's known values, see `known_values`, and all of it."""
-    data = read_json_object(file)
-    return known_values(file, data, known, ignored), data
+        if counts and max(counts) > max(num_tensors, 3):
+            raise ValueError(
+                f"{short(file)}: '{key}' names {max(counts):,} layers, but the weights have only {num_tensors} "
+                "tensors"
+            )
 
 
 def check_name(file: Path, data: Mapping[str, Any], key: str, allowed: Collection[str]) -> str:
@@ -112,7 +113,7 @@ def check_name(file: Path, data: Mapping[str, Any], key: str, allowed: Collectio
 
 def check_no_adapter(folder: Path) -> None:
     """Raise ValueError if a folder is an adapter, of which libraries load the base model from elsewhere."""
-    if (folder / "adapter_config.json").exists():
+    if os.path.lexists(folder / "adapter_config.json"):
         raise ValueError(
             f"{short(folder / 'adapter_config.json')} is refused, because an adapter names a model elsewhere: "
             "merge the adapter into its model and save that"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def local_folder(
     Raises ValueError if there is none.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         return folder
+    if os.path.exists(path):
+        raise ValueError("it is a file, not a folder")
     if folder.is_absolute() or path.startswith((".", "checkpoints/", "outputs/")) or path.count("/") != 1:
         raise ValueError("the folder does not exist")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import json
 import logging
 from collections.abc import Mapping
@@ -162,7 +163,8 @@ def _read_schedule(file: Path) -> dict[str, Any]:
             f"{short(file)} {kind}: only models that were trained with DDPM's betas can be distilled, whose "
             f"scheduler is a {SCHEDULERS[0]}, {SCHEDULERS[5]}, {SCHEDULERS[7]} or similar"
         )
-    schedule = known_values(file, data, SCHEDULE, SAMPLING)
+    values = known_values(file, data, SCHEDULE | dict.fromkeys(SAMPLING, "bool | int | float | str | None"))
+    schedule = {key: values[key] for key in SCHEDULE if key in values}
     for key, value in OTHER_PROCESSES.items():
         if data.get(key) == value:
             raise ValueError(
@@ -200,7 +202,7 @@ def _read_schedule(file: Path) -> dict[str, Any]:
 def read_num_views(folder: Path) -> int:
     """Return the number of views that a prior denoises jointly; 1 without `multi_view.json`."""
     file = folder / VIEWS_FILE
-    if not file.exists():
+    if not os.path.lexists(file):
         return 1
     try:
         num_views = read_json_object(file)["num_views"]

@@ -54,6 +54,10 @@ REQUIRED = {
     ),
     "T5": ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
 }
+ARCHITECTURES = {
+    "CLIP": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
+    "T5": ("T5EncoderModel", "T5Model", "T5ForConditionalGeneration", "T5WithLMHeadModel"),
+}
 # What other versions of transformers leave in every config: it concerns training, text generation, or heads
 # that are not used, and is not passed on.
 LEFTOVERS = frozenset(
@@ -115,8 +119,11 @@ def read_text_folder(folder: Path, variant: str | None = None) -> TextFolder:
     file = model / "config.json"
     data = read_json_object(file)
     if isinstance(kind := data.get("model_type"), str) and kind not in KINDS and kind.isidentifier():
-        raise ValueError(f"{short(file)}: its text encoder is a {kind}, not a CLIP or a T5")
+        raise ValueError(f"{short(file)}: its text encoder is a {short(kind)}, not a CLIP or a T5")
     kind = KINDS[check_name(file, data, "model_type", KINDS)]
+    architectures = data.get("architectures")
+    for name in [] if architectures is None else architectures if isinstance(architectures, list) else [None]:
+        check_name(file, {"architectures": name}, "architectures", ARCHITECTURES[kind])
     keys = CLIP if kind == "CLIP" else T5
     config = known_values(file, data, keys, LEFTOVERS)
     if data["model_type"] == "clip":  # a whole CLIP; the second key is of old versions, and has precedence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,20 +73,20 @@ def check_tokenizer(folder: Path) -> Mapping[str, Any]:
     """
     check_no_adapter(folder)
     _check_files(folder)
-    config: dict[str, Any] = read_json_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config: dict[str, Any] = read_json_object(folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
     _check_config(folder / CONFIG, config)
-    if not (folder / FAST).exists():
-        lacking = [name for name in SLOW if not (folder / name).exists()]
+    if not os.path.lexists(folder / FAST):
+        lacking = [name for name in SLOW if not os.path.lexists(folder / name)]
         if lacking:
             raise ValueError(f"{short(folder)} has neither {FAST} nor {' and '.join(lacking)}")
-        read_json_object(folder / SLOW[0], LIMIT)
+        _check_ids(folder / SLOW[0], read_json_object(folder / SLOW[0], LIMIT))
     else:
         _check_fast(folder / FAST, read_json_object(folder / FAST, LIMIT))
-    if (file := folder / "special_tokens_map.json").exists():
+    if os.path.lexists(file := folder / "special_tokens_map.json"):
         data = read_json_object(file)
         known_values(file, {key: value for key, value in data.items() if key not in SPECIALS}, {})
         _check_tokens(file, data)
-    if (file := folder / "added_tokens.json").exists():
+    if os.path.lexists(file := folder / "added_tokens.json"):
         data = read_json_object(file)
         known_values(file, data, dict.fromkeys(data, "int"))
     return config
@@ -93,18 +94,22 @@ def check_tokenizer(folder: Path) -> Mapping[str, Any]:
 
 def _check_files(folder: Path) -> None:
     for name in OTHERS:
-        if (folder / name).exists() or (folder / name).is_symlink():
+        if os.path.lexists(folder / name):
             with open_regular(folder / name, LIMIT):
                 pass
     for name in ("tokenizer.model", "tekken.json", "additional_chat_templates"):
-        if (folder / name).exists() and not (folder / FAST).exists():
+        if os.path.lexists(folder / name) and not os.path.lexists(folder / FAST):
             raise ValueError(f"{short(folder / name)} is in a format that is not read: add a {FAST}")
 
 
 def _check_config(file: Path, config: Mapping[str, Any]) -> None:
     config = {key: value for key, value in config.items() if key not in IGNORED}
     for key in SPECIALS:
-        _check_tokens(file, {key: config.pop(key, None)})
+        token = config.pop(key, None)
+        content = token.get("content") if isinstance(token, dict) else token
+        if key in TOKENS and content is not None and not (isinstance(content, str) and content):
+            raise ValueError(f"{short(file)}: '{key}' must be a text, got {short(repr(content))}")
+        _check_tokens(file, {key: token})
     config.pop("chat_template", None)  # for chats only
     length = config.pop("model_max_length", None)  # 1e30 means none
     if length is not None and (type(length) not in (int, float) or not 3 <= length < float("inf")):
@@ -134,10 +139,20 @@ def _check_tokens(file: Path, value: Any, key: str = "", depth: int = 0) -> None
         raise ValueError(f"{short(file)}: '{short(key)}' is not a token: {short(repr(value))}")
 
 
+def _check_ids(file: Path, vocabulary: Mapping[str, Any]) -> None:
+    ids = list(vocabulary.values())
+    wrong = next((token for token, index in vocabulary.items() if type(index) is not int or index < 0), None)
+    if wrong is not None or len(set(ids)) < len(ids):
+        problem = "two tokens have one id" if wrong is None else f"{short(repr(wrong))} has no integer as its id"
+        raise ValueError(f"{short(file)}: the vocabulary is damaged, since {problem}")
+
+
 def _check_fast(file: Path, data: Mapping[str, Any]) -> None:
     model = data.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), (dict, list)) or not model["vocab"]:
         raise ValueError(f"{short(file)}: the tokenizer has no vocabulary ('model', 'vocab')")
+    if isinstance(model["vocab"], dict):
+        _check_ids(file, model["vocab"])
     padding = data.get("padding")
     strategy = padding.get("strategy") if isinstance(padding, dict) else None
     fixed = strategy.get("Fixed", 0) if isinstance(strategy, dict) else 0
@@ -154,7 +169,7 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
     import transformers
 
     name = config.get("tokenizer_class") or kind
-    if CLASSES[name] == "PreTrainedTokenizerFast" and not (folder / FAST).exists():
+    if CLASSES[name] == "PreTrainedTokenizerFast" and not os.path.lexists(folder / FAST):
         raise ValueError(f"{short(folder)} has no {FAST}, which a {name} needs")
     with sentences(f"the tokenizer in {short(folder)} cannot be built"):
         tokenizer = getattr(transformers, CLASSES[name]).from_pretrained(

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amortized.model_folders.configs import sentences
-from amortized.untrusted import LFS_POINTER, check_not_pointer, open_regular, short
+from amortized.untrusted import LFS_POINTER, MiB, check_not_pointer, open_regular, short
 
 if TYPE_CHECKING:
     import torch
 
 LARGEST_FILE = 2**40
+LARGEST_HEADER = 16 * MiB  # Stable Diffusion's UNet has 0.1 MiB
 OTHER_FORMATS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 FLOATS = ("F16", "BF16", "F32", "F64")
 WRAPPERS = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
@@ -98,11 +99,11 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
             shards[int(number or 0), int(count or 0)] = name
     if not found:
         others = sorted(name for name in names if name.endswith(OTHER_FORMATS))
-        remedy = (
+        remedy = others and (
             f"; it has {short(others[0])}, which is not read, because such files can run code: if you trust it, "
             "load it with its library and save it again by save_pretrained(FOLDER, safe_serialization=True)"
         )
-        raise ValueError(f"{short(folder)} has no {stem}.safetensors{remedy if others else ''}")
+        raise ValueError(f"{short(folder)} has no {stem}.safetensors{remedy or ''}")
     if variant is None and "" not in found and len(found) > 1:
         raise ValueError(
             f"{short(folder)} has no {stem}.safetensors but the variants {', '.join(sorted(found))}: choose "
@@ -125,7 +126,10 @@ def _read_header(file: Path) -> list[TensorHeader]:
     from safetensors import safe_open
 
     with open_regular(file, LARGEST_FILE) as handle:
-        check_not_pointer(file, handle.read(len(LFS_POINTER)))
+        start = handle.read(len(LFS_POINTER))
+        check_not_pointer(file, start)
+    if int.from_bytes(start[:8], "little") > LARGEST_HEADER:
+        raise ValueError(f"{short(file)} is damaged: its header would have more than {LARGEST_HEADER:,} bytes")
     with sentences(f"{short(file)} is damaged"), safe_open(file, "np") as tensors:  # it checks the length too
         return [
             TensorHeader(file, name, tuple(part.get_shape()), str(part.get_dtype()))
