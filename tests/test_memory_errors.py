@@ -75,8 +75,16 @@ def error_line(main: Callable[[list[str]], int], arguments: list[str], capsys) -
         ("amortized.conditioning.cached_encoder.move_rows", "encoding texts", "prior.text_on_cpu=true"),
         ("generators.hyper_ingp.split_mlp_weights", "the generator", "generator.checkpointing=true"),
         ("amortized.rendering.renderer.camera_rays", "the render", "trainer.render_size"),
-        ("amortized.priors.stable_diffusion.StableDiffusionPrior._moments", "the prior's image encoder (VAE)", "prior.offload=true"),
-        ("amortized.priors.stable_diffusion.StableDiffusionPrior._run_unet", "the denoiser", "distributed.shard_prior=true"),
+        (
+            "amortized.priors.stable_diffusion.StableDiffusionPrior._moments",
+            "the prior's image encoder (VAE)",
+            "prior.offload=true",
+        ),
+        (
+            "amortized.priors.stable_diffusion.StableDiffusionPrior._run_unet",
+            "the denoiser",
+            "distributed.shard_prior=true",
+        ),
         ("amortized.encodings.hash_grid._Lookup.backward", "the backward pass", "bfloat16"),
         ("torch.optim.Adam.step", "the optimizer's step", "distributed.strategy=fsdp2"),
         (

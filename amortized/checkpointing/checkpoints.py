@@ -124,9 +124,7 @@ class Checkpoints:
             return None
         return self.uploader.download_newest(self.folder, log)
 
-    def _load(
-        self, path: Path, state: State, prior: str, log: Callable[[str], None]
-    ) -> CheckpointMeta:
+    def _load(self, path: Path, state: State, prior: str, log: Callable[[str], None]) -> CheckpointMeta:
         meta = load_meta(path)
         if re.fullmatch("[0-9a-f]{16}", meta.prior) and prior:  # of a version that hashed less of the prior
             log(f"{path} is of an older version: whether prior.path still holds its prior is not checked")

@@ -14,6 +14,7 @@ from amortized.files import PROJECT, in_project
 
 PRIOR, CLIP = "prior.path", "evaluation.clip"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """The folders and models that a run's settings refer to."""

@@ -100,8 +100,8 @@ def load_clip(
             model, tokenizer = _from_folder(read_clip_folder(folder))
         except ValueError as error:
             raise ValueError(
-                f"evaluation.clip={name!r} cannot be loaded: {str(error).rstrip('.')}; run `make weights`, or "
-                "name another folder in open_clip's format"
+                f"evaluation.clip={name!r} cannot be loaded: {str(error).rstrip('.')}; "
+                "run `make weights`, or name another folder in open_clip's format"
             ) from error
     elif not str(path_or_name).startswith("local-dir:") and _is_pretrained(name):
         model, tokenizer = _from_hub(*name.split("/"))
@@ -223,9 +223,13 @@ def _from_hub(architecture: str, tag: str) -> tuple[nn.Module, Any]:
             require_pretrained=True,
             force_quick_gelu=bool(pretrained.get("quick_gelu")),
         )
-        broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not is_finite(value)]
+        broken = [
+            name
+            for name, value in model.state_dict().items()
+            if value.is_floating_point() and not is_finite(value)
+        ]
         if broken:
             raise ValueError(f"'{broken[0]}' has values that are not finite; download it again")
         text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
-        plain = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        plain: dict[str, Any] = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
         return model, open_clip.get_tokenizer(architecture, **plain)

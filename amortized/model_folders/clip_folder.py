@@ -79,7 +79,9 @@ def read_clip_folder(folder: Path) -> ClipFolder:
         ("vision_cfg", vision, OPEN_CLIP_VISION),
         ("text_cfg", text, OPEN_CLIP_TEXT),
     ):
-        layers = {key: _pop_object(file, config, key, LAYER_SETTINGS) for key in ("act_kwargs", "norm_kwargs")}
+        layers = {
+            key: _pop_object(file, config, key, LAYER_SETTINGS) for key in ("act_kwargs", "norm_kwargs")
+        }
         checked = known_values(file, config, keys)
         check_depth(file, checked, len(weights.tensors))
         model[tower] = checked | {key: value for key, value in layers.items() if value}
@@ -125,7 +127,9 @@ def _pop_object(file: Path, config: dict[str, Any], key: str, known: Mapping[str
 def _check_image_size(file: Path, vision: Mapping[str, Any]) -> None:
     size = vision.get("image_size", 224)
     sides = size if isinstance(size, list) else [size]
-    if len(sides) not in (1, 2) or not all(type(side) is int and 1 <= side <= LARGEST_IMAGE for side in sides):
+    if len(sides) not in (1, 2) or not all(
+        type(side) is int and 1 <= side <= LARGEST_IMAGE for side in sides
+    ):
         raise ValueError(f"{short(file)}: 'image_size' must be from 1 to {LARGEST_IMAGE} pixels, got {size}")
     if vision.get("pos_embed_type", "learnable") != "learnable" and (vision.get("patch_size") or 0) < 4:
         raise ValueError(f"{short(file)}: 'patch_size' must be at least 4 for positions that are computed")
@@ -140,6 +144,6 @@ def _check_preprocess(file: Path, preprocess: Mapping[str, Any]) -> None:
             raise ValueError(f"{short(file)}: '{key}' must be three numbers{', positive' * (key == 'std')}")
     if (given := preprocess.get("interpolation", "bicubic")) not in ("bicubic", "bilinear"):
         raise ValueError(
-            f"{short(file)}: needs {short(repr(given))} resizing, but only bicubic and bilinear are supported: "
-            "set preprocess_cfg.interpolation"
+            f"{short(file)}: needs {short(repr(given))} resizing, but only bicubic and bilinear are "
+            "supported: set preprocess_cfg.interpolation"
         )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import math
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from amortized.untrusted import read_json_object, short
+from amortized.untrusted import short
 
 # Of any integer, and of a float's size. The largest known are vocabularies, of some 250,000 tokens.
 LARGEST = 2**20
@@ -73,7 +73,9 @@ def check_value(file: Path, key: str, value: Any, kind: str) -> None:
         if isinstance(each, str) and (len(each) > 200 or "://" in each or each.startswith("hf-hub:")):
             raise ValueError(f"{short(file)}: '{key}' is {short(repr(each))}, which is not a plain name")
         if isinstance(each, (int, float)) and (abs(each) > LARGEST or not math.isfinite(each)):
-            raise ValueError(f"{short(file)}: '{key}' is {short(repr(each))}, beyond the limit of {LARGEST:,}")
+            raise ValueError(
+                f"{short(file)}: '{key}' is {short(repr(each))}, beyond the limit of {LARGEST:,}"
+            )
 
 
 def _is_of(value: Any, kind: str) -> bool:
@@ -97,8 +99,8 @@ def check_depth(file: Path, config: Mapping[str, Any], num_tensors: int) -> None
         counts += [len(value)] if isinstance(value, list) else []
         if counts and max(counts) > max(num_tensors, 3):
             raise ValueError(
-                f"{short(file)}: '{key}' names {max(counts):,} layers, but the weights have only {num_tensors} "
-                "tensors"
+                f"{short(file)}: '{key}' names {max(counts):,} layers, but the weights have only "
+                f"{num_tensors} tensors"
             )
 
 
@@ -115,8 +117,8 @@ def check_no_adapter(folder: Path) -> None:
     """Raise ValueError if a folder is an adapter, of which libraries load the base model from elsewhere."""
     if os.path.lexists(folder / "adapter_config.json"):
         raise ValueError(
-            f"{short(folder / 'adapter_config.json')} is refused, because an adapter names a model elsewhere: "
-            "merge the adapter into its model and save that"
+            f"{short(folder / 'adapter_config.json')} is refused, because an adapter names a model "
+            "elsewhere: merge the adapter into its model and save that"
         )
 
 

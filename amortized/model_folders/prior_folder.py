@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,13 @@ PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 STEMS = {"text_encoder": "model", "vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
 VIEWS_FILE = "multi_view.json"
 LARGEST_LATENTS = 512  # side of the latents; 64 and 96 are usual
-# Samplers of models that are trained with betas (DDPM). Consistency models (LCM, TCD) are sampled with betas too,
-# but are distilled, and no longer predict the noise of one forward process.
+# Samplers of models that are trained with betas (DDPM). Consistency models (LCM, TCD) are sampled with betas
+# too, but are distilled, and no longer predict the noise of one forward process.
 SCHEDULERS = tuple(
     f"{name}Scheduler"
     for name in (
-        "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
-        "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
+        "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete "
+        "EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
         "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver"
     ).split()
 )
@@ -146,7 +146,9 @@ def _check_latents(file: Path, vae: Mapping[str, Any]) -> None:
     for key in ("latents_mean", "latents_std"):
         values = vae.get(key)
         if values is not None and len(values) != channels:
-            raise ValueError(f"{short(file)}: '{key}' needs one number for each of the {channels} latent channels")
+            raise ValueError(
+                f"{short(file)}: '{key}' needs one number for each of the {channels} latent channels"
+            )
     if not all(value > 0 for value in vae.get("latents_std") or ()):
         raise ValueError(f"{short(file)}: 'latents_std' must be positive")
     if vae.get("latents_mean") is not None and vae.get("shift_factor"):
@@ -183,8 +185,8 @@ def _read_schedule(file: Path) -> dict[str, Any]:
     missing = [key for key in needed if key not in schedule]
     if missing:
         raise ValueError(
-            f"{short(file)} lacks '{missing[0]}', without which the noise schedule of the model's training is "
-            "unknown: add the value that it was trained with"
+            f"{short(file)} lacks '{missing[0]}', without which the noise schedule of the model's training "
+            "is unknown: add the value that it was trained with"
         )
     if schedule["prediction_type"] not in ("epsilon", "v_prediction"):
         raise ValueError(

@@ -62,23 +62,31 @@ ARCHITECTURES = {
 # that are not used, and is not passed on.
 LEFTOVERS = frozenset(
     """
-    add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    classifier_dropout cross_attention_hidden_size decoder_start_token_id dense_act_fn diversity_penalty do_sample
-    dropout dtype early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range
-    is_decoder is_encoder_decoder is_gated_act label2id length_penalty logit_scale_init_value max_length min_length
-    model_type n_positions no_repeat_ngram_size num_beam_groups num_beams num_decoder_layers num_return_sequences
-    output_attentions output_hidden_states output_past output_scores pad_token_id prefix problem_type projection_dim
-    pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    scale_decoder_outputs sep_token_id suppress_tokens task_specific_params temperature text_config text_config_dict
-    tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p use_bfloat16 use_cache vision_config vision_config_dict
+    add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
+    dense_act_fn diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label initializer_factor initializer_range is_decoder is_encoder_decoder
+    is_gated_act label2id length_penalty logit_scale_init_value max_length min_length model_type
+    n_positions no_repeat_ngram_size num_beam_groups num_beams num_decoder_layers num_return_sequences
+    output_attentions output_hidden_states output_past output_scores pad_token_id prefix problem_type
+    projection_dim pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate scale_decoder_outputs sep_token_id suppress_tokens task_specific_params
+    temperature text_config text_config_dict tf_legacy_loss tie_encoder_decoder tie_word_embeddings
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
+    use_cache vision_config vision_config_dict
     """.split()
 )
 ALIASES = {"T5": {"encoder.embed_tokens.weight": "shared.weight"}, "CLIP": {}}
 # Tensors of the other half of a CLIP or T5, and counters that are computed.
 UNUSED = {
-    "CLIP": ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids"),
+    "CLIP": (
+        "vision_model.",
+        "visual_projection.",
+        "text_projection.",
+        "logit_scale",
+        "embeddings.position_ids",
+    ),
     "T5": ("decoder.", "lm_head."),
 }
 
@@ -147,7 +155,14 @@ def wanted_files(names: list[str]) -> list[str]:
     """Return which files of a repository to download: config, tokenizer and weights."""
     layered = any(name.startswith("text_encoder/") for name in names)
     prefix = "text_encoder/" if layered else ""
-    inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix) and "/" not in name[len(prefix) :]]
-    chosen = [f"{prefix}{name}" for name in ("config.json", *choose_files(inside, "model", None, Path(prefix or ".")))]
+    inside = [
+        name.removeprefix(prefix)
+        for name in names
+        if name.startswith(prefix) and "/" not in name[len(prefix) :]
+    ]
+    chosen = [
+        f"{prefix}{name}"
+        for name in ("config.json", *choose_files(inside, "model", None, Path(prefix or ".")))
+    ]
     folder = "tokenizer/" if layered else ""
     return chosen + [f"{folder}{name}" for name in FILES if f"{folder}{name}" in names]

@@ -113,10 +113,14 @@ def _check_config(file: Path, config: Mapping[str, Any]) -> None:
     config.pop("chat_template", None)  # for chats only
     length = config.pop("model_max_length", None)  # 1e30 means none
     if length is not None and (type(length) not in (int, float) or not 3 <= length < float("inf")):
-        raise ValueError(f"{short(file)}: 'model_max_length' must be a number from 3, got {short(repr(length))}")
+        raise ValueError(
+            f"{short(file)}: 'model_max_length' must be a number from 3, got {short(repr(length))}"
+        )
     known_values(file, config, KNOWN)
     if hidden := sorted(key for key in config if key.startswith("_") and key != "_commit_hash"):
-        raise ValueError(f"{short(file)}: unknown key {short(repr(hidden[0]))}, which a library would read: remove it")
+        raise ValueError(
+            f"{short(file)}: unknown key {short(repr(hidden[0]))}, which a library would read: remove it"
+        )
     if config.get("tokenizer_class") is not None:
         check_name(file, config, "tokenizer_class", CLASSES)
 
@@ -127,7 +131,9 @@ def _check_tokens(file: Path, value: Any, key: str = "", depth: int = 0) -> None
         raise ValueError(f"{short(file)}: '{short(key)}' is not a token")
     if isinstance(value, dict):
         if "content" in value and (unknown := sorted(set(value) - set(TOKEN_KEYS))):
-            raise ValueError(f"{short(file)}: '{short(key)}' is a token with the unknown key '{short(unknown[0])}'")
+            raise ValueError(
+                f"{short(file)}: '{short(key)}' is a token with the unknown key '{short(unknown[0])}'"
+            )
         for name, inner in value.items():
             if name in ("auto_map", "trust_remote_code"):
                 raise ValueError(f"{short(file)}: the key '{name}' is refused, because it names Python code")
@@ -143,7 +149,9 @@ def _check_ids(file: Path, vocabulary: Mapping[str, Any]) -> None:
     ids = list(vocabulary.values())
     wrong = next((token for token, index in vocabulary.items() if type(index) is not int or index < 0), None)
     if wrong is not None or len(set(ids)) < len(ids):
-        problem = "two tokens have one id" if wrong is None else f"{short(repr(wrong))} has no integer as its id"
+        problem = (
+            "two tokens have one id" if wrong is None else f"{short(repr(wrong))} has no integer as its id"
+        )
         raise ValueError(f"{short(file)}: the vocabulary is damaged, since {problem}")
 
 
@@ -189,6 +197,6 @@ def check_vocabulary(tokenizer: Any, num_embeddings: int, folder: Path) -> None:
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest >= num_embeddings:
         raise ValueError(
-            f"the tokenizer in {short(folder)} has the id {largest} ({short(repr(token))}), but the text encoder "
-            f"has embeddings of only {num_embeddings} tokens: use the tokenizer that belongs to it"
+            f"the tokenizer in {short(folder)} has the id {largest} ({short(repr(token))}), but the text "
+            f"encoder has embeddings of only {num_embeddings} tokens: use the tokenizer that belongs to it"
         )

@@ -52,7 +52,7 @@ Rename = Callable[[str], str | None]
 
 
 def read_weights(folder: Path, stem: str, variant: str | None = None) -> Weights:
-    """Return the headers of `stem`.safetensors, of its shards, or of one variant such as `stem`.fp16.safetensors.
+    """Return the headers of `stem`.safetensors, its shards, or a variant such as `stem`.fp16.safetensors.
 
     Without `variant` the plain file is read, else the only variant. Raises ValueError if there is none, or
     several, or if a file is damaged.
@@ -100,8 +100,8 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
     if not found:
         others = sorted(name for name in names if name.endswith(OTHER_FORMATS))
         remedy = others and (
-            f"; it has {short(others[0])}, which is not read, because such files can run code: if you trust it, "
-            "load it with its library and save it again by save_pretrained(FOLDER, safe_serialization=True)"
+            f"; it has {short(others[0])}, which is not read, because such files can run code: if you "
+            "trust it, load it with its library and save it again by save_pretrained(FOLDER, safe_serialization=True)"
         )
         raise ValueError(f"{short(folder)} has no {stem}.safetensors{remedy or ''}")
     if variant is None and "" not in found and len(found) > 1:
@@ -118,7 +118,9 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
         return [shards[0, 0]]
     counts = {count for _, count in shards}
     if len(counts) != 1 or {number for number, _ in shards} != set(range(1, max(counts) + 1)):
-        raise ValueError(f"{short(folder)} lacks shards of {stem}.safetensors: it has {', '.join(shards.values())}")
+        raise ValueError(
+            f"{short(folder)} lacks shards of {stem}.safetensors: it has {', '.join(shards.values())}"
+        )
     return [shards[key] for key in sorted(shards)]
 
 
@@ -129,7 +131,9 @@ def _read_header(file: Path) -> list[TensorHeader]:
         start = handle.read(len(LFS_POINTER))
         check_not_pointer(file, start)
     if int.from_bytes(start[:8], "little") > LARGEST_HEADER:
-        raise ValueError(f"{short(file)} is damaged: its header would have more than {LARGEST_HEADER:,} bytes")
+        raise ValueError(
+            f"{short(file)} is damaged: its header would have more than {LARGEST_HEADER:,} bytes"
+        )
     with sentences(f"{short(file)} is damaged"), safe_open(file, "np") as tensors:  # it checks the length too
         return [
             TensorHeader(file, name, tuple(part.get_shape()), str(part.get_dtype()))
@@ -147,7 +151,7 @@ def _memory() -> int:
 
 
 def build_empty(file: Path, build: Callable[[], Any]) -> Any:
-    """Return a network without memory for its weights; raises ValueError if its config, `file`, is invalid."""
+    """Return a network without memory for its weights; raises ValueError if `file`, its config, is invalid."""
     import torch
 
     with sentences(f"{short(file)} does not describe a network that can be built"), torch.device("meta"):
@@ -164,7 +168,9 @@ def check_fit(
     Raises ValueError if tensors are missing, unexpected, or of another shape or kind.
     """
     aliases = aliases or {}
-    expected = {name: (tuple(value.shape), value.is_floating_point()) for name, value in model.state_dict().items()}
+    expected = {
+        name: (tuple(value.shape), value.is_floating_point()) for name, value in model.state_dict().items()
+    }
     given: dict[str, TensorHeader] = {}
     for name, header in weights.tensors.items():
         if (new := rename(name)) is not None:
@@ -174,9 +180,16 @@ def check_fit(
             header = given.get(other) or given.get(name)
             given |= {} if header is None else {name: header, other: header}
     missing = [name for name in expected if name not in given]
-    _refuse(weights.part, "lacks", missing, "the folder is incomplete, or of another model than its config says")
+    _refuse(
+        weights.part, "lacks", missing, "the folder is incomplete, or of another model than its config says"
+    )
     unexpected = [given[name].name for name in given if name not in expected]
-    _refuse(weights.part, "has the unexpected", unexpected, "the weights are of another model than the config says")
+    _refuse(
+        weights.part,
+        "has the unexpected",
+        unexpected,
+        "the weights are of another model than the config says",
+    )
     for name, (shape, is_float) in expected.items():
         header = given[name]
         if header.shape != shape:
@@ -231,7 +244,9 @@ def _check_finite(header: TensorHeader, stored: torch.Tensor, loaded: torch.Tens
     if not is_finite(loaded):
         if is_finite(stored):
             remedy = "set prior.dtype=bfloat16 or float32"
-            raise ValueError(f"{short(header.file)}: '{short(header.name)}' overflows {loaded.dtype}: {remedy}")
+            raise ValueError(
+                f"{short(header.file)}: '{short(header.name)}' overflows {loaded.dtype}: {remedy}"
+            )
         raise ValueError(
             f"{short(header.file)}: '{short(header.name)}' has values that are not finite: the weights are "
             "damaged, or their training diverged"

@@ -166,7 +166,10 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
         labels["class_labels"] = torch.empty(1, width, device="meta")
     elif unet.config.class_embed_type is not None:
         return  # refused with a remedy by the prior
-    times, text = torch.zeros(1, dtype=torch.long, device="meta"), torch.empty(1, 8, text_width, device="meta")
+    times, text = (
+        torch.zeros(1, dtype=torch.long, device="meta"),
+        torch.empty(1, 8, text_width, device="meta"),
+    )
     predicted = unet(latents, times, encoder_hidden_states=text, return_dict=False, **labels)[0]
     images = vae.decode(latents).sample
     again = vae.encode(images).latent_dist.parameters
@@ -180,7 +183,9 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
 def _identity(files: PriorFolder) -> str:
     """Return what the prior depends on besides its weights: schedule, scaling, sizes."""
     schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
-    scaling = {key: files.vae.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")}
+    scaling = {
+        key: files.vae.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    }
     sizes = {"sample_size": files.unet["sample_size"], "num_views": files.num_views}
     return json.dumps([schedule, scaling, sizes], sort_keys=True)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from amortized.transfer import to_device
 
-
 SMALLEST = 1e-6  # of alphas_cumprod; below, noise in x_t is amplified more than a thousandfold in x0
 
 
@@ -32,7 +31,8 @@ def usable_schedule(alphas_cumprod: Tensor) -> Tensor:
     """Return alphas_cumprod [T] without its last timesteps if these are pure noise (zero terminal SNR).
 
     From pure noise, x0 is undefined, so there is nothing to distill. Of a rescaled schedule
-    (arXiv 2305.08891) the last two of 1,000 are dropped. Raises ValueError for a schedule that is not decreasing within (0, 1], or mostly noise.
+    (arXiv 2305.08891) the last two of 1,000 are dropped. Raises ValueError for a schedule that is not
+    decreasing within (0, 1], or mostly noise.
     """
     values = alphas_cumprod.double()
     if not (values.isfinite().all() and (values.diff() <= 0).all() and 0 <= values[-1] <= values[0] <= 1):
@@ -40,7 +40,8 @@ def usable_schedule(alphas_cumprod: Tensor) -> Tensor:
     usable = int((values > SMALLEST).sum())
     if usable < 0.9 * len(values):
         raise ValueError(
-            f"the noise schedule is pure noise at {len(values) - usable} of {len(values)} timesteps: check its betas"
+            f"the noise schedule is pure noise at {len(values) - usable} of {len(values)} timesteps: "
+            "check its betas"
         )
     if usable < len(values):
         logging.getLogger("amortized").info(

@@ -209,7 +209,9 @@ def latent_scaling(config: Any) -> tuple[Tensor, Tensor]:
     """Return shift and scale [C, 1, 1] of a VAE: the denoiser's latents are (latents - shift) * scale."""
     channels = config.latent_channels
     shift, std = config.latents_mean, config.latents_std
-    shift = torch.tensor([config.shift_factor or 0.0] * channels if shift is None else shift, dtype=torch.float64)
+    shift = torch.tensor(
+        [config.shift_factor or 0.0] * channels if shift is None else shift, dtype=torch.float64
+    )
     std = torch.tensor([1.0] * channels if std is None else std, dtype=torch.float64)
     return shift[:, None, None], config.scaling_factor / std[:, None, None]
 

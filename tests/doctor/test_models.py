@@ -47,7 +47,11 @@ def test_a_git_lfs_pointer_instead_of_weights_is_reported(repo_copy: Path) -> No
     weights = repo_copy / "checkpoints/shapes-clip/open_clip_model.safetensors"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13060276\n")
     row = model_row(models.model_rows(Resources()), "checkpoints/shapes-clip")
-    assert row.state == "wrong" and "open_clip_model.safetensors is a Git LFS pointer" in row.detail and "git lfs pull" in row.detail
+    assert (
+        row.state == "wrong"
+        and "open_clip_model.safetensors is a Git LFS pointer" in row.detail
+        and "git lfs pull" in row.detail
+    )
 
 
 def test_a_run_requires_the_models_that_it_names(repo_copy: Path, capsys) -> None:

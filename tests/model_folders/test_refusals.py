@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_folders.families import LOADERS, copy_of, json_files, leaves, replaced, valid, weight_files, write
+from tests.model_folders.families import (
+    LOADERS,
+    copy_of,
+    json_files,
+    leaves,
+    replaced,
+    valid,
+    weight_files,
+    write,
+)
 
 CODE = """
 from pathlib import Path
@@ -141,13 +150,32 @@ def test_files_that_are_no_files(tmp_path, kind, damage) -> None:
             with file.open("wb") as sparse:
                 sparse.truncate(2**34)
         else:
-            content = {"empty": b"", "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"}
+            content = {
+                "empty": b"",
+                "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            }
             file.write_bytes(content.get(damage, b"\xff\xfe{}"))
         message = refused(kind, folder, file.name)
         assert damage != "LFS pointer" or "git lfs pull" in message
 
 
-BAD_VALUES = [None, True, -1, 0, 10**9, 10**400, 1e300, float("nan"), "x", "", "a" * 5000, [], [None], [[10**9]], {"a": 1}]
+BAD_VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    10**9,
+    10**400,
+    1e300,
+    float("nan"),
+    "x",
+    "",
+    "a" * 5000,
+    [],
+    [None],
+    [[10**9]],
+    {"a": 1},
+]
 
 
 @pytest.mark.timeout(120)
@@ -185,7 +213,9 @@ def test_mistyped_values_load_or_are_refused_in_one_sentence(tmp_path, kind, see
     ],
 )
 @pytest.mark.parametrize("value", [10**9, 10**6, 2000])
-def test_sizes_beyond_the_weights_are_refused_before_memory_is_taken(tmp_path, kind, name, key, value) -> None:
+def test_sizes_beyond_the_weights_are_refused_before_memory_is_taken(
+    tmp_path, kind, name, key, value
+) -> None:
     import resource
 
     folder = copy_of(kind, tmp_path)

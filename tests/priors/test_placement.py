@@ -15,7 +15,6 @@ from amortized.guidance.learned import build_learned, denoising_loss
 from amortized.priors import PriorConfig, load_prior, load_stable_diffusion
 from amortized.priors.stable_diffusion import StableDiffusionPrior
 from tests.guidance.closed_form import random_step
-from tests.tiny_sd import make_tiny_sd
 
 
 def config_of(folder: Path, **changes) -> PriorConfig:
