@@ -20,6 +20,7 @@ import yaml
 MiB = 2**20
 MAX_DEPTH = 50  # of YAML; a run's config has 5
 CONFIG_LIMIT = 16 * MiB  # of a config or another small JSON file; the largest known has 2 MiB
+LFS_POINTER = b"version https://git-lfs.github.com/"  # how Git LFS's stand-in for a large file starts
 
 
 @contextmanager
@@ -58,7 +59,17 @@ def read_bytes(path: str | Path, limit: int = CONFIG_LIMIT) -> bytes:
             raise ValueError(f"cannot read {short(path)}: {reason_of(error)}") from error
     if len(data) > limit:
         raise ValueError(f"cannot read {short(path)}: it has more than {limit:,} bytes")
+    check_not_pointer(path, data)
     return data
+
+
+def check_not_pointer(path: str | Path, start: bytes) -> None:
+    """Raise ValueError if a file starts as a Git LFS pointer, which a clone without Git LFS leaves behind."""
+    if start.startswith(LFS_POINTER):
+        raise ValueError(
+            f"{short(path)} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, "
+            "or download the file"
+        )
 
 
 def read_text(path: str | Path, limit: int = CONFIG_LIMIT) -> str:
@@ -71,10 +82,13 @@ def read_text(path: str | Path, limit: int = CONFIG_LIMIT) -> str:
 
 def read_json(path: str | Path, limit: int = CONFIG_LIMIT) -> Any:
     """The value in a JSON file. Raises ValueError for other content too; see `open_regular`."""
+    text = read_text(path, limit)
     try:
-        return json.loads(read_text(path, limit))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{short(path)}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except ValueError:  # Python refuses to convert integers of thousands of digits
+        raise ValueError(f"{short(path)}: not valid JSON (a number with too many digits)") from None
     except RecursionError:
         raise ValueError(f"{short(path)}: not valid JSON (nested too deeply)") from None
 

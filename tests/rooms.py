@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("amortized", "generators", "corpora")
 SCRIPTS = ("train.py", "evaluate.py")
 
-# The ground: modules directly in amortized/ (values, cameras, randomness, files), and the configs. They
-# import each other only. The command line stands above all rooms instead.
+# The ground: modules directly in amortized/ (values, cameras, randomness, files), the configs, and the
+# readers of model folders. They import each other only. The command line stands above all rooms instead.
 GROUND = {f"amortized.{path.stem}" for path in (ROOT / "amortized").glob("*.py")}
 GROUND -= {"amortized.__init__", "amortized.cli", "amortized.doctor"}
-GROUND |= {"amortized.config"}
+GROUND |= {"amortized.config", "amortized.model_folders"}
 # The rooms that a room may import besides the ground. It sees only rooms above it in this table, so there
 # are no cycles. `amortized` never imports `generators` and `corpora`, which are handed to it, except in the
 # two rooms that compose: `generation` (a trained generator) and `commands` (everything).

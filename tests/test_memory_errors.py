@@ -71,12 +71,20 @@ def error_line(main: Callable[[list[str]], int], arguments: list[str], capsys) -
 @pytest.mark.parametrize(
     ("target", "stage", "remedy"),
     [
-        ("diffusers.UNet2DConditionModel.from_pretrained", "loading the prior", "prior.dtype=float16"),
-        ("transformers.CLIPTextModel.forward", "encoding texts", "prior.text_on_cpu=true"),
+        ("amortized.priors.loading.load_weights", "loading the prior", "prior.dtype=float16"),
+        ("amortized.conditioning.cached_encoder.move_rows", "encoding texts", "prior.text_on_cpu=true"),
         ("generators.hyper_ingp.split_mlp_weights", "the generator", "generator.checkpointing=true"),
         ("amortized.rendering.renderer.camera_rays", "the render", "trainer.render_size"),
-        ("diffusers.AutoencoderKL.encode", "the prior's image encoder (VAE)", "prior.offload=true"),
-        ("diffusers.UNet2DConditionModel.forward", "the denoiser", "distributed.shard_prior=true"),
+        (
+            "amortized.priors.stable_diffusion.StableDiffusionPrior._moments",
+            "the prior's image encoder (VAE)",
+            "prior.offload=true",
+        ),
+        (
+            "amortized.priors.stable_diffusion.StableDiffusionPrior._run_unet",
+            "the denoiser",
+            "distributed.shard_prior=true",
+        ),
         ("amortized.encodings.hash_grid._Lookup.backward", "the backward pass", "bfloat16"),
         ("torch.optim.Adam.step", "the optimizer's step", "distributed.strategy=fsdp2"),
         (
@@ -116,7 +124,7 @@ def test_running_out_of_main_memory_while_loading_the_prior(monkeypatch, capsys,
         raise RuntimeError(CPU)
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("diffusers.UNet2DConditionModel.from_pretrained", fail)
+    monkeypatch.setattr("amortized.priors.loading.load_weights", fail)
     line = error_line(train.main, arguments(prior, tmp_path), capsys)
     assert re.search(
         r"out of memory in loading the prior on main memory: 372.53 GiB requested, .* GiB of .* GiB free; ",

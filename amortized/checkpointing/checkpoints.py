@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -122,7 +123,7 @@ class Checkpoints:
                 continue
             if note := unlisted_note(path, load_manifest(path)):
                 log(note)
-            return self._load(path, state, prior)
+            return self._load(path, state, prior, log)
         if checkpoints:
             raise CheckpointError(
                 f"none of the {len(checkpoints)} checkpoints in {self.folder} is intact: "
@@ -147,9 +148,11 @@ class Checkpoints:
         self._run = "" if identity is None else identity.id
         return notes
 
-    def _load(self, path: Path, state: State, prior: str) -> CheckpointMeta:
+    def _load(self, path: Path, state: State, prior: str, log: Callable[[str], None]) -> CheckpointMeta:
         meta = load_meta(path)
-        if meta.prior != prior:
+        if re.fullmatch("[0-9a-f]{16}", meta.prior) and prior:  # of a version that hashed less of the prior
+            log(f"{path} is of an older version: whether prior.path still holds its prior is not checked")
+        elif meta.prior != prior:
             raise CheckpointError(
                 f"{path} was trained with another prior than prior.path now holds: "
                 "restore the original weights, or start over with another output=FOLDER"

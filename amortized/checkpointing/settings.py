@@ -29,6 +29,7 @@ RESUMABLE_SETTINGS = {
     "trainer.gradient_accumulation_steps",
     "prior.path",
     "prior.revision",
+    "prior.variant",
     "prior.allow_network",
     "prior.denoiser_device",
     "prior.offload",

@@ -5,28 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 
 from amortized.conditioning.fitting import Tokenizing
 from amortized.files import in_project
+from amortized.model_folders import (
+    TextFolder,
+    build_empty,
+    check_fit,
+    load_tokenizer,
+    load_weights,
+    local_folder,
+    read_text_folder,
+    sentences,
+)
+from amortized.model_folders.text_folder import ALIASES, wanted_files
+from amortized.model_folders.tokenizers import check_vocabulary
 from amortized.transfer import to_device
 from amortized.types import TextCondition
-
-# What transformers raises for a model that is missing, incomplete, damaged or of another architecture.
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    ImportError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-)
 
 
 class TextEncoder(Tokenizing, Protocol):
@@ -213,57 +211,43 @@ def load_text_encoder(
     Raises ValueError if it cannot be loaded.
     """
     try:
-        return read_text_encoder(
-            in_project(path), revision=revision, dtype=dtype, device=device, allow_network=allow_network
+        folder = local_folder(
+            in_project(path), revision=revision, allow_network=allow_network, wanted=wanted_files
         )
-    except torch.OutOfMemoryError:
-        raise
-    except LOAD_ERRORS as error:
+        name = path if revision is None else f"{path} at {revision}"
+        return build_text_encoder(read_text_folder(folder), name, dtype=dtype, device=device)
+    except ValueError as error:
         raise ValueError(
-            f"the text encoder '{path}' cannot be loaded: {first_line(error)}; give a diffusers folder, "
+            f"the text encoder '{path}' cannot be loaded: {str(error).rstrip('.')}; give a diffusers folder, "
             "a CLIP or T5 folder with a tokenizer and .safetensors weights, or a Hub id"
         ) from error
 
 
-def read_text_encoder(
-    path: str, *, revision: str | None, dtype: torch.dtype, device: torch.device | str, allow_network: bool
+def build_text_encoder(
+    folder: TextFolder, name: str, *, dtype: torch.dtype, device: torch.device | str
 ) -> CLIPTextEncoder | T5TextEncoder:
-    """Like `load_text_encoder`, but raise one of LOAD_ERRORS, for callers with a better message."""
-    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
-    from transformers.utils import logging as transformers_logging
+    """Load the text encoder of a folder that has been read.
 
-    transformers_logging.disable_progress_bar()  # it prints a line for every model, however small
-    classes = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
-    source: dict[str, Any] = {"revision": revision, "local_files_only": not allow_network}
-    model_folder, tokenizer_folder = _subfolders(path, source)
-    kind = AutoConfig.from_pretrained(path, **model_folder, **source).model_type
-    if kind not in classes:
-        raise ValueError(f"its text encoder is a {kind}, not a CLIP or a T5")
-    tokenizer = AutoTokenizer.from_pretrained(path, **tokenizer_folder, **source)
-    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):
-        # transformers silently builds such a tokenizer from a folder without a vocabulary.
-        raise ValueError("its tokenizer has no vocabulary")
-    model = classes[kind].from_pretrained(path, use_safetensors=True, dtype=dtype, **model_folder, **source)
-    name = path if revision is None else f"{path} at {revision}"
-    return (T5TextEncoder if kind == "t5" else CLIPTextEncoder)(tokenizer, model.to(device), name)
+    Raises ValueError if tokenizer or weights do not fit the config, or are damaged.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message."""
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def _subfolders(path: str, source: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the `subfolder` arguments of model and tokenizer; empty unless the layout is diffusers'."""
-    from transformers.utils import cached_file
-
-    if Path(path).is_dir():
-        is_diffusers = (Path(path) / "text_encoder").is_dir()
+    if folder.kind == "T5":
+        model = build_empty(folder.config_file, lambda: T5EncoderModel(T5Config(**folder.config)))
     else:
-        quiet: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
-        quiet |= {"_raise_exceptions_for_connection_errors": False, "_raise_exceptions_for_gated_repo": False}
-        try:
-            is_diffusers = cached_file(path, "text_encoder/config.json", **quiet, **source) is not None
-        except OSError:
-            is_diffusers = False
-    return ({"subfolder": "text_encoder"}, {"subfolder": "tokenizer"}) if is_diffusers else ({}, {})
+        model = build_empty(folder.config_file, lambda: CLIPTextModel(CLIPTextConfig(**folder.config)))
+    expected = model.state_dict()
+    headers = check_fit(
+        model, folder.weights, lambda given: folder.rename(given, expected), aliases=ALIASES[folder.kind]
+    )
+    tokenizer = load_tokenizer(folder.tokenizer, f"{folder.kind}Tokenizer")
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, folder.tokenizer)
+    # T5's last layer of each block overflows float16, and transformers computes it in float32.
+    load_weights(model, headers, dtype, float32=("wo",) if folder.kind == "T5" else ())
+    model.tie_weights()
+    encoder = (T5TextEncoder if folder.kind == "T5" else CLIPTextEncoder)(tokenizer, model.to(device), name)
+    if torch.device(device).type != "meta":
+        with sentences(f"{folder.config_file} does not describe a text encoder that runs"):
+            if not encoder.encode([""]).tokens.isfinite().all():
+                raise ValueError("the tokens of a text are not finite")
+    return encoder

@@ -13,11 +13,6 @@ from amortized.doctor.machine import FIXES, Row, make_row
 from amortized.files import PROJECT, in_project
 
 PRIOR, CLIP = "prior.path", "evaluation.clip"
-CONTENTS = {  # files in the folder that a setting names
-    PRIOR: [f"{part}/*.safetensors" for part in ("text_encoder", "vae", "unet")]
-    + ["tokenizer/*", "scheduler/scheduler_config.json"],
-    CLIP: ["open_clip_config.json", "open_clip_model.safetensors"],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +22,7 @@ class Resources:
     output: str = "outputs"
     prior: str | None = None
     revision: str | None = None
+    variant: str | None = None
     allow_network: bool = False
     clip: str | None = None
     shards: tuple[str, ...] = ()
@@ -46,8 +42,9 @@ def resources_of(words: Sequence[str]) -> Resources:
     presets = [Path(in_project(word)) for word in words[:1] if "=" not in word]
     layers = [layer for path in presets for _, layer in read_presets(path)]
     layers += parse_overrides(words[len(presets) :])
-    keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
-    keys |= {"allow_network": "prior.allow_network", "shards": "text.shards"}
+    keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision"}
+    keys |= {"variant": "prior.variant", "allow_network": "prior.allow_network"}
+    keys |= {"clip": CLIP, "shards": "text.shards"}
     values = {name: setting(layers, key) for name, key in keys.items()}
     return build_config(Resources, {name: value for name, value in values.items() if value is not None})
 
@@ -95,30 +92,26 @@ def model_rows(resources: Resources) -> Iterator[Row]:
         if not folder.is_dir() and name.count("/") == 1 and not name.startswith(local):
             yield hub_row(key, name, resources)
             continue
-        problem = problem_of(folder, key)
+        problem = problem_of(folder, key, resources.variant if required else None)
         otherwise = "-" if named_models and not required else "wrong" if folder.is_dir() else "missing"
         fix = restore.format(name) if name in embedded else FIXES.get(name, f"{key}=FOLDER")
         label, detail = key if required else "embedded", f"{name} {problem or 'is complete'}"
         yield make_row("models", label, not problem, detail, fix, otherwise)
 
 
-def problem_of(folder: Path, key: str) -> str:
-    """Describe the problem of a model's folder; "" if it is complete. Weights are not checked."""
-    from safetensors import SafetensorError, safe_open
+def problem_of(folder: Path, key: str, variant: str | None = None) -> str:
+    """Describe the problem of a model's folder; "" if it is complete.
+
+    Reads what the loaders read, but the values of the weights.
+    """
+    from amortized.model_folders import read_clip_folder, read_prior_folder
 
     if not folder.is_dir():
         return "is not a folder"
-    for pattern in CONTENTS[key]:
-        files = sorted(folder.glob(pattern))
-        if not files:
-            return f"has no {pattern}"
-        for file in files:
-            try:
-                if file.suffix == ".safetensors":
-                    with safe_open(file, "np"):  # compares the file's length with its header
-                        pass
-            except (SafetensorError, OSError) as error:
-                return f"is damaged at {file.relative_to(folder)}: {error}"
+    try:
+        read_clip_folder(folder) if key == CLIP else read_prior_folder(folder, variant)
+    except ValueError as error:
+        return f"cannot be loaded: {error}"
     return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amortized.files import in_project
-
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
+from amortized.model_folders import (
+    ClipFolder,
+    build_empty,
+    check_fit,
+    load_tokenizer,
+    load_weights,
+    read_clip_folder,
+    sentences,
+)
+from amortized.model_folders.tokenizers import check_vocabulary
+from amortized.model_folders.weights import is_finite
 
 
 class ClipScorer:
@@ -89,7 +96,13 @@ def load_clip(
     name = str(path_or_name).removeprefix("local-dir:")
     folder = Path(in_project(name))
     if folder.is_dir():
-        model, tokenizer = _from_folder(folder)
+        try:
+            model, tokenizer = _from_folder(read_clip_folder(folder))
+        except ValueError as error:
+            raise ValueError(
+                f"evaluation.clip={name!r} cannot be loaded: {str(error).rstrip('.')}; "
+                "run `make weights`, or name another folder in open_clip's format"
+            ) from error
     elif not str(path_or_name).startswith("local-dir:") and _is_pretrained(name):
         model, tokenizer = _from_hub(*name.split("/"))
     else:
@@ -104,7 +117,7 @@ def load_clip(
     if config.get("interpolation") not in ("bicubic", "bilinear"):
         raise ValueError(
             f"evaluation.clip={name!r} needs {config.get('interpolation')!r} resizing, but only bicubic and "
-            "bilinear are supported: set preprocess_cfg.interpolation"
+            "bilinear are supported: choose another pair"
         )
     return ClipScorer(
         model,
@@ -118,23 +131,64 @@ def load_clip(
     )
 
 
-def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
+def _from_folder(folder: ClipFolder) -> tuple[nn.Module, Any]:
     import open_clip
+    from open_clip.model import set_model_preprocess_cfg
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
+    if name := folder.model["vision_cfg"].get("timm_model_name"):
+        import timm
+
+        if not timm.is_model(name):
+            raise ValueError(f"{folder.config_file}: 'timm_model_name' is {name!r}, which timm does not have")
+    kind = open_clip.CustomTextCLIP if folder.separate_text else open_clip.CLIP
+    model = build_empty(folder.config_file, lambda: kind(**folder.model))
+    headers = check_fit(model, folder.weights)
+    if folder.has_tokenizer:
+        own = load_tokenizer(folder.folder, "CLIPTokenizer")
+        check_vocabulary(own, model.vocab_size, folder.folder)
+        tokenizer: Any = FolderTokenizer(own, model.context_length, **folder.tokenizer)
+    else:
+        clean = folder.tokenizer.get("clean", "lower")
+        tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, clean=clean)
+        if tokenizer.vocab_size > model.vocab_size:
             raise ValueError(
-                f"evaluation.clip={str(folder)!r} has no {file}: run `make weights`, "
-                "or name another folder in open_clip's format"
+                f"{folder.config_file} names no tokenizer ('hf_tokenizer_name'), and that of open_clip has "
+                f"{tokenizer.vocab_size} tokens, but 'vocab_size' is {model.vocab_size}"
             )
-    text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
-    if text_config.get("hf_tokenizer_name") and not any(folder.glob("tokenizer*.json")):
-        raise ValueError(
-            f"evaluation.clip={str(folder)!r} names a tokenizer but contains none: run `make weights`"
-        )
-    source = f"local-dir:{folder}"
-    model = open_clip.create_model(source, require_pretrained=True)
-    return model, open_clip.get_tokenizer(source)
+    with sentences(f"{folder.config_file} does not describe a network that can run"):
+        model = kind(**folder.model)  # with the buffers that its weights do not hold
+    load_weights(model, headers, torch.float32)
+    preprocess = merge_preprocess_dict(PreprocessCfg(), dict(folder.preprocess))
+    set_model_preprocess_cfg(model, preprocess | {"size": model.visual.image_size})
+    with sentences(f"{folder.config_file} does not describe a network that can run"), torch.no_grad():
+        model.eval().encode_text(tokenizer([""]))
+    return model, tokenizer
+
+
+class FolderTokenizer:
+    """The tokenizer of a folder, which cleans, pads and truncates texts as open_clip does."""
+
+    def __init__(
+        self, tokenizer: Any, length: int, clean: str = "whitespace", strip_sep_token: bool = False
+    ) -> None:
+        from open_clip.tokenizer import get_clean_fn
+
+        self.tokenizer, self.length, self.strip_sep_token = tokenizer, length, strip_sep_token
+        self.clean = get_clean_fn(clean)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids [N, length]."""
+        ids = self.tokenizer(
+            [self.clean(text) for text in texts],
+            return_tensors="pt",
+            max_length=self.length,
+            padding="max_length",
+            truncation=True,
+        ).input_ids
+        if self.strip_sep_token:
+            ids = ids.where(ids != self.tokenizer.sep_token_id, 0)
+        return ids
 
 
 def _is_pretrained(name: str) -> bool:
@@ -162,10 +216,20 @@ def _from_hub(architecture: str, tag: str) -> tuple[nn.Module, Any]:
         )
     # OpenAI's weights need quick GELU, which the plain architecture names do not imply. open_clip only
     # warns about it, and similarities would be silently wrong.
-    model = open_clip.create_model(
-        architecture,
-        pretrained=tag,
-        require_pretrained=True,
-        force_quick_gelu=bool(pretrained.get("quick_gelu")),
-    )
-    return model, open_clip.get_tokenizer(architecture)
+    with sentences(f"evaluation.clip={architecture}/{tag} cannot be loaded from {weights}"):
+        model = open_clip.create_model(
+            architecture,
+            pretrained=tag,
+            require_pretrained=True,
+            force_quick_gelu=bool(pretrained.get("quick_gelu")),
+        )
+        broken = [
+            name
+            for name, value in model.state_dict().items()
+            if value.is_floating_point() and not is_finite(value)
+        ]
+        if broken:
+            raise ValueError(f"'{broken[0]}' has values that are not finite; download it again")
+        text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+        plain: dict[str, Any] = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        return model, open_clip.get_tokenizer(architecture, **plain)

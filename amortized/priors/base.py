@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -30,6 +31,9 @@ class PriorConfig:
     path: str  # a folder in diffusers format, or a Hub id
     revision: str | None = None  # branch, tag or commit of a Hub id
     allow_network: bool = False  # download a Hub id that is not cached
+    variant: str | None = (
+        None  # e.g. fp16, of *.fp16.safetensors; null: the plain weights, else the only variant
+    )
     num_views: int | None = None  # views the model must denoise jointly; null: any
     # To save memory: the denoiser on another GPU, or in CPU memory between calls; texts encoded on the CPU.
     denoiser_device: str | None = None  # e.g. cuda:1; null: the run's device
@@ -53,6 +57,8 @@ class PriorConfig:
                 "graphs needs a denoiser that stays on the run's device, uncompiled: set graphs=null, or "
                 "offload=false, denoiser_device=null and compile=false"
             )
+        if self.variant is not None and not re.fullmatch(r"\w{1,40}", self.variant):
+            raise ValueError(f"variant must be letters and digits, such as fp16, got {self.variant!r}")
         if not self.path:
             raise ValueError("path is empty; give a folder in diffusers format, or a Hub id")
 
@@ -130,15 +136,28 @@ class Prior(Protocol):
 
 
 def fingerprint_of(prior: Prior) -> str:
-    """Hash the prior's weights, without an adapter's, to 16 hexadecimal digits; "" if it has no weights."""
+    """Hash all of the prior but its adapter: "2:" and 16 hexadecimal digits; "" if it has no weights.
+
+    Covers every weight, and the schedule and scaling of a prior that was loaded from a folder. The same on
+    all devices. About 2 s for the 2.6 GB of Stable Diffusion 2.1 in float16 on one CPU core.
+    """
     digest, any_weights = hashlib.blake2b(digest_size=8), False
     for module in prior.modules():
-        weights = [
-            value.detach().flatten()[:4].float()
-            for name, value in module.named_parameters()
-            if "lora_" not in name  # an adapter is trained, not part of the prior
-        ]
-        if weights:
-            any_weights = True
-            digest.update(torch.cat(weights).cpu().numpy().tobytes())
-    return digest.hexdigest() if any_weights else ""
+        for name, value in module.named_parameters():
+            if "lora_" not in name:  # an adapter is trained, not part of the prior
+                any_weights = True
+                digest.update(_checksums(value))
+    digest.update(getattr(prior, "identity", "").encode())
+    return f"2:{digest.hexdigest()}" if any_weights else ""
+
+
+def _checksums(value: Tensor) -> bytes:
+    """Return the sums of the rows and of the columns of a tensor's bytes, as integers: exact in any order."""
+    flat = value.detach().contiguous().reshape(-1)
+    flat = flat.clone() if flat.storage_offset() % 8 else flat  # the view of 8 bytes needs it aligned
+    raw = flat.view(torch.uint8)
+    side = 1 << max((len(raw) // 8).bit_length() // 2, 1)
+    whole = len(raw) // (8 * side) * 8 * side
+    rows = raw[:whole].view(torch.int64).view(-1, side)
+    sums = torch.cat([rows.sum(0), rows.sum(1), raw[whole:].long()])  # overflow wraps, on every device
+    return str(tuple(value.shape)).encode() + sums.cpu().numpy().tobytes()

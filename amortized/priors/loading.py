@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from amortized.conditioning.text_encoder import LOAD_ERRORS, first_line, read_text_encoder
+from amortized.conditioning.text_encoder import build_text_encoder
 from amortized.devices import parse_device
 from amortized.files import in_project
+from amortized.model_folders import (
+    PARTS,
+    PriorFolder,
+    build_empty,
+    check_fit,
+    load_weights,
+    local_folder,
+    read_prior_folder,
+    sentences,
+)
+from amortized.model_folders.prior_folder import wanted_files
 from amortized.priors.base import DTYPES, PriorConfig
-from amortized.priors.multi_view import read_num_views
-from amortized.priors.stable_diffusion import StableDiffusionPrior
+from amortized.priors.schedule import usable_schedule
+from amortized.priors.stable_diffusion import StableDiffusionPrior, check_parts
 
-SUBFOLDERS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
@@ -28,6 +41,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
     prior = load_stable_diffusion(
         config.path,
         revision=config.revision,
+        variant=config.variant,
         dtype=DTYPES[config.dtype],
         device=device,
         denoiser_device=config.denoiser_device,
@@ -60,6 +74,7 @@ def load_stable_diffusion(
     path: str | Path,
     *,
     revision: str | None = None,
+    variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     denoiser_device: torch.device | str | None = None,
@@ -69,62 +84,115 @@ def load_stable_diffusion(
 ) -> StableDiffusionPrior:
     """Load a prior from a folder in diffusers format or a Hub id, which is cached or (if allowed) downloaded.
 
+    variant          of the weights, such as "fp16" for *.fp16.safetensors; None: the plain or only one
     dtype            of all networks
     denoiser_device  the UNet's device; None: `device`
     offload          keep the UNet in CPU memory between calls
     text_on_cpu      run the text encoder on the CPU
 
-    Only safetensors weights are read. Raises ValueError if the folder or a part of it is missing or
-    unreadable.
+    Configs and headers are checked before any weights are read, see `amortized.model_folders`. Raises
+    ValueError if the folder or a part of it is missing, damaged or not supported.
     """
     path = in_project(path)
-    _check_folder(path, allow_network)
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore (lazy exports)
-
-    source = {"revision": revision, "local_files_only": not allow_network}
-    weights = {**source, "use_safetensors": True, "dtype": dtype}  # the default is the file's dtype
     try:
-        text_encoder = read_text_encoder(
+        folder = local_folder(
             path,
             revision=revision,
-            dtype=dtype,
-            device="cpu" if text_on_cpu else device,
             allow_network=allow_network,
+            wanted=lambda names: wanted_files(names, variant),
         )
-        vae: Any = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
-        unet: Any = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
-        # Every scheduler's config has the betas and the prediction type, and DDIMScheduler reads all of them.
-        scheduler: Any = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **source)
-    except torch.OutOfMemoryError:
-        raise
-    except LOAD_ERRORS as error:
-        raise ValueError(_load_failure(path, allow_network, reason=first_line(error))) from error
-    return StableDiffusionPrior(
-        unet=unet.to("cpu" if offload else denoiser_device or device),
-        vae=vae.to(device),
-        text_encoder=text_encoder,
-        alphas_cumprod=scheduler.alphas_cumprod,
-        prediction_type=scheduler.config.prediction_type,
-        views_per_group=read_num_views(path, revision, allow_network),
-        offload=offload,
+        files = read_prior_folder(folder, variant)
+        unet, vae = _load_networks(files, dtype)
+        return StableDiffusionPrior(
+            text_encoder=build_text_encoder(
+                files.text,
+                path if revision is None else f"{path} at {revision}",
+                dtype=dtype,
+                device="cpu" if text_on_cpu else device,
+            ),
+            unet=unet.to("cpu" if offload else denoiser_device or device),
+            vae=vae.to(device),
+            alphas_cumprod=_alphas_cumprod(files),
+            identity=_identity(files),
+            prediction_type=files.schedule["prediction_type"],
+            views_per_group=files.num_views,
+            offload=offload,
+        )
+    except ValueError as error:
+        raise ValueError(_load_failure(path, allow_network, reason=str(error))) from error
+
+
+def _load_networks(files: PriorFolder, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return UNet and VAE on the CPU; raises ValueError before reading the weights if they do not fit."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore (lazy exports)
+
+    unet_file, vae_file = (files.folder / part / "config.json" for part in ("unet", "vae"))
+    unet = build_empty(unet_file, lambda: UNet2DConditionModel(**files.unet))
+    vae = build_empty(vae_file, lambda: AutoencoderKL(**files.vae))
+    unet_headers = check_fit(unet, files.unet_weights)
+    vae_headers = check_fit(vae, files.vae_weights, _vae_name)
+    check_parts(unet, vae, files.text.width)
+    with sentences(f"{files.folder} does not describe networks that run together"), torch.no_grad():
+        _run_without_memory(unet, vae, files.text.width)
+    load_weights(unet, unet_headers, dtype)
+    load_weights(vae, vae_headers, dtype)
+    return unet, vae
+
+
+def _alphas_cumprod(files: PriorFolder) -> Tensor:
+    from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
+
+    file = files.folder / "scheduler/scheduler_config.json"
+    with sentences(f"{file} does not describe a noise schedule"):
+        alphas_cumprod = DDIMScheduler(**files.schedule).alphas_cumprod
+        return usable_schedule(alphas_cumprod)
+
+
+def _vae_name(name: str) -> str:
+    """Return the present name of a VAE's tensor; files of 2022 have other names in attention."""
+    if ".attentions." in name:
+        for old, new in OLD_ATTENTION.items():
+            name = name.replace(old, new)
+    return name
+
+
+def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
+    """Run networks whose weights have no memory, in milliseconds, so that a wrong config fails now."""
+    channels, size = vae.config.latent_channels, unet.config.sample_size
+    latents = torch.empty(1, channels, size, size, device="meta")
+    labels = {}
+    if unet.config.class_embed_type == "projection":
+        width = unet.config.projection_class_embeddings_input_dim
+        labels["class_labels"] = torch.empty(1, width, device="meta")
+    elif unet.config.class_embed_type is not None:
+        return  # refused with a remedy by the prior
+    times, text = (
+        torch.zeros(1, dtype=torch.long, device="meta"),
+        torch.empty(1, 8, text_width, device="meta"),
     )
+    predicted = unet(latents, times, encoder_hidden_states=text, return_dict=False, **labels)[0]
+    images = vae.decode(latents).sample
+    again = vae.encode(images).latent_dist.parameters
+    if predicted.shape != latents.shape or again.shape != (1, 2 * channels, size, size):
+        raise ValueError(
+            f"for latents {list(latents.shape)} the UNet predicts {list(predicted.shape)}, and the VAE "
+            f"encodes its image to mean and variance {list(again.shape)}"
+        )
 
 
-def _check_folder(path: str, allow_network: bool) -> None:
-    """Raise ValueError if `path` is clearly a folder, and missing or incomplete."""
-    folder = Path(path)
-    if folder.is_dir():
-        missing = [part for part in SUBFOLDERS if not (folder / part).is_dir()]
-        if missing:
-            reason = f"the folder lacks {', '.join(missing)}"
-            raise ValueError(_load_failure(path, allow_network, reason=reason))
-    elif folder.is_absolute() or path.startswith((".", "checkpoints/", "outputs/")) or path.count("/") != 1:
-        raise ValueError(_load_failure(path, allow_network, reason="the folder does not exist"))
+def _identity(files: PriorFolder) -> str:
+    """Return what the prior depends on besides its weights: schedule, scaling, sizes."""
+    schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
+    scaling = {
+        key: files.vae.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    }
+    sizes = {"sample_size": files.unet["sample_size"], "num_views": files.num_views}
+    return json.dumps([schedule, scaling, sizes], sort_keys=True)
 
 
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:
     """Return the error message for a prior that cannot be loaded, with a remedy."""
-    remedy = f"give a diffusers folder with {', '.join(SUBFOLDERS)} and weights as .safetensors"
+    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors"
     if "checkpoints" in Path(path).parts:
         remedy = "run `make weights`"
     elif not Path(path).is_dir() and not allow_network:

@@ -9,10 +9,14 @@ functions are elementwise, differentiable and computed in the dtype of the input
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from amortized.transfer import to_device
+
+SMALLEST = 1e-6  # of alphas_cumprod; below, noise in x_t is amplified more than a thousandfold in x0
 
 
 def scaled_linear_alphas_cumprod(
@@ -21,6 +25,31 @@ def scaled_linear_alphas_cumprod(
     """Return Stable Diffusion's alphas_cumprod [T], sqrt(beta) linear in t; float32, decreasing."""
     root_betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
     return torch.cumprod(1 - root_betas**2, dim=0).float()
+
+
+def usable_schedule(alphas_cumprod: Tensor) -> Tensor:
+    """Return alphas_cumprod [T] without its last timesteps if these are pure noise (zero terminal SNR).
+
+    From pure noise, x0 is undefined, so there is nothing to distill. Of a rescaled schedule
+    (arXiv 2305.08891) the last two of 1,000 are dropped. Raises ValueError for a schedule that is not
+    decreasing within (0, 1], or mostly noise.
+    """
+    values = alphas_cumprod.double()
+    if not (values.isfinite().all() and (values.diff() <= 0).all() and 0 <= values[-1] <= values[0] <= 1):
+        raise ValueError("the noise schedule is not decreasing between 1 and 0: check its betas")
+    usable = int((values > SMALLEST).sum())
+    if usable < 0.9 * len(values):
+        raise ValueError(
+            f"the noise schedule is pure noise at {len(values) - usable} of {len(values)} timesteps: "
+            "check its betas"
+        )
+    if usable < len(values):
+        logging.getLogger("amortized").info(
+            "the prior's last %d timesteps are pure noise; distilling from the first %d",
+            len(values) - usable,
+            usable,
+        )
+    return alphas_cumprod[:usable]
 
 
 def alphas_at(alphas_cumprod: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:

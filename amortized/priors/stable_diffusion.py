@@ -15,7 +15,7 @@ from amortized.priors.graphs import GraphedFunction
 from amortized.priors.multi_view import VIEWS_FILE, camera_vectors, join_views
 from amortized.priors.offload import OffloadedWeights
 from amortized.priors.precision import normalize_gradient_through
-from amortized.priors.schedule import alphas_at, velocity_to_noise
+from amortized.priors.schedule import alphas_at, usable_schedule, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention in the UNet
@@ -42,27 +42,24 @@ class StableDiffusionPrior:
         views_per_group: int = 1,
         offload: bool = False,
         graphs: bool = False,
+        identity: str = "",
     ) -> None:
         """Freeze the networks and wrap them.
 
         unet, vae        UNet2DConditionModel and AutoencoderKL of diffusers
-        alphas_cumprod   [T], decreasing
+        alphas_cumprod   [T], decreasing; last timesteps of pure noise are dropped
         prediction_type  "epsilon" or "v_prediction"
+        identity         of what the weights do not show, such as schedule and scaling; for the fingerprint
 
-        Raises ValueError for another prediction type, a schedule with zero terminal SNR, or parts that do not
-        fit each other.
+        Raises ValueError for another prediction type, or parts that do not fit each other.
         """
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"the prior's scheduler predicts '{prediction_type}'; "
                 "only epsilon and v_prediction can be distilled"
             )
-        if not alphas_cumprod[-1] > 1e-6:
-            raise ValueError(
-                "the prior's last timestep is pure noise (zero terminal SNR), from which x0 is undefined: "
-                "use a scheduler with rescale_betas_zero_snr=false"
-            )
-        _check_parts(unet, vae, text_encoder)
+        alphas_cumprod = usable_schedule(alphas_cumprod)
+        check_parts(unet, vae, text_encoder.width)
         if views_per_group > 1:
             join_views(unet, views_per_group)
         elif unet.config.class_embed_type is not None:
@@ -71,6 +68,7 @@ class StableDiffusionPrior:
                 f"the camera of a multi-view prior, its folder needs {VIEWS_FILE}"
             )
         self.views_per_group = views_per_group
+        self.identity = identity
         self.unet = unet.eval().requires_grad_(False)
         self._dtype: torch.dtype = unet.dtype
         self.vae = vae.eval().requires_grad_(False)
@@ -88,6 +86,7 @@ class StableDiffusionPrior:
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
+        self._shift, self._scale = (value.to(self.device) for value in latent_scaling(vae.config))
         self.latent_channels: int = unet.config.in_channels
         self.latent_size: int = unet.config.sample_size
         self.image_size = self.latent_size * 2 ** (len(vae.config.block_out_channels) - 1)
@@ -117,7 +116,7 @@ class StableDiffusionPrior:
         def encode_pixels(pixels: Tensor) -> Tensor:
             moments = compute_moments((pixels * 2 - 1).to(self.vae.dtype))
             mean, _ = moments.to(images.dtype).chunk(2, dim=1)
-            return mean * self.vae.config.scaling_factor
+            return (mean - self._shift.to(mean)) * self._scale.to(mean)
 
         pixels = self.resize(images).movedim(-1, 1)  # [B, 3, h, w]
         if self.vae.dtype == torch.float16:
@@ -125,7 +124,8 @@ class StableDiffusionPrior:
         return encode_pixels(pixels)
 
     def decode(self, latents: Tensor) -> Tensor:
-        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        unscaled = latents / self._scale.to(latents) + self._shift.to(latents)
+        pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
         return (pixels.to(latents.dtype) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
     def predict_noise(
@@ -205,13 +205,24 @@ class LoraWeights(torch.nn.Module):
         self.weights = torch.nn.ParameterDict({k.replace(".", "/"): v for k, v in weights.items()})
 
 
-def _check_parts(unet: Any, vae: Any, text_encoder: CLIPTextEncoder | T5TextEncoder) -> None:
+def latent_scaling(config: Any) -> tuple[Tensor, Tensor]:
+    """Return shift and scale [C, 1, 1] of a VAE: the denoiser's latents are (latents - shift) * scale."""
+    channels = config.latent_channels
+    shift, std = config.latents_mean, config.latents_std
+    shift = torch.tensor(
+        [config.shift_factor or 0.0] * channels if shift is None else shift, dtype=torch.float64
+    )
+    std = torch.tensor([1.0] * channels if std is None else std, dtype=torch.float64)
+    return shift[:, None, None], config.scaling_factor / std[:, None, None]
+
+
+def check_parts(unet: Any, vae: Any, text_width: int) -> None:
     """Raise ValueError for parts that do not fit each other, or a UNet that needs further conditions."""
     problem, width = None, unet.config.cross_attention_dim
     if unet.config.in_channels != vae.config.latent_channels:
         problem = f"takes {unet.config.in_channels} channels, but its VAE has {vae.config.latent_channels}"
-    elif isinstance(width, int) and width != text_encoder.width:
-        problem = f"takes text of width {width}, but its text encoder has {text_encoder.width}"
+    elif isinstance(width, int) and width != text_width:
+        problem = f"takes text of width {width}, but its text encoder has {text_width}"
     elif unet.config.addition_embed_type not in (None, "text"):
         problem = f"needs '{unet.config.addition_embed_type}' in addition to the text"
     if problem is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,11 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from amortized.conditioning.views import plain_text
 from amortized.guidance import published
 from amortized.guidance.learned import build_learned, denoising_loss
-from amortized.priors import PriorConfig, fingerprint_of, load_prior, load_stable_diffusion
-from amortized.priors.multi_view import read_num_views
+from amortized.priors import PriorConfig, load_prior, load_stable_diffusion
 from amortized.priors.stable_diffusion import StableDiffusionPrior
 from tests.guidance.closed_form import random_step
-from tests.tiny_sd import make_tiny_sd
 
 
 def config_of(folder: Path, **changes) -> PriorConfig:
@@ -121,36 +118,6 @@ def test_incompatible_parts_are_refused(folder, part, changes, problem):
     parts = {"unet": prior.unet, "vae": prior.vae, part: other, "text_encoder": prior.text_encoder}
     with pytest.raises(ValueError, match=f"this prior's UNet {problem}.*: only text-to-image models in"):
         StableDiffusionPrior(**parts, alphas_cumprod=prior.alphas_cumprod, prediction_type="epsilon")
-
-
-def test_the_views_file_of_a_hub_id_is_read(tmp_path, monkeypatch):
-    import transformers.utils
-
-    file, calls = tmp_path / "multi_view.json", []
-    file.write_text(json.dumps({"num_views": 4}))
-
-    def cached(repository, name, **how):
-        calls.append((repository, name, how["revision"], how["local_files_only"]))
-        return str(file)
-
-    def not_cached(*arguments, **how):
-        raise OSError("not in the cache")
-
-    monkeypatch.setattr(transformers.utils, "cached_file", cached)
-    assert read_num_views("someone/mvdream", "abc", allow_network=True) == 4
-    assert calls == [("someone/mvdream", "multi_view.json", "abc", False)]
-    for answer in (lambda *a, **k: None, not_cached):
-        monkeypatch.setattr(transformers.utils, "cached_file", answer)
-        assert read_num_views("someone/sd") == 1
-
-
-def test_a_fingerprint_depends_on_the_weights_only(folder, tmp_path):
-    prior = load_stable_diffusion(folder)
-    fingerprint = fingerprint_of(prior)
-    assert fingerprint == fingerprint_of(load_stable_diffusion(folder)) and len(fingerprint) == 16
-    prior.add_adapter(rank=2, scale=1.0)
-    assert fingerprint_of(prior) == fingerprint  # an adapter is not part of it
-    assert fingerprint_of(load_stable_diffusion(make_tiny_sd(tmp_path, seed=1))) != fingerprint
 
 
 # ---- half precision ---------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""The folder of a text encoder: CLIP's text model, alone or in a whole CLIP, or a T5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amortized.model_folders.configs import check_depth, check_name, check_no_adapter, known_values
+from amortized.model_folders.tokenizers import FILES, check_tokenizer
+from amortized.model_folders.weights import Weights, choose_files, read_weights
+from amortized.untrusted import read_json_object, short
+
+KINDS = {"clip": "CLIP", "clip_text_model": "CLIP", "t5": "T5"}
+CLIP = {
+    "vocab_size": "int",
+    "hidden_size": "int",
+    "intermediate_size": "int",
+    "projection_dim": "int | None",
+    "num_hidden_layers": "int",
+    "num_attention_heads": "int",
+    "max_position_embeddings": "int",
+    "hidden_act": "str",
+    "layer_norm_eps": "float",
+    "attention_dropout": "float",
+    "pad_token_id": "int | None",
+    "bos_token_id": "int | None",
+    "eos_token_id": "int | None",
+}
+T5 = {
+    "vocab_size": "int",
+    "d_model": "int",
+    "d_kv": "int",
+    "d_ff": "int",
+    "num_layers": "int",
+    "num_heads": "int",
+    "relative_attention_num_buckets": "int",
+    "relative_attention_max_distance": "int",
+    "dropout_rate": "float",
+    "layer_norm_epsilon": "float",
+    "feed_forward_proj": "str",
+    "pad_token_id": "int | None",
+    "eos_token_id": "int | None",
+}
+REQUIRED = {
+    "CLIP": (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+    ),
+    "T5": ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+}
+ARCHITECTURES = {
+    "CLIP": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
+    "T5": ("T5EncoderModel", "T5Model", "T5ForConditionalGeneration", "T5WithLMHeadModel"),
+}
+# What other versions of transformers leave in every config: it concerns training, text generation, or heads
+# that are not used, and is not passed on.
+LEFTOVERS = frozenset(
+    """
+    add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
+    dense_act_fn diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label initializer_factor initializer_range is_decoder is_encoder_decoder
+    is_gated_act label2id length_penalty logit_scale_init_value max_length min_length model_type
+    n_positions no_repeat_ngram_size num_beam_groups num_beams num_decoder_layers num_return_sequences
+    output_attentions output_hidden_states output_past output_scores pad_token_id prefix problem_type
+    projection_dim pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate scale_decoder_outputs sep_token_id suppress_tokens task_specific_params
+    temperature text_config text_config_dict tf_legacy_loss tie_encoder_decoder tie_word_embeddings
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
+    use_cache vision_config vision_config_dict
+    """.split()
+)
+ALIASES = {"T5": {"encoder.embed_tokens.weight": "shared.weight"}, "CLIP": {}}
+# Tensors of the other half of a CLIP or T5, and counters that are computed.
+UNUSED = {
+    "CLIP": (
+        "vision_model.",
+        "visual_projection.",
+        "text_projection.",
+        "logit_scale",
+        "embeddings.position_ids",
+    ),
+    "T5": ("decoder.", "lm_head."),
+}
+
+
+@dataclass(frozen=True)
+class TextFolder:
+    """A text encoder's checked config and the headers of its weights."""
+
+    kind: str  # CLIP or T5
+    config_file: Path
+    config: Mapping[str, Any]
+    weights: Weights
+    tokenizer: Path  # its folder
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens."""
+        return self.config.get("d_model" if self.kind == "T5" else "hidden_size", 512)
+
+    def rename(self, name: str, expected: Mapping[str, Any]) -> str | None:
+        """Return a stored tensor's name in the model, whose own names are in `expected`; None if unused."""
+        plain = name.removeprefix("text_model.")
+        if plain.startswith(UNUSED[self.kind]):
+            return None
+        # Whether a CLIP's names start so depends on the version of transformers.
+        return next((each for each in (name, plain, f"text_model.{name}") if each in expected), name)
+
+
+def read_text_folder(folder: Path, variant: str | None = None) -> TextFolder:
+    """Read a folder in diffusers format with text_encoder and tokenizer, or one in that of transformers.
+
+    Raises ValueError if it is neither, or invalid.
+    """
+    check_no_adapter(folder)
+    layered = (folder / "text_encoder").is_dir()
+    model, tokenizer = (folder / "text_encoder", folder / "tokenizer") if layered else (folder, folder)
+    check_no_adapter(model)
+    file = model / "config.json"
+    data = read_json_object(file)
+    if isinstance(kind := data.get("model_type"), str) and kind not in KINDS and kind.isidentifier():
+        raise ValueError(f"{short(file)}: its text encoder is a {short(kind)}, not a CLIP or a T5")
+    kind = KINDS[check_name(file, data, "model_type", KINDS)]
+    architectures = data.get("architectures")
+    for name in [] if architectures is None else architectures if isinstance(architectures, list) else [None]:
+        check_name(file, {"architectures": name}, "architectures", ARCHITECTURES[kind])
+    keys = CLIP if kind == "CLIP" else T5
+    config = known_values(file, data, keys, LEFTOVERS)
+    if data["model_type"] == "clip":  # a whole CLIP; the second key is of old versions, and has precedence
+        config = {}
+        for key in ("text_config", "text_config_dict"):
+            inner = data.get(key)
+            if inner is not None and not isinstance(inner, dict):
+                raise ValueError(f"{short(file)}: '{key}' must be an object")
+            config |= known_values(file, inner or {}, keys, LEFTOVERS)
+    missing = [key for key in REQUIRED[kind] if key not in config]
+    # The configs of transformers omit values that equal its defaults only inside "text_config".
+    if missing and data["model_type"] != "clip":
+        raise ValueError(f"{short(file)} lacks '{missing[0]}'")
+    weights = read_weights(model, "model", variant)
+    check_depth(file, config, len(weights.tensors))
+    check_tokenizer(tokenizer)
+    return TextFolder(kind, file, config, weights, tokenizer)
+
+
+def wanted_files(names: list[str]) -> list[str]:
+    """Return which files of a repository to download: config, tokenizer and weights."""
+    layered = any(name.startswith("text_encoder/") for name in names)
+    prefix = "text_encoder/" if layered else ""
+    inside = [
+        name.removeprefix(prefix)
+        for name in names
+        if name.startswith(prefix) and "/" not in name[len(prefix) :]
+    ]
+    chosen = [
+        f"{prefix}{name}"
+        for name in ("config.json", *choose_files(inside, "model", None, Path(prefix or ".")))
+    ]
+    folder = "tokenizer/" if layered else ""
+    return chosen + [f"{folder}{name}" for name in FILES if f"{folder}{name}" in names]
