@@ -144,7 +144,7 @@ def changed(data: Any, numbers: list[int], value: Any) -> Any:
 
 
 CHANGES = settings(
-    max_examples=1200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 NUMBERS = st.lists(st.integers(0, 40), min_size=1, max_size=4)
 
