@@ -1,6 +1,5 @@
 """Logs, warnings, stopping rules, traces, and the watchdog."""
 
-from amortized.monitoring.best_effort import BestEffort
 from amortized.monitoring.config import MonitorConfig
 from amortized.monitoring.forecast import forecast
 from amortized.monitoring.monitor import (
@@ -17,7 +16,6 @@ from amortized.monitoring.watchdog import Watchdog
 
 __all__ = [
     "WEIGHTS",
-    "BestEffort",
     "MonitorConfig",
     "RunFacts",
     "StepMonitor",

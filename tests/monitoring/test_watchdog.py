@@ -15,38 +15,35 @@ from amortized.monitoring import Watchdog
 from amortized.monitoring.forecast import duration, forecast
 from amortized.parallel import World
 
-TIMEOUT_S = 0.6
 
-
-def work(folder: Path, silent_s: float) -> None:
-    """Beat for a while, be silent, then exit with status 0."""
+def work(folder: Path, timeout_s: float, silent_s: float) -> None:
+    """Beat once, be silent, then exit with status 0."""
     sys.stderr = open(os.devnull, "w")
-    watchdog = Watchdog(folder, World(), TIMEOUT_S)
-    for _ in range(10):
-        watchdog.beat("a step")
-        time.sleep(0.05)
-    end = time.process_time() + silent_s
-    while time.process_time() < end:  # this process's own time, which does not pass while it is stopped
-        pass
+    watchdog = Watchdog(folder, World(), timeout_s)
+    watchdog.beat("a step")
+    (folder.parent / "silent").touch()
+    for _ in range(round(10 * silent_s)):  # short sleeps: a stop prolongs only the one that it meets
+        time.sleep(0.1)
     watchdog.close()
     os._exit(0)
 
 
-def start(folder: Path, silent_s: float) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=work, args=(folder, silent_s))
+def start(folder: Path, timeout_s: float, silent_s: float) -> multiprocessing.process.BaseProcess:
+    arguments = (folder, timeout_s, silent_s)
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
     process.start()
+    while not (folder.parent / "silent").exists():
+        time.sleep(0.01)
     return process
 
 
 def test_a_process_that_was_stopped_for_longer_than_the_limit_is_not_stuck(tmp_path):
-    process = start(tmp_path, 0.1)
-    for _ in range(2):
-        time.sleep(0.15)
-        os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(2 * TIMEOUT_S)
-        os.kill(process.pid, signal.SIGCONT)
+    process = start(tmp_path / "stacks", timeout_s=2.0, silent_s=0.8)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    os.kill(process.pid, signal.SIGCONT)
     process.join(20)
-    assert process.exitcode == 0 and not list(tmp_path.iterdir())
+    assert process.exitcode == 0 and not (tmp_path / "stacks").exists()
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -54,7 +51,7 @@ def test_a_stuck_process_ends_even_if_its_stacks_cannot_be_written(tmp_path, wri
     folder = tmp_path / "stacks"
     if not writable:
         folder.write_text("a file")
-    process = start(folder, 60)
+    process = start(folder, timeout_s=0.5, silent_s=60)
     process.join(20)
     assert process.exitcode == 1
     assert not writable or "a step" in (folder / "process_00000.txt").read_text()
