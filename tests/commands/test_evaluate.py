@@ -37,7 +37,7 @@ def test_one_prompt_is_scored(run, trained, tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere"], "holds no run"),
-        (["{run}", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["{run}", "--prompts", "nowhere.txt"], "cannot read nowhere.txt"),
         (["{run}", "--prompts", "t3bench"], "corpus must be one of"),
         (["{run}", "corpus=df415"], "corpus=df415 would change what the run trained: to evaluate other"),
     ],

@@ -191,7 +191,7 @@ def test_a_read_only_output_folder(tmp_path: Path, monkeypatch) -> None:
 def test_memory(text: str, detail: str, monkeypatch) -> None:
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 3 * GIB // 4096}
     monkeypatch.setattr(checks.os, "sysconf", sizes.__getitem__)
-    monkeypatch.setattr(checks.Path, "read_text", lambda path: text)
+    monkeypatch.setattr(checks.Path, "read_text", lambda path, **how: text)
     monkeypatch.setattr(checks, "NEEDED_GIB", 2)
     memory = named_row(checks.storage_rows("outputs"), "memory")
     assert (memory.detail, memory.state) == (detail, "wrong" if "free" in detail else "ok")
