@@ -2,8 +2,8 @@
 
 A prior in diffusers format, a CLIP or T5 text encoder, a CLIP in open_clip's format. Each reader returns
 plain values and the headers of the weights. Nothing here runs code of a folder, follows the name of another
-model, reads a pickle or uses a network, except `local_folder` if allowed. All failures are one ValueError that
-names the file, the key or tensor, and the rule.
+model, reads a pickle or uses a network, except `local_folder` if allowed. All failures are one ValueError
+that names the file, the key or tensor, and the rule.
 """
 
 from amortized.model_folders.clip_folder import ClipFolder, read_clip_folder

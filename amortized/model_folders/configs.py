@@ -139,7 +139,7 @@ def sentences(subject: str) -> Iterator[None]:
     except MemoryError:
         raise
     except BaseException as error:
-        # Parsers written in Rust raise PanicException, which is no Exception.
+        # Parsers written in Rust raise PanicException, which does not derive from Exception.
         panicked = type(error).__name__ == "PanicException"
         out_of_memory = type(error).__name__ == "OutOfMemoryError"
         if out_of_memory or not (panicked or isinstance(error, Exception)):

@@ -33,8 +33,9 @@ SCHEDULERS = tuple(
     f"{name}Scheduler"
     for name in (
         "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel PNDM LMSDiscrete EulerDiscrete "
-        "EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverMultistepInverse "
-        "DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep SASolver"
+        "EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep "
+        "DPMSolverMultistepInverse DPMSolverSinglestep DPMSolverSDE DEISMultistep UniPCMultistep "
+        "SASolver"
     ).split()
 )
 SCHEDULE = {

@@ -26,7 +26,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torc
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Where a tensor lies, and what its header says."""
+    """A tensor of a file, by its header."""
 
     file: Path
     name: str  # in the file
@@ -101,7 +101,8 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
         others = sorted(name for name in names if name.endswith(OTHER_FORMATS))
         remedy = others and (
             f"; it has {short(others[0])}, which is not read, because such files can run code: if you "
-            "trust it, load it with its library and save it again by save_pretrained(FOLDER, safe_serialization=True)"
+            "trust it, load it with its library and save it again by "
+            "save_pretrained(FOLDER, safe_serialization=True)"
         )
         raise ValueError(f"{short(folder)} has no {stem}.safetensors{remedy or ''}")
     if variant is None and "" not in found and len(found) > 1:
@@ -151,7 +152,7 @@ def _memory() -> int:
 
 
 def build_empty(file: Path, build: Callable[[], Any]) -> Any:
-    """Return a network without memory for its weights; raises ValueError if `file`, its config, is invalid."""
+    """Return a network without memory for its weights; raises ValueError if its config is invalid."""
     import torch
 
     with sentences(f"{short(file)} does not describe a network that can be built"), torch.device("meta"):

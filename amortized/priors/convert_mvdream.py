@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amortized.model_folders import first_line, load_tokenizer, local_folder
 from amortized.priors.multi_view import CAMERA_WIDTH, VIEWS_FILE
+from amortized.untrusted import open_regular
 
 
 def _unet() -> dict[str, Any]:
@@ -71,10 +73,12 @@ class NetworkConfigs:
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Load a state dict; raises ValueError if the file is unreadable or contains anything but tensors."""
+    with open_regular(file, 2**40):  # neither a pipe nor a device
+        pass
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # refused by the unpickler, a damaged archive, a missing file
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"{file} cannot be loaded as a file of tensors only, and other files are refused: {reason}"
         ) from error
@@ -140,14 +144,12 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
     checkpoint.
     """
     from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
-    from transformers import CLIPTokenizer
 
     configs = configs or NetworkConfigs()
     for name, network in convert_networks(read_state_dict(file), configs).items():
         network.to(torch.float16).save_pretrained(folder / name)  # type: ignore[operator]
-    CLIPTokenizer.from_pretrained(tokenizer, subfolder="tokenizer", local_files_only=True).save_pretrained(
-        folder / "tokenizer"
-    )
+    own = load_tokenizer(local_folder(tokenizer) / "tokenizer", "CLIPTokenizer")
+    own.save_pretrained(folder / "tokenizer")
     DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -49,7 +49,7 @@ class StableDiffusionPrior:
         unet, vae        UNet2DConditionModel and AutoencoderKL of diffusers
         alphas_cumprod   [T], decreasing; last timesteps of pure noise are dropped
         prediction_type  "epsilon" or "v_prediction"
-        identity         of what the weights do not show, such as schedule and scaling; for the fingerprint
+        identity         a text for the fingerprint: schedule, scaling and other properties besides weights
 
         Raises ValueError for another prediction type, or parts that do not fit each other.
         """

@@ -41,6 +41,30 @@ def test_a_saved_state_is_restored_bit_for_bit(tmp_path):
     assert (tmp_path / "latest").read_text() == "step_000005\n"
 
 
+@pytest.mark.parametrize(
+    ("stored", "prior", "outcome"),
+    [
+        ("2:" + "0" * 16, "2:" + "0" * 16, "loaded"),
+        ("2:" + "0" * 16, "2:" + "1" * 16, "refused"),
+        ("0" * 16, "2:" + "1" * 16, "noted"),  # of a version that read four numbers of each tensor
+        ("0" * 16, "", "refused"),
+        ("", "2:" + "1" * 16, "refused"),
+        ("", "", "loaded"),
+    ],
+)
+def test_the_priors_fingerprint_is_compared(tmp_path, stored, prior, outcome):
+    checkpoints, notes = Checkpoints(tmp_path, CheckpointConfig(), World()), []
+    meta = CheckpointMeta(step=5, prompts_seen=20, prior=stored, text_dim=4)
+    checkpoints.save(state_of(5), meta)
+    checkpoints.wait()
+    if outcome == "refused":
+        with pytest.raises(CheckpointError, match="trained with another prior"):
+            checkpoints.restore(state_of(8), prior, notes.append)
+    else:
+        assert checkpoints.restore(state_of(8), prior, notes.append) == meta
+        assert [("older version" in note) for note in notes] == [True] * (outcome == "noted")
+
+
 def test_no_file_is_a_pickle(tmp_path):
     saved(tmp_path, 5)
     assert {path.suffix for path in (tmp_path / "step_000005").iterdir()} == {".safetensors", ".json"}

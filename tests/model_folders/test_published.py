@@ -44,7 +44,7 @@ def test_known_keys_are_those_of_the_libraries() -> None:
         assert set(keys) <= {field.name for field in fields(kind)}
 
 
-# Scheduler configs as they were published, with what they mean.
+# Scheduler configs as they were published, and their prediction types.
 PUBLISHED = {
     "1.4, 2022": (
         {"_class_name": "PNDMScheduler", "_diffusers_version": "0.7.0.dev0", "beta_end": 0.012,
