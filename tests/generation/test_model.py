@@ -113,4 +113,7 @@ def test_the_card_shows_scores_and_escapes_text(tmp_path: Path) -> None:
     (tmp_path / "evaluation/results.json").write_text(json.dumps({"metrics": metrics}))
     card = model_card(tmp_path, "name", config)
     assert "| volumetric IoU with the ground truth | 0.900 [0.850, 0.950] |" in card
+    metrics["iou"] |= {"low": None, "high": None, "n": 1}  # one prompt has no interval
+    (tmp_path / "evaluation/results.json").write_text(json.dumps({"metrics": metrics}))
+    assert "| volumetric IoU with the ground truth | 0.900 |" in model_card(tmp_path, "name", config)
     assert r"mine\|\<b\> \`x\`" in card and "| steps | 1,200 |" in card
