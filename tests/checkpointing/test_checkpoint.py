@@ -18,6 +18,7 @@ from torch import nn
 from amortized.checkpointing import (
     CheckpointConfig,
     CheckpointError,
+    CheckpointMeta,
     Checkpoints,
     list_checkpoints,
     load_generator,
