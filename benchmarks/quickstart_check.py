@@ -51,6 +51,7 @@ def evaluate(folder: Path, device: str) -> float:
     """Evaluate the run and return the seconds."""
     changes = () if device.startswith("cuda") else SMALL
     command = [sys.executable, "evaluate.py", str(folder), "evaluation.turntable_frames=0", *changes]
+    command += ["--output", str(folder / "evaluation")]
     start = time.perf_counter()
     if status := subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit(f"evaluate.py ended with status {status}")

@@ -72,7 +72,7 @@ def partial_of(folder: Path) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context: a failure of the disk is one sentence with the path, or that of the folder it will replace."""
+    """Context: failures of the disk become one sentence with the path, a partial folder being its target."""
     if hidden := re.fullmatch(r"\.(.+)\.partial", path.name):
         path = path.with_name(hidden[1])
     try:

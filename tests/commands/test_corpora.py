@@ -19,6 +19,12 @@ PROMPTS = [
 ]
 
 
+def results_of(folder, selection: str) -> dict:
+    """The results of an evaluation of a part of the corpus."""
+    (path,) = (folder / "evaluations").glob(f"{selection}/results.json")
+    return json.loads(path.read_text())
+
+
 def test_a_users_corpus_from_shards_to_scores(run, prior, tmp_path):
     corpus, text, folder = tmp_path / "mine.jsonl", tmp_path / "text", tmp_path / "run"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
@@ -34,14 +40,14 @@ def test_a_users_corpus_from_shards_to_scores(run, prior, tmp_path):
     quick = (clip, "evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.grid=16")
     judged = run("evaluate.py", str(folder), "--split", "heldout", *quick)
     assert judged.returncode == 0, judged.stderr
-    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    results = results_of(folder, "split-heldout-*")
     near = [(row["text"], row["near_train"]) for row in results["prompts"]]
     assert near == [(PROMPTS[1]["prompt"], PROMPTS[2]["prompt"]), ("a torus", None)]
     assert list(results["by_split"]) == ["heldout", "heldout, unlike any trained"]
     assert results["chance"]["gallery"] == 4
     limited = run("evaluate.py", str(folder), "--limit", "1", "evaluation.gallery=prompts", *quick)
     assert limited.returncode == 0, limited.stderr
-    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    results = results_of(folder, "limit-1-*")
     assert [row["id"] for row in results["prompts"]] == ["first"] and results["chance"]["gallery"] == 1
     for arguments, sentence in (
         (("--split", "dev"), "has no list named dev"),
