@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+TORCH ?= auto
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 LOWEST := .venv-lowest
 RUN ?= outputs/quickstart
 PYTEST_WORKERS ?= 2
@@ -18,7 +20,7 @@ PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
-.PHONY: help quickstart doctor test test-lowest bench guidance-bench gpu-bundle gpu-check lint report weights lock clean
+.PHONY: help quickstart install doctor test test-lowest bench guidance-bench gpu-bundle gpu-check lint report weights lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -27,6 +29,10 @@ quickstart: $(READY) ## train on 16 prompts, evaluate, print the path of the rep
 	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) ))
 	$(LAUNCH) evaluate.py outputs/quickstart
 	@echo "The report: file://$(CURDIR)/outputs/quickstart/evaluation/index.html"
+	@echo 'Next: . $(BIN)/activate && amortized generate outputs/quickstart "a red cube"'
+
+install: ## install into .venv, or update it (TORCH=cpu or TORCH=cuda chooses the build of torch)
+	$(INSTALL)
 
 doctor: $(READY) ## check this machine and print how to fix what is missing (ARGS=CONFIG for a run)
 	$(BIN)/python -m amortized.doctor $(ARGS)
@@ -58,7 +64,7 @@ lint: $(READY) ## check style and types
 report: ## print the path of the report of RUN=outputs/quickstart, and open it on a desktop
 	@page="$(RUN)/evaluation/index.html"; \
 	if [ ! -f "$$page" ]; then \
-		echo "error: there is no report $$page; run 'make quickstart' or 'python evaluate.py $(RUN)'" >&2; exit 1; \
+		echo "error: there is no report $$page; run 'make quickstart' or 'amortized evaluate $(RUN)'" >&2; exit 1; \
 	fi; \
 	echo "file://$$(realpath "$$page")"; \
 	if [ -n "$${DISPLAY:-}$${WAYLAND_DISPLAY:-}" ] && command -v xdg-open >/dev/null; then xdg-open "$$page"; fi
@@ -76,20 +82,21 @@ clean: ## remove caches and build products; runs and the virtual environment sta
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
-$(READY): requirements.lock pyproject.toml
+# TORCH: auto takes torch without CUDA if there is no NVIDIA driver and TORCH_INDEX can be reached.
+define INSTALL
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: Python 3.11 or newer is needed, but '$(PYTHON)' is not; name one with make PYTHON=python3.12" >&2; \
 		exit 1; }
-	@echo "Installing into $(VENV) (about 5 GB, some minutes, once) ..."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@$(PYTHON) -m amortized.doctor.install $(VENV) --torch $(TORCH) --torch-index $(TORCH_INDEX)
+endef
+
+$(READY): requirements.lock pyproject.toml
+	$(INSTALL)
 
 # Direct requirements at their lower bounds, indirect ones as new as possible.
 $(LOWEST)/.installed: pyproject.toml
-	@echo "Installing into $(LOWEST) (about 6 GB, some minutes, once) ..."
+	@echo "Installing into $(LOWEST) (about 7 GB, some minutes, once) ..."
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]"
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]"
 	@touch $@

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import amortized
+from amortized.doctor.install import SIZES, TORCH_INDEX
 
+INSTALL = "-m amortized.doctor.install"
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
@@ -102,7 +104,7 @@ def test_targets_create_the_environment_first(target: str, tmp_path: Path) -> No
     done = make(copy_build_files(tmp_path), "--dry-run", target)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    install = next(i for i, line in enumerate(lines) if "-r requirements.lock" in line)
+    install = next(i for i, line in enumerate(lines) if INSTALL in line)
     command = re.compile(r"(OMP_NUM_THREADS=.+ )?\.venv/bin/(?!python -m pip )")
     use = next(i for i, line in enumerate(lines) if command.match(line))
     assert install < use
@@ -112,10 +114,28 @@ def test_an_installed_environment_is_reused_until_the_lock_changes(tmp_path: Pat
     copy_build_files(tmp_path)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".installed").touch()
-    assert "pip install" not in make(tmp_path, "--dry-run", "test").stdout
+    assert INSTALL not in make(tmp_path, "--dry-run", "test").stdout
     later = (tmp_path / ".venv" / ".installed").stat().st_mtime + 5
     os.utime(tmp_path / "requirements.lock", (later, later))
-    assert "pip install" in make(tmp_path, "--dry-run", "test").stdout
+    assert INSTALL in make(tmp_path, "--dry-run", "test").stdout
+
+
+def test_install_passes_the_build_of_torch(tmp_path: Path) -> None:
+    copy_build_files(tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    words = ["install", "TORCH=cpu", "TORCH_INDEX=file:///mirror", "PYTHON=python3.12"]
+    [line] = [line for line in make(tmp_path, "--dry-run", *words).stdout.splitlines() if INSTALL in line]
+    assert line == f"python3.12 {INSTALL} .venv --torch cpu --torch-index file:///mirror"
+    makefile = (ROOT / "Makefile").read_text()
+    assert TORCH_INDEX in makefile and TORCH_INDEX in (ROOT / "Dockerfile").read_text()
+
+
+def test_pages_state_the_size_of_an_installation() -> None:
+    for page in ("README.md", "docs/quickstart.md"):
+        text = (ROOT / page).read_text()
+        for disk, download in SIZES.values():
+            assert f"{disk} GB" in text and f"{download} GB" in text, page
 
 
 @pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (3, 2), (4, 4), (12, 4)])
@@ -192,8 +212,12 @@ def test_dockerfile() -> None:
     by_name = {stage.split("\n", 1)[0]: stage for stage in stages}
     for name in ("cpu", "cuda"):
         assert "\nUSER 1000\n" in by_name[name]
-        assert '\nENTRYPOINT ["python", "train.py"]\n' in by_name[name]
+        assert '\nENTRYPOINT ["amortized"]\n' in by_name[name]
         assert "--constraint requirements.lock" in by_name[name]
+    caches = re.findall(r"\b\w+_(?:DIR|HOME)=(\S+)", by_name["cuda"])
+    assert len(caches) == 2 and all(
+        cache.startswith("/tmp/") for cache in caches
+    )  # the root may be read-only
     copied = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied >= {
         "amortized",

@@ -1,9 +1,9 @@
 """Check this machine for training: what it has, what is missing, and the command that fixes it.
 
   amortized doctor                           the machine, and the embedded models
-  amortized doctor configs/quickstart.yaml   and the models that this preset names
+  amortized doctor configs/quickstart.yaml   and what this preset needs: models, devices, packages
 
-`missing` and `wrong` are required, `-` is optional. Only settings that name folders or models are used.
+`missing` and `wrong` are required, `-` is optional. Other settings are not checked.
 Exit status: 0 if everything required is there, 1 if not, 2 if the settings cannot be read.
 """
 
@@ -17,8 +17,10 @@ from dataclasses import asdict
 from itertools import groupby
 
 from amortized.cli import parser_for
-from amortized.doctor.machine import Row, device_rows, import_torch, optional_rows, storage_rows, version_rows
+from amortized.doctor.machine import Row, device_rows, import_torch, storage_rows
 from amortized.doctor.models import model_rows, resources_of, shard_rows
+from amortized.doctor.needs import needs_of
+from amortized.doctor.packages import install_project, optional_rows, version_rows
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -51,14 +53,18 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Run all checks, print the report and return the exit status."""
     torch, torch_error = import_torch()
-    rows = [*version_rows(torch, torch_error), *device_rows(torch), *optional_rows(torch)]
+    rows = list(version_rows(torch, torch_error))
     try:
-        resources = resources_of(args.words)
+        needs, resources = needs_of(args.words), resources_of(args.words)
+        rows += device_rows(torch, needs)
+        rows += optional_rows(torch, needs)
         rows += storage_rows(resources.output)
         rows += model_rows(resources)
         rows += shard_rows(resources.shards)
-    except ImportError as error:
-        rows.append(Row("models", "all", "wrong", f"cannot be checked: {error}", "pip install -e ."))
+    except ImportError as error:  # a package that reads settings or weights
+        checked = {row.group for row in rows}
+        rows += [] if "devices" in checked else [*device_rows(torch), *optional_rows(torch)]
+        rows.append(Row("models", "all", "wrong", f"cannot be checked: {error}", install_project()))
     except ValueError as error:
         print(f"amortized.doctor: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from amortized.cli import preset_paths
 from amortized.doctor.machine import FIXES, Row, make_row
+from amortized.doctor.needs import layers_of
 from amortized.files import PROJECT, in_project
 
 PRIOR, CLIP = "prior.path", "evaluation.clip"
@@ -37,14 +38,10 @@ def resources_of(words: Sequence[str]) -> Resources:
         ConfigError: the preset or an override cannot be read.
     """
     from amortized.config import build_config
-    from amortized.config.presets import parse_overrides, read_presets
 
-    presets = [Path(in_project(word)) for word in words[:1] if "=" not in word]
-    layers = [layer for path in presets for _, layer in read_presets(path)]
-    layers += parse_overrides(words[len(presets) :])
-    keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision"}
-    keys |= {"variant": "prior.variant", "allow_network": "prior.allow_network"}
-    keys |= {"clip": CLIP, "shards": "text.shards"}
+    layers = layers_of(words)
+    keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
+    keys |= {"variant": "prior.variant", "allow_network": "prior.allow_network", "shards": "text.shards"}
     values = {name: setting(layers, key) for name, key in keys.items()}
     return build_config(Resources, {name: value for name, value in values.items() if value is not None})
 

@@ -16,7 +16,9 @@ Engine = Literal["auto", "torch", "tiny-cuda-nn", "triton"]
 PACKAGES = {"tiny-cuda-nn": "tinycudann", "triton": "triton"}
 GPU_FEATURES = (1, 2, 4, 8)  # features per level that the GPU engines support
 INSTALL = {
-    "tiny-cuda-nn": "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
+    # Its build imports torch, which an isolated build lacks.
+    "tiny-cuda-nn": "pip install --no-build-isolation "
+    "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
     "triton": "pip install triton",
 }
 

@@ -94,7 +94,7 @@ def build_strategy(
         return FSDP2Strategy(trained, optimizer, world)
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError(
-            f"distributed.strategy={config.strategy} needs deepspeed: pip install 'amortized3d[distributed]'"
+            f"distributed.strategy={config.strategy} needs deepspeed: pip install 'deepspeed>=0.19'"
         )
     from amortized.parallel.zero import DeepSpeedStrategy
 

@@ -12,7 +12,7 @@ import pytest
 
 from amortized import cli, files
 from amortized.doctor import machine as checks
-from amortized.doctor import models
+from amortized.doctor import models, packages
 from amortized.doctor.machine import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ REQUIRES = [
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Simulate a machine with all tools; return its installed versions, which tests may change."""
-    versions = {name: "9.0" for name in checks.ALWAYS_SHOWN} | {"numpy": "2.4"}
+    versions = {name: "9.0" for name in packages.ALWAYS_SHOWN} | {"numpy": "2.4"}
     project = Message()
     project["Requires-Python"] = ">=3.9"
 
@@ -42,7 +42,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         metadata=lambda name: project,
         PackageNotFoundError=PackageNotFoundError,
     )
-    monkeypatch.setattr(checks, "metadata", installed)
+    monkeypatch.setattr(packages, "metadata", installed)
     monkeypatch.setattr(checks.shutil, "which", lambda name, *_: f"/usr/bin/{name}")
     usage = SimpleNamespace(free=100 * GIB, total=100 * GIB)
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from amortized.doctor import __main__ as command
-from amortized.doctor import machine as checks
 from amortized.doctor.machine import Row
+from amortized.doctor.packages import OPTIONAL
 from tests.doctor.rows import EMBEDDED, named_row, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_optional_packages_are_not_imported(tmp_path: Path) -> None:
     """Every optional package is installed, as a stub that exits on import."""
-    modules = [*checks.OPTIONAL, "tinycudann"]
+    modules = [*OPTIONAL, "tinycudann"]
     for name in modules:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported')")
@@ -44,7 +44,7 @@ def test_optional_packages_are_not_imported(tmp_path: Path) -> None:
         "storage",
         "models",
     ]
-    assert all(named_row(rows, name).state == "ok" for name in (*checks.OPTIONAL, "tiny-cuda-nn"))
+    assert all(named_row(rows, name).state == "ok" for name in (*OPTIONAL, "tiny-cuda-nn"))
     assert named_row(rows, "CPU").detail.startswith(f"usable cores: {len(os.sched_getaffinity(0))},")
 
 

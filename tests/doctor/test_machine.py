@@ -1,11 +1,8 @@
-"""The doctor reports missing and broken packages, devices, disk and memory, each with a fix."""
+"""The doctor reports devices, disk and memory, each problem with a fix."""
 
 from __future__ import annotations
 
 import os
-import sys
-from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,126 +10,8 @@ import pytest
 
 from amortized.doctor import machine as checks
 from amortized.doctor.machine import GIB
-from amortized.encodings import engines
-from tests.doctor.rows import named_row, report
-
-
-def test_an_old_or_absent_requirement_fails(machine, capsys) -> None:
-    machine["torch"] = "2.12.1+cu128"
-    machine.pop("numpy")
-    status, rows = report(capsys)
-    torch, numpy = named_row(rows, "torch"), named_row(rows, "numpy")
-    assert status == 1
-    assert torch.state == "wrong" and torch.detail.startswith("2.12.1+cu128 (>=2.13)")
-    assert torch.fix == 'pip install "torch>=2.13"'
-    assert (numpy.state, numpy.detail) == ("missing", "not installed (<3,>=2)")
-    assert numpy.fix == 'pip install "numpy<3,>=2"'
-
-
-@pytest.mark.parametrize("version", ["2.13", "2.13.0+cu130", "3.0rc1"])
-def test_versions_within_bounds(machine, version: str) -> None:
-    machine["torch"] = version
-    rows = list(checks.version_rows(SimpleNamespace(version=SimpleNamespace(cuda="13.0")), ""))
-    torch = named_row(rows, "torch")
-    assert (torch.state, torch.detail) == ("ok", f"{version} (>=2.13), CUDA 13.0")
-    # No rows for other requirements that are met, for extras or for other platforms.
-    assert [row.name for row in rows] == ["amortized3d", *checks.ALWAYS_SHOWN]
-
-
-def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.platform, "python_version", lambda: "3.8.1")
-    python = named_row(checks.version_rows(None, ""), "python")
-    assert (python.state, python.detail) == ("wrong", "3.8.1 (>=3.9)") and "PYTHON=" in python.fix
-
-
-def test_without_an_installed_project_there_are_no_bounds(machine, monkeypatch, capsys) -> None:
-    def absent(name: str):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(checks.metadata, "metadata", absent)
-    machine["torch"] = "0.1"
-    status, rows = report(capsys)
-    project = named_row(rows, "amortized3d")
-    assert status == 0 and (project.state, project.fix) == ("-", "pip install -e .")
-    assert named_row(rows, "torch").state == "ok"
-
-
-def test_a_broken_torch_is_reported_with_all_other_rows(monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    status, rows = report(capsys)
-    torch = named_row(rows, "torch")
-    assert status == 1 and torch.state == "wrong" and "cannot be imported" in torch.detail
-    assert torch.fix == checks.REINSTALL
-    assert {"CPU", "deepspeed", "disk", "embedded"} <= {row.name for row in rows}
-
-
-def test_without_yaml_the_other_rows_are_reported(monkeypatch, capsys) -> None:
-    for name in ("yaml", *(name for name in sys.modules if name.startswith("amortized.config"))):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    status, rows = report(capsys)
-    assert status == 1 and named_row(rows, "all").fix == "pip install -e ."
-    assert named_row(rows, "torch").state == "ok"
-
-
-def test_absent_optional_packages_do_not_fail(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    monkeypatch.setattr(engines, "installed", lambda name: False)
-    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
-    status, rows = report(capsys)
-    fixes = {row.name: row.fix for row in rows if row.group == "optional" and row.state == "-"}
-    assert status == 0
-    assert set(fixes) == {*checks.OPTIONAL, *engines.PACKAGES, "g++", "ninja"}
-    assert fixes["deepspeed"] == 'pip install "amortized3d[distributed]"'
-    assert fixes["wandb"] == 'pip install "wandb"'
-    assert fixes["tiny-cuda-nn"] == engines.INSTALL["tiny-cuda-nn"]
-    assert fixes["g++"] == "apt-get install g++"
-
-
-def test_a_plain_folder_is_not_an_installed_package(machine, monkeypatch) -> None:
-    """Tracked runs leave a folder `wandb`, which Python finds as a namespace package."""
-    origins = {
-        "wandb": None,
-        "trackio": "/site/trackio/__init__.py",
-        "deepspeed": "/site/deepspeed/__init__.py",
-    }
-    monkeypatch.setattr(
-        checks,
-        "find_spec",
-        lambda name: ModuleSpec(name, None, origin=origins[name]) if name in origins else None,
-    )
-    machine["deepspeed"] = "1.5.3"
-    rows = list(checks.optional_rows(None))
-    assert [named_row(rows, name).detail for name in origins] == ["not installed", "installed", "1.5.3"]
-
-
-def test_ninja_of_an_environment_that_is_not_activated(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
-    monkeypatch.setattr(checks.sys, "executable", str(tmp_path / "python"))
-    assert named_row(checks.optional_rows(None), "ninja").fix == "pip install ninja"
-    (tmp_path / "ninja").touch()
-    assert named_row(checks.optional_rows(None), "ninja").fix == f'export PATH="{tmp_path}:$PATH"'
-
-
-def torch_with(gpus: list, *, cuda: str | None = "13.0", nccl: bool = True) -> SimpleNamespace:
-    def properties(index: int):
-        if isinstance(gpus[index], Exception):
-            raise gpus[index]
-        return gpus[index]
-
-    return SimpleNamespace(
-        version=SimpleNamespace(cuda=cuda),
-        get_num_threads=lambda: 3,
-        backends=SimpleNamespace(cpu=SimpleNamespace(get_cpu_capability=lambda: "AVX2")),
-        cuda=SimpleNamespace(
-            is_available=lambda: bool(gpus),
-            device_count=lambda: len(gpus),
-            get_device_properties=properties,
-        ),
-        distributed=SimpleNamespace(
-            is_available=lambda: True, is_gloo_available=lambda: True, is_nccl_available=lambda: nccl
-        ),
-    )
+from amortized.doctor.needs import needs_of
+from tests.doctor.rows import named_row, torch_with
 
 
 def test_devices() -> None:
@@ -149,13 +28,45 @@ def test_devices() -> None:
 
 @pytest.mark.parametrize(
     ("cuda", "driver", "fix"),
-    [("13.0", True, "nvidia-smi"), (None, True, checks.REINSTALL), (None, False, "")],
+    [("13.0", True, "nvidia-smi"), (None, True, "torch torchvision"), (None, False, "")],
 )
 def test_a_machine_without_a_gpu_does_not_fail(cuda, driver, fix, monkeypatch) -> None:
     monkeypatch.setattr(checks.shutil, "which", lambda name: name if driver else None)
     rows = list(checks.device_rows(torch_with([], cuda=cuda, nccl=False)))
-    assert (named_row(rows, "CUDA").state, named_row(rows, "CUDA").fix) == ("-", fix)
+    row = named_row(rows, "CUDA")
+    assert row.state == "-" and row.fix.endswith(fix) and bool(row.fix) == bool(fix)
     assert (named_row(rows, "gloo").state, named_row(rows, "nccl").state) == ("ok", "-")
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("setting", "needed"),  # the number of GPUs
+    [
+        ("device=auto", 0),
+        ("device=cpu", 0),
+        ("device=cuda", 1),
+        ("device=cuda:1", 2),
+        ("prior.denoiser_device=cuda:0", 1),
+        ("prior.denoiser_device=cuda:7", 8),
+        ("prior.denoiser_device=null", 0),
+        ("generator.grid.engine=tiny-cuda-nn", 1),
+        ("generator.grid.engine=torch", 0),
+    ],
+)
+def test_a_gpu_that_the_settings_need_is_required(setting: str, needed: int, gpus: int) -> None:
+    gpu = SimpleNamespace(name="New", total_memory=80 * GIB, major=9, minor=0)
+    rows = list(checks.device_rows(torch_with([gpu] * gpus), needs_of([setting])))
+    failed = [row for row in rows if row.fails]
+    assert bool(failed) == (gpus < needed)
+    for row in failed:
+        assert row.state == "missing" and setting in row.detail and row.fix.startswith(setting.split("=")[0])
+
+
+def test_two_devices_of_one_run_are_checked() -> None:
+    needs = needs_of(["device=cuda:0", "prior.denoiser_device=cuda:1"])
+    gpu = SimpleNamespace(name="New", total_memory=80 * GIB, major=9, minor=0)
+    rows = list(checks.device_rows(torch_with([gpu]), needs))
+    assert [row.name for row in rows if row.fails] == ["cuda:1"]
 
 
 def test_disk_is_measured_at_the_nearest_existing_parent_of_output(tmp_path: Path, monkeypatch) -> None:
