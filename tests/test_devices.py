@@ -178,8 +178,9 @@ def test_every_command_reports_a_missing_driver_in_one_sentence(
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert exited.value.code == 2
+    prefix = "python -m benchmarks" if name == "benchmarks" else name
     assert capsys.readouterr().err.splitlines() == [
-        f"{name}: error: device={device}, but PyTorch finds no CUDA device (Found no NVIDIA driver on your "
+        f"{prefix}: error: device={device}, but PyTorch finds no CUDA device (Found no NVIDIA driver on your "
         "system): install a matching driver, or set device=cpu"
     ]
 

@@ -13,30 +13,27 @@ import argparse
 import json
 from pathlib import Path
 
+from amortized.arguments import path, path_text, text, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run's folder, an exported folder, or a Hub id in the local cache")
-    parser.add_argument("texts", nargs="*", metavar="PROMPT", help="any text")
-    parser.add_argument("--prompts", help="a corpus or a file of prompts, as in corpus=")
+    parser.add_argument("model", type=path_text, help="a run's folder, an exported folder, or a Hub id in the local cache")
+    parser.add_argument("texts", type=text, nargs="*", metavar="PROMPT", help="any text")
+    parser.add_argument("--prompts", type=path_text, help="a corpus or a file of prompts, as in corpus=")
     parser.add_argument(
-        "--output", type=Path, default=Path("generated"), help="folder to write (default: %(default)s)"
+        "--output", type=path, default=Path("generated"), help="folder to write (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=1, help="variants per prompt (default: %(default)s)")
-    parser.add_argument("--views", type=int, default=4, help="views in a strip (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="pixels per side (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=24, help="frames of a turntable; 0: none (%(default)s)")
+    parser.add_argument("--seeds", type=whole(1, 10**6), default=1, help="variants per prompt (default: %(default)s)")
+    parser.add_argument("--views", type=whole(1, 256), default=4, help="views in a strip (default: %(default)s)")
+    parser.add_argument("--size", type=whole(1, 4096), default=128, help="pixels per side (default: %(default)s)")
+    parser.add_argument("--frames", type=whole(0, 10_000), default=24, help="frames of a turntable; 0: none (%(default)s)")
     parser.add_argument("--checkpoint", default="newest", help="of a run: newest, best, or a name")
-    parser.add_argument("--text-encoder", help="of an exported folder: the folder of its text encoder")
+    parser.add_argument("--text-encoder", type=path_text, help="of an exported folder: the folder of its text encoder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate as `args` say; returns the exit status."""
-    for name in ("seeds", "views", "size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.frames < 0:
-        raise ValueError(f"--frames must be 0 or more, got {args.frames}")
     if not args.texts and not args.prompts:
         raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
     is_run = (Path(args.model) / "config.yaml").exists()
@@ -49,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from amortized.generation import TextTo3D
     from amortized.media import save_strip, save_turntable
     from amortized.names import text_hash
+    from amortized.wording import count
     from corpora import open_corpus
 
     # 1. The prompts and the model.
@@ -77,5 +75,5 @@ def run(args: argparse.Namespace) -> int:
         progress(number, len(jobs))
     # 3. Which file shows which prompt.
     atomic_write_text(args.output / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(jobs)} objects in {args.output}")
+    print(f"{count(len(jobs), 'object')} in {args.output}")
     return 0

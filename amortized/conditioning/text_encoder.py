@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from amortized.files import in_project
+from amortized.network import network_on_request
 from amortized.transfer import to_device
 from amortized.types import TextCondition
 
@@ -185,6 +186,7 @@ def _fingerprint(tokenizer: Any, model: Any) -> str:
     return f"{str(model.dtype).removeprefix('torch.')} {digest.hexdigest()}"
 
 
+@network_on_request
 def load_text_encoder(
     path: str,
     *,

@@ -57,6 +57,7 @@ class EvaluationConfig:
     """Views and metrics of an evaluation; scores are comparable only under equal settings."""
 
     clip: str = "checkpoints/clip"  # a folder in open_clip's format, or "ViT-L-14/openai"
+    allow_network: bool = False  # download such a pair if it is not cached
     # Texts that recall@1 is measured against: the whole corpus, or the evaluated prompts only. The
     # corpus's distractors are added to both.
     gallery: Literal["corpus", "prompts"] = "corpus"

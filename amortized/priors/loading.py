@@ -10,6 +10,7 @@ import torch
 from amortized.conditioning.text_encoder import LOAD_ERRORS, first_line, read_text_encoder
 from amortized.devices import parse_device
 from amortized.files import in_project
+from amortized.network import network_on_request
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.multi_view import read_num_views
 from amortized.priors.stable_diffusion import StableDiffusionPrior
@@ -56,6 +57,7 @@ def should_use_graphs(config: PriorConfig, device: torch.device) -> bool:
     return config.graphs
 
 
+@network_on_request
 def load_stable_diffusion(
     path: str | Path,
     *,

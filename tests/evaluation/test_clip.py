@@ -153,6 +153,8 @@ def test_published_weights_in_another_format_raise(monkeypatch):
 
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
     with pytest.raises(ValueError, match="no route to host.*network"):
+        load_clip("ViT-L-14/openai", device="cpu", allow_network=True)
+    with pytest.raises(ValueError, match="not in the local cache: set evaluation.allow_network=true"):
         load_clip("ViT-L-14/openai", device="cpu")
 
 
