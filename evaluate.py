@@ -26,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="newest", help="newest, best, or a name (default: %(default)s)"
     )
-    parser.add_argument("--limit", type=whole(1, 10**9), help="evaluate at most this many prompts, evenly spaced")
-    parser.add_argument("--prompts", type=path_text, help="evaluate the prompts of this file or corpus instead")
+    parser.add_argument(
+        "--limit", type=whole(1, 10**9), help="evaluate at most this many prompts, evenly spaced"
+    )
+    parser.add_argument(
+        "--prompts", type=path_text, help="evaluate the prompts of this file or corpus instead"
+    )
     parser.add_argument("--prompt", type=text, help="evaluate this prompt instead")
     parser.add_argument("--output", type=path, help="folder to write to (default: RUN/evaluation)")
 
@@ -35,9 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate as `args` say; returns the exit status."""
     if not (args.run / "config.yaml").exists():
-        raise ValueError(f"{args.run} holds no run (no config.yaml): name the folder that a training wrote, its `output`")
+        raise ValueError(
+            f"{args.run} holds no run (no config.yaml): name the folder that a training wrote, its `output`"
+        )
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
-    from amortized.commands.compose import load_corpus, load_run_config
+    from amortized.commands.compose import load_corpus, load_stored_config
     from amortized.commands.evaluation import build_gallery, choose_prompts, evaluate_share, report
     from amortized.parallel import join_world
 
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{override} would change what the run trained: to evaluate other prompts, use --prompts"
             )
     # 1. The prompts to evaluate.
-    config = load_run_config(args.run / "config.yaml", args.overrides)
+    config = load_stored_config(args.run, args.overrides)
     corpus = load_corpus(config)
     prompts = choose_prompts(corpus, args.split, args.prompts, args.prompt, args.limit)
     folder = args.output or args.run / "evaluation"

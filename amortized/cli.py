@@ -215,10 +215,15 @@ def _judge(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     if type(error).__name__ == "SafetensorError":
         full = "No space left" in str(error)
-        return (1, f"cannot write weights: {error}") if full else (2, f"a file of weights is damaged: {error}")
+        return (
+            (1, f"cannot write weights: {error}") if full else (2, f"a file of weights is damaged: {error}")
+        )
     if isinstance(error, ImportError) and error.name:
         package = error.name.partition(".")[0]
-        return 1, f"the package {package} cannot be imported ({error}): install it, or install this project again"
+        return (
+            1,
+            f"the package {package} cannot be imported ({error}): install it, or install this project again",
+        )
     text = " ".join(str(error).split())
     short_text = text if len(text) <= 300 else f"{text[:297]}..."
     what = f"{type(error).__name__}: {short_text}" if text else type(error).__name__
@@ -226,7 +231,9 @@ def _judge(error: BaseException) -> tuple[int, str]:
 
 
 def _judge_os_error(error: OSError) -> tuple[int, str]:
-    files = " -> ".join(short(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path)))
+    files = " -> ".join(
+        short(name) for name in (error.filename, error.filename2) if isinstance(name, (str, Path))
+    )
     remedy = REMEDIES.get(error.errno or 0)
     sentence = f"{files}: {reason_of(error)}" if files else f"the system reports: {reason_of(error)}"
     status = 1 if error.errno in MACHINE_FAILED or not files else 2

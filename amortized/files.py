@@ -69,6 +69,17 @@ def in_project(path: str | Path, *folders: Path) -> str:
     return name
 
 
+def started_in(run: str | Path, output: str) -> list[Path]:
+    """The folder in which a run was started, if `run` still ends with its setting `output`; else nothing.
+
+    A run of output=outputs/mine at /home/me/work/outputs/mine was started in /home/me/work.
+    """
+    parts, folder = Path(output).parts, Path(os.path.abspath(run))
+    if Path(output).is_absolute() or ".." in parts or folder.parts[-len(parts) :] != parts:
+        return []
+    return [folder.parents[len(parts) - 1]]
+
+
 def checked_path(text: str) -> str:
     """A path or URL as the user wrote it, with a leading `~` or `~NAME` expanded to the home folder.
 

@@ -164,7 +164,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = commands.add_parser("show", help="print some prompts of a corpus")
     command.add_argument("name", type=path_text, help="a name, or a file of prompts")
     command.add_argument("--held-out", type=float, help="hold out this fraction, by a hash of the words")
-    command.add_argument("--number", type=whole(1, 10**9), default=10, help="about this many prompts (%(default)s)")
+    command.add_argument(
+        "--number", type=whole(1, 10**9), default=10, help="about this many prompts (%(default)s)"
+    )
     command.set_defaults(corpora_command=show)
 
     command = commands.add_parser(
@@ -174,7 +176,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("name", type=path_text, help="a name, or a file of prompts")
-    command.add_argument("--encoder", type=path_text, required=True, help="a diffusers folder, a CLIP or T5, or a Hub id")
+    command.add_argument(
+        "--encoder", type=path_text, required=True, help="a diffusers folder, a CLIP or T5, or a Hub id"
+    )
     command.add_argument("--revision", help="of a Hub id")
     command.add_argument("--allow-network", action="store_true", help="download a Hub id that is not cached")
     command.add_argument("--output", type=path, help="the folder (default: outputs/text/CORPUS-ENCODER)")
@@ -183,7 +187,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--pooled", action="store_true", help="store pooled vectors only, no tokens")
     command.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (%(default)s)")
     command.add_argument("--prompts-per-shard", type=whole(1, 10**6), default=512, help="(%(default)s)")
-    command.add_argument("--batch-size", type=whole(1, 10**6), default=64, help="sentences at once (%(default)s)")
+    command.add_argument(
+        "--batch-size", type=whole(1, 10**6), default=64, help="sentences at once (%(default)s)"
+    )
     command.add_argument("--device", default="auto", help="(%(default)s)")
     command.add_argument("--verify", action="store_true", help="check existing shards and redo damaged ones")
     command.set_defaults(corpora_command=encode)

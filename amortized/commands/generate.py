@@ -17,18 +17,30 @@ from amortized.arguments import path, path_text, text, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=path_text, help="a run's folder, an exported folder, or a Hub id in the local cache")
+    parser.add_argument(
+        "model", type=path_text, help="a run's folder, an exported folder, or a Hub id in the local cache"
+    )
     parser.add_argument("texts", type=text, nargs="*", metavar="PROMPT", help="any text")
     parser.add_argument("--prompts", type=path_text, help="a corpus or a file of prompts, as in corpus=")
     parser.add_argument(
         "--output", type=path, default=Path("generated"), help="folder to write (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=whole(1, 10**6), default=1, help="variants per prompt (default: %(default)s)")
-    parser.add_argument("--views", type=whole(1, 256), default=4, help="views in a strip (default: %(default)s)")
-    parser.add_argument("--size", type=whole(1, 4096), default=128, help="pixels per side (default: %(default)s)")
-    parser.add_argument("--frames", type=whole(0, 10_000), default=24, help="frames of a turntable; 0: none (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=whole(1, 10**6), default=1, help="variants per prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--views", type=whole(1, 256), default=4, help="views in a strip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=whole(1, 4096), default=128, help="pixels per side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=whole(0, 10_000), default=24, help="frames of a turntable; 0: none (%(default)s)"
+    )
     parser.add_argument("--checkpoint", default="newest", help="of a run: newest, best, or a name")
-    parser.add_argument("--text-encoder", type=path_text, help="of an exported folder: the folder of its text encoder")
+    parser.add_argument(
+        "--text-encoder", type=path_text, help="of an exported folder: the folder of its text encoder"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
 
 

@@ -54,8 +54,11 @@ class PlaygroundConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "images", "steps", at_least=1)
+        check(self, "images", at_least=1, limit=4096)
+        check(self, "steps", at_least=1, limit=10**6)
         check(self, "learning_rate", above=0)
+        if not self.prompt.strip():
+            raise ValueError("prompt is empty: give a text")
 
 
 def draws_of(latents: Tensor, seed: int, step: int, group: int = 1) -> GuidanceDraws:
@@ -160,8 +163,12 @@ def make_sheet(config: PlaygroundConfig, prior: Prior) -> Tensor:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
     parser.add_argument("--prompt", type=arguments.text, default=PlaygroundConfig.prompt)
-    parser.add_argument("--prior", type=arguments.path_text, help="a prior in diffusers format (default: the embedded)")
-    parser.add_argument("--output", type=arguments.path, help="image to write (default: outputs/playground/METHOD.png)")
+    parser.add_argument(
+        "--prior", type=arguments.path_text, help="a prior in diffusers format (default: the embedded)"
+    )
+    parser.add_argument(
+        "--output", type=arguments.path, help="image to write (default: outputs/playground/METHOD.png)"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amortized.conditioning.text_encoder import TextEncoder
+from amortized.config import PathText, check
 from amortized.types import Cameras, TextCondition
 
 ADAPTER_EXISTS = "this prior already has an adapter: load another prior for another learned model"
@@ -27,7 +28,7 @@ class PriorConfig:
 
     shorthand: ClassVar[str] = "path"  # `prior: FOLDER` in a preset means `prior: {path: FOLDER}`
 
-    path: str  # a folder in diffusers format, or a Hub id
+    path: PathText  # a folder in diffusers format, or a Hub id
     revision: str | None = None  # branch, tag or commit of a Hub id
     allow_network: bool = False  # download a Hub id that is not cached
     num_views: int | None = None  # views the model must denoise jointly; null: any
@@ -53,8 +54,7 @@ class PriorConfig:
                 "graphs needs a denoiser that stays on the run's device, uncompiled: set graphs=null, or "
                 "offload=false, denoiser_device=null and compile=false"
             )
-        if not self.path:
-            raise ValueError("path is empty; give a folder in diffusers format, or a Hub id")
+        check(self, "num_views", at_least=1, limit=64)
 
 
 @runtime_checkable

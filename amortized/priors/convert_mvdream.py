@@ -163,7 +163,9 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=path, help="sd-v2.1-base-4view.pt")
     parser.add_argument("folder", type=path, help="output folder of the converted prior")
-    parser.add_argument("--tokenizer", type=path_text, required=True, help="a Stable Diffusion 2.x folder, for its tokenizer")
+    parser.add_argument(
+        "--tokenizer", type=path_text, required=True, help="a Stable Diffusion 2.x folder, for its tokenizer"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
