@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from amortized.arguments import path, path_text, text, whole
 from amortized.cli import parser_for, progress_bar, run_command

@@ -21,8 +21,8 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from amortized.cli import check_readable, list_presets, parser_for, run_command
 from amortized.arguments import path
+from amortized.cli import check_readable, list_presets, parser_for, run_command
 from amortized.files import in_project
 from amortized.wording import command
 

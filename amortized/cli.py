@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -112,7 +113,7 @@ def one_sentence_errors(
 
     2            a mistake of the user: in a setting, an option or a file
     1            training stopped, a process was lost, memory or disk ran out, an error of the program
-    interrupted  Ctrl-C or SIGTERM; training uses 75, at which schedulers start it again, and ends on SIGUSR1 too
+    interrupted  Ctrl-C or SIGTERM; training uses 75, at which schedulers start it again, and obeys SIGUSR1
 
     With `--traceback` among the arguments (None: those of the process), or AMORTIZED_TRACEBACK=1, the
     traceback is printed first. With many processes only one prints.
@@ -123,15 +124,17 @@ def one_sentence_errors(
             stream.reconfigure(errors="backslashreplace")  # no terminal's encoding stops a message
     names = ("SIGINT", "SIGTERM", *(["SIGUSR1"] if interrupted != 1 else []))
     with _raise_on([getattr(signal, one) for one in names if hasattr(signal, one)], interrupted) as signals:
+        unwritable = None
         try:
             _check_arguments(arguments)
             yield
-            if unwritable := _flush_output():
+            unwritable = _flush_output()
+            if unwritable is not None:
                 raise unwritable
         except BaseException as error:
             signals.leaving = True
-            unwritable = _flush_output() or error
-            if isinstance(unwritable, BrokenPipeError) and isinstance(error, (BrokenPipeError, SystemExit)):
+            gone = isinstance(unwritable or _flush_output(), BrokenPipeError) or _reader_is_gone()
+            if gone and isinstance(error, (BrokenPipeError, SystemExit)):
                 sys.exit(1)  # `| head`: its reader has what it wanted
             if isinstance(error, SystemExit):
                 raise
@@ -183,7 +186,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _flush_output() -> OSError | None:
-    """Flush stdout while an error can still be reported; returns the error, after which the text is dropped."""
+    """Flush stdout while an error can be reported; returns the error, after which the text is dropped."""
     try:
         if sys.stdout is not None and not sys.stdout.closed:
             sys.stdout.flush()
@@ -192,6 +195,15 @@ def _flush_output() -> OSError | None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    with suppress(AttributeError, OSError, ValueError):  # Windows, no stdout, or not a file
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
 
 
 def _judge(error: BaseException) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,21 @@ def in_project(path: str | Path, *folders: Path) -> str:
             if (folder / name).exists():
                 return name if folder == Path() else str(folder / name)
     return name
+
+
+def restore_hint(path: str | Path) -> str:
+    """How to restore a folder of the project's checkpoints/, whose models are files of the repository.
+
+    Empty for any other path.
+    """
+    name = str(path).removeprefix(f"{PROJECT}/")
+    if not name.startswith("checkpoints/"):
+        return ""
+    if not (PROJECT / ".git").exists():
+        return f"copy {short(name)} from the project's repository"
+    there = sorted(folder.name for folder in (PROJECT / "checkpoints").iterdir() if folder.is_dir())
+    command = shlex.join(["git", "-C", str(PROJECT), "checkout", "--", name])
+    return f"restore it ({command}) or name another one of checkpoints/ ({', '.join(there)})"
 
 
 def started_in(run: str | Path, output: str) -> list[Path]:

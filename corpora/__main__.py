@@ -20,6 +20,7 @@ from pathlib import Path
 
 from amortized.arguments import path, path_text, whole
 from amortized.cli import parser_for, run_command
+from amortized.wording import count
 from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
 from corpora.published import import_corpus, load_table, save_table
 
@@ -60,13 +61,13 @@ def convert(args: argparse.Namespace) -> None:
     if table is None:
         table = tabulate(read_entries(args.path), str(args.path))
     save_table(table, args.output)
-    print(f"{args.output}: {len(table):,} distinct prompts; use it with: corpus={args.output}")
+    print(f"{args.output}: {count(len(table), 'distinct prompt')}; use it with: corpus={args.output}")
 
 
 def show(args: argparse.Namespace) -> None:
     """Print evenly spaced prompts of a corpus."""
     corpus = open_corpus(args.name, held_out=args.held_out, folder=args.folder)
-    print(f"{corpus.name}: {len(corpus):,} prompts, {len(corpus.trained):,} to train on")
+    print(f"{corpus.name}: {count(len(corpus), 'prompt')}, {len(corpus.trained):,} to train on")
     for index in range(0, len(corpus), max(1, len(corpus) // max(1, args.number))):
         prompt = corpus[index]
         print(f"  {prompt.id}  {prompt.split:<7}  {prompt.text}")
@@ -102,8 +103,12 @@ def encode(args: argparse.Namespace) -> None:
             if world.is_main:
                 start_encoding(folder, encoding)
                 size = encoding.num_prompts * encoding.bytes_per_prompt
-                text = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
-                print(f"{text}: about {_format_bytes(size)} in {encoding.num_shards:,} shards under {folder}")
+                shards = count(encoding.num_shards, "shard")
+                prompts, sentences = encoding.num_prompts, len(encoding.suffixes)
+                text = f"{count(prompts, 'prompt')}, {count(sentences, 'sentence')} each"
+                print(
+                    f"{text}: about {_format_bytes(size)} in {shards} under {folder}"
+                )
 
         def work() -> None:
             try:
@@ -126,7 +131,7 @@ def encode(args: argparse.Namespace) -> None:
             if world.is_main:
                 manifest = finish_encoding(folder, encoding)
                 if manifest.overlong:
-                    print(f"{manifest.overlong:,} sentences were truncated: see {folder}/overlong.txt")
+                    print(f"{count(manifest.overlong, 'sentence')} truncated: see {folder}/overlong.txt")
                 size = _format_bytes(manifest.num_bytes)
                 print(f"{folder}: {size}; use it with: text.shards=[{folder}]")
 

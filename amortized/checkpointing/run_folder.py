@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -108,6 +107,10 @@ def _open(folder: Path, config_yaml: str, resume: Resume, lock: list[IO[str]]) -
 
 def _lock(folder: Path, lock: list[IO[str]]) -> list[str]:
     """Lock the folder while the file in `lock` is open; the system releases it when the process dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return [f"cannot lock {folder} on this system: make sure that no other run writes there"]
     file = (folder / ".lock").open("a+")
     lock.append(file)
     deadline = time.monotonic() + LOCK_TIMEOUT_S

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from amortized.checkpointing.checkpoint import CheckpointError, best_of, list_checkpoints, verify
 from amortized.parallel import World
+from amortized.wording import command
 
 
 def save_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
@@ -87,7 +88,9 @@ def find_checkpoint(run: Path, which: str = "newest") -> Path:
     """
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
-        raise CheckpointError(f"{run} has no checkpoint: train first (python train.py CONFIG output={run})")
+        raise CheckpointError(
+            f"{run} has no checkpoint: train first ({command('train', 'CONFIG', f'output={run}')})"
+        )
     best = best_of(checkpoints)
     if which == "best" and best is None:
         raise CheckpointError(

@@ -24,7 +24,6 @@ from corpora import open_corpus, prompt_list
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
-
 NO_NETWORK = ("prior.allow_network=false", "evaluation.allow_network=false")
 
 

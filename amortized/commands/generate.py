@@ -13,14 +13,15 @@ import argparse
 import json
 from pathlib import Path
 
-from amortized.arguments import path, path_text, text, whole
+from amortized import arguments
+from amortized.arguments import path, path_text, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=path_text, help="a run's folder, an exported folder, or a Hub id in the local cache"
     )
-    parser.add_argument("texts", type=text, nargs="*", metavar="PROMPT", help="any text")
+    parser.add_argument("texts", type=arguments.text, nargs="*", metavar="PROMPT", help="any text")
     parser.add_argument("--prompts", type=path_text, help="a corpus or a file of prompts, as in corpus=")
     parser.add_argument(
         "--output", type=path, default=Path("generated"), help="folder to write (default: %(default)s)"

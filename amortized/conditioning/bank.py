@@ -21,6 +21,7 @@ from amortized.conditioning.views import (
 )
 from amortized.config import PathText, check
 from amortized.types import Cameras, TextCondition
+from amortized.wording import command
 
 Device = torch.device | str | None
 
@@ -84,7 +85,7 @@ class TextBank:
                 raise ValueError(
                     f"text.shards: {store.url} was encoded with {store.manifest.encoder_name}, not with "
                     f"{names}; encode the corpus again: "
-                    f"amortized encode {store.manifest.corpus} --encoder FOLDER --output FOLDER"
+                    f"{command('encode', store.manifest.corpus, '--encoder', 'FOLDER', '--output', 'FOLDER')}"
                 )
 
     def __len__(self) -> int:

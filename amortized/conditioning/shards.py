@@ -29,6 +29,7 @@ from amortized.conditioning.shard_format import (
 )
 from amortized.names import text_hash
 from amortized.types import TextCondition
+from amortized.wording import command
 
 MAX_ATTEMPTS, RETRY_PAUSE_S = 4, 2.0  # of remote reads; the pause grows with each attempt
 
@@ -49,9 +50,10 @@ class ShardStore:
             self.entries = self._load_array(ENTRIES_FILE, ENTRY_DTYPE)
             self._check_sizes()
         except FileNotFoundError as error:
+            again = command("encode", "CORPUS", "--encoder", "FOLDER", "--output", self.url)
             raise ValueError(
                 f"{self.url} holds no finished encoding (no {Path(str(error.filename or error)).name}): "
-                f"start or resume it: amortized encode CORPUS --encoder FOLDER --output {self.url}"
+                f"start or resume it: {again}"
             ) from error
         except ValueError:
             raise

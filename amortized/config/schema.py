@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from amortized.config.presets import Unquoted, join
 
-
 # The type of a field that holds a path, or a name or URL in its place: not empty, `~` expanded by the reader.
 PathText = Annotated[str, "path"]
 

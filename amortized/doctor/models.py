@@ -11,6 +11,7 @@ from typing import Any
 from amortized.cli import preset_paths
 from amortized.doctor.machine import FIXES, Row, make_row
 from amortized.files import PROJECT, in_project
+from amortized.wording import count
 
 PRIOR, CLIP = "prior.path", "evaluation.clip"
 CONTENTS = {  # files in the folder that a setting names
@@ -143,7 +144,9 @@ def shard_rows(shards: Iterable[str]) -> Iterator[Row]:
         from amortized.conditioning import ShardStore
 
         try:
-            yield Row("models", "text.shards", "ok", f"{url} has {len(ShardStore(url).keys):,} prompts")
+            yield Row(
+                "models", "text.shards", "ok", f"{url} has {count(len(ShardStore(url).keys), 'prompt')}"
+            )
         except ValueError as error:
             detail, _, fix = str(error).partition(": ")
             yield Row("models", "text.shards", "wrong", detail, fix)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amortized.files import in_project
+from amortized.files import in_project, restore_hint
 from amortized.network import network_on_request
 
 CONFIG_FILE = "open_clip_config.json"
@@ -102,7 +102,7 @@ def load_clip(
     else:
         raise ValueError(
             f"evaluation.clip={str(path_or_name)!r} is neither a folder nor one of open_clip's "
-            "ARCHITECTURE/TAG pairs such as 'ViT-L-14/openai': give an existing folder, or run `make weights`"
+            f"ARCHITECTURE/TAG pairs such as 'ViT-L-14/openai': give an existing folder{_or_restore(name)}"
         )
     import open_clip
 
@@ -131,17 +131,23 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise ValueError(
-                f"evaluation.clip={str(folder)!r} has no {file}: run `make weights`, "
-                "or name another folder in open_clip's format"
+                f"evaluation.clip={str(folder)!r} has no {file}: "
+                f"name another folder in open_clip's format{_or_restore(folder)}"
             )
     text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     if text_config.get("hf_tokenizer_name") and not any(folder.glob("tokenizer*.json")):
         raise ValueError(
-            f"evaluation.clip={str(folder)!r} names a tokenizer but contains none: run `make weights`"
+            f"evaluation.clip={str(folder)!r} names a tokenizer but contains none: "
+            f"name a complete folder{_or_restore(folder)}"
         )
     source = f"local-dir:{folder}"
     model = open_clip.create_model(source, require_pretrained=True)
     return model, open_clip.get_tokenizer(source)
+
+
+def _or_restore(folder: str | Path) -> str:
+    hint = restore_hint(folder)
+    return f", or {hint}" if hint else ""
 
 
 def _is_pretrained(name: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from amortized.evaluation.metrics import Interval, bootstrap_interval, chance_recall
+from amortized.wording import count
 
 METRICS = (
     "clip_similarity",
@@ -132,7 +133,7 @@ def merge_rows(shards: Iterable[Sequence[PromptRow]], order: Sequence[str]) -> l
         for row in shard:
             by_id.setdefault(row.id, row)
     if missing := [key for key in order if key not in by_id]:
-        raise ValueError(f"{len(missing)} prompts were not evaluated, the first is {missing[0]!r}")
+        raise ValueError(f"not evaluated: {count(len(missing), 'prompt')}, the first is {missing[0]!r}")
     return [by_id[key] for key in order]
 
 
@@ -154,8 +155,9 @@ def plain(value: Any) -> Any:
 
 def summary(results: Results) -> str:
     """The headline table as text: each metric with its interval, and the chance level of recall."""
+    prompts, texts = count(len(results.prompts), "prompt"), count(results.gallery, "text")
     lines = [
-        f"{results.name}: {len(results.prompts)} prompts, recall among {results.gallery} texts "
+        f"{results.name}: {prompts}, recall among {texts} "
         f"(chance {chance_recall(results.gallery):.4f})"
     ]
     lines += [

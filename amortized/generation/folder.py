@@ -30,6 +30,7 @@ from amortized.devices import local_device
 from amortized.files import sync
 from amortized.generation.card import model_card
 from amortized.generation.config import SceneConfig, sharpness_at
+from amortized.wording import command
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
@@ -66,13 +67,16 @@ def load_run(
 ) -> Parts:
     """The parts of a run's `TextTo3D`; `settings` replace its config.yaml, e.g. to change the renderer."""
     chosen = local_device(device)
+    # The config.yaml of a run may come from elsewhere: it cannot allow the network, its user can.
+    allow_network = settings is not None and settings["prior"]["allow_network"]
     settings = _run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
     config = _model_config(settings, path)
     generator = build_generator(config.generator, config.environment, config.text_dim)
     load_weights(path, generator)
-    encoder = _load_encoder(config.text_encoder, chosen, settings["prior"]["allow_network"])
-    return _assemble(generator, encoder, config, chosen, settings["text"]["shards"])
+    encoder = _load_encoder(config.text_encoder, chosen, allow_network)
+    shards = [url for url in settings["text"]["shards"] if allow_network or "://" not in url]  # a cache only
+    return _assemble(generator, encoder, config, chosen, shards)
 
 
 def _run_settings(run: Path) -> dict[str, Any]:
@@ -194,7 +198,7 @@ def _local_folder(folder: str) -> Path:
     except Exception as error:  # the Hub library has a dozen classes of errors
         raise ValueError(
             f"'{folder}' is neither a folder nor a Hub id in the local cache: export a run to it "
-            f"(amortized export RUN {folder}), or download it (hf download {folder})"
+            f"({command('export', 'RUN', folder)}), or download it (hf download {folder})"
         ) from error
 
 

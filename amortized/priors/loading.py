@@ -9,7 +9,7 @@ import torch
 
 from amortized.conditioning.text_encoder import LOAD_ERRORS, first_line, read_text_encoder
 from amortized.devices import parse_device
-from amortized.files import in_project
+from amortized.files import in_project, restore_hint
 from amortized.network import network_on_request
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.multi_view import read_num_views
@@ -127,8 +127,8 @@ def _check_folder(path: str, allow_network: bool) -> None:
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:
     """Return the error message for a prior that cannot be loaded, with a remedy."""
     remedy = f"give a diffusers folder with {', '.join(SUBFOLDERS)} and weights as .safetensors"
-    if "checkpoints" in Path(path).parts:
-        remedy = "run `make weights`"
+    if hint := restore_hint(path):
+        remedy = hint
     elif not Path(path).is_dir() and not allow_network:
         remedy += ", or a Hub id with prior.allow_network=true"
     return f"prior.path '{path}' cannot be loaded: {reason.rstrip('.')}; {remedy}"

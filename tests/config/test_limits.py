@@ -111,7 +111,14 @@ def test_every_integer_has_an_upper_bound(key: str, value: str) -> None:
     ("overrides", "named"),
     [
         (["generator.hyper_hidden=131072", "generator.hidden=[65536,65536]"], "generator.hyper_hidden"),
-        (["generator.grid.log2_table_size=28", "generator.grid.num_levels=50"], "num_levels"),
+        (
+            [
+                "generator.grid.log2_table_size=28",
+                "generator.grid.num_levels=50",
+                "generator.grid.growth=1.2",
+            ],
+            "num_levels",
+        ),
         (["generator.name=3dconv-net", "generator.base_channels=131072"], "generator.base_channels"),
         (["generator.name=triplane-transformer", "generator.width=131072"], "generator.width"),
     ],
