@@ -271,20 +271,23 @@ def _exit(name: str, message: str, status: int) -> NoReturn:
 
 
 def _print_error(line: str) -> None:
+    for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())):
+        bar.close()  # else the line would continue the bar's
     with suppress(OSError, ValueError):  # stderr is closed: the status remains
         print(line, file=sys.stderr, flush=True)
 
 
 def progress_bar(label: str, *, quiet: bool) -> Callable[[int, int], None]:
-    """A function `show(done, total)` that draws a progress bar on stderr."""
+    """A function `show(done, total)` that draws a progress bar on stderr, from its first call on."""
     from tqdm import tqdm
 
-    bar = tqdm(desc=label, unit="prompt", disable=quiet)
+    bars: list[tqdm] = []
 
     def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
+        if not bars:
+            bars.append(tqdm(desc=label, total=total, unit="prompt", disable=quiet))
+        bars[0].update(done - bars[0].n)
         if done == total:
-            bar.close()
+            bars[0].close()
 
     return show

@@ -106,9 +106,7 @@ def encode(args: argparse.Namespace) -> None:
                 shards = count(encoding.num_shards, "shard")
                 prompts, sentences = encoding.num_prompts, len(encoding.suffixes)
                 text = f"{count(prompts, 'prompt')}, {count(sentences, 'sentence')} each"
-                print(
-                    f"{text}: about {_format_bytes(size)} in {shards} under {folder}"
-                )
+                print(f"{text}: about {_format_bytes(size)} in {shards} under {folder}")
 
         def work() -> None:
             try:

@@ -156,10 +156,7 @@ def plain(value: Any) -> Any:
 def summary(results: Results) -> str:
     """The headline table as text: each metric with its interval, and the chance level of recall."""
     prompts, texts = count(len(results.prompts), "prompt"), count(results.gallery, "text")
-    lines = [
-        f"{results.name}: {prompts}, recall among {texts} "
-        f"(chance {chance_recall(results.gallery):.4f})"
-    ]
+    lines = [f"{results.name}: {prompts}, recall among {texts} (chance {chance_recall(results.gallery):.4f})"]
     lines += [
         f"  {name:<18} {interval.mean:7.4f}   [{interval.low:.4f}, {interval.high:.4f}]"
         for name, interval in results.metrics.items()

@@ -1,4 +1,4 @@
-"""The boundary of the commands: any exception, signal or broken terminal is one line and one of four codes."""
+"""The boundary of the commands: an exception, a signal or a broken terminal is one line and a known status."""
 
 from __future__ import annotations
 
