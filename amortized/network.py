@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 NO_TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY")
@@ -39,7 +39,7 @@ def hub_access(allowed: bool) -> Iterator[None]:
     """
     variables = NO_TELEMETRY if allowed else (*OFFLINE, *NO_TELEMETRY)
     before = {name: os.environ.get(name) for name in variables}
-    constants = sys.modules.get("huggingface_hub.constants")
+    constants = _constants()
     was_offline = constants.HF_HUB_OFFLINE if constants else _is_set(before.get("HF_HUB_OFFLINE"))
     os.environ.update(dict.fromkeys(variables, "1"))
     if constants and not allowed:
@@ -52,8 +52,13 @@ def hub_access(allowed: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if constants := sys.modules.get("huggingface_hub.constants"):
+        if constants := _constants():
             constants.HF_HUB_OFFLINE = was_offline  # read at its import, which may have been in the block
+
+
+def _constants() -> Any:
+    """The module in which the Hub's library has what it read from the environment; None before its import."""
+    return sys.modules.get("huggingface_hub.constants")
 
 
 def _is_set(value: str | None) -> bool:

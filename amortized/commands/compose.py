@@ -113,7 +113,7 @@ def _largest_sizes(config: GeneratorConfig) -> list[str]:
     def sizes(of: GeneratorConfig) -> dict[str, float]:
         values = flatten(config_to_dict(of)).items()
         tops = {key: max(value) if isinstance(value, list) and value else value for key, value in values}
-        return {key: float(top) for key, top in tops.items() if type(top) in (int, float)}
+        return {key: top for key, top in tops.items() if type(top) is int or type(top) is float}
 
     chosen, default = sizes(config), sizes(type(config)())
     ratios = {key: chosen[key] / default[key] for key in chosen if default.get(key)}

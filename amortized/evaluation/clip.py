@@ -98,7 +98,8 @@ def load_clip(
     if folder.is_dir():
         model, tokenizer = _from_folder(folder)
     elif not str(path_or_name).startswith("local-dir:") and _is_pretrained(name):
-        model, tokenizer = _from_hub(*name.split("/"), allow_network)
+        architecture, _, tag = name.partition("/")
+        model, tokenizer = _from_hub(architecture, tag, allow_network)
     else:
         raise ValueError(
             f"evaluation.clip={str(path_or_name)!r} is neither a folder nor one of open_clip's "

@@ -1,4 +1,4 @@
-"""The boundary of the commands: an exception, a signal or a broken terminal is one line and a known status."""
+"""The boundary of the commands: exceptions, signals and broken terminals are one line and a known status."""
 
 from __future__ import annotations
 
