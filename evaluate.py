@@ -13,35 +13,41 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from amortized.cli import one_sentence_errors, parser_for, progress_bar
+from amortized.arguments import path, path_text, text, whole
+from amortized.cli import parser_for, progress_bar, run_command
 
 DEFINING = ("corpus=", "held_out=", "prompt=")  # settings of the prompts that the run has trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("run", type=path, help="the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. evaluation.views=4")
     parser.add_argument("--split", default="all", help="train, heldout, val, test (default: %(default)s)")
     parser.add_argument(
         "--checkpoint", default="newest", help="newest, best, or a name (default: %(default)s)"
     )
-    parser.add_argument("--limit", type=int, help="evaluate at most this many prompts, evenly spaced")
-    parser.add_argument("--prompts", help="evaluate the prompts of this file or corpus instead")
-    parser.add_argument("--prompt", help="evaluate this prompt instead")
     parser.add_argument(
-        "--output", help="folder to write to (default: RUN/evaluation, or one in RUN/evaluations)"
+        "--limit", type=whole(1, 10**9), help="evaluate at most this many prompts, evenly spaced"
+    )
+    parser.add_argument(
+        "--prompts", type=path_text, help="evaluate the prompts of this file or corpus instead"
+    )
+    parser.add_argument("--prompt", type=text, help="evaluate this prompt instead")
+    parser.add_argument(
+        "--output", type=path, help="folder to write to (default: RUN/evaluation, or one in RUN/evaluations)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as `args` say; returns the exit status."""
     if not (args.run / "config.yaml").exists():
-        raise ValueError(f"{args.run} holds no run: train one first (python train.py CONFIG)")
+        raise ValueError(
+            f"{args.run} holds no run (no config.yaml): name the folder that a training wrote, its `output`"
+        )
     # Importing PyTorch takes seconds: only now, after a misspelled path was reported.
     from amortized.checkpointing import check_corpus
-    from amortized.commands.compose import load_corpus, load_run_config
+    from amortized.commands.compose import load_corpus, load_stored_config
     from amortized.commands.evaluation import (
         Selection,
         build_gallery,
@@ -52,15 +58,13 @@ def run(args: argparse.Namespace) -> int:
     )
     from amortized.parallel import join_world
 
-    if args.output is not None and not args.output.strip():
-        raise ValueError("--output is empty: name a folder, or omit it")
     for override in args.overrides:
         if override.startswith(DEFINING):
             raise ValueError(
                 f"{override} would change what the run trained: to evaluate other prompts, use --prompts"
             )
     # 1. The prompts to evaluate.
-    config = load_run_config(args.run / "config.yaml", args.overrides)
+    config = load_stored_config(args.run, args.overrides)
     corpus = load_corpus(config)
     selection = Selection(
         split=args.split,
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
     )
     prompts = choose_prompts(corpus, selection)
-    folder = selection.folder(args.run) if args.output is None else Path(args.output).expanduser()
+    folder = selection.folder(args.run) if args.output is None else args.output
     with join_world(config.device) as world:
         world.run_on_all(lambda: check_corpus(args.run, corpus) if world.is_main else None)
         with results_folder(folder, world, retain=args.output is None) as new:
@@ -93,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = parser_for("evaluate.py", __doc__)
     add_arguments(parser)
-    with one_sentence_errors("evaluate.py"):
-        return run(parser.parse_intermixed_args(argv))
-    return 0
+    return run_command(parser, run, argv)
 
 
 if __name__ == "__main__":

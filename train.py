@@ -21,15 +21,17 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from amortized.cli import check_readable, list_presets, one_sentence_errors, parser_for
+from amortized.arguments import path
+from amortized.cli import check_readable, list_presets, parser_for, run_command
 from amortized.files import in_project
+from amortized.wording import command
 
 STOPPED_EARLY = 75  # EX_TEMPFAIL: schedulers start such a job again
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = list_presets()
-    parser.add_argument("config", type=Path, help="a preset, e.g. configs/quickstart.yaml")
+    parser.add_argument("config", type=path, help="a preset, e.g. configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over the preset's")
     parser.add_argument(
         "--resume",
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     finished = step == config.trainer.steps
     if world.is_main:
         state = "trained" if finished else "stopped"
-        action = f"python evaluate.py {config.output}" if finished else "run the same command to resume"
+        action = command("evaluate", config.output) if finished else "run the same command to resume"
         print(f"{config.output}: {state} at step {step}; next: {action}")
     return 0 if finished else STOPPED_EARLY
 
@@ -91,9 +93,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = parser_for("train.py", __doc__)
     add_arguments(parser)
-    with one_sentence_errors("train.py"):
-        return run(parser.parse_intermixed_args(argv))
-    return 0
+    return run_command(parser, run, argv, interrupted=STOPPED_EARLY)
 
 
 if __name__ == "__main__":

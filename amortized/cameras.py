@@ -36,9 +36,10 @@ class CameraConfig:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must be [low, high] with low <= high, got [{low}, {high}]")
-        check(self, "distance", above=0)
+        check(self, "distance", above=0, limit=1000)
         check(self, "fovy_deg", above=0, below=180)
         check(self, "elevation_deg", at_least=-90, at_most=90)
+        check(self, "azimuth_deg", limit=3600)
         check(self, "uniform_angle_share", at_least=0, at_most=1)
 
 

@@ -59,12 +59,16 @@ def parse_device(setting: str, name: str, *, others: str = "") -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, ValueError, OverflowError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{setting} must be {others}cpu, cuda or cuda:N, got '{name}'")
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        here = _describe_devices() if torch.cuda.is_available() else "a CPU and no CUDA device"
+        raise ValueError(
+            f"{setting} must be {others}cpu, cuda or cuda:N, got '{shown}'; this machine has {here}"
+        )
     if device.type == "cpu":
-        return device
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError(
             f"{setting}={name}, but PyTorch finds no CUDA device{_why_no_cuda()}, or set {setting}=cpu"

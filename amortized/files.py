@@ -1,13 +1,17 @@
-"""Atomic file writes: a temporary file is written, flushed to disk and renamed into place."""
+"""Atomic file writes: a temporary file is written, flushed to disk and renamed into place. And paths."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from amortized.untrusted import short
+
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255  # PATH_MAX with its final NUL, and NAME_MAX, of Linux
 PROJECT = Path(__file__).resolve().parents[1]  # with checkpoints/ and configs/, in a checkout
 
 
@@ -53,10 +57,70 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def in_project(path: str | Path) -> str:
-    """The path as given if it exists, else in the project's folder if it exists there.
+def in_project(path: str | Path, *folders: Path) -> str:
+    """The path as given if it exists, else in the first of `folders` or the project's folder that has it.
 
     So that checkpoints/NAME and configs/NAME.yaml mean the same in every working directory.
     """
     name = str(path)
-    return name if Path(name).exists() or not (PROJECT / name).exists() else str(PROJECT / name)
+    for folder in (Path(), *folders, PROJECT):
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if (folder / name).exists():
+                return name if folder == Path() else str(folder / name)
+    return name
+
+
+def restore_hint(path: str | Path) -> str:
+    """How to restore a folder of the project's checkpoints/, whose models are files of the repository.
+
+    Empty for any other path.
+    """
+    name = str(path).removeprefix(f"{PROJECT}/")
+    if not name.startswith("checkpoints/"):
+        return ""
+    if not (PROJECT / ".git").exists():
+        return f"copy {short(name)} from the project's repository"
+    there = sorted(folder.name for folder in (PROJECT / "checkpoints").iterdir() if folder.is_dir())
+    command = shlex.join(["git", "-C", str(PROJECT), "checkout", "--", name])
+    return f"restore it ({command}) or name another one of checkpoints/ ({', '.join(there)})"
+
+
+def started_in(run: str | Path, output: str) -> list[Path]:
+    """The folder in which a run was started, if `run` still ends with its setting `output`; else nothing.
+
+    A run of output=outputs/mine at /home/me/work/outputs/mine was started in /home/me/work.
+    """
+    parts, folder = Path(output).parts, Path(os.path.abspath(run))
+    if Path(output).is_absolute() or ".." in parts or folder.parts[-len(parts) :] != parts:
+        return []
+    return [folder.parents[len(parts) - 1]]
+
+
+def checked_path(text: str) -> str:
+    """A path or URL as the user wrote it, with a leading `~` or `~NAME` expanded to the home folder.
+
+    Raises ValueError if it is empty or no file can have this name; the message follows the setting's name.
+    """
+    if not text.strip():
+        raise ValueError("is empty: give a path")
+    check_text(text)
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{short(text)} names the home folder of a user that does not exist here")
+    data = expanded.encode()
+    if len(data) >= MAX_PATH_BYTES or max(map(len, data.split(b"/"))) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"is too long for a path ({len(data):,} bytes): at most {MAX_PATH_BYTES - 1:,} are allowed, and "
+            f"{MAX_NAME_BYTES} between slashes"
+        )
+    return expanded
+
+
+def check_text(text: str) -> None:
+    """Raise ValueError for text that UTF-8 cannot encode, or with NUL; the message follows a name."""
+    if "\0" in text:
+        raise ValueError("contains a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not UTF-8 text (character {error.start + 1}): {short(text)}") from None

@@ -197,7 +197,15 @@ def _free_gpu_memory(message: str) -> tuple[str | None, str | None]:
 
 def _free_cpu_memory() -> tuple[str | None, str | None]:
     """Return (available, total) CPU memory; (None, None) on systems without /proc."""
+    available = available_cpu_bytes()
+    if available is None:
+        return None, None
+    return _gib(available), _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def available_cpu_bytes() -> int | None:
+    """Return the CPU memory that is available; None on systems without /proc."""
     with suppress(OSError):
-        if match := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8")):
-            return _gib(int(match[1]) * 1024), _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return None, None
+        if match := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii")):
+            return int(match[1]) * 1024
+    return None

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from amortized.cli import one_sentence_errors
+from amortized.cli import parser_for, run_command
 from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.files import atomic_write_text, in_project
@@ -62,13 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for("python -m benchmarks", __doc__)
     add_arguments(parser)
-    with one_sentence_errors("benchmarks"):
-        return run(parser.parse_intermixed_args(argv))
-    return 0
+    return run_command(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,10 @@ def install() -> int:
 
 if __name__ == "__main__":
     ACTIONS = {"download": download, "install": install}
+    USAGE = f"usage: python -m benchmarks.bundle {'|'.join(ACTIONS)}"
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(f"{USAGE}\n\n{__doc__}")
+        sys.exit(0)
     if len(sys.argv) != 2 or sys.argv[1] not in ACTIONS:
-        sys.exit(f"usage: python -m benchmarks.bundle {'|'.join(ACTIONS)}")
+        sys.exit(USAGE)
     sys.exit(ACTIONS[sys.argv[1]]())

@@ -19,9 +19,11 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from amortized.cli import one_sentence_errors
+from amortized.arguments import path, path_text, whole
+from amortized.cli import parser_for, run_command
 from amortized.untrusted import short
 from amortized.urls import check_local
+from amortized.wording import count
 from corpora import CORPORA, IMPORT_FOLDER, PUBLISHED, open_corpus, read_entries, tabulate
 from corpora.published import import_corpus
 from corpora.stored import load_table, save_table
@@ -65,13 +67,13 @@ def convert(args: argparse.Namespace) -> None:
     if table is None:
         table = tabulate(read_entries(args.path), str(args.path))
     save_table(table, args.output)
-    print(f"{args.output}: {len(table):,} distinct prompts; use it with: corpus={args.output}")
+    print(f"{args.output}: {count(len(table), 'distinct prompt')}; use it with: corpus={args.output}")
 
 
 def show(args: argparse.Namespace) -> None:
     """Print evenly spaced prompts of a corpus."""
     corpus = open_corpus(args.name, held_out=args.held_out, folder=args.folder)
-    print(f"{corpus.name}: {len(corpus):,} prompts, {len(corpus.trained):,} to train on")
+    print(f"{corpus.name}: {count(len(corpus), 'prompt')}, {len(corpus.trained):,} to train on")
     for index in range(0, len(corpus), max(1, len(corpus) // max(1, args.number))):
         prompt = corpus[index]
         print(f"  {prompt.id}  {prompt.split:<7}  {prompt.text}")
@@ -115,8 +117,10 @@ def encode(args: argparse.Namespace) -> None:
                 lock.enter_context(locked_folder(folder))
                 start_encoding(folder, encoding)
                 size = encoding.num_prompts * encoding.bytes_per_prompt
-                text = f"{encoding.num_prompts:,} prompts, {len(encoding.suffixes)} sentences each"
-                print(f"{text}: about {_format_bytes(size)} in {encoding.num_shards:,} shards under {folder}")
+                shards = count(encoding.num_shards, "shard")
+                prompts, sentences = encoding.num_prompts, len(encoding.suffixes)
+                text = f"{count(prompts, 'prompt')}, {count(sentences, 'sentence')} each"
+                print(f"{text}: about {_format_bytes(size)} in {shards} under {folder}")
 
         def work() -> None:
             try:
@@ -139,7 +143,7 @@ def encode(args: argparse.Namespace) -> None:
             if world.is_main:
                 manifest = finish_encoding(folder, encoding)
                 if manifest.overlong:
-                    print(f"{manifest.overlong:,} sentences were cut: see {folder}/overlong.txt")
+                    print(f"{count(manifest.overlong, 'sentence')} cut: see {folder}/overlong.txt")
                 size = _format_bytes(manifest.num_bytes)
                 print(f"{folder}: {size}; use it with: text.shards=[{folder}]")
 
@@ -155,7 +159,7 @@ def _format_bytes(num_bytes: int) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands to a parser; pass the parsed arguments to `run`."""
     parser.add_argument(
-        "--folder", type=Path, default=IMPORT_FOLDER, help="of imported corpora (%(default)s)"
+        "--folder", type=path, default=IMPORT_FOLDER, help="of imported corpora (%(default)s)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -164,20 +168,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     command = commands.add_parser("import", help="check a public file of prompts and store it")
     command.add_argument("name", help=f"one of {', '.join(PUBLISHED)}")
-    command.add_argument("path", type=Path, help="the public file")
+    command.add_argument("path", type=path, help="the public file")
     command.set_defaults(corpora_command=import_published)
 
     command = commands.add_parser(
         "convert", aliases=["keep"], help="convert your own prompts to Parquet, which opens without parsing"
     )
-    command.add_argument("path", type=Path, help="a file of prompts")
-    command.add_argument("--output", type=Path, required=True, help="the .parquet file")
+    command.add_argument("path", type=path, help="a file of prompts")
+    command.add_argument("--output", type=path, required=True, help="the .parquet file")
     command.set_defaults(corpora_command=convert)
 
     command = commands.add_parser("show", help="print some prompts of a corpus")
-    command.add_argument("name", help="a name, or a file of prompts")
+    command.add_argument("name", type=path_text, help="a name, or a file of prompts")
     command.add_argument("--held-out", type=float, help="hold out this fraction, by a hash of the words")
-    command.add_argument("--number", type=int, default=10, help="about this many prompts (%(default)s)")
+    command.add_argument(
+        "--number", type=whole(1, 10**9), default=10, help="about this many prompts (%(default)s)"
+    )
     command.set_defaults(corpora_command=show)
 
     command = commands.add_parser(
@@ -186,38 +192,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description=ENCODE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("name", help="a name, or a file of prompts")
-    command.add_argument("--encoder", required=True, help="a diffusers folder, a CLIP or T5, or a Hub id")
+    command.add_argument("name", type=path_text, help="a name, or a file of prompts")
+    command.add_argument(
+        "--encoder", type=path_text, required=True, help="a diffusers folder, a CLIP or T5, or a Hub id"
+    )
     command.add_argument("--revision", help="of a Hub id")
     command.add_argument("--allow-network", action="store_true", help="download a Hub id that is not cached")
-    command.add_argument("--output", type=Path, help="the folder (default: outputs/text/CORPUS-ENCODER)")
+    command.add_argument("--output", type=path, help="the folder (default: outputs/text/CORPUS-ENCODER)")
     command.add_argument("--views", action="store_true", help="also store each prompt with each view's words")
     command.add_argument("--suffixes", nargs="+", help="use these words instead of the default views'")
     command.add_argument("--pooled", action="store_true", help="store pooled vectors only, no tokens")
     command.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (%(default)s)")
-    command.add_argument("--prompts-per-shard", type=int, default=512, help="(%(default)s)")
-    command.add_argument("--batch-size", type=int, default=64, help="sentences at once (%(default)s)")
+    command.add_argument("--prompts-per-shard", type=whole(1, 10**6), default=512, help="(%(default)s)")
+    command.add_argument(
+        "--batch-size", type=whole(1, 10**6), default=64, help="sentences at once (%(default)s)"
+    )
     command.add_argument("--device", default="auto", help="(%(default)s)")
     command.add_argument("--verify", action="store_true", help="check existing shards and redo damaged ones")
     command.set_defaults(corpora_command=encode)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the parsed subcommand; a user's mistake exits with status 2 and one sentence on stderr."""
-    with one_sentence_errors("corpora"):
-        try:
-            args.corpora_command(args)
-        except OSError as error:
-            raise ValueError(str(error)) from error
+    """Run the parsed subcommand and return the exit status."""
+    args.corpora_command(args)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m corpora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for("python -m corpora", __doc__)
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return run_command(parser, run, argv)
 
 
 if __name__ == "__main__":

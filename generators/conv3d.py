@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from amortized.config import check
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
 from generators.epilogue import SLOPE, leaky_clamped
@@ -60,6 +61,8 @@ class Conv3DConfig:
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution must be a power of two of at least 8, got {self.resolution}")
+        check(self, "resolution", limit=1024)
+        check(self, "width", above=0, limit=64)
         check_sizes(self, "hidden", "base_channels", "num_features", "z_dim", "style_dim")
         if self.channels(self.resolution) < 1:
             raise ValueError(f"width must leave a channel at {self.resolution}^3, got {self.width}")

@@ -46,7 +46,7 @@ class HashEnvironmentConfig:
     hyper_hidden: int = 64  # hidden width of the hypernetwork
 
     def __post_init__(self) -> None:
-        check(self, "hidden", "hyper_hidden", at_least=1)
+        check(self, "hidden", "hyper_hidden", at_least=1, limit=2**17)
 
     def build(self, text_dim: int) -> nn.Module:
         """Build the untrained module for text embeddings of width `text_dim`."""
@@ -63,7 +63,7 @@ class SHEnvironmentConfig:
 
     def __post_init__(self) -> None:
         check(self, "num_bands", at_least=1, at_most=MAX_BANDS)
-        check(self, "hidden", at_least=1)
+        check(self, "hidden", at_least=1, limit=2**17)
 
     def build(self, text_dim: int) -> nn.Module:
         """Build the untrained module; `text_dim` is not used."""

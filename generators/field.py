@@ -12,6 +12,8 @@ from torch import Tensor
 from amortized.config import check
 from amortized.types import TextCondition
 
+MAX_SIZE, MAX_LAYERS = 2**17, 64  # of one size of a generator; their product is compared with the memory
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureField:
@@ -49,7 +51,12 @@ def check_sizes(config: Any, *names: str) -> None:
 
     config: a generator's settings, with `sphere_radius` and `bounding_radius`. A tuple counts by its items.
     """
-    check(config, *names, at_least=1)
+    check(config, *names, at_least=1, limit=MAX_SIZE)
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) > MAX_LAYERS:
+            raise ValueError(f"{name} must have at most {MAX_LAYERS} layers, got {len(value)}")
+    check(config, "bounding_radius", limit=1000)
     if not 0 < config.sphere_radius < config.bounding_radius:
         raise ValueError(
             f"sphere_radius must lie between 0 and bounding_radius {config.bounding_radius}, "

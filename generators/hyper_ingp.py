@@ -50,7 +50,7 @@ class HyperINGPConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, "hidden", "hyper_hidden", "token_queries", "shared_width")
-        check(self, "z_dim", at_least=0)
+        check(self, "z_dim", at_least=0, limit=2**17)
 
     def build(self, text_dim: int) -> HyperINGP:
         """Build the untrained generator for text embeddings of width `text_dim`."""

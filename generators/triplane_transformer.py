@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from amortized.config import check
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
 from generators.field import FeatureField, check_sizes, checked_tokens
@@ -57,6 +58,7 @@ class TriplaneTransformerConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, "hidden", "plane_tokens", "width", "num_layers", "num_heads", "plane_channels")
+        check(self, "plane_tokens", "num_layers", limit=1024)
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
 

@@ -86,8 +86,18 @@ def test_the_configured_device_is_used(gpus, monkeypatch, device, environment, e
             "device=auto with LOCAL_RANK=3, but this machine has 2 CUDA devices: start at most one process "
             "per GPU, or set device=cpu",
         ),
-        (1, "gpu0", {}, "device must be auto, cpu, cuda or cuda:N, got 'gpu0'"),
-        (1, "meta", {}, "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
+        (
+            1,
+            "gpu0",
+            {},
+            "device must be auto, cpu, cuda or cuda:N, got 'gpu0'; this machine has 1 CUDA device",
+        ),
+        (
+            1,
+            "meta",
+            {},
+            "device must be auto, cpu, cuda or cuda:N, got 'meta'; this machine has 1 CUDA device",
+        ),
     ],
 )
 def test_an_unusable_device_gives_one_sentence(gpus, monkeypatch, count, device, environment, sentence):
@@ -123,6 +133,23 @@ def test_the_allocator_uses_expandable_segments_unless_the_environment_configure
         if variable is None
         else {variable: "max_split_size_mb:64"}
     )
+
+
+@pytest.mark.parametrize("setting", ["device", "prior.denoiser_device"])
+@pytest.mark.parametrize(
+    "name", ["xpu", "mps", "gpu0", "meta", "", "CUDA", "cuda:", "cuda:-1", "cuda:x", "c" * 5000]
+)
+def test_other_devices_are_one_sentence_that_names_the_setting_and_what_is_here(gpus, setting, name):
+    gpus(0)
+    with pytest.raises(ValueError) as caught:
+        devices.parse_device(setting, name)
+    message = str(caught.value)
+    assert message.startswith(f"{setting} must be cpu, cuda or cuda:N, got '{name[:77]}")
+    assert message.endswith("this machine has a CPU and no CUDA device") and len(message) < 250
+
+
+def test_an_index_of_the_cpu_is_ignored():
+    assert devices.parse_device("device", "cpu:7") == torch.device("cpu")
 
 
 ONLY_CUDA = """
@@ -178,8 +205,9 @@ def test_every_command_reports_a_missing_driver_in_one_sentence(
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert exited.value.code == 2
+    prefix = "python -m benchmarks" if name == "benchmarks" else name
     assert capsys.readouterr().err.splitlines() == [
-        f"{name}: error: device={device}, but PyTorch finds no CUDA device (Found no NVIDIA driver on your "
+        f"{prefix}: error: device={device}, but PyTorch finds no CUDA device (Found no NVIDIA driver on your "
         "system): install a matching driver, or set device=cpu"
     ]
 

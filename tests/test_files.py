@@ -1,11 +1,25 @@
-"""Atomic file writes."""
+"""Atomic file writes, and paths."""
 
+import contextlib
 import os
+import shlex
 import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from amortized.files import atomic_path, atomic_write_bytes, atomic_write_text
+from amortized.files import (
+    PROJECT,
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_text,
+    checked_path,
+    in_project,
+    restore_hint,
+    started_in,
+)
 
 
 def test_writes_text_and_bytes_exactly_and_creates_parents(tmp_path):
@@ -55,3 +69,58 @@ def test_respects_the_umask_like_an_ordinary_file(tmp_path):
     atomic_write_text(tmp_path / "atomic", "")
     (tmp_path / "ordinary").write_text("")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("run", "output", "start"),
+    [
+        ("/home/me/work/outputs/mine", "outputs/mine", ["/home/me/work"]),
+        ("/home/me/mine", "mine", ["/home/me"]),
+        ("/home/me/renamed", "outputs/mine", []),
+        ("/home/me/outputs/mine", "/home/me/outputs/mine", []),
+        ("/home/me/outputs/mine", "../outputs/mine", []),
+    ],
+)
+def test_the_folder_in_which_a_run_was_started(run: str, output: str, start: list[str]) -> None:
+    assert [str(folder) for folder in started_in(run, output)] == start
+
+
+def test_a_relative_path_is_tried_here_then_there_then_in_the_project(tmp_path: Path, monkeypatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        (folder / "a").mkdir(parents=True)
+    (there / "b").mkdir()
+    monkeypatch.chdir(here)
+    assert in_project("a", there) == "a" and in_project("b", there) == str(there / "b")
+    assert in_project("configs", there) == str(PROJECT / "configs") and in_project("c", there) == "c"
+
+
+@given(st.text(max_size=300) | st.sampled_from(["a" * 5000, "/".join(["a" * 200] * 40), "\udcff", "a\0b"]))
+def test_any_text_is_a_path_that_the_system_accepts_or_a_reason(text: str) -> None:
+    name = in_project(text)
+    assert name == text or name.startswith(str(PROJECT))
+    try:
+        path = checked_path(text)
+    except ValueError as error:
+        assert str(error)
+    else:
+        os.path.lexists(path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)
+
+
+@pytest.mark.parametrize("path", ["elsewhere/x", "/no/checkpoints/x", "checkpoint/x"])
+def test_only_the_projects_models_can_be_restored(path: str) -> None:
+    assert restore_hint(path) == ""
+
+
+def test_the_command_that_restores_a_model_can_be_pasted(monkeypatch, tmp_path: Path) -> None:
+    project = tmp_path / "my [new] project"
+    for folder in (".git", "checkpoints/one", "checkpoints/two"):
+        (project / folder).mkdir(parents=True)
+    monkeypatch.setattr("amortized.files.PROJECT", project)
+    for path in ("checkpoints/two", f"{project}/checkpoints/two"):
+        hint = restore_hint(path)
+        words = shlex.split(hint[hint.index("(") + 1 : hint.index(")")])
+        assert words == ["git", "-C", str(project), "checkout", "--", "checkpoints/two"]
+        assert hint.endswith("another one of checkpoints/ (one, two)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amortized.config import check
+from amortized.config import PathText, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,9 @@ class CheckpointConfig:
     keep: int = 2  # the newest so many
     keep_every: int | None = None  # and, permanently, those of every so many steps
     best_by: str | None = None  # and the one with the lowest mean of this number of log.jsonl, e.g. guidance
-    upload: str | None = None  # fsspec URL to upload copies to, and to download from if the folder has none
+    upload: PathText | None = (
+        None  # fsspec URL to upload copies to, and to download from if the folder has none
+    )
 
     def __post_init__(self) -> None:
-        check(self, "every", "keep", "keep_every", at_least=1)
+        check(self, "every", "keep", "keep_every", at_least=1, limit=10**9)

@@ -30,6 +30,7 @@ from amortized.checkpointing.checkpoint import (
 from amortized.checkpointing.shards import stored_tensors
 from amortized.parallel import World
 from amortized.untrusted import short
+from amortized.wording import command
 
 
 def save_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
@@ -126,9 +127,8 @@ def find_checkpoint(run: Path, which: str = "newest") -> Path:
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         links = "; links to checkpoints are not followed" if named_checkpoints(folder) else ""
-        raise CheckpointError(
-            f"{run} has no checkpoint: train first (python train.py CONFIG output={run}){links}"
-        )
+        train = command("train", "CONFIG", f"output={run}")
+        raise CheckpointError(f"{run} has no checkpoint: train first ({train}){links}")
     best = best_of(checkpoints) if which == "best" else None
     if which == "best" and best is None:
         raise CheckpointError(

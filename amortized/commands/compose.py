@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
-from amortized.config import load_config
+from amortized.config import config_to_dict, load_config, map_paths
+from amortized.config.presets import flatten
+from amortized.files import in_project, started_in
 from amortized.guidance import Guidance, build_guidance, check_guidance
+from amortized.memory_errors import available_cpu_bytes
 from amortized.names import slug
 from amortized.parallel import World
 from amortized.priors import Prior, StableDiffusionPrior, load_prior
@@ -21,6 +24,8 @@ from amortized.types import Corpus, Prompt
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
+
+NO_NETWORK = ("prior.allow_network=false", "evaluation.allow_network=false")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,17 @@ class RunConfig(BaseRunConfig):
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a preset, or a run's config.yaml. Raises ConfigError."""
     return load_config(RunConfig, path, overrides)
+
+
+def load_stored_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run's folder, which may come from elsewhere. Raises ConfigError.
+
+    Only `overrides` allow it to use the network. Relative paths that do not exist in the working directory
+    are taken from the folder in which the run was started, or from the project.
+    """
+    config = load_run_config(run / "config.yaml", [*NO_NETWORK, *overrides])
+    start = started_in(run, config.output)
+    return map_paths(config, lambda path: path if path == config.output else in_project(path, *start))
 
 
 def load_corpus(config: RunConfig) -> Corpus:
@@ -81,10 +97,39 @@ def build_untrained(config: RunConfig, text_dim: int, device: torch.device) -> n
 
     Its weights are a function of the seed alone; the global RNG is left as it was.
     """
+    check_size(config, text_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "generator"))
         generator = build_generator(config.generator, config.environment, text_dim)
     return generator.to(device)
+
+
+def check_size(config: RunConfig, text_dim: int) -> None:
+    """Raise ValueError if the generator's weights alone would not fit into memory, before they take any."""
+    with torch.device("meta"):
+        generator = build_generator(config.generator, config.environment, text_dim)
+    size = sum(weights.nbytes for weights in generator.parameters())
+    available = available_cpu_bytes()
+    if available is not None and size > available:
+        remedy = f"lower {' or '.join(_largest_sizes(config.generator)) or 'the sizes of the generator'}"
+        raise ValueError(
+            f"the generator's weights would take {size / 2**30:,.1f} GiB, and {available / 2**30:.1f} GiB of "
+            f"memory are available: {remedy}"
+        )
+
+
+def _largest_sizes(config: GeneratorConfig) -> list[str]:
+    """The keys of the three sizes that exceed their defaults by the largest factors."""
+
+    def sizes(of: GeneratorConfig) -> dict[str, float]:
+        values = flatten(config_to_dict(of)).items()
+        tops = {key: max(value) if isinstance(value, list) and value else value for key, value in values}
+        return {key: top for key, top in tops.items() if type(top) is int or type(top) is float}
+
+    chosen, default = sizes(config), sizes(type(config)())
+    ratios = {key: chosen[key] / default[key] for key in chosen if default.get(key)}
+    largest = sorted(ratios, key=ratios.__getitem__, reverse=True)[:3]
+    return [f"generator.{key}" for key in largest if ratios[key] > 1]
 
 
 def build_parts(config: RunConfig, device: torch.device) -> tuple[Prior, TextBank, nn.Module]:

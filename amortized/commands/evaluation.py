@@ -136,7 +136,7 @@ def evaluate_share(
         share,
         gallery=gallery,
         truth_for=truth_for,
-        scorer=load_clip(settings.clip, device=world.device),
+        scorer=load_clip(settings.clip, device=world.device, allow_network=settings.allow_network),
         config=settings,
         folder=folder,
         names=file_names(prompts),

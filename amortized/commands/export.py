@@ -12,12 +12,13 @@ The folder works on a machine that never saw the run, from Python:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from amortized.arguments import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run")
-    parser.add_argument("folder", type=Path, help="the folder to write; must not exist")
+    parser.add_argument("run", type=path, help="the folder of a run")
+    parser.add_argument("folder", type=path, help="the folder to write; must not exist")
     parser.add_argument(
         "--checkpoint", default="newest", help="newest, best, or a name (default: %(default)s)"
     )

@@ -14,34 +14,44 @@ import json
 from pathlib import Path
 from typing import Any
 
+from amortized import arguments
+from amortized.arguments import path, path_text, whole
+
 INDEX_LIMIT = 2**29  # bytes
 
 PROMPTS_CHECKED = 4096  # at the start: those that will be cut, and their unknown words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run's folder, an exported folder, or a Hub id in the local cache")
-    parser.add_argument("texts", nargs="*", metavar="PROMPT", help="any text")
-    parser.add_argument("--prompts", help="a corpus or a file of prompts, as in corpus=")
-    parser.add_argument("--output", default="generated", help="folder to write (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="variants per prompt (default: %(default)s)")
-    parser.add_argument("--views", type=int, default=4, help="views in a strip (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="pixels per side (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=24, help="frames of a turntable; 0: none (%(default)s)")
+    parser.add_argument(
+        "model", type=path_text, help="a run's folder, an exported folder, or a Hub id in the local cache"
+    )
+    parser.add_argument("texts", type=arguments.text, nargs="*", metavar="PROMPT", help="any text")
+    parser.add_argument("--prompts", type=path_text, help="a corpus or a file of prompts, as in corpus=")
+    parser.add_argument(
+        "--output", type=path, default=Path("generated"), help="folder to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=whole(1, 10**6), default=1, help="variants per prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--views", type=whole(1, 256), default=4, help="views in a strip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=whole(1, 4096), default=128, help="pixels per side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=whole(0, 10_000), default=24, help="frames of a turntable; 0: none (%(default)s)"
+    )
     parser.add_argument("--checkpoint", default="newest", help="of a run: newest, best, or a name")
-    parser.add_argument("--text-encoder", help="of an exported folder: the folder of its text encoder")
+    parser.add_argument(
+        "--text-encoder", type=path_text, help="of an exported folder: the folder of its text encoder"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate as `args` say; returns the exit status."""
-    for name in ("seeds", "views", "size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.frames < 0:
-        raise ValueError(f"--frames must be 0 or more, got {args.frames}")
-    if not args.output.strip():
-        raise ValueError("--output is empty: name a folder, or omit it")
     if not args.texts and args.prompts is None:
         raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
     is_run = (Path(args.model) / "config.yaml").exists()
@@ -51,17 +61,17 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--checkpoint is for runs, and {args.model} is not one: an export has a single one")
     from amortized.cli import progress_bar
     from amortized.evaluation.folder import writing
-    from amortized.evaluation.results import count
     from amortized.generation import TextTo3D
     from amortized.media import save_strip, save_turntable
     from amortized.names import slug
+    from amortized.wording import count
     from corpora import open_corpus, prompt_list
 
     # 1. The prompts, the folder, the model.
     corpora = [prompt_list(args.texts, "PROMPT")] if args.texts else []
     corpora += [open_corpus(args.prompts)] if args.prompts is not None else []
     texts = list(dict.fromkeys(corpus[i].text for corpus in corpora for i in range(len(corpus))))
-    output = Path(args.output).expanduser()
+    output = args.output
     index = _read_index(output / "index.json")
     if is_run:
         model = TextTo3D.from_run(args.model, checkpoint=args.checkpoint, device=args.device)

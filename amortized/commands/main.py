@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amortized import __version__
+from amortized.cli import Parser, one_sentence_errors, parse, parser_for
 from amortized.files import PROJECT
 
 
@@ -31,10 +31,11 @@ class Command:
     module: str
     summary: str
     prefix: tuple[str, ...] = ()  # arguments of the module that the command implies
+    interrupted: int = 1  # the exit status after Ctrl-C or SIGTERM
 
 
 COMMANDS = (
-    Command("train", "train", "train a generator over a corpus, or one object from a prompt"),
+    Command("train", "train", "train a generator over a corpus, or one object from a prompt", interrupted=75),
     Command("evaluate", "evaluate", "render and score the prompts of a run"),
     Command("generate", "amortized.commands.generate", "turn prompts into pictures and turntables"),
     Command("export", "amortized.commands.export", "export a run's generator to a self-contained folder"),
@@ -52,29 +53,18 @@ def main(argv: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     arguments = sys.argv[1:] if argv is None else argv
-    commands = {command.name: command for command in COMMANDS}
-    if not arguments or arguments[0] not in commands:
-        _overview().parse_args(arguments or ["--help"])  # exits: help, version, or an unknown command
-    command = commands[arguments[0]]
-    from amortized.cli import one_sentence_errors
-
-    name = f"amortized {command.name}"
-    with one_sentence_errors(name):
+    command = next((one for one in COMMANDS if [one.name] == arguments[:1]), None)
+    name = f"amortized {command.name}" if command else "amortized"
+    interrupted = command.interrupted if command else 1
+    with one_sentence_errors(name, arguments, interrupted=interrupted):
+        if command is None:
+            _overview().parse_args(arguments or ["--help"])  # exits: help, version, or an unknown command
+            return 0
         module = _load(command)
-    rest = [*command.prefix, *arguments[1:]]
-
-    parser = argparse.ArgumentParser(
-        prog="amortized" if command.prefix else name,  # the subcommand of a prefix adds its name
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
-    # KEY=VALUE may stand before and after options, which argparse cannot do together with subcommands.
-    has_subcommands = any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
-    parse = parser.parse_args if has_subcommands else parser.parse_intermixed_args
-    with one_sentence_errors(name):
-        return module.run(parse(rest)) or 0
+        # The subcommand of a prefix adds its name.
+        parser = parser_for("amortized" if command.prefix else name, module.__doc__)
+        module.add_arguments(parser)
+        return module.run(parse(parser, [*command.prefix, *arguments[1:]])) or 0
     return 0
 
 
@@ -89,14 +79,9 @@ def _load(command: Command) -> Any:
     return importlib.import_module(command.module)
 
 
-def _overview(modules: dict[str, Any] | None = None) -> argparse.ArgumentParser:
+def _overview(modules: dict[str, Any] | None = None) -> Parser:
     """A parser of the command names, and with `modules` of each command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="amortized",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="amortized", description=__doc__)
     parser.add_argument("--version", action="version", version=f"amortized3d {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -22,9 +22,10 @@ from amortized.conditioning.views import (
     plain_text,
     view_suffixes,
 )
-from amortized.config import check
+from amortized.config import PathText, check
 from amortized.types import Cameras, TextCondition
 from amortized.urls import check_url
+from amortized.wording import command
 
 WORDS_SHOWN = 8  # in a message
 Device = torch.device | str | None
@@ -35,16 +36,16 @@ class TextConfig:
     """Text encoders and shards. Texts that are in no shard are encoded on demand."""
 
     # Folders or URLs written by `amortized encode`, with the prior's text encoder or the generator's.
-    shards: tuple[str, ...] = ()
+    shards: tuple[PathText, ...] = ()
     # The generator's text encoder: a folder or Hub id of a CLIP or T5. null: the prior's text encoder.
-    encoder: str | None = None
+    encoder: PathText | None = None
     revision: str | None = None  # branch, tag or commit, if `encoder` is a Hub id
     # LRU cache size per encoder, in texts. If the corpus times its view suffixes exceeds it, most texts are
     # encoded again on every visit. One text takes 0.3 MB with Stable Diffusion 2.1.
     cache_size: int = 8192
 
     def __post_init__(self) -> None:
-        check(self, "cache_size", at_least=1)
+        check(self, "cache_size", at_least=1, limit=10**9)
         for url in self.shards:
             check_url(url)
 
@@ -91,7 +92,7 @@ class TextBank:
                 raise ValueError(
                     f"text.shards: {store.url} was encoded with {store.manifest.encoder_name}, not with "
                     f"{names}; encode the corpus again: "
-                    f"amortized encode {store.manifest.corpus} --encoder FOLDER --output FOLDER"
+                    f"{command('encode', store.manifest.corpus, '--encoder', 'FOLDER', '--output', 'FOLDER')}"
                 )
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ from amortized.names import text_hash
 from amortized.types import TextCondition
 from amortized.untrusted import open_regular
 from amortized.urls import describe, open_url, redact
+from amortized.wording import command
 
 ARRAY_HEADER, RECORD_HEADER = 2**12, 2**12  # bytes in front of an array of the index, of a prompt's rows
 ROWS_AT_ONCE = 2**20  # of the index
@@ -55,9 +56,10 @@ class ShardStore:
             self._check_index()
             self._check_sizes()
         except FileNotFoundError as error:
+            again = command("encode", "CORPUS", "--encoder", "FOLDER", "--output", self.url)
             raise ValueError(
                 f"{self.url} holds no finished encoding (no {Path(str(error.filename or error)).name}): "
-                f"start or resume it: amortized encode CORPUS --encoder FOLDER --output {self.url}"
+                f"start or resume it: {again}"
             ) from error
         except ValueError:
             raise

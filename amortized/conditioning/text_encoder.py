@@ -23,6 +23,7 @@ from amortized.model_folders import (
 )
 from amortized.model_folders.text_folder import ALIASES, wanted_files
 from amortized.model_folders.tokenizers import check_vocabulary
+from amortized.network import network_on_request
 from amortized.transfer import to_device
 from amortized.types import TextCondition
 
@@ -197,6 +198,7 @@ def _fingerprint(tokenizer: Any, model: Any) -> str:
     return f"{str(model.dtype).removeprefix('torch.')} {digest.hexdigest()}"
 
 
+@network_on_request
 def load_text_encoder(
     path: str,
     *,

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from amortized.untrusted import read_text, short
+
+# The largest preset has 4 kB and 100 values; a run's config.yaml 6 kB.
+MAX_BYTES, MAX_NODES, MAX_DEPTH, MAX_BASES = 2**18, 20_000, 20, 20
 
 
 class ConfigError(ValueError):
@@ -29,48 +36,58 @@ def read_presets(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, d
     A base is a path relative to the file that names it.
 
     Raises:
-        ConfigError: a file is missing, unreadable, empty or not YAML, or a cycle of bases.
+        ConfigError: a file is missing, unreadable, too large, empty or not YAML, or a cycle of bases.
     """
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: its `base:` lines form a cycle; remove one")
-    data = parse_yaml(_read_text(path), str(path))
+    data = parse_yaml(_read_text(path), short(path))
+    real = Path(os.path.realpath(path))
+    if real in above:
+        raise ConfigError(f"{short(path)}: its `base:` lines form a cycle; remove one")
+    if len(above) == MAX_BASES:
+        raise ConfigError(f"{short(path)}: more than {MAX_BASES} presets name each other as `base:`")
     if not isinstance(data, dict):
         what = "is empty" if not data else "holds no settings"
-        raise ConfigError(f"{path} {what}: a preset has lines `KEY: VALUE`")
+        raise ConfigError(f"{short(path)} {what}: a preset has lines `KEY: VALUE`")
     base = data.pop("base", None)
     if base is None:
         return [(path, data)]
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base must be one file's path, got {show(base)}")
-    return [*read_presets(path.parent / base, (*above, path.resolve())), (path, data)]
+        raise ConfigError(f"{short(path)}: base must be one file's path, got {show(base)}")
+    return [*read_presets(path.parent / base, (*above, real)), (path, data)]
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
-        raise ConfigError(f"there is no preset {path}{hint}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read {str(path)!r}: {reason}") from None
+        return read_text(path, MAX_BYTES)
+    except ValueError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise ConfigError(str(error)) from None
+    siblings = [sibling.name for sibling in islice(path.parent.glob("*.yaml"), 1000)]
+    near = difflib.get_close_matches(path.name, siblings, 1)
+    hint = f"; did you mean {short(path.with_name(near[0]))}?" if near else ""
+    raise ConfigError(f"there is no preset {short(path)}{hint}") from None
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML into dicts, lists and strings; unquoted scalars stay untyped.
 
     Nodes are composed, never constructed: a tag cannot create an object, and the implicit types of YAML 1.1
-    (`no` as false, `1e-4` as text, `12:30` as 750) do not apply.
+    (`no` as false, `1e-4` as text, `12:30` as 750) do not apply. Raises ConfigError for other text, and for
+    more than MAX_NODES values or MAX_DEPTH levels, counted where an alias repeats them.
     """
+    num_nodes = 0
 
     def convert(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> Any:
+        nonlocal num_nodes
         if node is None:
             return Unquoted("")
+        num_nodes += 1
+        line = node.start_mark.line + 1
+        if num_nodes > MAX_NODES:
+            raise ConfigError(f"{where}, line {line}: more than {MAX_NODES:,} values, with repeated aliases")
         if node in above:
-            raise ConfigError(f"{where}, line {node.start_mark.line + 1}: an alias contains itself")
+            raise ConfigError(f"{where}, line {line}: an alias contains itself")
+        if len(above) > MAX_DEPTH:
+            raise ConfigError(f"{where}, line {line}: nested more than {MAX_DEPTH} deep")
         if isinstance(node, yaml.ScalarNode):
             return node.value if node.style else Unquoted(node.value)
         if isinstance(node, yaml.SequenceNode):
@@ -81,19 +98,26 @@ def parse_yaml(text: str, where: str) -> Any:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(f"{where}, line {line}: a key must be a name")
             if (key := str(key_node.value)) in mapping:
-                raise ConfigError(f"{where}, line {line}: the key {key} appears twice")
+                raise ConfigError(f"{where}, line {line}: the key {short(key)} appears twice")
             mapping[key] = convert(value_node, (*above, node))
         return mapping
 
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{where}: more than {MAX_BYTES:,} characters")
     try:
         return convert(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML ({error.problem})") from None
+        problem = show(error.problem or "")[1:-1]
+        raise ConfigError(f"{where}{line}: not valid YAML ({problem})") from None
     except (yaml.YAMLError, RecursionError) as error:
         reason = getattr(error, "reason", "nested too deeply")
         raise ConfigError(f"{where}: not valid YAML ({reason})") from None
+    except (ValueError, OverflowError) as error:  # an escape outside Unicode, a directive's version
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: not valid YAML ({error})") from None
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -107,7 +131,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
         parts = key.strip().split(".")
         if not equals or not all(parts) or len(parts) > 20:
             raise ConfigError(f"the override {show(override)} must have the form KEY=VALUE")
-        tree: Any = Unquoted(value)
+        # An empty value is an empty text and not null: KEY=$UNSET is a mistake.
+        tree: Any = Unquoted(value) if value else ""
         for part in reversed(parts):
             tree = {part: tree}
         trees.append((parts[-1] != "name", tree))

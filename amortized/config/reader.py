@@ -5,7 +5,7 @@ Nothing is guessed: the *type of the field* decides how a value is parsed, so an
 in a float field, and `no`, `123`, `${x}` or `a "red": [cube]` stay text in a str field. Every mistake of the
 user is a `ConfigError` of one sentence that names the dotted key.
 
-Field types: bool, int, float (finite), str, Path, Literal, X | None, tuple[T, ...], tuple[A, B],
+Field types: bool, int, float (finite), str, PathText, Path, Literal, X | None, tuple[T, ...], tuple[A, B],
 dataclasses, and unions. Three conventions:
 
     choice     a union of dataclasses, each with a `name: Literal["..."] = "..."`; the key `name` selects one
@@ -42,6 +42,7 @@ from amortized.config.presets import (
 )
 from amortized.config.renamed import rename_keys
 from amortized.config.schema import (
+    PathText,
     default_of,
     describe,
     dotted_keys,
@@ -56,8 +57,13 @@ from amortized.config.schema import (
     sections_of,
     written,
 )
+from amortized.files import check_text, checked_path
 
 T = TypeVar("T")
+
+# Beyond these, arithmetic overflows somewhere: int64, and the square of a float32.
+MAX_MAGNITUDE = {int: 2**63 - 1, float: 1e18}
+MAX_ITEMS = 10_000  # of a list
 
 
 def load_config(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
@@ -159,9 +165,9 @@ class _Reader:
             for choice in get_args(hint):
                 if (type(choice) is type(value) and choice == value) or text == written(choice):
                     return choice
-        elif hint in (str, Path):
-            if isinstance(value, (str, Path)) and (hint is str or str(value)):
-                return hint(str(value))
+        elif hint in (str, PathText, Path):
+            if isinstance(value, (str, Path)):
+                return self._text(hint, str(value), where)
         elif hint is bool:
             if isinstance(value, bool):
                 return value
@@ -170,19 +176,33 @@ class _Reader:
         elif hint in (int, float):
             number = parse_number(text, hint) if text is not None else value
             if type(number) is int or (hint is float and type(number) is float):
-                try:
-                    if math.isfinite(number := hint(number)):
-                        return number
-                except OverflowError:
-                    pass
+                if abs(number) <= MAX_MAGNITUDE[hint]:  # not so for infinity and NaN
+                    return hint(number)
+                if type(number) is int or math.isfinite(number):
+                    limit = f"of at most {MAX_MAGNITUDE[hint]:.3g}"
+                    raise ConfigError(f"{where} must be {describe(hint)} {limit}, got {show(value)}")
         else:
             raise TypeError(f"{where}: configs cannot have the type {hint}")
         raise ConfigError(f"{where} must be {describe(hint)}, got {show(value)}")
+
+    def _text(self, hint: Any, text: str, where: str) -> Any:
+        if hint is Path and not text:
+            raise ConfigError(f"{where} must be {describe(hint)}, got {show(text)}")
+        try:
+            if hint is str:
+                check_text(text)
+                return text
+            path = checked_path(text)
+        except ValueError as error:
+            raise ConfigError(f"{where} {error}") from None
+        return Path(path) if hint is Path else path
 
     def _tuple(self, hint: Any, value: Any, where: str) -> tuple:
         items = parse_yaml(value, where) if isinstance(value, Unquoted) else value
         kinds = get_args(hint)
         if isinstance(items, (list, tuple)):
+            if len(items) > MAX_ITEMS:
+                raise ConfigError(f"{where} has {len(items):,} items: at most {MAX_ITEMS:,} are allowed")
             if kinds[-1] is Ellipsis:
                 kinds = (kinds[0],) * len(items)
             if len(items) == len(kinds):
@@ -219,6 +239,8 @@ class _Reader:
         tail = next(dotted_leaves({key: value}))  # trainr: {steps: 3} is reported as trainr.steps
         wrong = join(where, tail)
         origin = self.origins.get(wrong)
+        wrong = wrong if len(wrong) <= 80 else f"{wrong[:77]}..."
+        wrong = wrong if wrong.isprintable() else repr(wrong)
         place = f" in {origin}" if origin else ""
         for other in kinds:
             if key in fields_of(other):

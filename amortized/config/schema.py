@@ -9,15 +9,18 @@ import types
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from amortized.config.presets import Unquoted, join
+
+# The type of a field that holds a path, or a name or URL in its place: not empty, `~` expanded by the reader.
+PathText = Annotated[str, "path"]
 
 
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
     """The resolved type of each field."""
-    return get_type_hints(cls)
+    return get_type_hints(cls, include_extras=True)
 
 
 def fields_of(cls: type) -> dict[str, dataclasses.Field]:
@@ -68,7 +71,7 @@ def describe(hint: Any) -> str:
             return f"a list [...], each {describe(kinds[0])}"
         return f"a list of {len(kinds)} ([{', '.join(describe(k) for k in kinds)}])"
     names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
-    return names.get(hint) or {Path: "a path", type(None): "null"}.get(hint, "a section")
+    return names.get(hint) or {PathText: "a path", Path: "a path", type(None): "null"}.get(hint, "a section")
 
 
 def parse_number(text: str, kind: type) -> int | float | None:

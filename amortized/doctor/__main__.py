@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 
-from amortized.cli import parser_for
+from amortized.cli import parser_for, run_command
 from amortized.doctor.machine import Row, device_rows, import_torch, storage_rows
 from amortized.doctor.models import model_rows, resources_of, shard_rows
 from amortized.doctor.needs import needs_of
@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = parser_for("-m amortized.doctor", __doc__)
+    parser = parser_for("python -m amortized.doctor", __doc__)
     add_arguments(parser)
-    return run(parser.parse_intermixed_args(argv))
+    return run_command(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

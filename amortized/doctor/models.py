@@ -12,6 +12,7 @@ from amortized.cli import preset_paths
 from amortized.doctor.machine import FIXES, Row, make_row
 from amortized.doctor.needs import layers_of
 from amortized.files import PROJECT, in_project
+from amortized.wording import count
 
 PRIOR, CLIP = "prior.path", "evaluation.clip"
 
@@ -133,7 +134,9 @@ def shard_rows(shards: Iterable[str]) -> Iterator[Row]:
         from amortized.conditioning import ShardStore
 
         try:
-            yield Row("models", "text.shards", "ok", f"{url} has {len(ShardStore(url).keys):,} prompts")
+            yield Row(
+                "models", "text.shards", "ok", f"{url} has {count(len(ShardStore(url).keys), 'prompt')}"
+            )
         except ValueError as error:
             detail, _, fix = str(error).partition(": ")
             yield Row("models", "text.shards", "wrong", detail, fix)

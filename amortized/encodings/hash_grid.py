@@ -32,6 +32,8 @@ from amortized.encodings.engines import Engine, check_engine, engine_on, tiny_cu
 PRIME_Y = 2654435761 - 2**32
 PRIME_Z = 805459861
 
+MAX_RESOLUTION = 2**20  # its cube, the number of vertices, must fit into int64
+
 # Points per chunk on a CPU: temporaries stay in the cache.
 CPU_CHUNK = 32768
 
@@ -48,8 +50,16 @@ class HashGridConfig:
     engine: Engine = "auto"  # all engines use the same weights
 
     def __post_init__(self) -> None:
-        check(self, "num_levels", "features_per_level", "base_resolution", "growth", at_least=1)
+        check(self, "num_levels", "features_per_level", at_least=1, limit=64)
+        check(self, "base_resolution", at_least=1, limit=MAX_RESOLUTION)
+        check(self, "growth", at_least=1, limit=64)
         check(self, "log2_table_size", at_least=3, at_most=28)
+        finest = self.base_resolution * self.growth ** (self.num_levels - 1)
+        if finest > MAX_RESOLUTION:
+            raise ValueError(
+                f"growth gives the finest of {self.num_levels} levels a resolution of {finest:.3g}, and at "
+                f"most {MAX_RESOLUTION:,} is allowed: lower growth, num_levels or base_resolution"
+            )
         check_engine(self.engine, self.features_per_level)
 
     @property

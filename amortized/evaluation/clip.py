@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amortized.files import in_project
+from amortized.files import in_project, restore_hint
 from amortized.model_folders import (
     ClipFolder,
     build_empty,
@@ -22,6 +22,7 @@ from amortized.model_folders import (
 )
 from amortized.model_folders.tokenizers import check_vocabulary
 from amortized.model_folders.weights import is_finite
+from amortized.network import network_on_request
 
 
 class ClipScorer:
@@ -80,14 +81,20 @@ class ClipScorer:
         return (pixels - self.mean) / self.std
 
 
+@network_on_request
 def load_clip(
-    path_or_name: str | Path, *, device: torch.device | str = "cpu", batch_size: int = 64
+    path_or_name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    allow_network: bool = False,
 ) -> ClipScorer:
     """Load a CLIP from a folder in open_clip's format, or a published pair such as "ViT-L-14/openai".
 
     A folder (also written `local-dir:FOLDER`) holds `open_clip_config.json`, `open_clip_model.safetensors`
     and, if the config names `hf_tokenizer_name`, a tokenizer; loading it needs no network. A pair
-    ARCHITECTURE/TAG is downloaded. Only safetensors are loaded, since other formats can run code.
+    ARCHITECTURE/TAG comes from the local cache of the Hub, or is downloaded if `allow_network`. Only
+    safetensors are loaded, since other formats can run code.
 
     Raises:
         ValueError: no such folder or pair, a file is missing, the download fails, the weights are not
@@ -101,14 +108,15 @@ def load_clip(
         except ValueError as error:
             raise ValueError(
                 f"evaluation.clip={name!r} cannot be loaded: {str(error).rstrip('.')}; "
-                "run `make weights`, or name another folder in open_clip's format"
+                f"{restore_hint(folder) or 'name another folder in open_clip format'}"
             ) from error
     elif not str(path_or_name).startswith("local-dir:") and _is_pretrained(name):
-        model, tokenizer = _from_hub(*name.split("/"))
+        architecture, _, tag = name.partition("/")
+        model, tokenizer = _from_hub(architecture, tag, allow_network)
     else:
         raise ValueError(
             f"evaluation.clip={str(path_or_name)!r} is neither a folder nor one of open_clip's "
-            "ARCHITECTURE/TAG pairs such as 'ViT-L-14/openai': give an existing folder, or run `make weights`"
+            f"ARCHITECTURE/TAG pairs such as 'ViT-L-14/openai': give an existing folder{_or_restore(name)}"
         )
     import open_clip
 
@@ -191,6 +199,11 @@ class FolderTokenizer:
         return ids
 
 
+def _or_restore(folder: str | Path) -> str:
+    hint = restore_hint(folder)
+    return f", or {hint}" if hint else ""
+
+
 def _is_pretrained(name: str) -> bool:
     import open_clip
 
@@ -198,17 +211,19 @@ def _is_pretrained(name: str) -> bool:
     return bool(tag) and open_clip.is_pretrained_cfg(architecture, tag)
 
 
-def _from_hub(architecture: str, tag: str) -> tuple[nn.Module, Any]:
+def _from_hub(architecture: str, tag: str, allow_network: bool) -> tuple[nn.Module, Any]:
     import open_clip
 
     pretrained = open_clip.get_pretrained_cfg(architecture, tag)
+    # A pair that is not on the Hub is a pickle at some other address: not even downloaded.
+    weights = pretrained.get("url", "") if not pretrained.get("hf_hub") else ""
     try:
-        weights = open_clip.download_pretrained(pretrained)
+        weights = weights or open_clip.download_pretrained(pretrained)
     except Exception as error:  # open_clip lets any error of the network stack through
-        raise ValueError(
-            f"evaluation.clip={architecture}/{tag} could not be downloaded ({error}): "
-            "check the network, or name a local folder"
-        ) from error
+        remedy = f"could not be downloaded ({error}): check the network"
+        if not allow_network:
+            remedy = "is not in the local cache: set evaluation.allow_network=true to download it"
+        raise ValueError(f"evaluation.clip={architecture}/{tag} {remedy}, or name a local folder") from error
     if not weights.endswith(".safetensors"):
         raise ValueError(
             f"evaluation.clip={architecture}/{tag} is published as {Path(weights).name}, but only "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import orbit
-from amortized.config import check
+from amortized.config import PathText, check
 from amortized.evaluation.folder import writing
 from amortized.evaluation.gallery import Gallery
 from amortized.evaluation.metrics import recall_at_1
@@ -56,7 +56,8 @@ class EvaluatedModel:
 class EvaluationConfig:
     """Views and metrics of an evaluation; scores are comparable only under equal settings."""
 
-    clip: str = "checkpoints/clip"  # a folder in open_clip's format, or "ViT-L-14/openai"
+    clip: PathText = "checkpoints/clip"  # a folder in open_clip's format, or "ViT-L-14/openai"
+    allow_network: bool = False  # download such a pair if it is not cached
     # Texts that recall@1 is measured against: the whole corpus, or the evaluated prompts only. The
     # corpus's distractors are added to both.
     gallery: Literal["corpus", "prompts"] = "corpus"
@@ -77,10 +78,11 @@ class EvaluationConfig:
     seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
-        check(self, "views", "image_size", "turntable_size", "grid", at_least=1)
-        check(self, "prompts_per_batch", "views_per_render", at_least=1)
-        check(self, "turntable_frames", at_least=0)
-        check(self, "distance", "turntable_fps", above=0)
+        check(self, "image_size", "turntable_size", at_least=1, limit=4096)
+        check(self, "grid", at_least=1, limit=512)
+        check(self, "views", "prompts_per_batch", "views_per_render", at_least=1, limit=4096)
+        check(self, "turntable_frames", at_least=0, limit=10_000)
+        check(self, "distance", "turntable_fps", above=0, limit=1000)
         check(self, "fovy_deg", above=0, below=180)
         check(self, "elevation_deg", at_least=-90, at_most=90)
         check(self, "background", at_least=0, at_most=1)

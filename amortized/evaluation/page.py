@@ -16,7 +16,8 @@ from amortized.evaluation.curves import curves
 from amortized.evaluation.history import History
 from amortized.evaluation.markup import interval_text, link, number, scale, text
 from amortized.evaluation.metrics import Interval, chance_recall
-from amortized.evaluation.results import LABELS, METRICS, Results, count
+from amortized.evaluation.results import LABELS, METRICS, Results
+from amortized.wording import count
 
 HEADLINES = ("recall_at_1", "iou", "color_error", "clip_similarity", "front_shown", "janus")
 PROVENANCE = {  # label of each key of `Results.provenance`, in order

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from amortized.evaluation.metrics import Interval, bootstrap_interval, chance_recall
+from amortized.wording import count
 
 METRICS = (
     "clip_similarity",
@@ -155,7 +156,7 @@ def merge_rows(shards: Iterable[Sequence[PromptRow]], order: Sequence[str]) -> l
         for row in shard:
             by_id.setdefault(row.id, row)
     if missing := [key for key in order if key not in by_id]:
-        raise ValueError(f"{len(missing)} prompts were not evaluated, the first is {missing[0]!r}")
+        raise ValueError(f"not evaluated: {count(len(missing), 'prompt')}, the first is {missing[0]!r}")
     return [by_id[key] for key in order]
 
 
@@ -200,11 +201,6 @@ def summary(results: Results) -> str:
             f"  {near['near_train']} of {near['held_out']} held-out prompts nearly duplicate a trained one"
         )
     return "\n".join(lines)
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun, in the plural if need be: "1 prompt", "1,200 prompts"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _range(interval: Interval) -> str:

@@ -68,7 +68,7 @@ def _scores(run: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         lines = []
     if not lines:
-        return "Not evaluated: run `python evaluate.py RUN` before the export to have its scores here."
+        return "Not evaluated: run `amortized evaluate RUN` before the export to have its scores here."
     return "\n".join(["| metric | mean over prompts [95 % interval] |", "|---|---|", *lines])
 
 

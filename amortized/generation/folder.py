@@ -38,6 +38,7 @@ from amortized.devices import local_device
 from amortized.generation.config import SceneConfig, sharpness_at
 from amortized.safetensors_header import read_header
 from amortized.untrusted import read_json_object, read_yaml_object, reason_of, short
+from amortized.wording import command
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
 
@@ -76,6 +77,8 @@ def load_run(
 ) -> Parts:
     """The parts of a run's `TextTo3D`; `settings` replace its config.yaml, e.g. to change the renderer."""
     chosen = local_device(device)
+    # The config.yaml of a run may come from elsewhere: it cannot allow the network, its user can.
+    allow_network = settings is not None and settings["prior"]["allow_network"]
     settings = run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
     config = model_config(settings, path)
@@ -86,6 +89,7 @@ def load_run(
         generator = _build(config, stored, path)
     load_weights(path, generator)
     encoder = load_encoder(config.text_encoder, chosen, allow_network)
+    shards = [url for url in shards if allow_network or "://" not in url]  # a cache only
     return _assemble(generator, encoder, config, chosen, shards)
 
 
@@ -217,7 +221,7 @@ def _local_folder(folder: str) -> Path:
     except Exception as error:  # the Hub library has a dozen classes of errors
         raise ValueError(
             f"'{folder}' is neither a folder nor a Hub id in the local cache: export a run to it "
-            f"(amortized export RUN {folder}), or download it (hf download {folder})"
+            f"({command('export', 'RUN', folder)}), or download it (hf download {folder})"
         ) from error
 
 

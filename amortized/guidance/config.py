@@ -21,7 +21,7 @@ class InversionConfig:
     eta: float = 0.0  # fraction of fresh noise in each step; 0: deterministic
 
     def __post_init__(self) -> None:
-        check(self, "stride", above=0, at_most=1)
+        check(self, "stride", at_least=0.001, at_most=1)  # one of the usual 1,000 timesteps
         check(self, "eta", at_least=0, at_most=1)
 
 
@@ -36,7 +36,7 @@ class TrajectoryConfig:
     cache: bool = False
 
     def __post_init__(self) -> None:
-        check(self, "num_steps", at_least=1)
+        check(self, "num_steps", at_least=1, limit=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ class LearnedConfig:
 
     def __post_init__(self) -> None:
         check(self, "learning_rate", "weight", "lora_scale", above=0)
-        check(self, "every", "width", "rank", at_least=1)
+        check(self, "every", at_least=1, limit=10**9)
+        check(self, "width", "rank", at_least=1, limit=2**16)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ recommended schedule (configs/methods), another prior its published one.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amortized import arguments
 from amortized.cameras import orbit
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import ViewText, plain_text
@@ -54,8 +54,11 @@ class PlaygroundConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self, "images", "steps", at_least=1)
+        check(self, "images", at_least=1, limit=4096)
+        check(self, "steps", at_least=1, limit=10**6)
         check(self, "learning_rate", above=0)
+        if not self.prompt.strip():
+            raise ValueError("prompt is empty: give a text")
 
 
 def draws_of(latents: Tensor, seed: int, step: int, group: int = 1) -> GuidanceDraws:
@@ -159,9 +162,13 @@ def make_sheet(config: PlaygroundConfig, prior: Prior) -> Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="asd", help="a published method, see amortized.guidance.METHODS")
-    parser.add_argument("--prompt", default=PlaygroundConfig.prompt)
-    parser.add_argument("--prior", help="folder of a prior in diffusers format (default: the embedded prior)")
-    parser.add_argument("--output", type=Path, help="image to write (default: outputs/playground/METHOD.png)")
+    parser.add_argument("--prompt", type=arguments.text, default=PlaygroundConfig.prompt)
+    parser.add_argument(
+        "--prior", type=arguments.path_text, help="a prior in diffusers format (default: the embedded)"
+    )
+    parser.add_argument(
+        "--output", type=arguments.path, help="image to write (default: outputs/playground/METHOD.png)"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="guidance.*, prior.*, steps, images, ..."
     )
@@ -181,19 +188,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m amortized.guidance.playground",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    try:
-        return run(parser.parse_intermixed_args(argv))
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-
-
 def recommended(method: str) -> list[str]:
     """Return overrides that select the embedded prior and the method's recommended schedule for it."""
     preset = CONFIGS / "methods" / f"{method}.yaml"
@@ -204,7 +198,3 @@ def recommended(method: str) -> list[str]:
         for key, value in flatten(sections).items():
             overrides.append(f"{key}=[{', '.join(value)}]" if isinstance(value, list) else f"{key}={value}")
     return [*overrides, f"guidance.method={method}"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

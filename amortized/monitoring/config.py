@@ -23,7 +23,9 @@ class MonitorConfig:
     patience: int = 50
 
     def __post_init__(self) -> None:
-        check(self, "log_every", "preview_every", "preview_prompts", "patience", at_least=1)
+        check(self, "log_every", "preview_every", "patience", at_least=1, limit=10**9)
+        check(self, "preview_prompts", at_least=1, limit=4096)
+        check(self, "profile", limit=10**9)
         if self.profile is not None and not 0 < self.profile[0] < self.profile[1]:
             raise ValueError(f"profile must be [FROM, TO] with 0 < FROM < TO, got {list(self.profile)}")
         if not 0 <= self.min_opacity < self.max_opacity <= 1:

@@ -40,7 +40,8 @@ class OptimizerConfig:
             )
         check(self, "betas", at_least=0, below=1)
         check(self, "min_lr_ratio", at_least=0, at_most=1)
-        check(self, "warmup_steps", "weight_decay", at_least=0)
+        check(self, "warmup_steps", at_least=0, limit=10**9)
+        check(self, "weight_decay", at_least=0)
         if self.name == "adam" and self.weight_decay:
             raise ValueError("weight_decay needs name=adamw: adam would mix it into its moments")
 

@@ -43,7 +43,7 @@ class DistributedConfig:
     timeout_s: float = 1800.0  # without progress for this long, all processes dump their stacks and exit
 
     def __post_init__(self) -> None:
-        check(self, "timeout_s", above=0)
+        check(self, "timeout_s", above=0, limit=30 * 24 * 3600)
 
 
 class Strategy(Protocol[Batch, Losses]):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amortized.conditioning.text_encoder import TextEncoder
+from amortized.config import PathText, check
 from amortized.types import Cameras, TextCondition
 
 ADAPTER_EXISTS = "this prior already has an adapter: load another prior for another learned model"
@@ -28,7 +29,7 @@ class PriorConfig:
 
     shorthand: ClassVar[str] = "path"  # `prior: FOLDER` in a preset means `prior: {path: FOLDER}`
 
-    path: str  # a folder in diffusers format, or a Hub id
+    path: PathText  # a folder in diffusers format, or a Hub id
     revision: str | None = None  # branch, tag or commit of a Hub id
     allow_network: bool = False  # download a Hub id that is not cached
     variant: str | None = (
@@ -59,8 +60,7 @@ class PriorConfig:
             )
         if self.variant is not None and not re.fullmatch(r"\w{1,40}", self.variant):
             raise ValueError(f"variant must be letters and digits, such as fp16, got {self.variant!r}")
-        if not self.path:
-            raise ValueError("path is empty; give a folder in diffusers format, or a Hub id")
+        check(self, "num_views", at_least=1, limit=64)
 
 
 @runtime_checkable

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amortized.arguments import path, path_text
 from amortized.model_folders import first_line, load_tokenizer, local_folder
 from amortized.priors.multi_view import CAMERA_WIDTH, VIEWS_FILE
 from amortized.untrusted import open_regular
@@ -163,9 +163,11 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="sd-v2.1-base-4view.pt")
-    parser.add_argument("folder", type=Path, help="output folder of the converted prior")
-    parser.add_argument("--tokenizer", required=True, help="a Stable Diffusion 2.x folder, for its tokenizer")
+    parser.add_argument("file", type=path, help="sd-v2.1-base-4view.pt")
+    parser.add_argument("folder", type=path, help="output folder of the converted prior")
+    parser.add_argument(
+        "--tokenizer", type=path_text, required=True, help="a Stable Diffusion 2.x folder, for its tokenizer"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -173,21 +175,3 @@ def run(args: argparse.Namespace) -> int:
     convert(args.file, args.folder, args.tokenizer)
     print(f"wrote {args.folder}; train with prior={args.folder}")
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m amortized.priors.convert_mvdream",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {str(error).strip().splitlines()[0]}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amortized.conditioning.text_encoder import build_text_encoder
 from amortized.devices import parse_device
-from amortized.files import in_project
+from amortized.files import in_project, restore_hint
 from amortized.model_folders import (
     PARTS,
     PriorFolder,
@@ -23,6 +23,7 @@ from amortized.model_folders import (
     sentences,
 )
 from amortized.model_folders.prior_folder import wanted_files
+from amortized.network import network_on_request
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.schedule import usable_schedule
 from amortized.priors.stable_diffusion import StableDiffusionPrior, check_parts
@@ -70,6 +71,7 @@ def should_use_graphs(config: PriorConfig, device: torch.device) -> bool:
     return config.graphs
 
 
+@network_on_request
 def load_stable_diffusion(
     path: str | Path,
     *,
@@ -193,8 +195,8 @@ def _identity(files: PriorFolder) -> str:
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:
     """Return the error message for a prior that cannot be loaded, with a remedy."""
     remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors"
-    if "checkpoints" in Path(path).parts:
-        remedy = "run `make weights`"
+    if hint := restore_hint(path):
+        remedy = hint
     elif not Path(path).is_dir() and not allow_network:
         remedy += ", or a Hub id with prior.allow_network=true"
     return f"prior.path '{path}' cannot be loaded: {reason.rstrip('.')}; {remedy}"

@@ -57,9 +57,12 @@ class RendererConfig:
     chunk: int | None = None  # field evaluations at once outside training; null: as many as memory allows
 
     def __post_init__(self) -> None:
-        check(self, "num_coarse", "chunk", at_least=1)
-        check(self, "num_fine", "lattice", "min_optical_depth", at_least=0)
-        check(self, "normal_epsilon", above=0)
+        check(self, "num_coarse", at_least=1, limit=4096)
+        check(self, "chunk", at_least=1, limit=2**40)
+        check(self, "num_fine", at_least=0, limit=4096)
+        check(self, "lattice", at_least=0, limit=512)
+        check(self, "min_optical_depth", at_least=0)
+        check(self, "normal_epsilon", above=0, limit=1)
         if self.lattice == 1:
             raise ValueError("lattice must be 0 (none) or at least 2, got 1")
 

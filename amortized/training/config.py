@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from amortized.cameras import CameraConfig
 from amortized.checkpointing import CheckpointConfig
 from amortized.conditioning import TextConfig, ViewTextConfig
-from amortized.config import Schedule, check, check_schedule
+from amortized.config import PathText, Schedule, check, check_schedule
 from amortized.config.renamed import RENAMED_RUN_SETTINGS
 from amortized.evaluation import EvaluationConfig
 from amortized.guidance import GuidanceConfig
@@ -37,8 +37,9 @@ class TrainerConfig:
     ema_decay: float | None = None  # of the averaged weights, which evaluation prefers; null: none
 
     def __post_init__(self) -> None:
-        check(self, "steps", "prompts_per_process", "views_per_prompt", "render_size", at_least=1)
-        check(self, "gradient_accumulation_steps", "seeds_per_prompt", at_least=1)
+        check(self, "steps", at_least=1, limit=10**9)
+        check(self, "prompts_per_process", "views_per_prompt", "render_size", at_least=1, limit=4096)
+        check(self, "gradient_accumulation_steps", "seeds_per_prompt", at_least=1, limit=10**6)
         check(self, "ema_decay", above=0, below=1)
         check_schedule("sharpness", self.sharpness, positive=True)
 
@@ -49,8 +50,8 @@ class BaseRunConfig:
 
     renamed: ClassVar = RENAMED_RUN_SETTINGS
 
-    output: str  # the run's folder
-    corpus: str  # the name of a corpus, or a .txt, .json, .jsonl, .csv or .parquet file of prompts
+    output: PathText  # the run's folder
+    corpus: PathText  # the name of a corpus, or a .txt, .json, .jsonl, .csv or .parquet file of prompts
     # Hold out this share of all prompts, by a hash of their words; null: the corpus's own split.
     held_out: float | None = None
     prompt: str | None = None  # train on this prompt alone
@@ -75,3 +76,5 @@ class BaseRunConfig:
     def __post_init__(self) -> None:
         if not self.output.strip():
             raise ValueError("output is empty: name a folder for the run")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("prompt is empty: give a text, or null to train on the corpus")

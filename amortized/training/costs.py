@@ -13,6 +13,7 @@ from amortized.monitoring import forecast, peak_memory_gib
 from amortized.parallel import DDPStrategy
 from amortized.training.metering import Meter
 from amortized.training.trainer import Trainer, grid_engines
+from amortized.wording import count
 
 
 def describe(trainer: Trainer, *, num_negatives: int) -> str:
@@ -41,7 +42,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         *(f"#   {name} runs on {engine}" for name, engine in grid_engines(generator).items()),
         f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
-        f"# corpus: {num_prompts:,} training prompts; {trainer.slots_per_step} per step, "
+        f"# corpus: {count(num_prompts, 'training prompt')}; {trainer.slots_per_step} per step, "
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
         f"# denoiser: {images * parts * per_image:.4g} images per step and process, {per_image:.3g} per "
         "rendered image",

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from amortized.config import check
+from amortized.config import PathText, check
 from amortized.random import derive_seed, uniform
 from amortized.types import Corpus
 
@@ -37,14 +37,14 @@ class PromptOrderConfig:
     # null: the number of times the training list names a prompt (weighted), its number of words (curriculum).
     # Or the results.json of an evaluation, loaded once at the start, and its column: weights, or scores, of
     # which the highest come first, and prompts without a score last.
-    by: str | None = None
+    by: PathText | None = None
     column: str = "recall_at_1"
     start: float = 0.1  # curriculum: the share of prompts in the first pass
     passes: int = 5  # curriculum: passes until all prompts take part
 
     def __post_init__(self) -> None:
         check(self, "start", above=0, at_most=1)
-        check(self, "passes", at_least=1)
+        check(self, "passes", at_least=1, limit=10**6)
         if self.by is not None and (self.kind == "shuffle" or not self.by.endswith(".json")):
             raise ValueError(
                 f"by must be null or, for weighted and curriculum, a results.json, got '{self.by}'"

@@ -46,6 +46,7 @@ from amortized.training.prompt_order import build_prompt_order
 from amortized.training.signals import catch_signals
 from amortized.transfer import Readback, pin, side_stream
 from amortized.types import Corpus, Prompt
+from amortized.wording import count
 
 PROMPT_SAMPLE = 4096  # prompts checked at the start: cut, with unknown words, or missing in text.shards
 
@@ -130,7 +131,9 @@ class Trainer:
                 "set trainer.seeds_per_prompt"
             )
         if not len(self.trained):
-            raise ValueError(f"corpus {self.corpus.name} has {len(self.corpus)} prompts, none to train on")
+            raise ValueError(
+                f"corpus {self.corpus.name} has {count(len(self.corpus), 'prompt')}, none to train on"
+            )
 
     def prompt(self, index: int) -> Prompt:
         """The training prompt with this index in the prompt order."""

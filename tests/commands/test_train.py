@@ -45,7 +45,7 @@ def test_help_explains_overrides_and_lists_presets(run):
         ("generator.name=nerf", "generator.name must be"),
         ("losses.sparsity=[1,2,3]", "losses.sparsity: a schedule is"),
         ("corpus=nowhere", "corpus must be one of"),
-        ("prior=checkpoints/nowhere", "make weights"),
+        ("prior=checkpoints/nowhere", "or name another one of checkpoints/ (shapes-clip"),
         ("trainer.steps", "KEY=VALUE"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_prompt_has_a_separate_run(run, prior, tmp_path):
     ]
     shown = run(*overrides, "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert "output: outputs/quickstart-" in shown.stdout and "corpus: 1 training prompts" in shown.stdout
+    assert "output: outputs/quickstart-" in shown.stdout and "corpus: 1 training prompt;" in shown.stdout
 
 
 @pytest.mark.parametrize("preset", preset_paths(), ids=lambda path: path.stem)

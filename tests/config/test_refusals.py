@@ -101,7 +101,7 @@ def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     write(tmp_path, "corpus: c", "quickstart.yaml")
     assert refusal(path=tmp_path / "quikstart.yaml").endswith(f"did you mean {tmp_path / 'quickstart.yaml'}?")
-    assert "Is a directory" in refusal(path=tmp_path)
+    assert "not a regular file" in refusal(path=tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"corpus: W\xfcrfel")
     assert "not UTF-8" in refusal(path=tmp_path / "latin.yaml")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from amortized.commands.main import main as amortized
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
 from amortized.config import load_config
@@ -17,13 +18,16 @@ from amortized.guidance.playground import (
     ROWS,
     PlaygroundConfig,
     draws_of,
-    main,
     optimize,
     recommended,
 )
 from amortized.priors import GaussianMixturePrior
 from amortized.types import TextCondition
 from tests.tiny_sd import make_tiny_sd
+
+
+def main(arguments: list[str]) -> int:
+    return amortized(["playground", *arguments])
 
 
 @pytest.fixture(scope="module")

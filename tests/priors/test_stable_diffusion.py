@@ -173,9 +173,10 @@ def test_ddim_agrees_with_diffusers_scheduler(which, request):
     torch.testing.assert_close(got, latents, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", ["checkpoints/no-such-prior", "/no/checkpoints/here"])
-def test_the_message_for_a_missing_checkpoint_names_make_weights(path):
-    with pytest.raises(ValueError, match=f"prior.path '{path}' cannot be loaded.*run `make weights`"):
+@pytest.mark.parametrize("path", ["checkpoints/no-such-prior", "checkpoints/lost/again"])
+def test_the_message_for_a_missing_checkpoint_restores_it(path):
+    """Training the embedded models again would take hours."""
+    with pytest.raises(ValueError, match=f"prior.path '{path}' cannot be loaded.*checkout -- {path}"):
         load_prior(PriorConfig(path=path))
 
 
