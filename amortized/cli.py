@@ -187,9 +187,10 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 def _flush_output() -> OSError | None:
     """Flush stdout while an error can be reported; returns the error, after which the text is dropped."""
+    if sys.stdout is None or sys.stdout.closed:
+        return None
     try:
-        if sys.stdout is not None and not sys.stdout.closed:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         with suppress(OSError, ValueError):  # else the interpreter tries again at its exit, and complains
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,7 +25,11 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and received[-1] - received[0] >= SECOND_INTERRUPT_S:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in {
+        signal.SIGINT,
+        signal.SIGTERM,
+        getattr(signal, "SIGUSR1", signal.SIGTERM),
+    }:  # not on Windows
         try:
             previous[number] = signal.signal(number, receive)
         except ValueError:  # not the main thread: the application handles signals itself

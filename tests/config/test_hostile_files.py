@@ -1,4 +1,4 @@
-"""Presets from outside: bombs, devices, pipes, loops and noise end in one sentence, soon, in little memory."""
+"""Presets from outside: bombs, devices, pipes, loops. Each ends in one sentence, soon, in little memory."""
 
 from __future__ import annotations
 
