@@ -50,6 +50,8 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Flush a file, or a folder's entries, to disk (fsync)."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

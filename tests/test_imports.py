@@ -168,6 +168,29 @@ def test_importing_every_module_needs_no_cuda_build_and_no_network() -> None:
     assert done.stdout.splitlines()[-1].split() == ["LOADED"], done.stdout
 
 
+WITHOUT_UNIX = """
+import importlib, signal, sys
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+import torch  # on Windows it has other files; here it needs the signals
+for name in ("SIGUSR1", "SIGHUP"):
+    delattr(signal, name)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from amortized.training.signals import catch_signals
+with catch_signals(print, launched=False) as stop:
+    assert not stop()
+"""
+
+
+def test_importing_needs_no_module_that_windows_lacks() -> None:
+    modules = [module_name(path) for path in sources("amortized", "generators", "corpora")]
+    modules = [name for name in modules if name not in ON_DEMAND and not name.endswith("__main__")]
+    command = [sys.executable, "-c", WITHOUT_UNIX, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_import_amortized_is_quick() -> None:
     start = time.perf_counter()
     done = subprocess.run(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import config_to_dict, load_config, map_paths
@@ -104,9 +106,19 @@ def build_untrained(config: RunConfig, text_dim: int, device: torch.device) -> n
     return generator.to(device)
 
 
+class _WithoutDraws(TorchFunctionMode):
+    """Context: random initial values are not drawn, which on the meta device would import much of PyTorch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):  # of a tensor, or of nn.init
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def check_size(config: RunConfig, text_dim: int) -> None:
     """Raise ValueError if the generator's weights alone would not fit into memory, before they take any."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutDraws():
         generator = build_generator(config.generator, config.environment, text_dim)
     size = sum(weights.nbytes for weights in generator.parameters())
     available = available_cpu_bytes()

@@ -18,8 +18,8 @@ from amortized import arguments
 from amortized.arguments import path, path_text, whole
 
 INDEX_LIMIT = 2**29  # bytes
-
 PROMPTS_CHECKED = 4096  # at the start: those that will be cut, and their unknown words
+MAX_PIXELS = 2**28  # of one object: with their RGB in float32, 3 GiB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate as `args` say; returns the exit status."""
+    if max(args.views, args.frames) * args.size**2 > MAX_PIXELS:
+        raise ValueError(
+            f"--size {args.size} with --views {args.views} and --frames {args.frames} makes more than "
+            f"{MAX_PIXELS:,} pixels at once: lower one of them"
+        )
     if not args.texts and args.prompts is None:
         raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
     is_run = (Path(args.model) / "config.yaml").exists()

@@ -52,6 +52,9 @@ class EvaluatedModel:
     device: torch.device | str = "cpu"  # the generator's; cameras and query points are created on it
 
 
+MAX_PIXELS = 2**32  # of a batch: with their RGB in float32, 48 GiB
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Views and metrics of an evaluation; scores are comparable only under equal settings."""
@@ -86,6 +89,13 @@ class EvaluationConfig:
         check(self, "fovy_deg", above=0, below=180)
         check(self, "elevation_deg", at_least=-90, at_most=90)
         check(self, "background", at_least=0, at_most=1)
+        for size, frames in (("image_size", "views"), ("turntable_size", "turntable_frames")):
+            pixels = self.prompts_per_batch * getattr(self, frames) * getattr(self, size) ** 2
+            if pixels > MAX_PIXELS:
+                raise ValueError(
+                    f"{size}, {frames} and prompts_per_batch make {pixels:.2g} pixels in one batch, and at "
+                    f"most {MAX_PIXELS:,} are allowed: lower one of them"
+                )
 
 
 @torch.no_grad()

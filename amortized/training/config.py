@@ -19,6 +19,10 @@ from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.training.losses import LossConfig
 from amortized.training.prompt_order import PromptOrderConfig
 
+# A ray takes at least 1 kB in a forward pass: beyond this, no machine has the memory.
+MAX_RAYS = 2**28
+MAX_SLOTS = 10**6  # of one process in one step
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
@@ -42,6 +46,17 @@ class TrainerConfig:
         check(self, "gradient_accumulation_steps", "seeds_per_prompt", at_least=1, limit=10**6)
         check(self, "ema_decay", above=0, below=1)
         check_schedule("sharpness", self.sharpness, positive=True)
+        rays = self.prompts_per_process * self.views_per_prompt * self.render_size**2
+        if rays > MAX_RAYS:
+            raise ValueError(
+                f"render_size, prompts_per_process and views_per_prompt make {rays:.2g} rays in one forward "
+                f"pass, and at most {MAX_RAYS:,} are allowed: lower one of them"
+            )
+        if self.prompts_per_process * self.gradient_accumulation_steps > MAX_SLOTS:
+            raise ValueError(
+                f"gradient_accumulation_steps times prompts_per_process must be at most {MAX_SLOTS:,}, got "
+                f"{self.gradient_accumulation_steps:,} times {self.prompts_per_process:,}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

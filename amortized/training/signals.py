@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # Windows has no SIGUSR1
 # A second Ctrl-C interrupts at once, unless it follows so soon that a key or a launcher repeated the first.
 REPEATED_S, REPEATED_BY_LAUNCHER_S = 0.5, 2.0
 

@@ -90,7 +90,7 @@ def test_two_processes_encode_together_and_stop_together(prior, tmp_path):
     assert len(names) == 17 and all(filecmp.cmp(text[0] / name, text[1] / name, False) for name in names)
     other = [*launch, "--device", "cpu", "--output", str(text[1]), "--dtype", "float16"]
     failed = subprocess.run([sys.executable, *other], **options)
-    sentences = [line for line in failed.stderr.splitlines() if line.startswith("corpora: error: ")]
+    sentences = [line for line in failed.stderr.splitlines() if line.startswith("python -m corpora: error: ")]
     assert failed.returncode != 0 and len(sentences) == 1
     assert "was started with dtype bfloat16" in sentences[0]
     assert "Traceback" not in failed.stderr.partition("torch/distributed")[0]

@@ -133,7 +133,7 @@ def test_an_allowed_command_does(run, attempts, monkeypatch):
     """So the test above can fail."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library tries again, with pauses
     done = run("amortized", "train", PRESET, f"prior={HUB}", "prior.allow_network=true", "--dry-run")
-    assert attempts and done.returncode == 2 and done.stderr.count("\n") == 1
+    assert attempts and done.returncode == 2
 
 
 def test_python_does_not_either(attempts, exported_elsewhere, tmp_path):

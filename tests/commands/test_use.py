@@ -95,7 +95,7 @@ def test_generate_mistakes_are_one_sentence_and_status_2(run, trained, exported)
     for arguments, sentence in (
         ((str(trained),), "there is nothing to generate: give a PROMPT"),
         ((str(trained), "a cube", "--seeds", "0"), "--seeds must be at least 1, got 0"),
-        ((str(trained), "a cube", "--frames", "-1"), "--frames must be 0 or more, got -1"),
+        ((str(trained), "a cube", "--frames", "-1"), "--frames must be at least 0, got -1"),
         ((str(trained), "a cube", "--text-encoder", "x"), "--text-encoder is for exported folders"),
         ((str(trained), "a cube", "--checkpoint", "step_9"), "step_9"),
         ((str(exported), "a cube", "--checkpoint", "best"), "--checkpoint is for runs"),
@@ -180,3 +180,21 @@ def test_the_readmes_python_runs_as_printed(trained, tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == "(2, 4, 16, 16, 3)", done.stderr
+
+
+def test_a_run_is_evaluated_from_another_folder(run, trained, tmp_path, monkeypatch):
+    """Its relative paths are those of the folder in which it was started."""
+    start = tmp_path / "start"
+    folder = shutil.copytree(trained, start / "outputs/mine")
+    (start / "my prompts.txt").write_text("a red cube\n", encoding="utf-8")
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^output: .*", "output: outputs/mine", text, flags=re.MULTILINE)
+    text = re.sub(r"^corpus: .*", "corpus: my prompts.txt", text, flags=re.MULTILINE)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    quick = ("evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.grid=16")
+    monkeypatch.chdir(tmp_path)
+    done = run("evaluate.py", str(folder), *quick)
+    assert done.returncode == 0 and "1 prompt," in done.stdout, done.stderr
+    (start / "my prompts.txt").unlink()
+    failed = run("evaluate.py", str(folder), *quick)
+    assert failed.returncode == 2 and "my prompts.txt" in failed.stderr and failed.stderr.count("\n") == 1

@@ -132,6 +132,23 @@ def test_a_generator_beyond_the_memory_is_refused_before_it_takes_any(
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["trainer.render_size=4096", "trainer.prompts_per_process=4096"], "trainer.render_size"),
+        (["trainer.prompts_per_process=64", "trainer.gradient_accumulation_steps=50000"], "gradient_accum"),
+        (["evaluation.image_size=4096", "evaluation.views=4096"], "evaluation.image_size"),
+        (
+            ["evaluation.turntable_size=4096", "evaluation.turntable_frames=10000"],
+            "evaluation.turntable_size",
+        ),
+    ],
+)
+def test_settings_that_are_large_together_are_refused(overrides: list[str], named: str) -> None:
+    assert all(not isinstance(outcome(one), str) for one in overrides), "each alone is accepted"
+    assert named in str(outcome(*overrides))
+
+
 PATHS = sorted(key for key, kinds in types_of().items() if PathText in kinds or tuple[PathText, ...] in kinds)
 
 
