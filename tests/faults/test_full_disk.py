@@ -1,4 +1,4 @@
-"""A disk that fills up at any write: one sentence, the last good checkpoint intact, and the same command completes."""
+"""A disk that fills up at any write: one sentence, whole checkpoints; with room, the same command completes."""
 
 from __future__ import annotations
 

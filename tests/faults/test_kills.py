@@ -1,4 +1,4 @@
-"""Commands that are killed a hundred times at arbitrary moments end with the results of uninterrupted ones."""
+"""Commands that are killed a hundred times at arbitrary moments end with the results of undisturbed ones."""
 
 from __future__ import annotations
 
