@@ -1,4 +1,4 @@
-"""A disk that fills up at any write: one sentence, whole checkpoints; with room, the same command completes."""
+"""A full disk at any write: one sentence and whole checkpoints; with room, the same command finishes."""
 
 from __future__ import annotations
 
