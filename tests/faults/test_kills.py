@@ -1,4 +1,4 @@
-"""A run that is killed thirty times at arbitrary moments ends with the weights of an uninterrupted one."""
+"""Commands that are killed a hundred times at arbitrary moments end with the results of undisturbed ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from amortized.checkpointing import list_checkpoints, read_part
+from tests.faults.whole import broken_files
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,16 +40,41 @@ def kill_when(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
     return process.returncode != 0
 
 
+def after_seconds(seconds: float) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
+def appears(folder: Path, pattern: str, delay: float) -> Callable[[], bool]:
+    """A moment shortly after one more path that matches the pattern is in the folder."""
+    before = len(list(folder.glob(pattern)))
+
+    def now() -> bool:
+        if len(list(folder.glob(pattern))) <= before:
+            return False
+        time.sleep(delay)
+        return True
+
+    return now
+
+
+def finish(*command: str) -> None:
+    process = start(*command)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr.decode()[-2000:]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_thirty_kills_change_nothing(tmp_path):
+@pytest.mark.timeout(3600)
+def test_ninety_kills_of_training_and_evaluation_change_nothing(tmp_path):
     prior = make_tiny_sd(tmp_path / "prior", prediction_type="v_prediction")
     train = ["train.py", "configs/quickstart.yaml", f"prior={prior}", f"trainer.steps={STEPS}"]
     train += ["trainer.prompts_per_process=2", "trainer.render_size=16", "checkpointing.every=4"]
     train += ["monitoring.preview_every=50", "monitoring.preview_prompts=1"]
-    run, rng, kills = tmp_path / "run", random.Random(0), {"step": 0, "checkpoint": 0, "evaluation": 0}
+    run, rng, kills = tmp_path / "run", random.Random(0), Counter()
     evaluate = ["evaluate.py", str(run), "--limit", "4", "evaluation.views=2", "evaluation.grid=16"]
     evaluate += ["evaluation.turntable_frames=4", f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}"]
+    export = ["-m", "amortized.commands.main", "export", str(run)]
 
     def num_logged() -> int:
         log = run / "log.jsonl"
@@ -76,22 +103,24 @@ def test_thirty_kills_change_nothing(tmp_path):
 
         return now
 
-    def after_seconds(seconds: float) -> Callable[[], bool]:
-        until = time.monotonic() + seconds
-        return lambda: time.monotonic() >= until
+    def kill(kind: str, times: int, command: list[str], moment: Callable[[], Callable[[], bool]]) -> None:
+        while kills[kind] < times:
+            kills[kind] += kill_when(start(*command), moment())
+            assert broken_files(tmp_path) == [], kind
 
-    while kills["step"] < 10:
-        kills["step"] += kill_when(start(*train, f"output={run}"), after(rng.randrange(1, 8)))
-    while kills["checkpoint"] < 10:
-        kills["checkpoint"] += kill_when(start(*train, f"output={run}"), writing())
-    while kills["evaluation"] < 10:
-        kills["evaluation"] += kill_when(start(*evaluate), after_seconds(rng.uniform(4.0, 14.0)))
-    assert 20 < num_logged() < STEPS, "the run finished before thirty kills, or never resumed"
+    kill("step", 40, [*train, f"output={run}"], lambda: after(rng.randrange(1, 8)))
+    kill("checkpoint", 20, [*train, f"output={run}"], writing)
+    kill("evaluation", 15, evaluate, lambda: after_seconds(rng.uniform(4.0, 14.0)))
+    kill(
+        "export",
+        15,
+        [*export, str(tmp_path / "cut")],
+        lambda: appears(tmp_path, "*cut*", rng.uniform(0, 0.05)),
+    )
+    assert 20 < num_logged() < STEPS, "the run finished before all kills, or never resumed"
     folders = (run, tmp_path / "uninterrupted")
     for folder in folders:
-        process = start(*train, f"output={folder}")
-        _, stderr = process.communicate()
-        assert process.returncode == 0, stderr.decode()[-2000:]
+        finish(*train, f"output={folder}")
     newest = [list_checkpoints(folder / "checkpoints")[-1] for folder in folders]
     assert [path.name for path in newest] == [f"step_{STEPS:06d}"] * 2
     for part in ("generator", "ema", "optimizer"):
@@ -99,3 +128,19 @@ def test_thirty_kills_change_nothing(tmp_path):
         assert tensors.keys() == expected.keys() and len(tensors) > 0
         assert all(torch.equal(value, expected[name]) for name, value in tensors.items()), part
     print(kills)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifteen_kills_of_encoding_change_no_byte(tmp_path):
+    prior = make_tiny_sd(tmp_path / "prior")
+    encode = ["-m", "corpora", "encode", "at2520", "--encoder", str(prior), "--prompts-per-shard", "16"]
+    rng, kills, folders = random.Random(1), 0, (tmp_path / "cut", tmp_path / "uninterrupted")
+    while kills < 15:
+        cut = start(*encode, "--output", str(folders[0]))
+        kills += kill_when(cut, appears(folders[0], "shards/*.tar", rng.uniform(0, 0.3)))
+        assert broken_files(tmp_path) == []
+    for folder in folders:
+        finish(*encode, "--output", str(folder))
+    contents = [{str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders]
+    assert contents[0] == contents[1] and len(contents[0]) > 100
