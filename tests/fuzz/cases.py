@@ -245,7 +245,7 @@ def run_case(kind: str, seed: int, originals: Originals, work: Path) -> Outcome:
     elif not failure and any(word in stderr.getvalue() for word in ("out of memory", "MemoryError")):
         failure = "memory"
     elif not failure and "unexpected error" in stderr.getvalue():
-        failure = "an unexpected error, where a sentence is due"
+        failure = "an unexpected error instead of a sentence"
     elif not failure and errors and len(errors[0]) > 1500:
         failure = "a sentence of over 1,500 characters"
     return Outcome(
