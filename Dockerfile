@@ -39,6 +39,8 @@ CMD ["--help"]
 FROM ${CUDA_IMAGE} AS cuda
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE=1 \
     PATH="/opt/venv/bin:${PATH}"
+# DeepSpeed and Triton compile at their first start; with a read-only root only /tmp is writable.
+ENV TORCH_EXTENSIONS_DIR=/tmp/torch_extensions TRITON_CACHE_DIR=/tmp/triton
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ python3-dev python3-venv \
