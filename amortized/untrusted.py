@@ -15,8 +15,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 MiB = 2**20
 MAX_DEPTH = 50  # of YAML; a run's config has 5
 CONFIG_LIMIT = 16 * MiB  # of a config or another small JSON file; the largest known has 2 MiB
@@ -111,6 +109,8 @@ def read_yaml_object(path: str | Path, limit: int = MiB) -> dict[str, Any]:
 
 def parse_yaml_object(text: str, where: str) -> dict[str, Any]:
     """The mapping in YAML text; `where` names it in messages. See `read_yaml_object`."""
+    import yaml  # not at the top: some scripts that write files have the standard library only
+
     try:
         _check_events(text)
         data = yaml.safe_load(text)
@@ -127,6 +127,8 @@ def parse_yaml_object(text: str, where: str) -> dict[str, Any]:
 
 def _check_events(text: str) -> None:
     """Raise ValueError for aliases and deep nesting, at the first: parsing takes the square of the depth."""
+    import yaml
+
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):

@@ -65,7 +65,9 @@ def commit_of(folder: Path) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", timeout=10, check=True
+        )
         return done.stdout.strip()
 
     try:

@@ -62,7 +62,7 @@ def install(folder: Path, torch: str = "auto", index: str = TORCH_INDEX) -> None
     (folder / INSTALLING).touch()
     (folder / INSTALLED).unlink(missing_ok=True)
     install_packages(folder, build, index)
-    (folder / INSTALLING).write_text(build)
+    (folder / INSTALLING).write_text(build, encoding="utf-8")
     os.replace(folder / INSTALLING, folder / INSTALLED)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     print(f"Installed in {minutes} min {seconds} s; {folder} has {size_of(folder) / 1e9:.1f} GB.")
@@ -117,7 +117,9 @@ def build_in(folder: Path) -> str | None:
     """Return the build of torch in a complete environment; None if it is incomplete."""
     if not (folder / INSTALLED).exists():
         return None
-    return (folder / INSTALLED).read_text().strip() or "cuda"  # earlier versions installed no other
+    return (folder / INSTALLED).read_text(
+        encoding="utf-8"
+    ).strip() or "cuda"  # earlier versions installed no other
 
 
 def python_in(folder: Path) -> Path:
@@ -184,7 +186,9 @@ def install_packages(folder: Path, build: str, index: str) -> None:
 def pip(folder: Path, *words: str, quiet: bool = False) -> subprocess.CompletedProcess[str]:
     """Run pip in an environment. Raises CalledProcessError if it fails, unless it is quiet."""
     command = [python_in(folder), "-m", "pip", "--disable-pip-version-check", *words]
-    return subprocess.run(command, check=not quiet, capture_output=quiet, text=True, close_fds=False)
+    return subprocess.run(
+        command, check=not quiet, capture_output=quiet, text=True, encoding="utf-8", close_fds=False
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

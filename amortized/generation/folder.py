@@ -78,12 +78,12 @@ def load_run(
     """The parts of a run's `TextTo3D`; `settings` replace its config.yaml, e.g. to change the renderer."""
     chosen = local_device(device)
     # The config.yaml of a run may come from elsewhere: it cannot allow the network, its user can.
-    allow_network = settings is not None and settings["prior"]["allow_network"]
+    allow_network = settings is not None and settings["prior"]["allow_network"] is True
     settings = run_settings(run) if settings is None else settings
     path = find_checkpoint(run, checkpoint)
     config = model_config(settings, path)
     with one_sentence(f"the config.yaml of {short(run)}", "restore the one that the run wrote"):
-        allow_network, shards = settings["prior"]["allow_network"] is True, list(settings["text"]["shards"])
+        shards = list(settings["text"]["shards"])
         part = f"{inference_part(path)}."
         stored = {name.removeprefix(part): t.shape for name, t in stored_tensors(path).items()}
         generator = _build(config, stored, path)

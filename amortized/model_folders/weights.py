@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amortized.model_folders.configs import sentences
-from amortized.untrusted import LFS_POINTER, MiB, check_not_pointer, open_regular, short
+from amortized.safetensors_header import SIZE_LIMIT, read_header
+from amortized.untrusted import LFS_POINTER, check_not_pointer, open_regular, short
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_FILE = 2**40
-LARGEST_HEADER = 16 * MiB  # Stable Diffusion's UNet has 0.1 MiB
 OTHER_FORMATS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 FLOATS = ("F16", "BF16", "F32", "F64")
 WRAPPERS = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
@@ -126,21 +125,10 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
 
 
 def _read_header(file: Path) -> list[TensorHeader]:
-    from safetensors import safe_open
-
-    with open_regular(file, LARGEST_FILE) as handle:
-        start = handle.read(len(LFS_POINTER))
-        check_not_pointer(file, start)
-    if int.from_bytes(start[:8], "little") > LARGEST_HEADER:
-        raise ValueError(
-            f"{short(file)} is damaged: its header would have more than {LARGEST_HEADER:,} bytes"
-        )
-    with sentences(f"{short(file)} is damaged"), safe_open(file, "np") as tensors:  # it checks the length too
-        return [
-            TensorHeader(file, name, tuple(part.get_shape()), str(part.get_dtype()))
-            for name in tensors.keys()  # noqa: SIM118, as it is no dict
-            for part in [tensors.get_slice(name)]
-        ]
+    with open_regular(file, SIZE_LIMIT) as handle:
+        check_not_pointer(file, handle.read(len(LFS_POINTER)))
+    entries, _ = read_header(file)
+    return [TensorHeader(file, name, entry.shape, entry.dtype) for name, entry in entries.items()]
 
 
 def _memory() -> int:

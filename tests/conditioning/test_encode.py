@@ -135,7 +135,7 @@ def test_the_command_reports_a_full_disk_in_one_sentence(tmp_path: Path, argumen
     work.join()
     assert work.exitcode == 2 and set(contents(tmp_path / "full")) == {"plan.json"}
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("corpora: error: ") and "File too large" in last
+    assert last.startswith("python -m corpora: error: ") and "File too large" in last
     assert last.endswith("finished shards are safe: run the same command again to resume")
     assert main([*arguments, "--output", str(tmp_path / "full")]) == 0
 

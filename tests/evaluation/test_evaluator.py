@@ -253,7 +253,7 @@ def test_shards_merge_into_the_rows_of_one_process(toys, tmp_path, results):
     rows = merge_rows(shards, [p.id for p in PROMPTS])
     assert summarized(rows) == results
     assert [r.id for r in merge_rows(shards, ["x", "r", "x"])] == ["x", "r", "x"]
-    with pytest.raises(ValueError, match="1 prompts were not evaluated, the first is 'q'"):
+    with pytest.raises(ValueError, match="not evaluated: 1 prompt, the first is 'q'"):
         merge_rows(shards, ["r", "q"])
 
 

@@ -153,7 +153,10 @@ def json_key(path: Path, random: Random) -> None:
     """One key somewhere is missing, renamed or new."""
     data = json.loads(path.read_text(encoding="utf-8"))
     objects = [data, *(c[k] for c, k in _places(data))]
-    target = random.choice([item for item in objects if isinstance(item, dict)])
+    mappings = [item for item in objects if isinstance(item, dict)]
+    if not mappings:
+        return json_value(path, random)
+    target = random.choice(mappings)
     if target and random.random() < 0.6:
         value = target.pop(random.choice(list(target)))
         if random.random() < 0.3:
@@ -161,6 +164,7 @@ def json_key(path: Path, random: Random) -> None:
     else:
         target[random.choice(KEYS)] = random.choice(VALUES)
     path.write_text(json.dumps(data), encoding="utf-8")
+    return None
 
 
 def json_shape(path: Path, random: Random) -> None:

@@ -124,7 +124,10 @@ def test_a_multi_view_prior_writes_a_sheet(tmp_path):
         (["--method", "dreams"], "guidance.method must be one of sds, csd"),
         (["steps=0"], "steps must be at least 1 or be null, got 0"),
         (["images=0"], "images must be at least 1, got 0"),
-        (["steps=3", "guidance.weight=1e30", "guidance.guidance_scale=1e30"], "step 1 of 3: the loss is not"),
+        (
+            ["steps=3", "guidance.weight=1e6", "guidance.guidance_scale=1e6", "learning_rate=1e30"],
+            "step 1 of 3: the loss is not",
+        ),
         (["guidance.scale=3"], "unknown key guidance.scale in the overrides; did you mean"),
         (["learning_rate=0"], "learning_rate must be positive"),
         (["--prior", "nowhere/at/all"], "the folder does not exist"),
