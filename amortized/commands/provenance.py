@@ -65,9 +65,8 @@ def commit_of(folder: Path) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", timeout=10, check=True
-        )
+        options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 10, "check": True}
+        done = subprocess.run(command, **options)
         return done.stdout.strip()
 
     try:

@@ -117,9 +117,8 @@ def build_in(folder: Path) -> str | None:
     """Return the build of torch in a complete environment; None if it is incomplete."""
     if not (folder / INSTALLED).exists():
         return None
-    return (folder / INSTALLED).read_text(
-        encoding="utf-8"
-    ).strip() or "cuda"  # earlier versions installed no other
+    build = (folder / INSTALLED).read_text(encoding="utf-8").strip()
+    return build or "cuda"  # earlier versions installed no other
 
 
 def python_in(folder: Path) -> Path:
