@@ -118,16 +118,12 @@ def test_a_multi_view_prior_writes_a_sheet(tmp_path):
         assert sheet.size == (8 * 16, (ROWS + 1) * 16)
 
 
-EXPLODES = ["guidance.weight=1e6", "guidance.guidance_scale=1e6", "learning_rate=1e18"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--method", "dreams"], "guidance.method must be one of sds, csd"),
         (["steps=0"], "steps must be at least 1 or be null, got 0"),
         (["images=0"], "images must be at least 1, got 0"),
-        (["steps=3", *EXPLODES], "the loss is not finite"),
         (["guidance.scale=3"], "unknown key guidance.scale in the overrides; did you mean"),
         (["learning_rate=0"], "learning_rate must be positive"),
         (["--prior", "nowhere/at/all"], "the folder does not exist"),
