@@ -90,7 +90,7 @@ def restore_hint(path: str | Path) -> str:
 def started_in(run: str | Path, output: str) -> list[Path]:
     """The folder in which a run was started, if `run` still ends with its setting `output`; else nothing.
 
-    A run of output=outputs/mine at /home/me/work/outputs/mine was started in /home/me/work.
+    A run with output=outputs/mine that lies in /data/project/outputs/mine was started in /data/project.
     """
     parts, folder = Path(output).parts, Path(os.path.abspath(run))
     if Path(output).is_absolute() or ".." in parts or folder.parts[-len(parts) :] != parts:

@@ -74,11 +74,11 @@ def test_respects_the_umask_like_an_ordinary_file(tmp_path):
 @pytest.mark.parametrize(
     ("run", "output", "start"),
     [
-        ("/home/me/work/outputs/mine", "outputs/mine", ["/home/me/work"]),
-        ("/home/me/mine", "mine", ["/home/me"]),
-        ("/home/me/renamed", "outputs/mine", []),
-        ("/home/me/outputs/mine", "/home/me/outputs/mine", []),
-        ("/home/me/outputs/mine", "../outputs/mine", []),
+        ("/data/project/outputs/mine", "outputs/mine", ["/data/project"]),
+        ("/data/mine", "mine", ["/data"]),
+        ("/data/renamed", "outputs/mine", []),
+        ("/data/outputs/mine", "/data/outputs/mine", []),
+        ("/data/outputs/mine", "../outputs/mine", []),
     ],
 )
 def test_the_folder_in_which_a_run_was_started(run: str, output: str, start: list[str]) -> None:

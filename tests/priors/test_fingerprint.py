@@ -31,12 +31,12 @@ def test_every_number_counts(folder, dtype) -> None:
         for value in list(network.parameters())[::7]:
             flat = value.data.view(-1)
             index = int(torch.randint(len(flat), (), generator=generator))
-            kept = flat[index].clone()
+            entry = flat[index].clone()
             flat[index] = (
-                torch.nextafter(kept, kept.new_tensor(9.0)) if dtype.itemsize > 2 else kept * 1.01 + 0.01
+                torch.nextafter(entry, entry.new_tensor(9.0)) if dtype.itemsize > 2 else entry * 1.01 + 0.01
             )
             assert fingerprint_of(prior) != before
-            flat[index] = kept
+            flat[index] = entry
     weight = prior.unet.conv_in.weight.data
     weight[0], weight[1] = weight[1].clone(), weight[0].clone()
     assert fingerprint_of(prior) != before
