@@ -7,6 +7,7 @@ import torch
 
 from amortized.conditioning import CLIPTextEncoder, load_text_encoder
 from amortized.conditioning.text_encoder import T5TextEncoder
+from tests.tiny_t5 import make_tiny_t5
 
 TEXTS = ["a red cube", "", "a zebra, front view", "q" * 60]
 
@@ -86,22 +87,7 @@ def test_overlong_texts_are_those_that_are_truncated(encoder):
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
-    """A T5 with random weights, and a tokenizer of a few words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "cube", "on", "blue"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    folder = tmp_path_factory.mktemp("t5")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=9
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
-    T5EncoderModel(config).save_pretrained(folder)
-    return folder
+    return make_tiny_t5(tmp_path_factory.mktemp("t5"))
 
 
 def test_a_t5_encodes_each_text_as_if_alone(t5_folder):
