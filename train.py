@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
         # 4. Train.
         folder, settings = Path(config.output), config_to_yaml(config)
         with open_run(folder, settings, world, resume=args.resume, corpus=corpus) as notes:
-            try:
-                step = trainer.train(notes=notes)
-            except KeyboardInterrupt as interrupt:  # a second Ctrl-C: wait for no thread
-                exit_at_once(f"train.py: {interrupt}" if world.is_main else "", STOPPED_EARLY)
+            step = trainer.train(
+                notes=notes,
+                leave=lambda why: exit_at_once(f"train.py: {why}" if world.is_main else "", STOPPED_EARLY),
+            )
     finished = step == config.trainer.steps
     if world.is_main:
         state = "trained" if finished else "stopped"

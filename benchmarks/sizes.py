@@ -69,12 +69,14 @@ SCHEDULER = {
 
 # MVDream's changes: latents of 256 px images, and a camera of 16 numbers added to the time embedding.
 CAMERAS = {"sample_size": 32, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-# The same layers at minimal width, so that a step is quick on a CPU.
+# Every kind of layer at minimal width and two of four levels, so that a step is quick on a CPU.
 TINY_UNET = {
     "sample_size": 8,
     "cross_attention_dim": 32,
     "attention_head_dim": 2,
-    "block_out_channels": [8, 16, 16, 16],
+    "block_out_channels": [8, 16],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
     "norm_num_groups": 4,
     "layers_per_block": 1,
 }

@@ -52,14 +52,9 @@ def explain_failure(
         raise
 
 
-@contextmanager
-def name_checkpoint(checkpoints: Path) -> Iterator[None]:
-    """Context: a KeyboardInterrupt names the newest checkpoint."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        clause = newest_clause(checkpoints)
-        raise KeyboardInterrupt(f"interrupted; {clause}; run the same command to resume") from None
+def interruption(checkpoints: Path) -> str:
+    """The sentence of a training that ends in the middle of a step."""
+    return f"interrupted; {newest_clause(checkpoints)}; run the same command to resume"
 
 
 def unless_interrupted(close: Callable[[], None]) -> Callable[..., None]:

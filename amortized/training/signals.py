@@ -16,23 +16,34 @@ REPEATED_S, REPEATED_BY_LAUNCHER_S = 0.5, 2.0
 
 
 @contextmanager
-def catch_signals(acknowledge: Callable[[str], None], *, launched: bool) -> Iterator[Callable[[], bool]]:
+def catch_signals(
+    acknowledge: Callable[[str], None], launched: bool, leave: Callable[[], object] | None = None
+) -> Iterator[Callable[[], bool]]:
     """Context: SIGINT, SIGTERM and SIGUSR1 only set a flag, so that the step finishes and is saved.
 
-    `acknowledge` is called with a sentence at the first one, from a thread: at once, even while the main
-    thread waits for the device. A second SIGINT raises KeyboardInterrupt, unless it repeats the first;
-    `launched`: a launcher may repeat signals. Yields a function that returns the flag.
+    A second SIGINT, unless it repeats the first, calls `leave`, which ends the process; without it, it raises
+    KeyboardInterrupt. `acknowledge` is called with a sentence at the first signal. A thread calls both at
+    once, even while the main thread waits for the device. `launched`: a launcher may repeat signals. Yields a
+    function that returns the flag.
     """
-    received: list[float] = []
+    arrivals: list[float] = []  # as the thread saw them
+    received: list[float] = []  # as the handler saw them
     previous = {}
     second_s = REPEATED_BY_LAUNCHER_S if launched else REPEATED_S
 
+    def arrived(number: int) -> None:
+        arrivals.append(time.monotonic())
+        if len(arrivals) == 1:
+            acknowledge(_sentence(signal.Signals(number)))
+        elif leave is not None and number == signal.SIGINT and arrivals[-1] - arrivals[0] >= second_s:
+            leave()
+
     def receive(number: int, frame: object) -> None:
         received.append(time.monotonic())
-        if number == signal.SIGINT and received[-1] - received[0] >= second_s:
+        if leave is None and number == signal.SIGINT and received[-1] - received[0] >= second_s:
             raise KeyboardInterrupt
 
-    with _watch_arrivals(acknowledge):
+    with _watch_arrivals(arrived):
         for number in SIGNALS:
             with suppress(ValueError):  # not the main thread: the application handles signals itself
                 previous[number] = signal.signal(number, receive)
@@ -44,8 +55,8 @@ def catch_signals(acknowledge: Callable[[str], None], *, launched: bool) -> Iter
 
 
 @contextmanager
-def _watch_arrivals(acknowledge: Callable[[str], None]) -> Iterator[None]:
-    """Context: a thread acknowledges the first signal when it arrives.
+def _watch_arrivals(arrived: Callable[[int], None]) -> Iterator[None]:
+    """Context: a thread calls `arrived` with the number of each signal as soon as it arrives.
 
     A Python handler runs only when the main thread returns from native code; Python's native handler writes
     the number to a pipe at once.
@@ -56,8 +67,7 @@ def _watch_arrivals(acknowledge: Callable[[str], None]) -> Iterator[None]:
     def watch() -> None:
         while number := os.read(reading, 1):
             if number[0] in SIGNALS:
-                acknowledge(_sentence(signal.Signals(number[0])))
-                return
+                arrived(number[0])
 
     try:
         previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

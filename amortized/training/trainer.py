@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from amortized.parallel import (
 from amortized.priors import fingerprint_of
 from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
 from amortized.training.config import BaseRunConfig
-from amortized.training.endings import explain_failure, mark_stop, name_checkpoint, unless_interrupted
+from amortized.training.endings import explain_failure, interruption, mark_stop, unless_interrupted
 from amortized.training.objective import Objective, StepLosses
 from amortized.training.prefetch import Prefetcher
 from amortized.training.previews import bullets, overview, render_previews, save_previews
@@ -152,17 +152,22 @@ class Trainer:
 
     # ---- the loop -------------------------------------------------------------------------
 
-    def train(self, *, notes: Sequence[str] = (), quiet: bool = False) -> int:
+    def train(
+        self,
+        *,
+        notes: Sequence[str] = (),
+        quiet: bool = False,
+        leave: Callable[[str], object] | None = None,
+    ) -> int:
         """Train to the last step or until a signal; returns the step reached.
 
         Resumes from the newest checkpoint in the folder, if there is one. `notes` are logged at the start.
-        Raises TrainingStopped on a non-finite loss or a collapsed scene, and KeyboardInterrupt, which names
-        the last checkpoint and waits for no thread, on a second Ctrl-C.
+        On a second Ctrl-C, `leave` ends the process, with a sentence that names the last checkpoint; without
+        it, KeyboardInterrupt is raised. Raises TrainingStopped on a non-finite loss or a collapsed scene.
         """
         config, steps = self.config, self.config.trainer.steps
         with ExitStack() as stack:
             # 1. Resume, then start the threads that observe the run.
-            stack.enter_context(name_checkpoint(self.checkpoints.folder))
             watchdog = Watchdog(self.folder / "stacks", self.world, config.distributed.timeout_s)
             stack.callback(watchdog.close)
             stack.push(unless_interrupted(self.checkpoints.close))
@@ -175,7 +180,8 @@ class Trainer:
                 monitor.note(note)
             monitor.text("prompts", bullets(self._preview_prompts()))
             stack.enter_context(mark_stop(self.folder, self.world))
-            interrupted = stack.enter_context(catch_signals(monitor.show, launched=self.world.size > 1))
+            leave_now = leave and (lambda: leave(interruption(self.checkpoints.folder)))
+            interrupted = stack.enter_context(catch_signals(monitor.show, self.world.size > 1, leave_now))
             profiler = stack.enter_context(
                 profile_steps(config.monitoring.profile, self.folder, self.world, step, monitor.best_effort)
             )
