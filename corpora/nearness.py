@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, tee
-
-from datasketch import MinHash, MinHashLSH
+from typing import TYPE_CHECKING
 
 from corpora.prompts import normalized
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 NUM_HASHES = 128
 THRESHOLD = 0.8  # Jaccard similarity of two prompts' sets of words and bigrams; a choice
@@ -28,6 +30,8 @@ def near_duplicates(
         trained: training texts, read once.
         threshold: least similarity in (0, 1] that counts.
     """
+    from datasketch import MinHashLSH  # loads SciPy, 0.3 s
+
     sets = {text: _shingles(text) for text in prompts}
     # LSH retrieves only half of the pairs at its own threshold; at 0.75 of ours it retrieves nearly all.
     index = MinHashLSH(threshold=0.75 * threshold, num_perm=NUM_HASHES)
@@ -74,5 +78,7 @@ def _shingles(text: str) -> frozenset[str]:
 
 
 def _min_hashes(sets: Iterable[frozenset[str]]) -> Iterator[MinHash]:
+    from datasketch import MinHash
+
     encoded = ([shingle.encode() for shingle in shingles] for shingles in sets)
     return MinHash.generator(encoded, num_perm=NUM_HASHES)

@@ -94,6 +94,7 @@ def flops_of_unet() -> float:
     return sum(flops)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_at_its_published_size():
     """Weights and UNet FLOPs equal an independent count, layer by layer."""
     command = [sys.executable, "-c", COUNTED]

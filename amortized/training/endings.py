@@ -15,6 +15,8 @@ from amortized.files import atomic_write_text
 from amortized.monitoring import WEIGHTS, StepMonitor, StepRecord, TrainingStopped
 from amortized.parallel import TrainingState, World, weight_sums
 
+Leave = Callable[[str], object]  # ends the process with a sentence on stderr
+
 
 @contextmanager
 def mark_stop(run: Path, world: World) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from amortized.parallel import (
 from amortized.priors import fingerprint_of
 from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
 from amortized.training.config import BaseRunConfig
-from amortized.training.endings import explain_failure, interruption, mark_stop, unless_interrupted
+from amortized.training.endings import Leave, explain_failure, interruption, mark_stop, unless_interrupted
 from amortized.training.objective import Objective, StepLosses
 from amortized.training.prefetch import Prefetcher
 from amortized.training.previews import bullets, overview, render_previews, save_previews
@@ -152,13 +152,7 @@ class Trainer:
 
     # ---- the loop -------------------------------------------------------------------------
 
-    def train(
-        self,
-        *,
-        notes: Sequence[str] = (),
-        quiet: bool = False,
-        leave: Callable[[str], object] | None = None,
-    ) -> int:
+    def train(self, *, notes: Sequence[str] = (), quiet: bool = False, leave: Leave | None = None) -> int:
         """Train to the last step or until a signal; returns the step reached.
 
         Resumes from the newest checkpoint in the folder, if there is one. `notes` are logged at the start.

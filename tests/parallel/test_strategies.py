@@ -37,7 +37,7 @@ def slow(*case):
     ("strategy", "processes", "generator", "guidance"),
     [
         ("ddp", 2, None, {}),
-        ("ddp", 4, "triplane-transformer", {}),
+        slow("ddp", 4, "triplane-transformer", {}),
         slow("ddp", 2, "with-environment", {}),
         slow("ddp", 2, "3dconv-net", {}),
         slow("ddp", 2, None, learning("adapter")),
