@@ -26,6 +26,7 @@ ROOMS = {
     "amortized.guidance": ("amortized.conditioning", "amortized.priors"),
     "amortized.rendering": (),
     "amortized.evaluation": (),
+    "amortized.assets": (),
     "amortized.parallel": ("amortized.guidance",),
     "amortized.checkpointing": ("amortized.parallel",),
     "amortized.monitoring": ("amortized.parallel",),
@@ -51,6 +52,7 @@ ROOMS = {
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
         "amortized.cli",
+        "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",
