@@ -24,7 +24,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TexturedMesh:
-    """A mesh cut along the seams of its texture. A vertex on a seam occurs once per side: it is not closed."""
+    """A mesh cut along the seams of its texture. Seam vertices occur once per side: it is not closed."""
 
     mesh: Mesh
     uv: np.ndarray  # [V, 2] float64 in [0, 1]; u to the right, v up
