@@ -9,6 +9,7 @@ import numpy as np
 from amortized.assets.field import AssetError
 
 Keep = Literal["main", "all", "largest"]
+STALLED = 1.05  # times the requested faces
 MIN_VOLUME_SHARE = 0.01  # of the largest body: less is a floater
 
 
@@ -54,14 +55,48 @@ def without_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
     return vertices[used], numbers.reshape(faces.shape)
 
 
-def simplify(vertices: np.ndarray, faces: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce to about `target` faces by quadric edge collapse; a mesh with no more stays as it is."""
+def simplify(
+    vertices: np.ndarray, faces: np.ndarray, target: int, *, flat: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce a closed mesh to about `target` faces by quadric edge collapse (Garland, Heckbert 1997).
+
+    The result is closed. Its vertices lie off the surface, so that its faces are close to it on average: do
+    not project them. `flat` is the distance below which a surface counts as flat; the narrow triangles that
+    marching cubes leaves in flat parts can stop the collapse, and are removed first in that case.
+    """
+    if len(faces) <= target:
+        return vertices, faces
+    fewer = _collapse(vertices, faces, target)
+    if len(fewer[1]) > STALLED * target:
+        fewer = _collapse(*_manifold(vertices, faces, flat), target)
+    return fewer if is_closed(fewer[1]) else _manifold(*fewer)
+
+
+def is_closed(faces: np.ndarray) -> bool:
+    """Whether each edge lies in exactly two faces, which run along it in opposite directions."""
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    size = int(faces.max(initial=0)) + 1
+    there, back = np.sort(start * size + end), np.sort(end * size + start)
+    return np.array_equal(there, back) and bool((np.diff(there) > 0).all())
+
+
+def _collapse(vertices: np.ndarray, faces: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
     from fast_simplification import simplify
 
     if len(faces) <= target:
         return vertices, faces
-    fewer = simplify(vertices, faces.astype(np.int32), target_count=target, agg=5.0)
-    return without_unused(fewer[0].astype(np.float64), fewer[1].astype(np.int64))
+    found = simplify(vertices, faces.astype(np.int32), target_count=target, agg=5.0)
+    return without_unused(found[0], found[1].astype(np.int64))
+
+
+def _manifold(vertices: np.ndarray, faces: np.ndarray, flat: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Separate sheets that share an edge, so that each lies in two faces; simplify parts flat to `flat`."""
+    from manifold3d import Manifold, Mesh64
+
+    solid = Manifold(Mesh64(vert_properties=vertices, tri_verts=faces.astype(np.uint64)))
+    mesh = (solid.simplify(flat) if flat else solid).to_mesh64()
+    found = np.array(mesh.vert_properties, order="C"), np.array(mesh.tri_verts, dtype=np.int64, order="C")
+    return found if len(found[1]) else (vertices, faces)  # an open mesh is refused as it is
 
 
 def _tetrahedra(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -83,10 +83,10 @@ def _surface_of(field: Field, config: AssetConfig, keep: Keep, clock: _Stopwatch
     with clock("extract"):
         vertices, faces = extract(field, config.resolution, exact=config.exact)
         vertices, faces, dropped = keep_bodies(vertices, faces, keep)
+        vertices = field.project(vertices, max_step=step, epsilon=step / 2)
     with clock("simplify"):
         if config.faces:
-            vertices, faces = simplify(vertices, faces, config.faces)
-        vertices = field.project(vertices, max_step=step, epsilon=step / 2)
+            vertices, faces = simplify(vertices, faces, config.faces, flat=step / 10)
         normals = field.normals(vertices, epsilon=step)
     return Mesh(vertices=vertices, faces=faces, normals=normals), dropped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
@@ -13,7 +14,8 @@ from amortized.assets.config import AssetConfig
 from amortized.assets.field import AssetError, Carve, Field
 from amortized.assets.surface import extract
 
-LATTICE = 96  # vertices per side at which the depth below the surface is computed
+MAX_LATTICE = 160  # cells along the longest side, at whose vertices the depth is computed
+MIN_CELLS = 2  # of a wall; a thinner one would have holes
 DRAIN_MM = 2.5  # least radius of the hole through which powder or resin leaves the hollow
 
 
@@ -32,6 +34,13 @@ def printable_field(field: Field, config: AssetConfig) -> Field:
     if config.wall_mm is None:
         return cut
     unit = (high - base) / config.height_mm  # the scene's unit per millimeter
+    cell = 2 * config.max_step(field.radius)
+    if config.wall_mm * unit < MIN_CELLS * cell:
+        needed = math.ceil(config.resolution * MIN_CELLS * cell / (config.wall_mm * unit))
+        raise AssetError(
+            f"a wall of {config.wall_mm:g} mm is too thin for resolution {config.resolution}: it needs "
+            f"resolution {needed}"
+        )
     hollow = _hollow(cut, config, config.wall_mm * unit, max(config.wall_mm, DRAIN_MM) * unit)
     return Field(field.scene, field.device, lambda points: torch.maximum(base - points[:, 2], hollow(points)))
 
@@ -41,17 +50,17 @@ def _hollow(cut: Field, config: AssetConfig, wall: float, drain: float) -> Carve
     from scipy.ndimage import label
     from scipy.spatial import KDTree
 
-    # 1. The depth at the vertices of a lattice: the distance to the nearest vertex of the surface.
+    # 1. The depth at the vertices of a lattice: the signed distance to the nearest vertex of the surface.
     vertices, faces = extract(cut, config.resolution, exact=config.exact)
     vertices, _, _ = keep_bodies(vertices, faces, "largest")
     low, high = vertices.min(0), vertices.max(0)
-    axes = [np.linspace(low[k], high[k], LATTICE) for k in range(3)]
+    cell = max(wall / 2, float((high - low).max()) / MAX_LATTICE)
+    axes = [np.linspace(low[k], high[k], 2 + int((high[k] - low[k]) / cell)) for k in range(3)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    inside = cut.value(points) < 0
-    depth = np.zeros(len(points), np.float32)
-    enough = wall + 2 * float((high - low).max()) / (LATTICE - 1)  # deeper is all the same, and slow to find
-    depth[inside] = KDTree(vertices).query(points[inside], distance_upper_bound=enough)[0].clip(max=enough)
-    depth = depth.reshape(LATTICE, LATTICE, LATTICE)
+    enough = wall + 2 * cell  # what is deeper is all the same, and slow to find
+    distance = KDTree(vertices).query(points, distance_upper_bound=enough)[0].clip(max=enough)
+    depth = np.where(cut.value(points) < 0, distance, -distance).astype(np.float32)
+    depth = depth.reshape([len(axis) for axis in axes])
     # 2. The largest hollow, and its lowest point.
     parts, count = cast(tuple[np.ndarray, int], label(depth > wall))
     if not count:

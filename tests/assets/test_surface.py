@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.measure import marching_cubes
 
-from amortized.assets import surface
+from amortized.assets import clean, surface
 from amortized.assets.clean import bodies_of, keep_bodies, simplify, volume_of
 from amortized.assets.field import AssetError
 from amortized.assets.surface import BLOCK, extract, grid_of, weld
@@ -92,8 +92,32 @@ def test_a_wrong_bound_tears_nothing(shape, monkeypatch):
 def test_any_field_gives_a_closed_surface_also_after_simplification(seed):
     vertices, faces = extract(field(waves(seed, frequency=4 + 2 * seed)), 96)
     assert is_closed(faces)
-    vertices, faces = simplify(vertices, faces, len(faces) // 4)
-    assert volume_of(vertices, faces) > 0
+    volume = volume_of(vertices, faces)
+    for target, error in ((len(faces) // 4, 0.01), (2000, 0.1)):
+        fewer = simplify(vertices, faces, target, flat=1e-3)
+        assert is_closed(fewer[1]) and len(fewer[1]) <= target
+        assert volume_of(*fewer) == pytest.approx(volume, rel=error)
+
+
+@pytest.mark.parametrize("target", [4000, 500])
+def test_flat_parts_do_not_stop_the_simplification(target):
+    vertices, faces = simplify(*extract(field(turned_box), 128), target, flat=1e-3)
+    assert is_closed(faces) and len(faces) <= 1.05 * target
+    assert volume_of(vertices, faces) == pytest.approx(VOLUMES[turned_box], rel=1e-2)
+
+
+def test_sheets_that_share_an_edge_are_separated():
+    """Two tetrahedra with a common edge are no closed surface until each has its own copy of it."""
+    corners = np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0.5], [-1, 0, 0], [-1, -1, 0.5]], float)
+    one = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+    other = np.array([[0, 1, 4], [0, 4, 5], [0, 5, 1], [1, 5, 4]])
+    faces = np.concatenate(
+        [tetra if volume_of(corners, tetra) > 0 else tetra[:, ::-1] for tetra in (one, other)]
+    )
+    assert not clean.is_closed(faces)
+    vertices, separated = clean._manifold(corners, faces)
+    assert is_closed(separated) and clean.is_closed(separated) and len(vertices) == 8
+    assert volume_of(vertices, separated) == pytest.approx(volume_of(corners, faces))
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5, 0.25, 1e-9])
