@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,8 @@ from amortized.assets.conventions import (
 )
 from amortized.assets.mesh import Asset, AssetError
 
+DATE = 946_728_000  # of the package's members, seconds since 1970: equal assets give equal bytes
+
 
 def write_usdz(asset: Asset, options: FileOptions = DEFAULTS) -> bytes:
     """Return the asset as USDZ: y up, front +z, meters; with its texture, or linear vertex colors."""
@@ -37,6 +40,8 @@ def write_usdz(asset: Asset, options: FileOptions = DEFAULTS) -> bytes:
             (Path(folder) / "texture.png").write_bytes(png(asset.textured.texture))
         stage = build_stage(usd, asset, options)
         stage.GetRootLayer().Export(str(scene))
+        for file in Path(folder).iterdir():
+            os.utime(file, (DATE, DATE))
         if not usd.UsdUtils.CreateNewUsdzPackage(usd.Sdf.AssetPath(str(scene)), str(package)):
             raise AssetError("cannot write USDZ: usd-core could not make the package")
         return package.read_bytes()
