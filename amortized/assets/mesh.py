@@ -47,6 +47,7 @@ class Asset:
 
     mesh: Mesh  # closed, with colors at its vertices
     textured: TexturedMesh | None  # the same surface with a texture; None if it was not requested
+    printable: Mesh | None = None  # a single body with a flat base; None if it was not requested
     source: Source
     report: dict[str, Any] = field(default_factory=dict)  # JSON: seconds by stage, evaluations, checks
 
