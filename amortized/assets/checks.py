@@ -84,6 +84,8 @@ def count_bodies(edge_of_corner: np.ndarray, num_faces: int) -> int:
 def check_asset(asset: Asset) -> None:
     """Raise AssetError for an asset that no file format can hold: damaged arrays, or no faces."""
     meshes = {"mesh": asset.mesh}
+    if asset.printable:
+        meshes["printable mesh"] = asset.printable
     if asset.textured:
         meshes["textured mesh"] = asset.textured.mesh
         uv, texture = asset.textured.uv, asset.textured.texture

@@ -15,10 +15,6 @@ CHUNK = 2**18  # evaluations at once
 TETRAHEDRON = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
 
 
-class AssetError(ValueError):
-    """A scene has no surface that can be exported."""
-
-
 Carve = Callable[[Tensor], Tensor]  # points [N, 3] => [N], negative where the solid remains
 
 

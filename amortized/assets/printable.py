@@ -10,7 +10,8 @@ from torch import Tensor
 
 from amortized.assets.clean import keep_bodies
 from amortized.assets.config import AssetConfig
-from amortized.assets.field import AssetError, Carve, Field
+from amortized.assets.field import Carve, Field
+from amortized.assets.mesh import AssetError
 from amortized.assets.surface import extract
 
 LATTICE = 96  # vertices per side at which the depth below the surface is computed

@@ -73,7 +73,7 @@ def write_3mf(asset: Asset, options: FileOptions = DEFAULTS) -> bytes:
 
 
 def printable(asset: Asset, height_mm: float, format: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [V, 3] float32 in mm and faces [F, 3] of an asset that fills one solid body.
+    """Vertices [V, 3] float32 in mm and faces [F, 3] of an asset's printable mesh, else of its closed mesh.
 
     The lowest corner of the bounding box is at the origin. Vertices that coincide after rounding to float32
     are welded, as a reader of STL does. Raises AssetError if the surface is not closed, has several bodies
@@ -81,19 +81,19 @@ def printable(asset: Asset, height_mm: float, format: str) -> tuple[np.ndarray, 
     """
     check_asset(asset)
     manifold3d = library("manifold3d", "manifold3d", "assets", f"{format} (a check of the solid)")
-    mesh = asset.mesh
+    mesh = asset.printable or asset.mesh
     extent = np.ptp(mesh.vertices, axis=0)
     if not extent[2] > 0:
-        raise AssetError(f"cannot write {format}: the object is flat (height 0); write GLB or PLY instead")
+        raise AssetError(f"cannot write {format}: the object is flat (height 0): write GLB or PLY")
     scaled = (mesh.vertices - mesh.vertices.min(0)) * (height_mm / extent[2])
     vertices, faces = weld(scaled.astype(np.float32), mesh.faces)
     if problem := solid_problem(vertices, faces):
-        raise AssetError(f"cannot write {format}: {problem}; GLB and PLY take any surface")
+        raise AssetError(f"cannot write {format}: {problem}, or write GLB or PLY")
     shape = manifold3d.Manifold(manifold3d.Mesh(vertices, faces.astype(np.uint32)))
     if shape.status() != manifold3d.Error.NoError:
         raise AssetError(
             f"cannot write {format}: the surface is not a manifold ({shape.status().name}); extract it with "
-            "another resolution; GLB and PLY take any surface"
+            "another resolution, or write GLB or PLY"
         )
     return vertices, faces
 
@@ -106,12 +106,13 @@ def solid_problem(vertices: np.ndarray, faces: np.ndarray) -> str:
         verb = "is" if edges == 1 else "are"
         return (
             f"the surface is not closed ({count(edges, 'edge')} {verb} not between exactly two faces); "
-            "fill the holes, or extract it again with more cells"
+            "extract it with another resolution"
         )
     if not report["winding_consistent"]:
         return "neighboring faces have opposite directions; reverse the vertices of those that face inward"
     if report["bodies"] > 1:
-        return f"the surface has {report['bodies']:,} separate bodies or cavities; keep the largest body only"
+        bodies = f"{report['bodies']:,} separate bodies or cavities"
+        return f"the surface has {bodies}; extract it with printable=true"
     if not report["volume"] > 0:
         return "its faces point inward or enclose no volume; reverse the vertex order of all faces"
     return ""

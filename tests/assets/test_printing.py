@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 import trimesh
 
-from amortized.assets import FORMATS, AssetError, Mesh, Source
+from amortized.assets import FORMATS, Asset, AssetError, Mesh, Source
 from amortized.assets.conventions import FileOptions
 from amortized.assets.printing import weld
-from tests.assets.shapes import box, icosphere, joined, moved, plain_asset, textured_asset, torus, with_faces
+from tests.assets.shapes import (
+    SOURCE,
+    box,
+    icosphere,
+    joined,
+    moved,
+    plain_asset,
+    textured_asset,
+    torus,
+    with_faces,
+)
 
 CORE = "{http://schemas.microsoft.com/3dmanufacturing/core/2015/02}"
 SPHERE, TORUS = icosphere(2), torus()
@@ -89,6 +99,12 @@ def test_the_closed_mesh_is_printed_not_the_textured_one(format: str) -> None:
     assert other.is_watertight and len(other.vertices) == 8
 
 
+@pytest.mark.parametrize("format", ["stl", "3mf"])
+def test_the_printable_mesh_comes_first(format: str) -> None:
+    asset = Asset(mesh=joined(SPHERE, CAVITY), textured=None, printable=TORUS, source=SOURCE)
+    assert FORMATS[format](asset) == FORMATS[format](plain_asset(TORUS))
+
+
 def test_3mf_metadata() -> None:
     named, _, _ = read_3mf(FORMATS["3mf"](plain_asset(TORUS)))
     assert named.pop("Application").startswith("Amortized3D ")
@@ -102,14 +118,18 @@ def test_3mf_metadata() -> None:
 
 
 REFUSED = {
-    "hole": (with_faces(TORUS, TORUS.faces[1:]), "not closed (3 edges are not", "fill the holes"),
-    "doubled face": (with_faces(TORUS, TORUS.faces[[0, *range(len(TORUS.faces))]]), "not closed", "fill"),
+    "hole": (with_faces(TORUS, TORUS.faces[1:]), "not closed (3 edges are not", "resolution"),
+    "doubled face": (
+        with_faces(TORUS, np.vstack([TORUS.faces, TORUS.faces[:1]])),
+        "not closed",
+        "resolution",
+    ),
     "one face flipped": (with_faces(TORUS, FLIPPED), "opposite directions", "reverse"),
     "inward": (with_faces(TORUS, TORUS.faces[:, ::-1]), "inward", "reverse"),
-    "two bodies": (joined(SPHERE, moved(SPHERE, (3, 0, 0))), "2 separate bodies", "largest body"),
-    "cavity": (joined(SPHERE, CAVITY), "2 separate bodies or cavities", "largest body"),
+    "two bodies": (joined(SPHERE, moved(SPHERE, (3, 0, 0))), "2 separate bodies", "printable=true"),
+    "cavity": (joined(SPHERE, CAVITY), "2 separate bodies or cavities", "printable=true"),
     # Cubes that share the positions of one edge: a reader of STL merges them.
-    "touching edges": (joined(box(), moved(box(), (0.6, 1.0, 0))), "not closed (1 edge is not", "fill"),
+    "touching edges": (joined(box(), moved(box(), (0.6, 1.0, 0))), "not closed (1 edge is not", "resolution"),
 }
 
 
@@ -121,7 +141,7 @@ def test_refuses_what_is_not_one_solid_body(name: str, format: str) -> None:
         FORMATS[format](plain_asset(mesh))
     text = str(error.value)
     assert text.startswith(f"cannot write {format.upper()}: ") and reason in text and remedy in text
-    assert "GLB and PLY take any surface" in text and "\n" not in text and len(text) < 250
+    assert text.endswith(", or write GLB or PLY") and "\n" not in text and len(text) < 250
     for other in ("glb", "ply", "obj"):
         assert FORMATS[other](plain_asset(mesh))
 
