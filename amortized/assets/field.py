@@ -34,9 +34,21 @@ class Field:
         self.evaluations = 0
 
     def value(self, points: np.ndarray) -> np.ndarray:
-        """The field [N] float32 at points [N, 3]."""
-        chunks = (self._value(chunk) for chunk in self._chunks(points))
-        return np.concatenate([np.zeros(0, np.float32), *(chunk.cpu().numpy() for chunk in chunks)])
+        """The field [N] float32 at points [N, 3]. Raises AssetError if it is not finite."""
+        chunks = (self._value(chunk).cpu().numpy() for chunk in self._chunks(points))
+        values = np.concatenate([np.zeros(0, np.float32), *chunks])
+        if not np.isfinite(values).all():
+            raise AssetError("the field of the object is not finite: the generator's weights are damaged")
+        return values
+
+    def cut_by_ball(self, points: np.ndarray) -> np.ndarray:
+        """Whether the ball, not the SDF, bounds the solid at points [N, 3] of its surface: bool [N]."""
+        found = [np.zeros(0, bool)]
+        for chunk in self._chunks(points):
+            with torch.no_grad():
+                inside, norm = self._into_ball(chunk)
+                found.append((norm - self.radius > self.scene.sdf(inside[None])[0]).cpu().numpy())
+        return np.concatenate(found)
 
     def gradient(self, points: np.ndarray, epsilon: float) -> np.ndarray:
         """The gradient [N, 3] of the field at points [N, 3], by differences: 4 evaluations each.

@@ -84,11 +84,11 @@ def extract(field: Field, resolution: int = 256, *, exact: bool = False) -> tupl
         raise AssetError("the object is empty: the field is positive everywhere in the bounding ball")
     vertices, faces = weld(vertices, faces)
     vertices = grid.origin + vertices * grid.cell
-    on_ball = _share_on_ball(vertices, faces, field.radius - 0.5 * grid.cell)
+    on_ball = _share_on_ball(field, vertices, faces, grid.cell)
     if on_ball > MAX_ON_BALL:
         raise AssetError(
             f"the object is cut off by the bounding ball of radius {field.radius:g}: {on_ball:.0%} of its "
-            "surface lie on the ball"
+            "surface lies on the ball"
         )
     return vertices, faces
 
@@ -129,7 +129,7 @@ def _march(
     """
     from skimage.measure import marching_cubes
 
-    all_vertices, all_faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
+    pieces: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
     pending = [tuple(block) for block in blocks.tolist()]
     visited = set(pending)
     while pending:
@@ -138,14 +138,18 @@ def _march(
             if values.min() > 0 or values.max() < 0:
                 continue
             vertices, faces, _, _ = marching_cubes(values, 0.0)
-            all_vertices.append(vertices.astype(np.float64) + np.array(block) * BLOCK)
-            all_faces.append(faces.astype(np.int64) + count)
-            count += len(vertices)
+            pieces[block] = vertices.astype(np.float64) + np.array(block) * BLOCK, faces.astype(np.int64)
             for neighbor in _crossed(block, values, grid.blocks):
                 if neighbor not in visited:
                     visited.add(neighbor)
                     pending.append(neighbor)
-    return np.concatenate(all_vertices), np.concatenate(all_faces), visited
+    # In the order of the grid: the result does not depend on how the blocks were found.
+    vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
+    for _, (own, corners) in sorted(pieces.items()):
+        vertices.append(own)
+        faces.append(corners + count)
+        count += len(own)
+    return np.concatenate(vertices), np.concatenate(faces), visited
 
 
 def _values(field: Field, grid: Grid, blocks: list[tuple[int, int, int]]) -> np.ndarray:
@@ -196,9 +200,11 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return vertices[order[new]], faces[~flat]
 
 
-def _share_on_ball(vertices: np.ndarray, faces: np.ndarray, radius: float) -> float:
-    """The share of the area whose triangles lie outside a radius."""
+def _share_on_ball(field: Field, vertices: np.ndarray, faces: np.ndarray, cell: float) -> float:
+    """The share of the area at which the bounding ball cuts the object off."""
+    near = np.linalg.norm(vertices, axis=1) > field.radius - cell
+    cut = np.zeros(len(vertices), bool)
+    cut[near] = field.cut_by_ball(vertices[near])
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     areas = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    outside = (np.linalg.norm(vertices, axis=1) > radius)[faces].all(1)
-    return float(areas[outside].sum() / max(areas.sum(), 1e-30))
+    return float(areas[cut[faces].all(1)].sum() / max(areas.sum(), 1e-30))

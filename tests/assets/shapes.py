@@ -1,153 +1,125 @@
-"""Test assets by NumPy: a box with six colors, an icosphere, a torus; and hostile texts."""
+"""Fields with exact surfaces, and independent measures of a mesh."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import pi
+
 import numpy as np
+import torch
+from torch import Tensor
 
-from amortized.assets import Asset, Mesh, Source, TexturedMesh
+from amortized.assets.field import Field
 
-HALF = np.array([0.3, 0.5, 0.7])  # all different, so that swapped axes show
-SIDES = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])  # front first
-# sRGB of the sides, with dark values, for which linear light in 8 bits would be too coarse.
-COLORS = np.array(
-    [[255, 0, 0], [0, 200, 10], [13, 8, 240], [250, 240, 3], [128, 64, 200], [5, 20, 40]], np.uint8
-)
-CELL = 16  # px of the atlas; 3 x 2 cells
-SOURCE = Source(prompt="a red cube", seed=7, checkpoint="quickstart@1a2b", license="CC-BY-4.0")
-HOSTILE = {
-    "script": "<script>alert(1)</script>]]>&amp;\"'",
-    "path": "../../../etc/passwd",
-    "nul": "a\0b\x1b[31m\x7f\x85",
-    "newlines": "x\nend_header\r\nf 1 2 3\rv 0 0 0\u2028y\\",
-    "rtl": "\u202eevil\u202d \u2066x\u2069",
-    "surrogates": "\ud800 a \udfff \ud83d\ude00",
-    "noncharacters": "\ufffe\uffff\U0001fffe",
-    "long": "x" * 10_000,
-    "emoji": "\U0001f600" * 2_500,
-    "quotes": '"' * 5_000,
-    "percent": "%s %d {0} {} ${a}",
-    "empty": "",
-}
+CPU = torch.device("cpu")
+TURN = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
+HALF = 0.43  # of the cube's side
 
 
-def mesh_of(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None = None) -> Mesh:
-    """A mesh with normals weighted by area."""
-    corners = vertices[faces]
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.zeros_like(vertices)
-    for corner in range(3):
-        np.add.at(normals, faces[:, corner], across)
-    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-    return Mesh(vertices=vertices, faces=faces, normals=normals / lengths, colors=colors)
+def sphere(p: Tensor) -> Tensor:
+    return p.norm(dim=-1) - 0.6
 
 
-def some_colors(count: int) -> np.ndarray:
-    """Colors [count, 3] that contain every value of 8 bits, if there are enough of them."""
-    return ((np.arange(count)[:, None] * [1, 7, 31]) % 256 / 255).astype(np.float32)
+def torus(p: Tensor) -> Tensor:
+    return ((p[..., :2].norm(dim=-1) - 0.5) ** 2 + p[..., 2] ** 2).sqrt() - 0.2
 
 
-def box() -> Mesh:
-    """A closed box with half sides HALF: 8 vertices, 12 faces."""
-    vertices = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * HALF
-    faces = []
-    for axis in range(3):
-        for sign in (-1, 1):
-            side = [index for index in range(8) if np.sign(vertices[index, axis]) == sign]
-            a, b, c, d = side[0], side[1], side[3], side[2]
-            for triangle in ([a, b, c], [a, c, d]):
-                p, q, r = vertices[triangle]
-                outward = np.cross(q - p, r - p)[axis] * sign > 0
-                faces.append(triangle if outward else triangle[::-1])
-    return mesh_of(vertices, np.array(faces), some_colors(8))
+def box(p: Tensor) -> Tensor:
+    q = p.abs() - HALF
+    return q.clamp(min=0).norm(dim=-1) + q.amax(dim=-1).clamp(max=0)
 
 
-def textured_box() -> TexturedMesh:
-    """The box cut into its six sides, each in a cell of the atlas with one color."""
-    vertices, normals, faces, uv = [], [], [], []
-    for number, side in enumerate(SIDES):
-        axis = int(np.abs(side).argmax())
-        across, up = np.eye(3)[[(axis + 1) % 3, (axis + 2) % 3]] * HALF[:, None].T
-        column, row = number % 3, number // 3
-        for u, v in ((0, 0), (1, 0), (1, 1), (0, 1)):
-            vertices.append(side * HALF + (2 * u - 1) * across + (2 * v - 1) * up)
-            normals.append(side.astype(float))
-            uv.append([(column + 0.1 + 0.8 * u) / 3, 1 - (row + 0.9 - 0.8 * v) / 2])
-        corners = 4 * number + np.array([[0, 1, 2], [0, 2, 3]])
-        faces.extend(corners if side[axis] > 0 else corners[:, ::-1])
-    texture = COLORS.reshape(2, 3, 3).repeat(CELL, 0).repeat(CELL, 1)
-    mesh = Mesh(vertices=np.array(vertices), faces=np.array(faces), normals=np.array(normals))
-    return TexturedMesh(mesh=mesh, uv=np.array(uv), texture=texture)
+def turned_box(p: Tensor) -> Tensor:
+    return box(p @ TURN.to(p.dtype))
 
 
-def icosphere(level: int = 2, radius: float = 0.8) -> Mesh:
-    """A sphere of 20 * 4^level faces."""
-    golden = (1 + 5**0.5) / 2
-    corners = [(a, b * golden) for a in (-1, 1) for b in (-1, 1)]
-    vertices = [p for a, b in corners for p in ([0, a, b], [a, b, 0], [b, 0, a])]
-    points = np.array(vertices, float)
-    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    near = np.abs(distance - 2) < 1e-9
-    faces = np.array(
-        [
-            (i, j, k) if np.linalg.det(points[[i, j, k]]) > 0 else (i, k, j)
-            for i in range(12)
-            for j in range(i + 1, 12)
-            for k in range(j + 1, 12)
-            if near[i, j] and near[j, k] and near[i, k]
-        ]
-    )
-    for _ in range(level):
-        edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-        unique, inverse = np.unique(edges, axis=0, return_inverse=True)
-        middle = len(points) + inverse.reshape(-1, 3)
-        points = np.vstack([points, points[unique].mean(axis=1)])
-        a, b, c = faces.T
-        ab, bc, ca = middle.T
-        faces = np.stack([a, ab, ca, ab, b, bc, ca, bc, c, ab, bc, ca], axis=1).reshape(-1, 3)
-    points *= radius / np.linalg.norm(points, axis=1, keepdims=True)
-    return mesh_of(points, faces, some_colors(len(points)))
+VOLUMES = {sphere: 4 / 3 * pi * 0.6**3, torus: 2 * pi**2 * 0.5 * 0.2**2, turned_box: (2 * HALF) ** 3}
 
 
-def torus(around: int = 48, across: int = 24, radius: float = 0.5, tube: float = 0.2) -> Mesh:
-    """A torus around z of 2 * around * across faces."""
-    u, v = (np.arange(n) * 2 * np.pi / n for n in (around, across))
-    u, v = (grid.reshape(-1) for grid in np.meshgrid(u, v, indexing="ij"))
-    ring = radius + tube * np.cos(v)
-    vertices = np.stack([ring * np.cos(u), ring * np.sin(u), tube * np.sin(v)], axis=1)
-    i, j = (grid.reshape(-1) for grid in np.meshgrid(np.arange(around), np.arange(across), indexing="ij"))
-    corner = [((i + a) % around) * across + (j + b) % across for a, b in ((0, 0), (1, 0), (1, 1), (0, 1))]
-    faces = np.concatenate(
-        [np.stack([corner[0], corner[1], corner[2]], 1), np.stack([corner[0], *corner[2:]], 1)]
-    )
-    return mesh_of(vertices, faces, some_colors(len(vertices)))
+def side_colors(p: Tensor) -> Tensor:
+    """Six colors, one for each side of the box: the largest coordinate's axis and sign."""
+    axis = p.abs().argmax(dim=-1)
+    sign = torch.gather(p, -1, axis[..., None])[..., 0] > 0
+    return SIX[axis + 3 * sign]
 
 
-def joined(*meshes: Mesh) -> Mesh:
-    """Several meshes as one."""
-    starts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes])
-    return Mesh(
-        vertices=np.vstack([mesh.vertices for mesh in meshes]),
-        faces=np.vstack([mesh.faces + start for mesh, start in zip(meshes, starts[:-1], strict=True)]),
-        normals=np.vstack([mesh.normals for mesh in meshes]),
-    )
+SIX = torch.tensor([[0.1, 0.2, 0.9], [0.9, 0.1, 0.2], [0.2, 0.9, 0.1], [0.5] * 3, [0.9, 0.8, 0.1], [0.0] * 3])
 
 
-def moved(mesh: Mesh, offset: tuple[float, float, float] = (0, 0, 0), scale: float = 1.0) -> Mesh:
-    return Mesh(
-        vertices=mesh.vertices * scale + np.array(offset),
-        faces=mesh.faces,
-        normals=mesh.normals,
-        colors=mesh.colors,
-    )
+@dataclass
+class Shape:
+    """A scene of P = 1 with any field, and the colors of the six sides."""
+
+    field: Callable[[Tensor], Tensor]
+    colors: Callable[[Tensor], Tensor] = side_colors
+    bounding_radius: float = 1.0
+    num_prompts: int = 1
+
+    def sdf(self, points: Tensor) -> Tensor:
+        assert (points.norm(dim=-1) <= self.bounding_radius * 1.0001).all()
+        return self.field(points)
+
+    def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sdf(points), self.colors(points)
+
+    def select(self, index: int) -> Shape:
+        return self
 
 
-def with_faces(mesh: Mesh, faces: np.ndarray) -> Mesh:
-    return Mesh(vertices=mesh.vertices, faces=faces, normals=mesh.normals, colors=mesh.colors)
+def field(function: Callable[[Tensor], Tensor], **changes: object) -> Field:
+    return Field(Shape(function, **changes), CPU)  # type: ignore[arg-type]
 
 
-def textured_asset(source: Source = SOURCE) -> Asset:
-    return Asset(mesh=box(), textured=textured_box(), source=source)
+def waves(seed: int, frequency: float = 7.0, level: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """A random smooth field with many bodies, handles and cavities, inside a ball of radius 0.8."""
+    random = torch.Generator().manual_seed(seed)
+    directions = frequency * torch.randn(24, 3, generator=random)
+    phases = 2 * pi * torch.rand(24, generator=random)
+
+    def value(p: Tensor) -> Tensor:
+        wave = torch.sin(p @ directions.T + phases).mean(dim=-1) + level
+        return torch.maximum(wave / frequency, p.norm(dim=-1) - 0.8)
+
+    return value
 
 
-def plain_asset(mesh: Mesh | None = None, source: Source = SOURCE) -> Asset:
-    return Asset(mesh=mesh or torus(), textured=None, source=source)
+# ---- measures -------------------------------------------------------------------------------------
+
+
+def is_closed(faces: np.ndarray) -> bool:
+    """Whether each edge lies in exactly two faces, in opposite directions."""
+    edges = Counter((a, b) for face in faces.tolist() for a, b in zip(face, face[1:] + face[:1], strict=True))
+    return all(count == 1 and edges[b, a] == 1 for (a, b), count in edges.items())
+
+
+def euler_number(vertices: np.ndarray, faces: np.ndarray) -> int:
+    edges = np.unique(np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1), axis=0)
+    return len(np.unique(faces)) - len(edges) + len(faces)
+
+
+def inside(vertices: np.ndarray, faces: np.ndarray, x: float, y: float, z: np.ndarray) -> np.ndarray:
+    """Whether points (x, y, z[i]) lie in a closed mesh, by the crossings of a vertical line below each."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+
+    def side(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+        return (q[:, 0] - p[:, 0]) * (y - p[:, 1]) - (q[:, 1] - p[:, 1]) * (x - p[:, 0])
+
+    areas = np.stack([side(b, c), side(c, a), side(a, b)])
+    hit = (areas > 0).all(0) | (areas < 0).all(0)
+    weights = areas[:, hit] / areas[:, hit].sum(0)
+    heights = weights[0] * a[hit, 2] + weights[1] * b[hit, 2] + weights[2] * c[hit, 2]
+    return (heights[None] < z[:, None]).sum(1) % 2 == 1
+
+
+def iou(vertices: np.ndarray, faces: np.ndarray, field: Field, *, columns: int = 24, rows: int = 96) -> float:
+    """Intersection over union of a mesh with the inside of a field, on a grid of points."""
+    across, up = (np.linspace(-1, 1, n) * field.radius * 0.98 + 1e-4 for n in (columns, rows))
+    meshed, filled = [], []
+    for x in across:
+        for y in across:
+            meshed.append(inside(vertices, faces, x, y, up))
+            filled.append(field.value(np.stack([np.full(rows, x), np.full(rows, y), up], 1)) < 0)
+    one, other = np.concatenate(meshed), np.concatenate(filled)
+    return float((one & other).sum() / (one | other).sum())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amortized.assets import AssetError, Mesh, check_mesh
-from tests.assets.shapes import HALF, box, icosphere, joined, moved, torus, with_faces
+from tests.assets.meshes import HALF, box, icosphere, joined, moved, torus, with_faces
 
 SPHERE = icosphere(2)
 FINE = icosphere(5)

@@ -14,8 +14,7 @@ import trimesh
 
 from amortized.assets import FORMATS, SUFFIXES, Asset, AssetError, Mesh, TexturedMesh, save_asset
 from amortized.assets.conventions import FileOptions, to_linear
-from tests.assets.readers import read_glb, side_colors, to_srgb
-from tests.assets.shapes import (
+from tests.assets.meshes import (
     COLORS,
     HALF,
     SIDES,
@@ -26,6 +25,7 @@ from tests.assets.shapes import (
     textured_asset,
     torus,
 )
+from tests.assets.readers import read_glb, side_colors, to_srgb
 
 EXPECTED = {tuple(side.tolist()): tuple(color.tolist()) for side, color in zip(SIDES, COLORS, strict=True)}
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from amortized.assets import FORMATS, AssetError, Source, save_asset
 from amortized.assets.conventions import LINE_LIMIT, clean, metadata, quoted
+from tests.assets.meshes import HOSTILE, box, plain_asset, textured_asset
 from tests.assets.readers import read_glb
-from tests.assets.shapes import HOSTILE, box, plain_asset, textured_asset
 from tests.assets.test_printing import read_3mf
 
 SAFE = re.compile(r"[A-Za-z0-9._/\[\]-]+")
@@ -87,6 +87,12 @@ def test_members_of_archives_have_plain_names(name: str, format: str) -> None:
     data = FORMATS[format](textured_asset(source_of(HOSTILE[name])))
     for member in zipfile.ZipFile(io.BytesIO(data)).namelist():
         assert SAFE.fullmatch(member) and ".." not in member and not member.startswith("/")
+
+
+def test_clean_replaces_one_by_one_and_joins_pairs() -> None:
+    assert clean("a\ud800 b\udfff\ud800") == "a\ufffd b\ufffd\ufffd"
+    assert clean("\ud83d\ude00\0\ufeff") == "\U0001f600\ufffd\ufeff"
+    assert clean("\ufeffx\r\ny\rz\tw") == "\ufeffx\ny\ufffdz\tw"
 
 
 @settings(max_examples=200, deadline=None)

@@ -15,7 +15,7 @@ import trimesh
 from amortized.assets import FORMATS, Asset, AssetError, Mesh, Source
 from amortized.assets.conventions import FileOptions
 from amortized.assets.printing import weld
-from tests.assets.shapes import (
+from tests.assets.meshes import (
     SOURCE,
     box,
     icosphere,

@@ -15,8 +15,8 @@ pytest.importorskip("pxr", reason="usd-core is not installed")
 from pxr import Usd, UsdGeom, UsdShade, UsdValidation
 
 from amortized.assets import Asset, save_asset
+from tests.assets.meshes import COLORS, HALF, SIDES, plain_asset, textured_asset, torus
 from tests.assets.readers import side_colors, to_srgb
-from tests.assets.shapes import COLORS, HALF, SIDES, plain_asset, textured_asset, torus
 
 
 @pytest.mark.parametrize("make", [textured_asset, plain_asset])

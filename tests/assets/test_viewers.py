@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 from amortized.assets import Source, save_asset
-from tests.assets.readers import to_srgb
-from tests.assets.shapes import (
+from tests.assets.meshes import (
     COLORS,
     HALF,
     HOSTILE,
@@ -29,6 +28,7 @@ from tests.assets.shapes import (
     textured_asset,
     torus,
 )
+from tests.assets.readers import to_srgb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 VALIDATE = """
