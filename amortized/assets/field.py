@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amortized.assets.mesh import AssetError
 from amortized.types import Scene
 
 CHUNK = 2**18  # evaluations at once
