@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("pxr", reason="usd-core is not installed")
-from pxr import Usd, UsdGeom, UsdShade, UsdValidation
+from pxr import Tf, Usd, UsdGeom, UsdShade, UsdValidation
 
 from amortized.assets import Asset, save_asset
 from tests.assets.meshes import COLORS, HALF, SIDES, plain_asset, textured_asset, torus
@@ -22,7 +22,10 @@ from tests.assets.readers import side_colors, to_srgb
 @pytest.mark.parametrize("make", [textured_asset, plain_asset])
 def test_usd_validators_find_nothing(make: Callable[[], Asset], tmp_path: Path) -> None:
     stage = Usd.Stage.Open(str(save_asset(make(), tmp_path / "a", "usdz")))
-    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    try:
+        validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    except Tf.ErrorException:
+        pytest.skip("this wheel of usd-core lacks the libraries of its validators, as 25.5 does")
     assert len(validators) > 20
     problems = UsdValidation.ValidationContext(validators).Validate(stage)
     assert [problem.GetMessage() for problem in problems] == []
