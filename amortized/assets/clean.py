@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from amortized.assets.field import AssetError
+from amortized.assets.mesh import AssetError
 
 Keep = Literal["main", "all", "largest"]
 STALLED = 1.05  # times the requested faces

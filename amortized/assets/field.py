@@ -8,15 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amortized.assets.mesh import AssetError
 from amortized.types import Scene
 
 CHUNK = 2**18  # evaluations at once
 # Corners of a regular tetrahedron on the unit sphere, for gradients from 4 evaluations.
 TETRAHEDRON = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
-
-
-class AssetError(ValueError):
-    """A scene has no surface that can be exported."""
 
 
 Carve = Callable[[Tensor], Tensor]  # points [N, 3] => [N], negative where the solid remains

@@ -50,3 +50,7 @@ class Asset:
     printable: Mesh | None = None  # a single body with a flat base; None if it was not requested
     source: Source
     report: dict[str, Any] = field(default_factory=dict)  # JSON: seconds by stage, evaluations, checks
+
+
+class AssetError(ValueError):
+    """An asset that cannot be made or written: one sentence with the reason and a remedy."""

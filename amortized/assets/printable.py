@@ -11,7 +11,8 @@ from torch import Tensor
 
 from amortized.assets.clean import keep_bodies
 from amortized.assets.config import AssetConfig
-from amortized.assets.field import AssetError, Carve, Field
+from amortized.assets.field import Carve, Field
+from amortized.assets.mesh import AssetError
 from amortized.assets.surface import extract
 
 MAX_LATTICE = 160  # cells along the longest side, at whose vertices the depth is computed

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amortized.assets.field import CHUNK, AssetError, Field
+from amortized.assets.field import CHUNK, Field
+from amortized.assets.mesh import AssetError
 
 BLOCK = 16  # cells per side
 PARTS = 4  # per side of a block, in the second test

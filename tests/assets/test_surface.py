@@ -9,7 +9,7 @@ from skimage.measure import marching_cubes
 
 from amortized.assets import clean, surface
 from amortized.assets.clean import bodies_of, keep_bodies, simplify, volume_of
-from amortized.assets.field import AssetError
+from amortized.assets.mesh import AssetError
 from amortized.assets.surface import BLOCK, extract, grid_of, weld
 from tests.assets.shapes import (
     HALF,
