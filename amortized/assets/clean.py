@@ -31,7 +31,7 @@ def bodies_of(faces: np.ndarray, num_vertices: int) -> tuple[int, np.ndarray]:
 
 
 def keep_bodies(vertices: np.ndarray, faces: np.ndarray, keep: Keep) -> tuple[np.ndarray, np.ndarray, int]:
-    """The vertices and faces of the bodies that are kept, and how many were dropped.
+    """The vertices and faces of the chosen bodies, and how many others there were.
 
     main     those with at least 1 % of the volume of the largest; a cavity is a body of negative volume
     all      all of them

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amortized.assets.clean import Keep
-from amortized.assets.surface import grid_of
+from amortized.assets.extraction import grid_of
 from amortized.config import check
 
 

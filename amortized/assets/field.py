@@ -61,9 +61,11 @@ class Field:
         return values @ TETRAHEDRON * (0.75 / epsilon)
 
     def normals(self, points: np.ndarray, epsilon: float) -> np.ndarray:
-        """Unit outward normals [N, 3] at points [N, 3] near the surface."""
+        """Unit outward normals [N, 3] at points [N, 3] near the surface; outward without a slope."""
         gradient = self.gradient(points, epsilon)
-        return gradient / np.linalg.norm(gradient, axis=1, keepdims=True).clip(1e-12)
+        flat = np.linalg.norm(gradient, axis=1) < 1e-6
+        gradient[flat] = points[flat] + (0, 0, 1e-12)
+        return gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
 
     def albedo(self, points: np.ndarray) -> np.ndarray:
         """Albedo [N, 3] float32 in [0, 1], the sRGB colors of the pictures, at points [N, 3]."""

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from amortized.assets.clean import Keep, keep_bodies, simplify, volume_of
+from amortized.assets.checks import check_mesh
+from amortized.assets.clean import Keep, keep_bodies, simplify
 from amortized.assets.config import AssetConfig
+from amortized.assets.extraction import extract
 from amortized.assets.field import Field
 from amortized.assets.mesh import Asset, Mesh, Source, TexturedMesh
 from amortized.assets.printable import printable_field
-from amortized.assets.surface import extract
 from amortized.assets.texture import bake
 from amortized.types import Scene
 
@@ -99,9 +100,7 @@ def measure(field: Field, mesh: Mesh, textured: TexturedMesh | None) -> dict[str
     points, faces, weights = sample(mesh, SAMPLES)
     distances = np.abs(field.value(points))
     report: dict[str, Any] = {
-        "faces": len(mesh.faces),
-        "vertices": len(mesh.vertices),
-        "volume": volume_of(mesh.vertices, mesh.faces),
+        **check_mesh(mesh, field.radius),
         "surface_error": {"mean": float(distances.mean()), "max": float(distances.max())},
     }
     if textured is not None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from amortized.assets.clean import keep_bodies
 from amortized.assets.config import AssetConfig
+from amortized.assets.extraction import extract
 from amortized.assets.field import Carve, Field
 from amortized.assets.mesh import AssetError
-from amortized.assets.surface import extract
 
 MAX_LATTICE = 160  # cells along the longest side, at whose vertices the depth is computed
 MIN_CELLS = 2  # of a wall; a thinner one would have holes

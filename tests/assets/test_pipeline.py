@@ -11,10 +11,10 @@ import torch
 from amortized.assets import Source
 from amortized.assets.clean import bodies_of, volume_of
 from amortized.assets.config import AssetConfig
+from amortized.assets.extraction import extract
 from amortized.assets.field import AssetError, Field
 from amortized.assets.pipeline import make_asset, surface
 from amortized.assets.printable import printable_field
-from amortized.assets.surface import extract
 from tests.assets.shapes import (
     CPU,
     Shape,

@@ -11,10 +11,10 @@ import torch
 from amortized.assets import texture
 from amortized.assets.clean import simplify
 from amortized.assets.config import AssetConfig
+from amortized.assets.extraction import extract
 from amortized.assets.field import Field
 from amortized.assets.mesh import Mesh
 from amortized.assets.pipeline import look_up, sample
-from amortized.assets.surface import extract
 from amortized.assets.texture import bake, unwrap
 from tests.assets.shapes import CPU, HALF, Shape, box, field, side_colors, sphere, torus
 

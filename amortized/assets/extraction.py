@@ -68,7 +68,7 @@ def extract(field: Field, resolution: int = 256, *, exact: bool = False) -> tupl
     resolution  cells per side of the grid, which the bounding ball fills but for 2 cells on each side
     exact       visit all blocks, whatever the distances say
 
-    Raises AssetError if the scene is empty, or touches its bounding ball: it has no surface of its own there.
+    Raises AssetError if the scene is empty, or if its bounding ball cuts it off.
     """
     grid = grid_of(field.radius, resolution)
     everything = np.stack(np.meshgrid(*[np.arange(grid.blocks)] * 3, indexing="ij"), -1).reshape(-1, 3)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from skimage.measure import marching_cubes
 
-from amortized.assets import clean, surface
+from amortized.assets import clean, extraction
 from amortized.assets.clean import bodies_of, keep_bodies, simplify, volume_of
+from amortized.assets.extraction import BLOCK, extract, grid_of, weld
 from amortized.assets.mesh import AssetError
-from amortized.assets.surface import BLOCK, extract, grid_of, weld
 from tests.assets.shapes import (
     HALF,
     TURN,
@@ -57,7 +57,7 @@ def test_chosen_blocks_give_what_all_blocks_and_a_dense_grid_give(shape, resolut
     grid = grid_of(1.0, resolution)
     points = np.stack(np.meshgrid(*[grid.axis] * 3, indexing="ij"), -1)
     values = all_.value(points.reshape(-1, 3)).reshape(points.shape[:-1])
-    least = np.float32(surface.CLEARANCE * grid.cell)
+    least = np.float32(extraction.CLEARANCE * grid.cell)
     values = np.where(np.abs(values) < least, np.where(values > 0, least, -least), values)
     dense, dense_faces, _, _ = marching_cubes(values, 0.0)
     assert len(dense) == len(vertices) and len(dense_faces) == len(faces)
@@ -82,7 +82,7 @@ def test_few_evaluations():
 def test_a_wrong_bound_tears_nothing(shape, monkeypatch):
     """The surface is followed from block to block, and random points find the blocks to start from."""
     expected = extract(field(shape), 96, exact=True)
-    monkeypatch.setattr(surface, "lipschitz_bound", lambda field: 0.2)
+    monkeypatch.setattr(extraction, "lipschitz_bound", lambda field: 0.2)
     vertices, faces = extract(field(shape), 96)
     assert is_closed(faces)
     assert np.array_equal(vertices, expected[0]) and np.array_equal(faces, expected[1])
@@ -122,7 +122,7 @@ def test_sheets_that_share_an_edge_are_separated():
 
 @pytest.mark.parametrize("offset", [0.0, 0.5, 0.25, 1e-9])
 def test_a_plane_through_grid_vertices_joins_nothing(offset):
-    """Where the field is exactly 0 at vertices of the grid, coinciding vertices must not be welded."""
+    """If the field is exactly 0 at vertices of the grid, coinciding vertices must not be welded."""
     grid = grid_of(1.0, 96)
     level = float(grid.axis[30] + offset * grid.cell)
     cut = field(lambda p: torch.maximum(sphere(p), level - p[..., 2]))
