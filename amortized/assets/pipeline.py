@@ -24,17 +24,20 @@ from amortized.types import Scene
 SAMPLES = 20_000  # points on the finished surface at which it is compared with the field
 
 
-class _Stopwatch:
-    """Seconds by stage."""
+class _Meter:
+    """Seconds and field evaluations by stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: Field) -> None:
+        self.field = field
         self.seconds: dict[str, float] = {}
+        self.evaluations: dict[str, int] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.field.evaluations
         yield
         self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self.evaluations[stage] = self.field.evaluations - before
 
 
 def surface(scene: Scene, *, resolution: int = 256, exact: bool = False) -> list[Mesh]:
@@ -44,48 +47,50 @@ def surface(scene: Scene, *, resolution: int = 256, exact: bool = False) -> list
     """
     config = AssetConfig(resolution=resolution, exact=exact, faces=0, texture=0)
     fields = (Field(scene.select(i), torch.device("cpu")) for i in range(scene.num_prompts))
-    return [_surface_of(field, config, config.keep, _Stopwatch())[0] for field in fields]
+    return [_surface_of(field, config, config.keep, _Meter(field))[0] for field in fields]
 
 
 def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.device) -> Asset:
     """The asset of a scene of one prompt, on `device`. Raises AssetError if it has no surface to export."""
-    clock, field = _Stopwatch(), Field(scene, device)
+    field = Field(scene, device)
+    meter = _Meter(field)
     step = config.max_step(field.radius)
     # 1. The closed surface, with colors at its vertices.
-    mesh, dropped = _surface_of(field, config, config.keep, clock)
-    with clock("colors"):
+    mesh, dropped = _surface_of(field, config, config.keep, meter)
+    with meter("colors"):
         mesh = replace(mesh, colors=field.albedo(mesh.vertices))
     # 2. The same surface with a texture.
     textured, covered = None, 0.0
     if config.texture:
-        with clock("texture"):
+        with meter("texture"):
             textured, covered = bake(field, mesh, config.texture, max_step=step)
     # 3. The solid for printers.
     printable = None
     if config.printable:
-        with clock("printable"):
-            printable = _surface_of(printable_field(field, config), config, "largest", _Stopwatch())[0]
+        with meter("printable"):
+            solid = printable_field(field, config)
+            printable = _surface_of(solid, config, "largest", _Meter(solid))[0]
     # 4. How far all that is from the field.
-    with clock("measure"):
+    with meter("measure"):
         report = measure(field, mesh, textured)
     report |= {
         "prompt": source.prompt,
-        "seconds": clock.seconds,
-        "evaluations": field.evaluations,
+        "seconds": meter.seconds,
+        "evaluations": meter.evaluations,
         "bodies_dropped": dropped,
         "texture_covered": covered,
     }
     return Asset(mesh=mesh, textured=textured, printable=printable, source=source, report=report)
 
 
-def _surface_of(field: Field, config: AssetConfig, keep: Keep, clock: _Stopwatch) -> tuple[Mesh, int]:
+def _surface_of(field: Field, config: AssetConfig, keep: Keep, meter: _Meter) -> tuple[Mesh, int]:
     """The simplified surface of a field, and how many bodies were dropped."""
     step = config.max_step(field.radius)
-    with clock("extract"):
+    with meter("extract"):
         vertices, faces = extract(field, config.resolution, exact=config.exact)
         vertices, faces, dropped = keep_bodies(vertices, faces, keep)
         vertices = field.project(vertices, max_step=step, epsilon=step / 2)
-    with clock("simplify"):
+    with meter("simplify"):
         if config.faces:
             vertices, faces = simplify(vertices, faces, config.faces, flat=step / 10)
         normals = field.normals(vertices, epsilon=step)

@@ -97,29 +97,3 @@ def is_closed(faces: np.ndarray) -> bool:
 def euler_number(vertices: np.ndarray, faces: np.ndarray) -> int:
     edges = np.unique(np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1), axis=0)
     return len(np.unique(faces)) - len(edges) + len(faces)
-
-
-def inside(vertices: np.ndarray, faces: np.ndarray, x: float, y: float, z: np.ndarray) -> np.ndarray:
-    """Whether points (x, y, z[i]) lie in a closed mesh, by the crossings of a vertical line below each."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-
-    def side(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        return (q[:, 0] - p[:, 0]) * (y - p[:, 1]) - (q[:, 1] - p[:, 1]) * (x - p[:, 0])
-
-    areas = np.stack([side(b, c), side(c, a), side(a, b)])
-    hit = (areas > 0).all(0) | (areas < 0).all(0)
-    weights = areas[:, hit] / areas[:, hit].sum(0)
-    heights = weights[0] * a[hit, 2] + weights[1] * b[hit, 2] + weights[2] * c[hit, 2]
-    return (heights[None] < z[:, None]).sum(1) % 2 == 1
-
-
-def iou(vertices: np.ndarray, faces: np.ndarray, field: Field, *, columns: int = 24, rows: int = 96) -> float:
-    """Intersection over union of a mesh with the inside of a field, on a grid of points."""
-    across, up = (np.linspace(-1, 1, n) * field.radius * 0.98 + 1e-4 for n in (columns, rows))
-    meshed, filled = [], []
-    for x in across:
-        for y in across:
-            meshed.append(inside(vertices, faces, x, y, up))
-            filled.append(field.value(np.stack([np.full(rows, x), np.full(rows, y), up], 1)) < 0)
-    one, other = np.concatenate(meshed), np.concatenate(filled)
-    return float((one & other).sum() / (one | other).sum())

@@ -15,12 +15,12 @@ from amortized.assets.extraction import extract
 from amortized.assets.field import AssetError, Field
 from amortized.assets.pipeline import make_asset, surface
 from amortized.assets.printable import printable_field
+from benchmarks.assets import iou
 from tests.assets.shapes import (
     CPU,
     Shape,
     euler_number,
     field,
-    iou,
     is_closed,
     sphere,
     torus,
@@ -42,7 +42,8 @@ def test_an_asset_fills_the_space_of_its_field(shape):
     assert report["faces"] == len(asset.mesh.faces)
     assert report["surface_error"]["mean"] < 2e-3 and report["texture_error"]["mean"] < 0.05
     assert set(report["seconds"]) == {"extract", "simplify", "colors", "texture", "measure"}
-    assert report["evaluations"] > 0 and 0.2 < report["texture_covered"] <= 1
+    assert set(report["evaluations"]) == set(report["seconds"]) and sum(report["evaluations"].values()) > 1e5
+    assert 0.2 < report["texture_covered"] <= 1
 
 
 def test_without_texture_and_with_all_faces():
