@@ -52,7 +52,6 @@ ROOMS = {
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
         "amortized.cli",
-        "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",
