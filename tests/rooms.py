@@ -52,6 +52,7 @@ ROOMS = {
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
         "amortized.cli",
+        "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",

@@ -14,6 +14,7 @@ import torch
 from amortized.assets.checks import check_mesh
 from amortized.assets.clean import Keep, keep_bodies, simplify
 from amortized.assets.config import AssetConfig
+from amortized.assets.conventions import library
 from amortized.assets.extraction import extract
 from amortized.assets.field import Field
 from amortized.assets.mesh import Asset, Mesh, Source, TexturedMesh
@@ -52,6 +53,7 @@ def surface(scene: Scene, *, resolution: int = 256, exact: bool = False) -> list
 
 def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.device) -> Asset:
     """The asset of a scene of one prompt, on `device`. Raises AssetError if it has no surface to export."""
+    check_libraries(config)
     field = Field(scene, device)
     meter = _Meter(field)
     step = config.max_step(field.radius)
@@ -81,6 +83,14 @@ def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.
         "texture_covered": covered,
     }
     return Asset(mesh=mesh, textured=textured, printable=printable, source=source, report=report)
+
+
+def check_libraries(config: AssetConfig) -> None:
+    """Raise AssetError, with the command that installs it, if a library that the config needs is missing."""
+    packages = ["scikit-image", "fast-simplification", "manifold3d", *(["xatlas"] if config.texture else [])]
+    for package in packages:
+        module = "skimage" if package == "scikit-image" else package.replace("-", "_")
+        library(module, package, "assets", "a mesh")
 
 
 def _surface_of(field: Field, config: AssetConfig, keep: Keep, meter: _Meter) -> tuple[Mesh, int]:
