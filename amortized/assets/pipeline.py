@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -85,12 +85,15 @@ def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.
     return Asset(mesh=mesh, textured=textured, printable=printable, source=source, report=report)
 
 
-def check_libraries(config: AssetConfig) -> None:
-    """Raise AssetError, with the command that installs it, if a library that the config needs is missing."""
-    packages = ["scikit-image", "fast-simplification", "manifold3d", *(["xatlas"] if config.texture else [])]
-    for package in packages:
-        module = "skimage" if package == "scikit-image" else package.replace("-", "_")
+def check_libraries(config: AssetConfig, formats: Sequence[str] = ()) -> None:
+    """Raise AssetError, with the command that installs it, if a library is missing that these need."""
+    packages = {"skimage": "scikit-image", "fast_simplification": "fast-simplification"}
+    packages["manifold3d"] = "manifold3d"
+    packages |= {"xatlas": "xatlas"} if config.texture else {}
+    for module, package in packages.items():
         library(module, package, "assets", "a mesh")
+    if "usdz" in formats:
+        library("pxr", "usd-core", "usdz", "USDZ")
 
 
 def _surface_of(field: Field, config: AssetConfig, keep: Keep, meter: _Meter) -> tuple[Mesh, int]:

@@ -23,7 +23,7 @@ GRID = ("resolution", "exact", "keep", "faces")  # settings that every format de
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a generator is loaded from."""
+    """The folder or Hub id of a generator."""
 
     path: str
     is_run: bool

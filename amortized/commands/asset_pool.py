@@ -22,7 +22,7 @@ from amortized.generation import TextTo3D
 
 @dataclass(frozen=True, kw_only=True)
 class AssetFiles:
-    """Where and how the files of all jobs are written."""
+    """The folder and the settings of all jobs."""
 
     folder: Path
     config: AssetConfig
@@ -59,6 +59,7 @@ def make_assets(
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
             child.terminate()
+            child.join(5)
 
 
 def _start_worker() -> None:

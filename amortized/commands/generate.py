@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     """Generate as `args` say; returns the exit status: 1 if an object has no surface to export."""
     formats = picture_options.picture_formats(args)
     formats += [format for format in args.format or () if format in asset_options.FORMATS]
+    if args.interpolate and (solid := [format for format in formats if format in asset_options.FORMATS]):
+        raise ValueError(f"--interpolate makes pictures and videos, no {solid[0]}: omit one of the two")
     source = _checked_source(args)
     from amortized.commands.generated import open_index, read_index
     from amortized.wording import count
@@ -163,12 +165,15 @@ def _make_assets(
             jobs[job.name] = job, asset_job
     if not jobs:
         return []
+    from amortized.assets import check_libraries
     from amortized.cli import progress_bar
     from amortized.commands.asset_pool import AssetFiles, make_assets
 
+    config = asset_options.asset_config(args, formats)
+    check_libraries(config, formats)
     files = AssetFiles(
         folder=args.output,
-        config=asset_options.asset_config(args, formats),
+        config=config,
         license=args.license or "",
         options=asset_options.file_options(args),
     )
@@ -233,7 +238,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 
 def _checked_source(args: argparse.Namespace) -> ModelSource:
-    """Where the model is. Raises ValueError for options that do not fit it."""
+    """The source of the model. Raises ValueError for options that do not fit it."""
     is_run = (Path(args.model) / "config.yaml").exists()
     if not args.texts and args.prompts is None:
         raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
