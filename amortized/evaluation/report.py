@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 from amortized.evaluation.folder import INDEX, writing
-from amortized.evaluation.history import History
 from amortized.evaluation.page import DOWNLOADS, page
 from amortized.evaluation.results import SIDES, Results, index_entry, row_values
 from amortized.files import atomic_write_text
+from amortized.pages import History
 
 # OWASP's list for CSV injection, and the full-width signs that spreadsheets read like the plain ones.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from amortized.evaluation import PromptRow, summarize, write_results
-from amortized.evaluation.history import History
-from amortized.evaluation.markup import TEXT_LIMIT
+from amortized.pages.history import History
+from amortized.pages.markup import TEXT_LIMIT
 from amortized.evaluation.page import DOWNLOADS, duration, page
 
 HOSTILE = [
