@@ -58,11 +58,11 @@ def csv_table(results: Results) -> str:
     for row in rows:
         sides = zip(SIDES, row["mark_sides"] or (), strict=False)
         row["mark_sides"] = " ".join(side for side, is_shown in sides if is_shown)
-        writer.writerow({name: _inert(value) for name, value in row.items()})
+        writer.writerow({name: inert(value) for name, value in row.items()})
     return table.getvalue()
 
 
-def _inert(value: object) -> object:
+def inert(value: object) -> object:
     """The value of a cell, with an apostrophe before text that starts like a formula; numbers stay.
 
     White space before the formula does not help: some spreadsheets remove it.

@@ -22,9 +22,14 @@ UNSAFE = re.compile(
 
 def text(value: object, limit: int = TEXT_LIMIT) -> str:
     """A value as escaped text on one line, for an element or a quoted attribute."""
+    return escape(one_line(value, limit))
+
+
+def one_line(value: object, limit: int = TEXT_LIMIT) -> str:
+    """A value as text of at most `limit` characters on one line, for a terminal too; not escaped."""
     words = str(value)[: 64 * limit]  # a longer text is cut anyway; this bounds the work
     plain = UNSAFE.sub("\ufffd", " ".join(words.split()))
-    return escape(plain if len(plain) <= limit else f"{plain[: limit - 1]}…")
+    return plain if len(plain) <= limit else f"{plain[: limit - 1]}…"
 
 
 def block(value: str, limit: int = BLOCK_LIMIT) -> str:
