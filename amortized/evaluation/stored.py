@@ -45,7 +45,7 @@ def read_results(folder: Path) -> Stored:
             raise ValueError("it has no prompts")
         gallery = chance.get("gallery") if isinstance(chance, dict) else None
         return Stored(
-            name=name[:MAX_TEXT],
+            name=name[:MAX_TEXT].encode(errors="replace").decode(),
             rows=tuple(_row(row, number) for number, row in enumerate(rows, 1)),
             settings=_mapping(data.get("settings")),
             provenance=_mapping(data.get("provenance")),
@@ -67,7 +67,7 @@ def _row(data: Any, number: int) -> PromptRow:
             continue
         if not isinstance(value, str) or len(value) > MAX_TEXT:
             raise ValueError(f"prompt {number} has no valid {key}")
-        values[key] = value
+        values[key] = value.encode(errors="replace").decode()  # JSON can hold half characters
     for key in METRICS:
         if (value := data.get(key)) is not None and finite(value) is None:
             raise ValueError(f"prompt {number} has no valid {key}")
