@@ -59,8 +59,11 @@ class RunLog:
             _drop_steps_after(self.log, start, page.add if page is not None else _ignore)
         if page is not None:
             with self.best_effort(PAGE, Exception):  # a run is worth more than its page, whatever is wrong
-                page.open()
+                page.check()
                 self.page = page
+            if start:
+                with self.best_effort(f"the earlier events and previews to {PAGE}", Exception):
+                    page.read_earlier()
         if tracker is not None:
             module = _import_tracker(tracker)
             with self.best_effort(self.tracker_name, Exception):  # of a library that may use the network

@@ -47,15 +47,19 @@ class RunPage:
         self.previews: dict[int, str] = {}
         self.written_at = -math.inf
 
-    def open(self) -> None:
-        """Read the events and previews of earlier processes. Raises ValueError if the page is not ours."""
+    def check(self) -> None:
+        """Raise ValueError if there is a page that no run wrote, which would be replaced."""
         if (self.folder / NAME).is_file():
             with open_regular(inside(self.folder, NAME), FILE_LIMIT) as file:
                 if not is_page_of(file.read(1024), KIND):
                     raise ValueError("this program did not write the file that is there")
-        if self.start:
-            self._read_previews()
+
+    def read_earlier(self) -> None:
+        """Take the events and previews of earlier processes, if there are any."""
+        if (self.folder / "events.jsonl").exists():
             self._read_events()
+        if (self.folder / "previews").exists():
+            self._read_previews()
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Take a line of the log."""
