@@ -88,6 +88,13 @@ class Scene(Protocol):
         """Return signed distances [P, N] and albedo [P, N, 3] in [0, 1], from one field evaluation."""
         ...
 
+    def select(self, index: int) -> Scene:
+        """Return the scene of prompt `index` alone, with P = 1; it shares this scene's memory and graph.
+
+        Raises IndexError unless 0 <= index < P.
+        """
+        ...
+
 
 @runtime_checkable
 class SceneWithBackground(Scene, Protocol):

@@ -47,6 +47,10 @@ class TrueScene:
         rows = zip(self.truths, points, strict=True)
         return self.sdf(points), torch.stack([truth.color(row) for truth, row in rows])
 
+    def select(self, index: int) -> TrueScene:
+        """Return the scene of object `index` alone."""
+        return TrueScene([self.truths[index]], self.bounding_radius)
+
 
 def untrained(config: HyperINGPConfig) -> Scene:
     """Return one prompt's scene of an untrained generator: a ball."""

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -35,7 +34,7 @@ from amortized.config import check
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
 from generators.epilogue import SLOPE, leaky_clamped
-from generators.field import FeatureField, check_sizes, checked_z
+from generators.field import FeatureField, PerPrompt, check_sizes, checked_z
 
 GAIN = math.sqrt(2)  # approximately restores the second moment after a leaky ReLU of slope 0.2
 LAYOUT = torch.channels_last_3d  # convolutions and interpolation are 1.5 to 8 times as fast
@@ -120,7 +119,7 @@ class Conv3DNet(nn.Module):
         style = self.join(torch.cat([pooled, style], dim=1))  # [P, style_dim]
         features = self._volumes(style, z)  # [P, F, R, R, R]
         return FeatureField(
-            features=partial(read_volume, features.to(self.constant.dtype)),
+            features=PerPrompt(read_volume, [features.to(self.constant.dtype)]),
             head_sdf=self.head_sdf,
             head_rgb=self.head_rgb,
             num_prompts=len(pooled),
@@ -158,7 +157,7 @@ class Conv3DNet(nn.Module):
         return x, features
 
 
-def read_volume(volume: Tensor, points: Tensor) -> Tensor:
+def read_volume(points: Tensor, volume: Tensor) -> Tensor:
     """Interpolate features [P, N, F] at points [P, N, 3] in [-1, 1]; zero outside the cube.
 
     volume: [P, F, R, R, R] with axes z, y, x; a prompt's points read its volume only.

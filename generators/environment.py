@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -27,6 +26,7 @@ from amortized.encodings import (
     split_mlp_weights,
 )
 from amortized.types import Scene, TextCondition
+from generators.field import PerPrompt, of_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,11 @@ class HashEnvironment(nn.Module):
         """Return the color function for text.pooled [P, D]."""
         dtype = self.grid.table.dtype
         flat = self.hypernet(text.pooled.to(dtype)).to(dtype)
-        return partial(self._colors, weights=split_mlp_weights(flat, self.widths))
+        return PerPrompt(self._colors, split_mlp_weights(flat, self.widths))
 
-    def _colors(self, directions: Tensor, weights: list[Tensor]) -> Tensor:
+    def _colors(self, directions: Tensor, *weights: Tensor) -> Tensor:
         """Return colors [P, R, 3] of unit directions [P, R, 3]; weights: [P, in, out] per layer."""
-        return torch.sigmoid(batched_mlp(self.grid(0.5 * directions + 0.5), weights))
+        return torch.sigmoid(batched_mlp(self.grid(0.5 * directions + 0.5), *weights))
 
 
 class SHEnvironment(nn.Module):
@@ -155,3 +155,7 @@ class EnvironmentScene:
     def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return signed distances [P, N] and albedo [P, N, 3], from one field evaluation."""
         return self.scene.sdf_and_albedo(points)
+
+    def select(self, index: int) -> EnvironmentScene:
+        """Return the scene and background of prompt `index` alone. Raises IndexError; see `Scene`."""
+        return EnvironmentScene(self.scene.select(index), of_prompt(self.background, index))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,36 @@ from amortized.types import TextCondition
 MAX_SIZE, MAX_LAYERS = 2**17, 64  # of one size of a generator; their product is compared with the memory
 
 
+@dataclass(frozen=True, eq=False)
+class PerPrompt:
+    """A function x [P, N, ...] => [P, N, ...] that reads tensors of each prompt, its `rows` [P, ...].
+
+    Unlike a closure over the same tensors, it can be restricted to one prompt.
+    """
+
+    function: Callable[..., Tensor]  # called as function(x, *rows)
+    rows: Sequence[Tensor]  # each [P, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the function's values at x [P, N, ...]."""
+        return self.function(x, *self.rows)
+
+
+def of_prompt(function: Callable[[Tensor], Tensor], index: int) -> Callable[[Tensor], Tensor]:
+    """Return the function of prompt `index`: one that is not `PerPrompt` is the same for all."""
+    if not isinstance(function, PerPrompt):
+        return function
+    return PerPrompt(function.function, [rows[index : index + 1] for rows in function.rows])
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureField:
     """P objects, a `Scene`. Holds the autograd graph of the generator call.
 
         sdf(x) = head_sdf(f(x)) + |x| - sphere_radius       albedo(x) = sigmoid(head_rgb(f(x)))
 
-    Heads start near zero, so every prompt starts as a mid-gray ball.
+    Heads start near zero, so every prompt starts as a mid-gray ball. A function is either the same for all
+    prompts, or a `PerPrompt`.
     """
 
     features: Callable[[Tensor], Tensor]  # points [P, N, 3] in the unit ball => [P, N, F]
@@ -39,6 +62,18 @@ class FeatureField:
         """Return signed distances [P, N] and albedo [P, N, 3] in (0, 1), from the same features."""
         features = self.features(points / self.bounding_radius)
         return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))
+
+    def select(self, index: int) -> FeatureField:
+        """Return the scene of prompt `index` alone. Raises IndexError unless 0 <= index < P."""
+        if not 0 <= index < self.num_prompts:
+            raise IndexError(f"select: the scene has {self.num_prompts} prompts, got index {index}")
+        return replace(
+            self,
+            features=of_prompt(self.features, index),
+            head_sdf=of_prompt(self.head_sdf, index),
+            head_rgb=of_prompt(self.head_rgb, index),
+            num_prompts=1,
+        )
 
     def _sdf(self, points: Tensor, features: Tensor) -> Tensor:
         """Return signed distances [P, N] at points [P, N, 3] with features [P, N, F]."""

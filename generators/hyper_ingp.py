@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -26,7 +25,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from amortized.config import check
 from amortized.encodings import HashGrid, HashGridConfig, batched_mlp, num_mlp_weights, split_mlp_weights
 from amortized.types import TextCondition
-from generators.field import FeatureField, check_sizes, checked_tokens, checked_z
+from generators.field import FeatureField, PerPrompt, check_sizes, checked_tokens, checked_z
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +122,8 @@ class HyperINGP(nn.Module):
         sdf_weights, rgb_weights = (split_mlp_weights(flat, widths) for flat, widths in heads)
         return FeatureField(
             features=self._features,
-            head_sdf=partial(batched_mlp, weights=sdf_weights),
-            head_rgb=partial(batched_mlp, weights=rgb_weights),
+            head_sdf=PerPrompt(batched_mlp, sdf_weights),
+            head_rgb=PerPrompt(batched_mlp, rgb_weights),
             num_prompts=len(text.pooled),
             sphere_radius=self.config.sphere_radius,
             bounding_radius=self.config.bounding_radius,

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -32,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from amortized.config import check
 from amortized.encodings import BiasFreeMLP
 from amortized.types import TextCondition
-from generators.field import FeatureField, check_sizes, checked_tokens
+from generators.field import FeatureField, PerPrompt, check_sizes, checked_tokens
 
 # The two coordinates of a point (x, y, z) that index each plane; the first runs along its width.
 AXES = ((0, 1), (0, 2), (2, 1))
@@ -116,7 +115,7 @@ class TriplaneTransformer(nn.Module):
         if self.config.smooth:
             planes = filtered(planes)
         return FeatureField(
-            features=partial(read_planes, planes.to(self.tokens.dtype).unflatten(0, (num_prompts, 3))),
+            features=PerPrompt(read_planes, [planes.to(self.tokens.dtype).unflatten(0, (num_prompts, 3))]),
             head_sdf=self.head_sdf,
             head_rgb=self.head_rgb,
             num_prompts=num_prompts,
@@ -125,7 +124,7 @@ class TriplaneTransformer(nn.Module):
         )
 
 
-def read_planes(planes: Tensor, points: Tensor) -> Tensor:
+def read_planes(points: Tensor, planes: Tensor) -> Tensor:
     """Interpolate features [P, N, 3 F] at points [P, N, 3] in [-1, 1]; zero outside the cube.
 
     planes: [P, 3, F, H, W]; a prompt's points read its planes only, and the three are concatenated.

@@ -55,7 +55,6 @@ ROOMS = {
     "amortized.commands": (
         "amortized.pages",
         "amortized.cli",
-        "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",

@@ -83,7 +83,7 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_extras() -> None:
-    assert {"cuda", "distributed", "export", "serve", "dev"} <= set(
+    assert {"assets", "cuda", "distributed", "serve", "usdz", "dev"} <= set(
         PROJECT["project"]["optional-dependencies"]
     )
 

@@ -1,5 +1,22 @@
 """From a scene to an asset: surface, texture, file formats."""
 
-from amortized.assets.mesh import Asset, Mesh, Source, TexturedMesh
+from amortized.assets.checks import check_mesh
+from amortized.assets.config import AssetConfig
+from amortized.assets.formats import FORMATS, SUFFIXES, save_asset
+from amortized.assets.mesh import Asset, AssetError, Mesh, Source, TexturedMesh
+from amortized.assets.pipeline import make_asset, surface
 
-__all__ = ["Asset", "Mesh", "Source", "TexturedMesh"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "Asset",
+    "AssetConfig",
+    "AssetError",
+    "Mesh",
+    "Source",
+    "TexturedMesh",
+    "check_mesh",
+    "make_asset",
+    "save_asset",
+    "surface",
+]

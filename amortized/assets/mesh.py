@@ -24,7 +24,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TexturedMesh:
-    """A mesh cut along the seams of its texture. A vertex on a seam occurs once per side: it is not closed."""
+    """A mesh cut along the seams of its texture. Seam vertices occur once per side: it is not closed."""
 
     mesh: Mesh
     uv: np.ndarray  # [V, 2] float64 in [0, 1]; u to the right, v up
@@ -47,5 +47,10 @@ class Asset:
 
     mesh: Mesh  # closed, with colors at its vertices
     textured: TexturedMesh | None  # the same surface with a texture; None if it was not requested
+    printable: Mesh | None = None  # a single body with a flat base; None if it was not requested
     source: Source
     report: dict[str, Any] = field(default_factory=dict)  # JSON: seconds by stage, evaluations, checks
+
+
+class AssetError(ValueError):
+    """An asset that cannot be made or written: one sentence with the reason and a remedy."""

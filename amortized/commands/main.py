@@ -39,6 +39,7 @@ COMMANDS = (
     Command("evaluate", "evaluate", "render and score the prompts of a run"),
     Command("compare", "amortized.commands.compare", "compare evaluated runs, prompt by prompt"),
     Command("generate", "amortized.commands.generate", "turn prompts into pictures and turntables"),
+    Command("view", "amortized.commands.view", "show the pages of a folder in a browser, objects in 3D"),
     Command("export", "amortized.commands.export", "export a run's generator to a self-contained folder"),
     Command("corpora", "corpora.__main__", "list, import, convert and show corpora"),
     Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),

@@ -22,7 +22,7 @@ def split_mlp_weights(flat: Tensor, widths: Sequence[int]) -> list[Tensor]:
     return [layer.unflatten(-1, pair) for layer, pair in zip(layers, pairs, strict=True)]
 
 
-def batched_mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def batched_mlp(x: Tensor, *weights: Tensor) -> Tensor:
     """Apply each prompt's bias-free ReLU MLP to x [P, N, in]; returns [P, N, out].
 
     weights: one matrix [P, in, out] per layer; ReLU between layers, none after the last.

@@ -49,6 +49,12 @@ class TruthScene:
         """Signed distance [1, N] and albedo [1, N, 3]."""
         return self.truth.sdf(points), self.truth.color(points)
 
+    def select(self, index: int) -> TruthScene:
+        """This scene, which has one prompt. Raises IndexError unless index is 0."""
+        if index != 0:
+            raise IndexError(f"select: the scene has 1 prompt, got index {index}")
+        return self
+
 
 @torch.no_grad()
 def score_truths(

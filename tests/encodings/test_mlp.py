@@ -13,7 +13,7 @@ def test_equals_one_mlp_per_prompt(widths: tuple[int, ...]):
     x = torch.randn(3, 11, 5, dtype=torch.float64, requires_grad=True)
     weights = split_mlp_weights(flat, widths)
     assert [tuple(layer.shape[1:]) for layer in weights] == list(zip(widths[:-1], widths[1:], strict=True))
-    out = batched_mlp(x, weights)
+    out = batched_mlp(x, *weights)
     expected = []
     for p in range(3):
         y, start = x[p], 0

@@ -62,6 +62,9 @@ class BallScene:
         radiance = [ball.color(row) for ball, row in zip(self.balls, points, strict=True)]
         return self.sdf(points), torch.stack(radiance)
 
+    def select(self, index: int) -> BallScene:
+        return BallScene((self.balls[index],), self.bounding_radius)
+
 
 def render_balls(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
     """Unshaded images by exact intersection of rays with balls at the origin."""

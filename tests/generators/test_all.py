@@ -92,6 +92,25 @@ def test_batch_equals_prompts_one_by_one(name: str, num_prompts: int, num_views:
 
 
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_a_selected_scene_is_its_row_of_the_batch(name: str, num_prompts: int):
+    generator, points = perturbed(name), torch.rand(num_prompts, 50, 3).double() - 0.5
+    z = torch.randn(num_prompts, getattr(generator, "z_dim", 0)).double()
+    scene = generator(in_double(texts(num_prompts)), z)
+    batch = [scene.sdf(points), *scene.sdf_and_albedo(points)]
+    for index in range(num_prompts):
+        one, row = scene.select(index), points[index : index + 1]
+        assert isinstance(one, Scene) and one.num_prompts == 1
+        assert one.bounding_radius == scene.bounding_radius
+        for alone, rows in zip([one.sdf(row), *one.sdf_and_albedo(row)], batch, strict=True):
+            torch.testing.assert_close(alone, rows[index : index + 1], rtol=0, atol=1e-12)
+        assert torch.equal(one.select(0).sdf(row), one.sdf(row))
+    for index in (-1, num_prompts):
+        with pytest.raises(IndexError, match=f"has {num_prompts} prompts, got index {index}"):
+            scene.select(index)
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_sdf_equals_sdf_with_albedo(name: str):
     scene = perturbed(name)(in_double(texts(2)))
     points = torch.rand(2, 50, 3).double() - 0.5

@@ -14,7 +14,7 @@ TINY = Conv3DConfig(resolution=16, base_channels=6, num_features=5, z_dim=4, sty
 
 def volume_of(scene: Scene) -> torch.Tensor:
     """Return the feature volumes [P, F, R, R, R] of a scene."""
-    return scene.features.args[0]
+    return scene.features.rows[0]
 
 
 @pytest.mark.parametrize(("width", "total", "volumes"), [(1, 88.7, 44.3), (2, 144.8, 86.2)])
@@ -65,7 +65,7 @@ def test_point_reads_its_position():
     volume = torch.stack([torch.stack([x, y, z]), torch.stack([-x, -y, -z])])
     points = (2 * torch.rand(2, 40, 3) - 1) * 0.9
     expected = points * torch.tensor([1.0, -1.0])[:, None, None]
-    torch.testing.assert_close(read_volume(volume, points), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(read_volume(points, volume), expected, rtol=0, atol=1e-5)
 
 
 def test_scene_is_function_of_z():

@@ -75,6 +75,21 @@ def test_batch_equals_prompts_one_by_one(kind: str, num_prompts: int, num_views:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_a_selected_scene_has_its_background(kind: str, num_prompts: int):
+    scene = perturbed(kind)(in_double(texts(num_prompts)))
+    points = torch.nn.functional.normalize(torch.randn(num_prompts, 50, 3).double(), dim=-1)
+    for index in range(num_prompts):
+        one, row = scene.select(index), points[index : index + 1]
+        assert isinstance(one, SceneWithBackground) and one.num_prompts == 1
+        for name in ("sdf", "background"):
+            expected = getattr(scene, name)(points)[index : index + 1]
+            torch.testing.assert_close(getattr(one, name)(row), expected, rtol=0, atol=1e-12)
+    with pytest.raises(IndexError):
+        scene.select(num_prompts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_image_corner_has_color_of_its_direction(kind: str):
     module = perturbed(kind)
     scene = module(in_double(texts(2)))

@@ -27,6 +27,9 @@ points = torch.rand(3, 20, 3) - 0.5
 batched = generator(text).sdf(points)
 single = [generator(trainer.bank.generator_text([name])).sdf(points[[i]]) for i, name in enumerate(TEXTS)]
 torch.testing.assert_close(batched, torch.cat(single), rtol=1e-4, atol=1e-5)
+chosen = generator(text).select(1).sdf_and_albedo(points[[1]])
+for values, row in zip(chosen, generator(text).sdf_and_albedo(points)):
+    torch.testing.assert_close(values, row[[1]])
 albedo = generator(text).sdf_and_albedo(points)[1].mean(dim=1)  # [P, 3]
 colors = torch.tensor([COLORS[name] for name in TEXTS])
 assert torch.cdist(albedo, colors).argmin(dim=1).tolist() == [0, 1, 2], albedo

@@ -24,7 +24,7 @@ SMOOTH = TriplaneTransformerConfig(**{**vars(TINY), "smooth": True})
 
 def planes_of(scene: Scene) -> torch.Tensor:
     """Return the planes [P, 3, F, H, W] of a scene."""
-    return scene.features.args[0]
+    return scene.features.rows[0]
 
 
 def perturbed(config: TriplaneTransformerConfig) -> TriplaneTransformer:
@@ -107,7 +107,7 @@ def test_point_reads_its_position_on_every_plane():
     points = 2 * torch.rand(2, 40, 3) - 1
     x, y, z = (points * torch.tensor([1.0, -1.0])[:, None, None]).unbind(-1)
     expected = torch.stack([x, y, x, z, z, y], dim=-1)
-    torch.testing.assert_close(read_planes(planes, 0.8 * points), 0.8 * expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(read_planes(0.8 * points, planes), 0.8 * expected, rtol=0, atol=1e-5)
 
 
 def test_padding_has_no_effect():

@@ -43,7 +43,10 @@ class Balls:
         return self.sdf(points), torch.sigmoid(3 * points + self.radius[:, None, None])
 
     def __getitem__(self, rows: slice) -> Balls:
-        return Balls(radius=self.radius[rows], bounding_radius=self.bounding_radius)
+        return type(self)(radius=self.radius[rows], bounding_radius=self.bounding_radius)
+
+    def select(self, index: int) -> Balls:
+        return self[index : index + 1]
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The renderer against closed forms and a pixel-by-pixel ray marcher."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -189,6 +191,9 @@ def test_gradient_flows_through_normals():
 
         def sdf_and_albedo(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.sdf(points).detach(), torch.full_like(points, 0.5)
+
+        def select(self, index: int) -> Wall:
+            return self
 
     result = render_on_black(Wall(), front_camera(), 1, SCHEMES["one pass"], sharpness=300.0, training=True)
     (gradient,) = torch.autograd.grad(result.rgb.sum(), tilt)
