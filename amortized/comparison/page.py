@@ -45,8 +45,8 @@ def page(comparison: Comparison, pictures: Pictures) -> str:
     return document(
         title=" · ".join(labels),
         body=body,
-        style=asset(__package__ or "", "compare.css"),
-        script=asset(__package__ or "", "compare.js"),
+        style=asset("comparison/compare.css"),
+        script=asset("comparison/compare.js"),
         kind="comparison",
     )
 

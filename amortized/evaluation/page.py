@@ -67,8 +67,8 @@ def page(results: Results, history: History | None = None, files: Mapping[str, s
     return document(
         title=tab,
         body=body,
-        style=asset(__package__ or "", "report.css"),
-        script=asset(__package__ or "", "report.js"),
+        style=asset("evaluation/report.css"),
+        script=asset("evaluation/report.js"),
         kind="evaluation",
     )
 

@@ -85,7 +85,7 @@ def run_html(facts: Facts, now: Snapshot) -> str:
     return document(
         title=f"{word if now.status != 'training' else share} · {name}",
         body=body,
-        style=asset(__package__ or "", "run.css"),
+        style=asset("monitoring/run.css"),
         kind=KIND,
         reload_s=round(now.every_s) if now.status == "training" else None,
     )

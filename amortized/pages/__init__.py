@@ -7,7 +7,7 @@ from amortized.pages.curves import Line, charts, curves, key
 from amortized.pages.history import History, finite, load_history, read_history
 from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
-from amortized.pages.skeleton import asset, document, is_page_of, navigation, section
+from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
 
 __all__ = [
     "History",
@@ -17,6 +17,7 @@ __all__ = [
     "block",
     "charts",
     "curves",
+    "digest",
     "document",
     "find_picture",
     "finite",

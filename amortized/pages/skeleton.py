@@ -2,7 +2,7 @@
 
 The policy admits the page's own style sheet and script by digest, pictures and videos on the same disk or
 server, and nothing else: no request leaves it, no other script runs, and `eval` is blocked. Style sheet and
-script are inside the page, because browsers treat other files on disk as foreign.
+script are inside the page, since a policy cannot admit single files on disk.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from amortized.pages.markup import text
 
 
 @cache
-def asset(package: str, name: str) -> str:
-    """The text of a style sheet or script in a package. No data is ever formatted into it."""
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+def asset(path: str) -> str:
+    """The text of a style sheet or script, e.g. pages/base.css. No data is ever formatted into it."""
+    return resources.files("amortized").joinpath(path).read_text(encoding="utf-8")
 
 
 def document(
@@ -33,12 +33,12 @@ def document(
         kind: names the writer, see `is_page_of`.
         reload_s: seconds after which the browser loads the page again; None: never.
     """
-    style = asset(__package__ or "", "base.css") + style
-    scripts = f"'{_digest(script)}'" if script else "'none'"
+    style = asset("pages/base.css") + style
+    scripts = f"'{digest(script)}'" if script else "'none'"
     policy = (
         "default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; "
         # Browsers without style-src-elem fall back to style-src, which the style attributes need anyway.
-        f"style-src 'unsafe-inline'; style-src-elem '{_digest(style)}'; "
+        f"style-src 'unsafe-inline'; style-src-elem '{digest(style)}'; "
         f"script-src {scripts}; base-uri 'none'; form-action 'none'"
     )
     reload = f'<meta http-equiv="refresh" content="{reload_s}">\n' if reload_s is not None else ""
@@ -84,5 +84,6 @@ def _generator(kind: str) -> str:
     return f'<meta name="generator" content="amortized3d {text(kind)}">'
 
 
-def _digest(code: str) -> str:
+def digest(code: str) -> str:
+    """A script's or style's source expression in a policy, without its quotes."""
     return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from amortized.commands.view import FolderServer
 from amortized.comparison import compare, read_evaluations, write_comparison
 from amortized.comparison.cards import MAX_CARDS
 from amortized.comparison.page import page
@@ -178,6 +180,19 @@ def test_the_folder_can_be_moved(browser, folder, tmp_path):
             "a[download]", "links => links.map(l => l.getAttribute('href'))"
         ):
             assert (tmp_path / "moved/page" / href).is_file()
+
+
+def test_the_page_works_when_it_is_served(browser, folder):
+    """The policy of the server admits the scripts of pages, and its pictures are sent."""
+    with FolderServer(folder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab = browser.new_page()
+        tab.goto(server.url)
+        tab.wait_for_load_state("load")
+        assert tab.locator("#count").inner_text() == "12 of 12"
+        assert tab.evaluate("() => document.querySelector('.prompt img').naturalWidth") == 64
+        tab.close()
+        server.shutdown()
 
 
 def test_a_narrow_page_fits_and_all_texts_are_readable(browser, folder, tmp_path):
