@@ -1,9 +1,11 @@
-"""Types of command-line options: paths, and numbers in a range."""
+"""Types of command-line options: paths, numbers in a range, names, colors."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amortized.files import check_text, checked_path
@@ -50,3 +52,51 @@ def whole(at_least: int, at_most: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def number(at_least: float, at_most: float) -> Callable[[str], float]:
+    """The type of an option that takes a number in a range."""
+
+    def parse(value: str) -> float:
+        try:
+            parsed = float(value)
+        except ValueError:
+            parsed = math.nan
+        if not math.isfinite(parsed):
+            raise argparse.ArgumentTypeError(f"must be a number, got {short(value[:80])}")
+        if not at_least <= parsed <= at_most:
+            limit = f"at least {at_least:g}" if parsed < at_least else f"at most {at_most:g}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, got {value[:80]}")
+        return parsed
+
+    return parse
+
+
+def names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """The type of an option that takes names out of a few, separated by commas; each counts once."""
+
+    def parse(value: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(name.strip() for name in value[:1000].split(",")))
+        for name in chosen:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(
+                    f"must be of {', '.join(allowed)}, separated by commas, got {short(name[:80])!s}"
+                )
+        return chosen
+
+    return parse
+
+
+def background(value: str) -> str | float | tuple[float, float, float]:
+    """A background option's value: a gray from 0 to 1, a color `#rrggbb` in [0, 1], or "environment"."""
+    if value == "environment":
+        return value
+    if re.fullmatch("#[0-9a-fA-F]{6}", value):
+        red, green, blue = bytes.fromhex(value[1:])
+        return red / 255, green / 255, blue / 255
+    try:
+        return number(0, 1)(value)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be a gray from 0 to 1, a color #rrggbb or environment, got {short(value[:80])}"
+        ) from None

@@ -5,8 +5,10 @@ Conventions as in `amortized.types`: z up, azimuth 0 deg in front (+x), OpenGL `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +43,14 @@ class CameraConfig:
         check(self, "elevation_deg", at_least=-90, at_most=90)
         check(self, "azimuth_deg", limit=3600)
         check(self, "uniform_angle_share", at_least=0, at_most=1)
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Distance from the origin and fovy_deg in the middle of their ranges."""
+        distance, fovy_deg = sum(self.distance) / 2, sum(self.fovy_deg) / 2
+        if self.distance_by_fovy:
+            distance /= math.tan(math.radians(fovy_deg) / 2)
+        return distance, fovy_deg
 
 
 NUM_CAMERA_DRAWS = 5  # uniform numbers per view that `cameras_from_uniform` uses
@@ -89,6 +99,38 @@ def cameras_at(*, azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor, 
     )
 
 
+CameraPath = Literal["turntable", "orbit", "fixed"]
+SWING_DEG = 25.0  # of the elevation, up and down, along an "orbit"
+
+
+def camera_path(
+    kind: CameraPath,
+    num_views: int,
+    *,
+    azimuth_deg: float,
+    elevation_deg: float,
+    distance: float,
+    fovy_deg: float,
+) -> Cameras:
+    """Return V cameras [1, V] along a path that starts at the given angles and closes after the last view.
+
+    turntable: once around the object. orbit: once around it, while the elevation swings once up and down, by
+    SWING_DEG or as far as the poles are. fixed: all views are the same.
+    """
+    turn = torch.arange(num_views, dtype=torch.float64)[None] / num_views
+    azimuth, elevation = torch.full_like(turn, azimuth_deg), torch.full_like(turn, elevation_deg)
+    if kind != "fixed":
+        azimuth += 360 * turn
+    if kind == "orbit":
+        elevation += min(SWING_DEG, 90 - abs(elevation_deg)) * torch.sin(2 * math.pi * turn)
+    return cameras_at(
+        azimuth_deg=azimuth.float(),
+        elevation_deg=elevation.float(),
+        distance=torch.full_like(turn, distance).float(),
+        fovy_deg=torch.full_like(turn, fovy_deg).float(),
+    )
+
+
 def orbit(
     num_prompts: int,
     num_views: int,
@@ -112,6 +154,11 @@ def orbit(
 def take_cameras(cameras: Cameras, rows: Tensor, group: int) -> Cameras:
     """Select images `rows` [N] of cameras [P, V] and reshape them to [N / group, group]."""
     return _map_fields(cameras, lambda values: values.flatten(0, 1)[rows].unflatten(0, (-1, group)))
+
+
+def slice_views(cameras: Cameras, views: slice) -> Cameras:
+    """Select the same views of each prompt: [P, V] => [P, len(views)]."""
+    return _map_fields(cameras, lambda values: values[:, views])
 
 
 def repeat_cameras(cameras: Cameras, times: int) -> Cameras:

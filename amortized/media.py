@@ -1,9 +1,10 @@
-"""Write float images in [0, 1] as PNG, and turntables as MP4, atomically."""
+"""Write float images in [0, 1] as PNG, and videos as MP4 or animated WebP, atomically."""
 
 from __future__ import annotations
 
 import io
 from bisect import bisect_right
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from amortized.files import atomic_path, atomic_write_bytes
 
 CAPTION_HEIGHT, CAPTION_MARGIN = 28, 3  # px
+BT709 = 1  # of H.264's primaries and transfer functions; those of sRGB, to players
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -85,23 +87,46 @@ def _fitting(text: str, font: Any, width: float) -> str:
     return text[: bisect_right(lengths, width, key=lambda length: font.getlength(text[:length])) - 1]
 
 
-def save_turntable(path: str | Path, frames: Tensor, fps: float) -> None:
-    """Write frames [T, H, W, 3] as an H.264 MP4 that all browsers play.
+def save_video(path: str | Path, frames: Iterable[Tensor], fps: float) -> None:
+    """Write frames [H, W, 3], or a tensor of them [T, H, W, 3], as an H.264 MP4 that all browsers play.
 
-    Browsers require 4:2:0 color, which requires even sides: an odd side repeats its last row or column.
+    One frame is in memory at a time. Browsers require 4:2:0 color, which requires even sides: an odd side
+    repeats its last row or column.
     """
     import av
+    from av.video.reformatter import ColorRange, Colorspace
 
-    pixels = to_uint8(frames)
-    pixels = np.pad(pixels, [(0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)], mode="edge")
     with atomic_path(path) as temporary:
         # "faststart" puts the index first, so that playback starts before the download ends.
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream(
                 "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"}
             )
-            stream.height, stream.width = pixels.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            for frame in pixels:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            # All three are named, else players guess the matrix by the size: BT.709 from 720 rows on.
+            stream.codec_context.color_range = ColorRange.MPEG
+            stream.codec_context.color_primaries = BT709
+            stream.codec_context.color_trc = BT709
+            stream.codec_context.colorspace = Colorspace.ITU601  # of the conversion below
+            for number, frame in enumerate(frames):
+                height, width = frame.shape[:2]
+                pixels = np.pad(to_uint8(frame), [(0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+                if number == 0:
+                    stream.height, stream.width = pixels.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode())
+
+
+def save_webp(path: str | Path, frames: Iterable[Tensor], fps: float) -> None:
+    """Write frames [H, W, 3], or a tensor of them [T, H, W, 3], as an animated WebP that repeats.
+
+    Frames are shown for whole milliseconds. All of them are in memory, 3 bytes per pixel.
+    """
+    from PIL import Image
+
+    first, *others = [Image.fromarray(to_uint8(frame)) for frame in frames]
+    encoded = io.BytesIO()
+    first.save(
+        encoded, "WEBP", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90
+    )
+    atomic_write_bytes(path, encoded.getvalue())

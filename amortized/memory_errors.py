@@ -30,6 +30,11 @@ class Stage(NamedTuple):
 # The first match counts, so an outer stage comes before the stages that it calls.
 STAGES = (
     Stage(
+        "a picture",
+        (("amortized/generation/pictures.py", ""), ("amortized/rendering/", "")),
+        "lower --size, or set a smaller renderer.chunk in the run's config.yaml",
+    ),
+    Stage(
         "the judge's CLIP",
         (("amortized/evaluation/clip.py", ""),),
         "lower evaluation.prompts_per_batch or evaluation.views, or choose a smaller evaluation.clip",

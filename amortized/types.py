@@ -39,7 +39,9 @@ class TextCondition:
 
     pooled: Tensor  # [P, D] one vector per prompt, at the end-of-text token
     tokens: Tensor  # [P, L, D] last hidden states
-    mask: Tensor  # [P, L] bool, True from begin-of-text to end-of-text, both included
+    # [P, L] bool, True from begin-of-text to end-of-text, both included. Between two texts of different
+    # lengths: float weights in [0, 1], which multiply the tokens' shares of the attention.
+    mask: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

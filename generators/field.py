@@ -100,12 +100,17 @@ def check_sizes(config: Any, *names: str) -> None:
 
 
 def checked_tokens(text: TextCondition) -> tuple[Tensor, Tensor]:
-    """Return tokens [P, L, D] and their mask, bool [P, L]. Raises ValueError if the mask does not fit."""
+    """Return tokens [P, L, D] and their mask [P, L], as PyTorch's attention takes it.
+
+    It is bool, or for weights their logarithm, to be added to the logits. Raises ValueError if the mask does
+    not fit.
+    """
     tokens, mask = text.tokens, text.mask
-    if mask is None or mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
+    fits = mask is not None and mask.shape == tokens.shape[:2]
+    if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
         got = "none" if mask is None else f"{mask.dtype} {list(mask.shape)}"
         raise ValueError(f"tokens {list(tokens.shape)} need a bool mask {list(tokens.shape[:2])}, got {got}")
-    return tokens, mask
+    return tokens, mask if mask.dtype == torch.bool else mask.log()
 
 
 def checked_z(z: Tensor | None, num_prompts: int, z_dim: int, like: Tensor) -> Tensor:

@@ -149,7 +149,11 @@ class TokenPooling(nn.Module):
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, text_dim))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return [P, Q * D] for tokens [P, L, D] and their mask, bool [P, L]."""
+        """Return [P, Q * D] for tokens [P, L, D] and their mask [P, L], bool or added to the logits."""
         scores = (tokens @ self.queries.T) / math.sqrt(tokens.shape[-1])  # [P, L, Q]
-        attention = scores.masked_fill(~mask[..., None], -torch.inf).softmax(dim=1)
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask[..., None], -torch.inf)
+        else:
+            scores = scores + mask[..., None]
+        attention = scores.softmax(dim=1)
         return (attention.mT @ tokens).flatten(1)

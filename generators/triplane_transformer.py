@@ -175,7 +175,7 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Return tokens [P, T, width] from tokens x [P, T, width].
 
-        context: [P, L, text_dim] with mask, bool [P, 1, 1, L]; without a `text_dim`, [P, 1, width] and None.
+        context: [P, L, text_dim] with mask [P, 1, 1, L]; without a `text_dim`, [P, 1, width] and None.
         """
         if self.text_norm is None or self.text_attention is None:
             x = torch.cat([context, x], dim=1)
@@ -201,7 +201,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend from x [P, T, width] to context [P, L, context_width]; returns [P, T, width].
 
-        mask: bool, broadcast to [P, 1, T, L]; True for the context to attend to.
+        mask: broadcast to [P, 1, T, L]; True for the context to attend to, or added to the logits.
         """
 
         def split_heads(values: Tensor) -> Tensor:

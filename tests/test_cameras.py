@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from amortized.cameras import (
+    SWING_DEG,
     CameraConfig,
+    camera_path,
     camera_rays,
     cameras_at,
     cameras_from_uniform,
     orbit,
     repeat_cameras,
+    slice_views,
     take_cameras,
     view_index,
 )
@@ -118,6 +121,50 @@ def test_distance_by_field_of_view():
     units = cameras.distance * torch.tan(torch.deg2rad(cameras.fovy_deg) / 2)
     assert 0.8 <= units.min() and units.max() <= 1.0 + 1e-6
     assert 1.38 < cameras.distance.min() and cameras.distance.max() < 7.6  # the published range
+
+
+@pytest.mark.parametrize("by_fovy", [False, True])
+def test_the_middle_of_the_ranges_is_a_training_camera(by_fovy: bool):
+    config = CameraConfig(distance=(0.8, 1.0), fovy_deg=(15, 60), distance_by_fovy=by_fovy)
+    cameras = cameras_from_uniform(config, torch.full((1, 1, 5), 0.5))
+    assert config.middle == pytest.approx((cameras.distance.item(), cameras.fovy_deg.item()))
+
+
+@pytest.mark.parametrize("kind", ["turntable", "orbit", "fixed"])
+@pytest.mark.parametrize("num_views", [1, 2, 7, 96])
+@pytest.mark.parametrize(("azimuth", "elevation"), [(0.0, 0.0), (170.0, 80.0), (-300.0, -90.0)])
+def test_a_path_starts_where_it_should_and_closes(kind, num_views, azimuth, elevation):
+    cameras = camera_path(
+        kind, num_views, azimuth_deg=azimuth, elevation_deg=elevation, distance=2.5, fovy_deg=40.0
+    )
+    start = one(azimuth, elevation, 2.5, 40.0)
+    torch.testing.assert_close(cameras.c2w[:, :1], start.c2w.float(), rtol=0, atol=1e-5)
+    assert cameras.c2w.shape == (1, num_views, 4, 4) and (cameras.fovy_deg == 40).all()
+    assert cameras.elevation_deg.abs().max() <= 90
+    position = cameras.c2w[0, :, :3, 3].double()
+    torch.testing.assert_close(position.norm(dim=-1), torch.full((num_views,), 2.5).double())
+    turns = torch.remainder(torch.roll(cameras.azimuth_deg, -1, 1) - cameras.azimuth_deg, 360)
+    expected = 0.0 if kind == "fixed" else 360 / num_views % 360
+    torch.testing.assert_close(turns, torch.full_like(turns, expected), rtol=0, atol=1e-3)
+    swing = cameras.elevation_deg - elevation
+    if kind != "orbit":
+        assert (swing == 0).all()
+    elif num_views == 96:
+        limit = min(SWING_DEG, 90 - abs(elevation))
+        assert swing.max() == pytest.approx(limit) and swing.min() == pytest.approx(-limit)
+        steps = (torch.roll(swing, -1, 1) - swing).abs()  # the step from the last view to the first included
+        assert steps.max() <= 2 * math.pi / 96 * limit + 1e-4
+        assert (torch.roll(steps, -1, 1) - steps).abs().max() <= (2 * math.pi / 96) ** 2 * limit + 1e-4
+
+
+def test_a_turntable_is_an_orbit_of_even_steps_and_views_can_be_sliced():
+    angles = {"elevation_deg": 20.0, "distance": 2.0, "fovy_deg": 40.0}
+    path = camera_path("turntable", 6, azimuth_deg=30.0, **angles)
+    ring = orbit(1, 6, start_azimuth_deg=30.0, **angles)
+    for name in vars(ring):
+        torch.testing.assert_close(getattr(path, name), getattr(ring, name), rtol=0, atol=1e-4)
+        part = getattr(slice_views(path, slice(2, 4)), name)
+        assert torch.equal(part, getattr(path, name)[:, 2:4])
 
 
 def test_take_and_repeat_keep_order():

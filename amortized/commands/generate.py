@@ -1,25 +1,40 @@
-"""Turn prompts into pictures and turntables with a trained generator.
+"""Turn prompts into pictures and videos with a trained generator.
 
   amortized generate outputs/quickstart "a red cube" "a blue sphere"
   amortized generate exported/quickstart --prompts prompts.txt --output pictures --seeds 4
+  amortized generate outputs/quickstart "a red cube" --camera orbit --show rgb,normal,depth,opacity
+  amortized generate outputs/quickstart --interpolate "a red cube" "a blue sphere" --method slerp --loop
 
-Writes one strip of views (PNG) and one turntable (MP4) per prompt and seed, named by the prompt, and
-index.json with the prompts. Later calls add to the same folder.
+Writes one strip of views (PNG) and one video (MP4) per prompt and seed, named by the prompt, and index.json
+with the prompts, the model and the settings. Later calls add to the same folder: what is complete is skipped,
+what was made by another model or with other settings is made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amortized import arguments
-from amortized.arguments import path, path_text, whole
+from amortized.arguments import names, path, path_text, whole
+from amortized.commands.picture_options import (
+    FORMATS,
+    add_picture_arguments,
+    check_memory,
+    checked_formats,
+    look_of,
+    num_views,
+    settings_of,
+)
 
-INDEX_LIMIT = 2**29  # bytes
+if TYPE_CHECKING:
+    from amortized.generation import TextTo3D
+    from amortized.generation.pictures import Look, Pictures
+
 PROMPTS_CHECKED = 4096  # at the start: those that will be cut, and their unknown words
-MAX_PIXELS = 2**28  # of one object: with their RGB in float32, 3 GiB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,105 +47,132 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=path, default=Path("generated"), help="folder to write (default: %(default)s)"
     )
     parser.add_argument(
+        "--format", type=names(FORMATS), help="what to write: png, mp4, webp (default: png,mp4)"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, 2**31), default=0, help="the first variant (default: %(default)s)"
+    )
+    parser.add_argument(
         "--seeds", type=whole(1, 10**6), default=1, help="variants per prompt (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--views", type=whole(1, 256), default=4, help="views in a strip (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--size", type=whole(1, 4096), default=128, help="pixels per side (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--frames", type=whole(0, 10_000), default=24, help="frames of a turntable; 0: none (%(default)s)"
     )
     parser.add_argument("--checkpoint", default="newest", help="of a run: newest, best, or a name")
     parser.add_argument(
         "--text-encoder", type=path_text, help="of an exported folder: the folder of its text encoder"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
+    add_picture_arguments(parser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The files of one prompt, or of the way between two."""
+
+    name: str  # of the files, without suffix
+    prompts: tuple[str, ...]
+    seed: int
+    about: dict[str, Any]  # for the index
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate as `args` say; returns the exit status."""
-    if max(args.views, args.frames) * args.size**2 > MAX_PIXELS:
-        raise ValueError(
-            f"--size {args.size} with --views {args.views} and --frames {args.frames} makes more than "
-            f"{MAX_PIXELS:,} pixels at once: lower one of them"
-        )
-    if not args.texts and args.prompts is None:
-        raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
+    formats = checked_formats(args)
     is_run = (Path(args.model) / "config.yaml").exists()
-    if is_run and args.text_encoder:
-        raise ValueError("--text-encoder is for exported folders: a run names its text encoder itself")
-    if not is_run and args.checkpoint != "newest":
-        raise ValueError(f"--checkpoint is for runs, and {args.model} is not one: an export has a single one")
+    _check_source(args, is_run)
     from amortized.cli import progress_bar
+    from amortized.commands.generated import open_index, read_index
     from amortized.evaluation.folder import writing
     from amortized.generation import TextTo3D
-    from amortized.media import save_strip, save_turntable
-    from amortized.names import slug
+    from amortized.generation.pictures import save_pictures
     from amortized.wording import count
-    from corpora import open_corpus, prompt_list
 
-    # 1. The prompts, the folder, the model.
-    corpora = [prompt_list(args.texts, "PROMPT")] if args.texts else []
-    corpora += [open_corpus(args.prompts)] if args.prompts is not None else []
-    texts = list(dict.fromkeys(corpus[i].text for corpus in corpora for i in range(len(corpus))))
-    output = args.output
-    index = _read_index(output / "index.json")
+    # 1. The prompts, the model.
+    texts = _texts(args)
+    if args.interpolate and len(texts) != 2:
+        raise ValueError(f"--interpolate needs exactly two different prompts, got {len(texts)}")
+    read_index(args.output)  # refuse a folder of others before loading the model
     if is_run:
         model = TextTo3D.from_run(args.model, checkpoint=args.checkpoint, device=args.device)
     else:
         model = TextTo3D.from_pretrained(args.model, text_encoder=args.text_encoder, device=args.device)
+    look = look_of(args, model)
+    check_memory(args, formats, on_cpu=model.device.type == "cpu")
     sample = texts[:PROMPTS_CHECKED]
     for note in model.texts.notes_on(sample, sampled=len(texts) > len(sample), generator_only=True):
         print(f"note: {note}")
-    # 2. One scene at a time: memory does not grow with the number of prompts.
-    strip, ring = model.orbit(num_views=args.views), model.orbit(num_views=max(1, args.frames))
-    jobs = [(text, seed) for text in texts for seed in range(args.seeds)]
-    progress = progress_bar("generating", quiet=False)
-    try:
-        for number, (text, seed) in enumerate(jobs, 1):
-            name = f"{slug(text)}_{seed}"
-            scene = model.scenes([text], seed=seed)
-            entry = {"prompt": text, "seed": seed, "slug": slug(text), "strip": f"{name}.png"}
-            with writing(output):
-                save_strip(output / entry["strip"], model.images(scene, strip, args.size).rgb[0].cpu())
-            if args.frames:
-                entry["turntable"] = f"{name}.mp4"
-                frames = model.images(scene, ring, args.size).rgb[0].cpu()
-                with writing(output):
-                    save_turntable(output / entry["turntable"], frames, fps=12.0)
-            index[entry["strip"]] = entry
-            progress(number, len(jobs))
-    finally:
-        # 3. Which file shows which prompt, also if a later one failed.
-        if index:
-            _write_index(output / "index.json", index)
-    print(f"{count(len(jobs), 'object')} in {output}")
+    with open_index(args.output) as index:
+        # 2. What is missing.
+        records = {format: settings_of(args, look, format) for format in formats}
+        total, todo, remade = 0, [], 0
+        for total, job in enumerate(_jobs(args, texts), 1):  # noqa: B007
+            missing = [f for f in formats if not index.has(job.name, f, _record(job, f, model, records[f]))]
+            remade += any(index.made_differently(job.name, format) for format in missing)
+            todo += [(job, missing)] if missing else []
+        if total > len(todo):
+            print(f"note: {count(total - len(todo), 'object')} in {args.output}: complete, skipped")
+        if remade:
+            print(f"note: {count(remade, 'object')} of another model or other settings: made again")
+        # 3. One object at a time: memory does not grow with their number. (More prompts per forward pass are
+        #    not faster: rendering takes nearly all of the time.)
+        progress = progress_bar("generating", quiet=False)
+        for done, (job, missing) in enumerate(todo):
+            progress(done, len(todo))
+            pictures = _pictures(args, model, job, look)
+            for format in missing:
+                record = _record(job, format, model, records[format])
+                with writing(args.output):
+                    save_pictures(pictures, args.output / record["file"], format, args.fps)
+                if "depth" in look.show:
+                    record["depth_range"] = pictures.depth_range
+                index.add(job.name, job.about, format, record)
+        if todo:
+            progress(len(todo), len(todo))
+    print(f"{count(total, 'object')} in {args.output}")
     return 0
 
 
-def _read_index(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries of earlier calls, by strip. Raises ValueError for a file that generate did not write."""
-    from amortized.untrusted import read_json, short
+def _jobs(args: argparse.Namespace, texts: Sequence[str]) -> Iterator[Job]:
+    from amortized.names import slug
 
-    if not path.exists():
-        return {}
-    try:
-        entries = read_json(path, INDEX_LIMIT)
-        if not isinstance(entries, list):
-            raise TypeError("not a list")
-        return {str(entry["strip"]): {**entry, "seed": entry["seed"]} for entry in entries}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{short(path)} was not written by generate: choose another folder (--output)"
-        ) from error
+    for prompts in [tuple(texts)] if args.interpolate else [(text,) for text in texts]:
+        for seed in range(args.seed, args.seed + args.seeds):
+            if len(prompts) == 1:
+                about = {"prompt": prompts[0], "seed": seed, "slug": slug(prompts[0])}
+                yield Job(name=f"{about['slug']}_{seed}", prompts=prompts, seed=seed, about=about)
+            else:
+                name = f"{slug(prompts[0])}_to_{slug(prompts[1])}_{args.method or 'lerp'}_{seed}"
+                yield Job(
+                    name=name, prompts=prompts, seed=seed, about={"prompts": list(prompts), "seed": seed}
+                )
 
 
-def _write_index(path: Path, index: dict[str, dict[str, Any]]) -> None:
-    from amortized.evaluation.folder import writing
-    from amortized.files import atomic_write_text
+def _pictures(args: argparse.Namespace, model: TextTo3D, job: Job, look: Look) -> Pictures:
+    from amortized.generation.pictures import object_pictures, pictures_between
 
-    with writing(path):
-        atomic_write_text(path, json.dumps(list(index.values()), indent=1, ensure_ascii=False) + "\n")
+    sizes = {"num_views": num_views(args), "num_frames": args.frames}
+    if len(job.prompts) == 1:
+        return object_pictures(model, job.prompts[0], job.seed, look, **sizes)
+    first, second = job.prompts
+    method = args.method or "lerp"
+    return pictures_between(model, (first, second), job.seed, look, method=method, loop=args.loop, **sizes)
+
+
+def _record(job: Job, format: str, model: TextTo3D, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"file": f"{job.name}.{format}", "model": model.identity, "settings": settings}
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    """The distinct prompts of the command line and of --prompts, in order."""
+    from corpora import open_corpus, prompt_list
+
+    corpora = [prompt_list(args.texts, "PROMPT")] if args.texts else []
+    corpora += [open_corpus(args.prompts)] if args.prompts is not None else []
+    return list(dict.fromkeys(corpus[i].text for corpus in corpora for i in range(len(corpus))))
+
+
+def _check_source(args: argparse.Namespace, is_run: bool) -> None:
+    if not args.texts and args.prompts is None:
+        raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
+    if is_run and args.text_encoder:
+        raise ValueError("--text-encoder is for exported folders: a run names its text encoder itself")
+    if not is_run and args.checkpoint != "newest":
+        raise ValueError(f"--checkpoint is for runs, and {args.model} is not one: an export has a single one")

@@ -17,7 +17,7 @@ from amortized.evaluation.gallery import Gallery
 from amortized.evaluation.metrics import recall_at_1
 from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
-from amortized.media import save_strip, save_turntable
+from amortized.media import save_strip, save_video
 from amortized.names import slug
 from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene
 
@@ -241,7 +241,7 @@ def _write_media(
             save_strip(folder / media["truth_strip"], true_views)
         if turntable is not None:
             media["turntable"] = f"turntables/{name}.mp4"
-            save_turntable(folder / media["turntable"], turntable, config.turntable_fps)
+            save_video(folder / media["turntable"], turntable, config.turntable_fps)
     return media
 
 

@@ -8,6 +8,8 @@ machine that never saw the run. Nothing in it is executed or unpickled.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +23,12 @@ from torch import nn
 
 from amortized.checkpointing import (
     CheckpointError,
+    FileDigest,
     check_digest,
     find_checkpoint,
     first_not_finite,
     inference_part,
+    load_manifest,
     load_meta,
     load_weights,
     parse_digests,
@@ -32,7 +36,7 @@ from amortized.checkpointing import (
     unlisted_note,
 )
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
-from amortized.config import Schedule, build_config
+from amortized.config import Schedule, build_config, config_to_dict
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
 from amortized.devices import local_device
 from amortized.generation.config import SceneConfig, sharpness_at
@@ -45,7 +49,7 @@ from generators.environment import EnvironmentConfig
 FORMAT = 2
 CONFIG, WEIGHTS, CARD, LOCK = "config.json", "model.safetensors", "README.md", ".lock"
 UNREAD = (CARD, LOCK, ".git", ".gitattributes", ".gitignore", ".cache")  # expected beside them
-Parts = tuple[nn.Module, TextBank, SceneConfig]  # the arguments of TextTo3D
+Parts = tuple[nn.Module, TextBank, SceneConfig, str]  # the arguments of TextTo3D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,8 @@ def load_run(
     load_weights(path, generator)
     encoder = load_encoder(config.text_encoder, chosen, allow_network)
     shards = [url for url in shards if allow_network or "://" not in url]  # a cache only
-    return _assemble(generator, encoder, config, chosen, shards)
+    parts = _assemble(generator, encoder, config, chosen, shards)
+    return *parts, _identity(path.name, load_manifest(path), config)
 
 
 def checkpoint_of(run: Path, checkpoint: str = "newest") -> tuple[str, int]:
@@ -197,7 +202,7 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
             f"'{source.path}' is another one ({encoder.fingerprint()}): pass the folder of the original as "
             "text_encoder="
         )
-    return _assemble(generator, encoder, config, chosen, ())
+    return *_assemble(generator, encoder, config, chosen, ()), _identity(path.resolve().name, files, config)
 
 
 def _exported_config(data: Mapping[str, Any]) -> ModelConfig:
@@ -249,8 +254,17 @@ def load_encoder(config: TextEncoderConfig, device: torch.device, allow_network:
 
 def _assemble(
     generator: nn.Module, encoder: Any, config: ModelConfig, device: torch.device, shards: Sequence[str]
-) -> Parts:
+) -> tuple[nn.Module, TextBank, SceneConfig]:
     stores = [ShardStore(url) for url in shards]
     texts = TextBank(encoder, device=device, stores=stores)
     generator = generator.to(device).eval().requires_grad_(False)
     return generator, texts, config.scenes
+
+
+def _identity(name: str, files: Mapping[str, FileDigest], config: ModelConfig) -> str:
+    """A name, and 16 digits of a digest of the files and of all settings but the text encoder's path."""
+    encoder = replace(config.text_encoder, path="", revision=None)
+    digests = {name: file.sha256 for name, file in files.items()}
+    data = [digests, config_to_dict(replace(config, text_encoder=encoder))]
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return f"{name} {digest[:16]}"

@@ -21,11 +21,13 @@ from amortized.cameras import orbit, repeat_cameras
 from amortized.conditioning import TextBank
 from amortized.generation.config import SceneConfig
 from amortized.generation.folder import load_exported, load_run
+from amortized.generation.interpolation import Method, between
 from amortized.generation.variants import z_of, z_width
 from amortized.names import text_hash
 from amortized.rendering import render
 from amortized.transfer import to_device
-from amortized.types import Cameras, Prompt, Render, Scene, TextCondition
+from amortized.types import Cameras, Prompt, Render, Scene
+from generators.environment import WithEnvironment
 
 
 class TextTo3D:
@@ -34,15 +36,25 @@ class TextTo3D:
     Build it with `from_run` or `from_pretrained`, or directly from parts that are already loaded.
     """
 
-    def __init__(self, generator: nn.Module, texts: TextBank, config: SceneConfig) -> None:
-        """`generator` maps (TextCondition, z) to a Scene; `texts` encodes what it takes."""
-        self.generator, self.texts, self.config = generator, texts, config
+    def __init__(
+        self, generator: nn.Module, texts: TextBank, config: SceneConfig, identity: str = ""
+    ) -> None:
+        """`generator` maps (TextCondition, z) to a Scene; `texts` encodes what it takes.
+
+        `identity` is a name and a digest of weights and settings; two models with the same one are the same.
+        """
+        self.generator, self.texts, self.config, self.identity = generator, texts, config, identity
         self.device = texts.device
 
     @property
     def text_dim(self) -> int:
         """D, the width of the text embeddings."""
         return self.texts.generator_text([""]).pooled.shape[-1]
+
+    @property
+    def has_environment(self) -> bool:
+        """Whether its scenes have a learned background."""
+        return isinstance(self.generator, WithEnvironment)
 
     @classmethod
     def from_run(cls, run: str | Path, *, checkpoint: str = "newest", device: str = "auto") -> TextTo3D:
@@ -75,16 +87,28 @@ class TextTo3D:
         return self.generator.eval()(text, self.z_of(rows, seed).to(self.device))
 
     @torch.no_grad()
-    def interpolate(self, prompt_a: str, prompt_b: str, steps: int, seed: int = 0) -> Scene:
-        """`steps` scenes from one prompt to another, along a straight line between their text embeddings.
+    def interpolate(
+        self,
+        prompt_a: str,
+        prompt_b: str,
+        steps: int | Sequence[float],
+        seed: int = 0,
+        *,
+        method: Method = "lerp",
+    ) -> Scene:
+        """Scenes from one prompt to another, whose texts lie between theirs; see `interpolation`.
 
-        z is that of `prompt_a` throughout. Raises ValueError if `steps` is less than 2.
+        `steps` scenes at even distances, both ends included, or one at each of the positions in [0, 1]. z is
+        that of `prompt_a` throughout. Raises ValueError if `steps` is less than 2.
         """
-        if steps < 2:
+        if isinstance(steps, int) and steps < 2:
             raise ValueError(f"interpolate needs at least 2 steps, got {steps}")
-        ends = self.texts.generator_text([prompt_a, prompt_b])
-        text = _between(ends, torch.linspace(0, 1, steps, device=ends.pooled.device))
-        z = self.z_of([_as_prompt(prompt_a)], seed).expand(steps, -1)
+        if isinstance(steps, int):
+            positions = torch.linspace(0, 1, steps, dtype=torch.float64)
+        else:
+            positions = torch.tensor(steps, dtype=torch.float64)
+        text = between(self.texts.generator_text([prompt_a, prompt_b]), positions, method)
+        z = self.z_of([_as_prompt(prompt_a)], seed).expand(len(positions), -1)
         return self.generator.eval()(text, z.to(self.device))
 
     @torch.no_grad()
@@ -94,30 +118,33 @@ class TextTo3D:
         cameras: Cameras,
         size: int | tuple[int, int],
         *,
-        background: float = 0.5,
+        background: float | tuple[float, float, float] = 0.5,
         show_environment: bool = True,
+        want_normal: bool = False,
     ) -> Render:
         """Render P scenes from V cameras each: `rgb` is [P, V, H, W, 3] in [0, 1].
 
         `size` is H = W, or (H, W). Cameras of a single prompt serve all scenes. Behind the objects is the
-        scene's learned environment, if it has one and `show_environment`, else the gray `background`.
+        scene's learned environment, if it has one and `show_environment`, else the `background`, a gray or a
+        color in [0, 1].
         """
         height, width = (size, size) if isinstance(size, int) else size
         if len(cameras.fovy_deg) == 1:
             cameras = repeat_cameras(cameras, scene.num_prompts)
         cameras = to_device(cameras, self.device)
-        gray = torch.full_like(cameras.c2w[..., :3, 3], background)  # [P, V, 3]
-        environment = torch.full(gray.shape[:2], show_environment, device=self.device)
+        behind = torch.zeros_like(cameras.c2w[..., :3, 3]) + torch.tensor(background, device=self.device)
+        environment = torch.full(behind.shape[:2], show_environment, device=self.device)
         return render(
             scene,
             cameras,
             height,
             width,
             config=self.config.renderer,
-            background=gray,
+            background=behind,  # [P, V, 3]
             show_environment=environment,
             sharpness=self.config.sharpness,
             training=False,
+            want_normal=want_normal,
         )
 
     def orbit(
@@ -129,12 +156,13 @@ class TextTo3D:
         start_azimuth_deg: float = 20.0,
     ) -> Cameras:
         """Evenly spaced cameras around each of P prompts, at training's mean distance and field of view."""
+        distance, fovy_deg = self.config.cameras.middle
         return orbit(
             num_prompts,
             num_views,
             elevation_deg=elevation_deg,
-            distance=sum(self.config.cameras.distance) / 2,
-            fovy_deg=sum(self.config.cameras.fovy_deg) / 2,
+            distance=distance,
+            fovy_deg=fovy_deg,
             start_azimuth_deg=start_azimuth_deg,
         )
 
@@ -147,14 +175,3 @@ class TextTo3D:
 def _as_prompt(prompt: str | Prompt) -> Prompt:
     """A text as the prompt that a corpus would make of it, so that both get the same z."""
     return prompt if isinstance(prompt, Prompt) else Prompt(id=text_hash(prompt), text=prompt)
-
-
-def _between(ends: TextCondition, weights: Tensor) -> TextCondition:
-    """Conditions [N] on the line between the two rows of `ends`; tokens of either mask take part."""
-
-    def mix(rows: Tensor) -> Tensor:
-        shape = (-1, *(1 for _ in rows.shape[1:]))
-        return torch.lerp(rows[:1], rows[1:], weights.to(rows.dtype).view(shape))
-
-    mask = (ends.mask[0] | ends.mask[1]).expand(len(weights), -1)
-    return TextCondition(pooled=mix(ends.pooled), tokens=mix(ends.tokens), mask=mask)

@@ -1,6 +1,7 @@
 """Differentiable volume rendering of scenes."""
 
 from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform
+from amortized.rendering.lattice import radius_of
 from amortized.rendering.quadrature import laplace_density
 from amortized.rendering.renderer import RendererConfig, render
 from amortized.rendering.shading import ShadingConfig, sdf_gradient
@@ -11,6 +12,7 @@ __all__ = [
     "ShadingConfig",
     "background_from_uniform",
     "laplace_density",
+    "radius_of",
     "render",
     "sdf_gradient",
 ]

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from amortized.rendering.chunks import DEFAULT_CHUNK
 from amortized.transfer import to_device
 from amortized.types import Scene
 
@@ -34,6 +35,25 @@ def distance_lattice(
     lattice = sdf.new_full((num_prompts, resolution**3), radius)
     lattice.index_copy_(1, index, sdf)
     return lattice.view(num_prompts, *[resolution] * 3), sdf.numel()
+
+
+@torch.no_grad()
+def radius_of(scene: Scene, device: torch.device, resolution: int = 48) -> float:
+    """Return the radius of a ball around the origin that holds all P objects, at most a cell too large.
+
+    It is that of the bounding ball if nothing is solid. Parts thinner than a cell may be missed.
+    """
+    _, unit_points = _vertices_on(resolution, torch.float32, device)
+    step = max(1, DEFAULT_CHUNK // scene.num_prompts)
+    is_solid = [
+        (scene.sdf((part * scene.bounding_radius).expand(scene.num_prompts, -1, -1)) < 0).any(dim=0)
+        for part in unit_points.split(step)
+    ]
+    solid = unit_points[torch.cat(is_solid)]
+    if len(solid) == 0:
+        return scene.bounding_radius
+    cell = 3**0.5 * 2 / (resolution - 1)  # its diagonal
+    return scene.bounding_radius * min(1.0, solid.norm(dim=-1).max().item() + cell)
 
 
 def read_lattice(lattice: Tensor, points: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def test_a_failed_evaluation_leaves_the_report(run, run_folder, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("amortized.evaluation.evaluator.save_turntable", full)
+    monkeypatch.setattr("amortized.evaluation.evaluator.save_video", full)
     failed = run("evaluate.py", str(run_folder), "--limit", "2", *QUICK)
     assert failed.returncode == 2 and f"cannot write {folder}: No space left on device" in failed.stderr
     assert "Traceback" not in failed.stderr and contents(folder) == before

@@ -15,7 +15,6 @@ import torch
 
 from amortized.generation import TextTo3D
 from amortized.generation.exporting import export
-from amortized.names import slug
 from tests.rooms import ROOT
 from tests.tiny_sd import make_tiny_sd
 
@@ -27,83 +26,6 @@ model = TextTo3D.from_pretrained(folder, text_encoder=encoder, device="cpu")
 scene = model.scenes(["a red cube", "a blue cone"])
 torch.save(model.images(scene, model.orbit(2, 3), 16).rgb, sys.argv[3])
 """
-
-
-QUICK = ("--size", "16", "--views", "2", "--frames", "2")
-
-
-def test_generate_writes_pictures_and_an_index(run, trained, tmp_path):
-    output = tmp_path / "pictures"
-    arguments = (str(trained), "a red cube", "<b>=1", "--output", str(output), "--seeds", "2", *QUICK)
-    generated = run("amortized", "generate", *arguments)
-    assert generated.returncode == 0 and "4 objects in" in generated.stdout, generated.stderr
-    index = json.loads((output / "index.json").read_text())
-    assert [(entry["prompt"], entry["seed"]) for entry in index] == [
-        ("a red cube", 0),
-        ("a red cube", 1),
-        ("<b>=1", 0),
-        ("<b>=1", 1),
-    ]
-    for entry in index:
-        assert entry["strip"] == f"{entry['slug']}_{entry['seed']}.png" and entry["slug"] == slug(
-            entry["prompt"]
-        )
-        for kind in ("strip", "turntable"):
-            assert (output / entry[kind]).stat().st_size > 100
-    # A later call adds to the index; the same prompt again replaces its entry.
-    arguments = (str(trained), "a red cube", "a cone", "--output", str(output), *QUICK)
-    assert run("amortized", "generate", *arguments).returncode == 0
-    later = json.loads((output / "index.json").read_text())
-    assert later[:4] == index and [entry["prompt"] for entry in later[4:]] == ["a cone"]
-
-
-@pytest.mark.parametrize("index", ["mine", "{}", "[1]", '[{"id": "0", "strip": "strips/a.png"}]'])
-def test_generate_does_not_replace_an_index_of_others(run, trained, tmp_path, index):
-    (tmp_path / "index.json").write_text(index)
-    refused = run("amortized", "generate", str(trained), "a cube", "--output", str(tmp_path), *QUICK)
-    assert refused.returncode == 2 and "was not written by generate" in refused.stderr
-    assert refused.stderr.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["index.json"]
-    assert (tmp_path / "index.json").read_text() == index
-
-
-def test_generate_on_a_full_disk_is_one_sentence_and_lists_what_is_there(run, trained, tmp_path, monkeypatch):
-    from amortized import media
-
-    save, calls = media.save_turntable, []
-
-    def fail_second(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        save(*arguments, **options)
-
-    monkeypatch.setattr("amortized.media.save_turntable", fail_second)
-    failed = run("amortized", "generate", str(trained), "a", "b", "c", "--output", str(tmp_path), *QUICK)
-    assert failed.returncode == 2 and "No space left on device" in failed.stderr
-    assert "Traceback" not in failed.stderr
-    (entry,) = json.loads((tmp_path / "index.json").read_text())
-    assert entry["prompt"] == "a" and (tmp_path / entry["turntable"]).exists()
-
-
-def test_generate_from_an_export(run, exported, tmp_path):
-    arguments = (str(exported), "a red cube", "--output", str(tmp_path / "pictures"), *QUICK)
-    generated = run("amortized", "generate", *arguments)
-    assert generated.returncode == 0 and "1 object in" in generated.stdout, generated.stderr
-
-
-def test_generate_mistakes_are_one_sentence_and_status_2(run, trained, exported):
-    for arguments, sentence in (
-        ((str(trained),), "there is nothing to generate: give a PROMPT"),
-        ((str(trained), "a cube", "--seeds", "0"), "--seeds must be at least 1, got 0"),
-        ((str(trained), "a cube", "--frames", "-1"), "--frames must be at least 0, got -1"),
-        ((str(trained), "a cube", "--text-encoder", "x"), "--text-encoder is for exported folders"),
-        ((str(trained), "a cube", "--checkpoint", "step_9"), "step_9"),
-        ((str(exported), "a cube", "--checkpoint", "best"), "--checkpoint is for runs"),
-        (("some/where", "a cube"), "'some/where' is neither a folder nor a Hub id in the local cache"),
-    ):
-        failed = run("amortized", "generate", *arguments)
-        assert failed.returncode == 2 and sentence in failed.stderr, failed.stderr
-        assert failed.stderr.count("\n") == 1
 
 
 def test_an_export_describes_itself_and_is_written_once(run, trained, exported, prior):

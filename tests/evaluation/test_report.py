@@ -11,7 +11,7 @@ import torch
 from amortized.evaluation import PromptRow, summarize, write_results
 from amortized.evaluation.cards import FIRST_CARDS, MAX_CARDS
 from amortized.evaluation.page import page
-from amortized.media import save_strip, save_turntable
+from amortized.media import save_strip, save_video
 from tests.pages.chromium import launched, opened_page
 
 EVIL = '<script>alert(1)</script> & "x"'
@@ -52,7 +52,7 @@ def report(tmp_path_factory):
         for t in range(6):
             frames[t, 8:24, 4 + 2 * t : 14 + 2 * t] = torch.tensor([i / 12, 0.2, 0.6])
         save_strip(folder / row.strip, frames[:4])
-        save_turntable(folder / row.turntable, frames, 6)
+        save_video(folder / row.turntable, frames, 6)
     name = "<b>run</b> & co"
     write_results(
         folder, summarize(rows, name=name, gallery=164, settings={"views": 4, "clip": "</script>"}, seed=0)

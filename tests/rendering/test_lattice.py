@@ -1,9 +1,10 @@
 """The distance lattice: exact for linear fields, evaluated in the ball only, separate for each prompt."""
 
+import pytest
 import torch
 
-from amortized.rendering.lattice import distance_lattice, read_lattice
-from tests.rendering.scenes import Balls
+from amortized.rendering.lattice import distance_lattice, radius_of, read_lattice
+from tests.rendering.scenes import Balls, Cubes
 
 
 class Planes:
@@ -48,3 +49,19 @@ def test_chunks_change_nothing():
     single, _ = distance_lattice(Planes(), 2, 7, like=points, chunk=10**6)
     chunked, _ = distance_lattice(Planes(), 2, 7, like=points, chunk=1)
     assert torch.equal(single, chunked)
+
+
+@pytest.mark.parametrize("bounding_radius", [0.8, 1.0, 2.5])
+@pytest.mark.parametrize("shape", [Balls, Cubes])
+@pytest.mark.parametrize("radii", [[0.3], [0.1, 0.45], [0.2, 0.5, 0.9]])
+def test_the_radius_holds_all_objects_closely(bounding_radius, shape, radii):
+    scene = shape(torch.tensor(radii), bounding_radius=bounding_radius)
+    exact = max(radii) * (3**0.5 if shape is Cubes else 1)
+    found = radius_of(scene, torch.device("cpu"))
+    cell = 3**0.5 * 2 * bounding_radius / 47
+    assert min(exact, bounding_radius) - 1e-6 <= found <= min(exact + cell, bounding_radius) + 1e-6
+    assert scene.farthest <= bounding_radius + 1e-6
+
+
+def test_the_radius_of_nothing_is_that_of_the_bounding_ball():
+    assert radius_of(Balls(torch.tensor([-1.0]), bounding_radius=0.7), torch.device("cpu")) == 0.7

@@ -1,0 +1,129 @@
+"""index.json of a folder of generated files: what each shows, and how it was made.
+
+    [{"name": "a-red-cube-d9909b20_0", "prompt": "a red cube", "seed": 0, "slug": "a-red-cube-d9909b20",
+      "files": {"png": {"file": "a-red-cube-d9909b20_0.png", "model": "step_000600 a381c41b4e500d50",
+                        "settings": {...}}, ...}}, ...]
+
+A file is complete if it exists, since files are written atomically, and the index records it with the same
+model and settings. Else it is made again: after a call, all of its files are of one model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from amortized.evaluation.folder import writing
+from amortized.files import atomic_write_text
+from amortized.locks import FileLock, LockedError
+from amortized.untrusted import MiB, read_json, short
+
+INDEX, LOCK = "index.json", ".lock"
+INDEX_LIMIT = 512 * MiB
+WRITE_EVERY_S, SHARE_OF_TIME = 10.0, 0.05  # a kill loses the records of the last seconds
+RECORD = ("file", "model", "settings")
+
+
+class Index:
+    """The entries of a folder, by name, in the order in which they were first made."""
+
+    def __init__(self, folder: Path) -> None:
+        """The index of a folder as it is. Raises ValueError; see `read_index`."""
+        self.path = folder / INDEX
+        self.entries = read_index(folder)
+        self._written_at, self._next_s = time.monotonic(), WRITE_EVERY_S
+
+    def has(self, name: str, format: str, record: Mapping[str, Any]) -> bool:
+        """Whether a file is complete and was made as `record` says: file, model, settings."""
+        made = self._files(name).get(format)
+        same = isinstance(made, dict) and all(made.get(key) == record[key] for key in RECORD)
+        return same and (self.path.parent / record["file"]).is_file()
+
+    def made_differently(self, name: str, format: str) -> bool:
+        """Whether the index has a file of this name and format, of another model or other settings."""
+        return format in self._files(name)
+
+    def add(self, name: str, about: Mapping[str, Any], format: str, record: Mapping[str, Any]) -> None:
+        """Record a file that was written, and write the index if that is due. `about`: prompt, seed, slug."""
+        files = {**self._files(name), format: dict(record)}
+        self.entries[name] = {"name": name, **about, "files": files}
+        if time.monotonic() - self._written_at > self._next_s:
+            self.write()
+
+    def write(self) -> None:
+        """Write the index, atomically."""
+        start = time.monotonic()
+        with writing(self.path):
+            lines = (json.dumps(entry, ensure_ascii=False) for entry in self.entries.values())
+            atomic_write_text(self.path, "[\n" + ",\n".join(lines) + "\n]\n")
+        self._written_at = time.monotonic()
+        self._next_s = max(WRITE_EVERY_S, (self._written_at - start) / SHARE_OF_TIME)
+
+    def _files(self, name: str) -> dict[str, Any]:
+        return self.entries.get(name, {}).get("files", {})
+
+
+@contextmanager
+def open_index(folder: Path) -> Iterator[Index]:
+    """Context: the index of a folder, which is created, for this process alone.
+
+    It is written at the end if it changed, also after an exception. Raises ValueError for a folder of
+    others, one that cannot be written, or one that another process writes to.
+    """
+    read_index(folder)  # leave no lock in a folder of others
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK)
+    except LockedError as error:
+        raise ValueError(
+            f"another process ({error.holder}) is generating into {short(folder)}: wait for it to end, or "
+            "choose another folder (--output)"
+        ) from None
+    try:
+        index = Index(folder)
+        before = dict(index.entries)
+        try:
+            yield index
+        finally:
+            if index.entries != before:
+                index.write()
+    finally:
+        lock.close()
+
+
+def read_index(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a folder, by name; none if it is new. Raises ValueError if generate did not write it."""
+    path = folder / INDEX
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{short(folder)} is a file: choose a folder (--output)")
+    if not path.exists():
+        return {}
+    try:
+        entries = read_json(path, INDEX_LIMIT)
+        if not isinstance(entries, list):
+            raise TypeError("not a list")
+        return {entry["name"]: entry for entry in map(_entry, entries)}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{short(path)} was not written by generate: choose another folder (--output)"
+        ) from error
+
+
+def _entry(data: dict[str, Any]) -> dict[str, Any]:
+    """An entry; those of earlier versions name a strip and a turntable, without the model."""
+    if "strip" in data:
+        files = {"png": {"file": data["strip"]}}
+        files |= {"mp4": {"file": data["turntable"]}} if "turntable" in data else {}
+        data = {
+            "name": data["strip"].removesuffix(".png"),
+            **{key: data[key] for key in ("prompt", "seed", "slug")},
+            "files": files,
+        }
+    if not isinstance(data["name"], str) or not isinstance(data["files"], dict) or "seed" not in data:
+        raise TypeError("not an entry")
+    return data
