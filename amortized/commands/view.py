@@ -194,5 +194,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pages_of(folder: Path) -> list[Path]:
-    """Where a folder may have its page, the best first."""
+    """The places for the page of a folder, the best first."""
     return [folder / "index.html", folder / "evaluation/index.html"]
