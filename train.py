@@ -6,8 +6,8 @@
 
 Every setting can be overridden as KEY=VALUE, with dots: trainer.steps=2000 guidance.method=csd
 output=outputs/mine. --dry-run lists them all; --measure also times two steps. A run writes into the folder
-`output`: config.yaml, log.jsonl, events.jsonl, tensorboard/, previews/ and checkpoints/; evaluate.py adds
-evaluation/. The same command again resumes it, on any number of processes.
+`output`: index.html, config.yaml, log.jsonl, events.jsonl, tensorboard/, previews/ and checkpoints/;
+evaluate.py adds evaluation/. The same command again resumes it, on any number of processes.
 
 Exit status: 0 when trained; 75 when a signal (SIGTERM, SIGUSR1, Ctrl-C) stopped it after a checkpoint, to be
 started again; 1 when continuing is pointless; 2 for a mistake in the settings.

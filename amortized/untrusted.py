@@ -144,6 +144,21 @@ def _has_text_keys(data: Any) -> bool:
     return all(map(_has_text_keys, data)) if isinstance(data, list) else True
 
 
+def inside(folder: str | Path, path: str) -> Path:
+    """A file's path in a folder, for a relative `path` that others wrote.
+
+    Raises ValueError if the path, or a link on it, leads out of the folder.
+    """
+    folder = Path(folder)
+    try:
+        leads_out = not (folder / path).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character, a name too long
+        raise ValueError(f"cannot read {short(path)} in {short(folder)}: {reason_of(error)}") from error
+    if leads_out:
+        raise ValueError(f"cannot read {short(path)}: it leads out of {short(folder)}")
+    return folder / path
+
+
 def reason_of(error: Exception) -> str:
     """Why a file operation failed, in a few words."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__

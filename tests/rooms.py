@@ -20,16 +20,18 @@ GROUND |= {"amortized.config", "amortized.model_folders"}
 # are no cycles. `amortized` never imports `generators` and `corpora`, which are handed to it, except in the
 # two rooms that compose: `generation` (a trained generator) and `commands` (everything).
 ROOMS = {
+    "amortized.pages": (),
     "amortized.encodings": (),
     "amortized.conditioning": (),
     "amortized.priors": ("amortized.conditioning",),
     "amortized.guidance": ("amortized.conditioning", "amortized.priors"),
     "amortized.rendering": (),
-    "amortized.evaluation": (),
+    "amortized.evaluation": ("amortized.pages",),
+    "amortized.comparison": ("amortized.pages", "amortized.evaluation"),
     "amortized.assets": (),
     "amortized.parallel": ("amortized.guidance",),
     "amortized.checkpointing": ("amortized.parallel",),
-    "amortized.monitoring": ("amortized.parallel",),
+    "amortized.monitoring": ("amortized.pages", "amortized.parallel"),
     "amortized.generation": (
         "amortized.conditioning",
         "amortized.rendering",
@@ -51,12 +53,14 @@ ROOMS = {
     "amortized.cli": ("amortized.parallel", "amortized.monitoring"),
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
+        "amortized.pages",
         "amortized.cli",
         "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",
         "amortized.evaluation",
+        "amortized.comparison",
         "amortized.parallel",
         "amortized.generation",
         "amortized.training",

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amortized.untrusted import (
+    inside,
     open_regular,
     parse_yaml_object,
     read_bytes,
@@ -147,3 +148,24 @@ def test_yaml_of_ours_is_read() -> None:
         "a": {"b": [1, 2.5, None, True]},
         "c": "x",
     }
+
+
+def test_a_path_of_others_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "in").mkdir(parents=True)
+    for place in (tmp_path, folder, folder / "in"):
+        (place / "file").touch()
+    (folder / "inner").symlink_to("in")
+    (folder / "outer").symlink_to(tmp_path)
+    (folder / "secret").symlink_to(tmp_path / "file")
+    (folder / "loop").symlink_to("loop")
+    (tmp_path / "to-run").symlink_to(folder)
+    for base in (folder, tmp_path / "to-run", str(folder)):
+        for path in ("file", "in/file", "inner/file", "in/../file", "missing/file", "."):
+            assert inside(base, path) == Path(base) / path
+        for path in ("../file", "outer/file", "secret", str(tmp_path / "file"), "in/../../file", "a\0b"):
+            with pytest.raises(ValueError, match="cannot read") as caught:
+                inside(base, path)
+            assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot read"):
+        open_regular(inside(folder, "loop"), 9).__enter__()

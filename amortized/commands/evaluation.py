@@ -23,10 +23,10 @@ from amortized.evaluation import (
 )
 from amortized.evaluation.evaluator import file_names
 from amortized.evaluation.folder import partial_of, replaced_folder
-from amortized.evaluation.history import load_history
 from amortized.generation import TextTo3D
 from amortized.generation.folder import checkpoint_of, load_run
 from amortized.names import slug
+from amortized.pages import load_history
 from amortized.parallel import World
 from amortized.types import Cameras, Corpus, GroundTruth, Prompt, Render, Scene
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list

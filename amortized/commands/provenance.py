@@ -13,9 +13,9 @@ import torch
 
 from amortized import __version__
 from amortized.commands.compose import RunConfig
-from amortized.evaluation.history import History
 from amortized.files import PROJECT
 from amortized.guidance import method_name
+from amortized.pages import History
 from amortized.parallel import World
 from amortized.untrusted import read_bytes
 

@@ -23,6 +23,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from amortized.arguments import path, whole
+from amortized.pages import asset, digest
 
 # What a browser may show; anything else, HTML in disguise included, is offered as a download.
 TYPES = {
@@ -39,13 +40,16 @@ TYPES = {
     ".mp4": "video/mp4",
     ".glb": "model/gltf-binary",
 }
+# The digests of the scripts inside our pages, which their own policies admit too.
+SCRIPTS = " ".join(f"'{digest(asset(path))}'" for path in ("evaluation/report.js", "comparison/compare.js"))
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # the address holds the token
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; "
+        f"default-src 'self'; script-src 'self' 'wasm-unsafe-eval' {SCRIPTS}; "
+        "img-src 'self' data: blob:; "
         "connect-src 'self' data: blob:; media-src 'self'; worker-src 'self' blob:; "
         "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
@@ -190,5 +194,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pages_of(folder: Path) -> list[Path]:
-    """The places of a page in a folder, the best first."""
+    """The places for the page of a folder, the best first."""
     return [folder / "index.html", folder / "evaluation/index.html"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from amortized.evaluation.markup import link, number, scale, text
 from amortized.evaluation.metrics import Interval
 from amortized.evaluation.results import LABELS, SIDES, PromptRow, Results
+from amortized.evaluation.scales import scale
+from amortized.pages import link, number, text
 
 # More cards make a page that browsers cannot handle; results.csv and the tables still cover every prompt.
 MAX_CARDS = 2000

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: written beside its place, and put there whole.
+"""The folder of an evaluation or a comparison: written beside its place, and put there whole.
 
 A page and its pictures belong together, so no file of an evaluation is replaced alone: a new one is written
 into the hidden folder `.NAME.partial` beside the old one, and two renames put it in place. Whatever stops an
@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,31 @@ from amortized.files import sync
 from amortized.untrusted import MiB, read_json, reason_of, short
 
 INDEX = "index.json"
-PAGES = ("results.json", "results.csv", "config.yaml", "index.html", INDEX)
 INDEX_LIMIT = 512 * MiB  # some 500 bytes for each prompt
 # What systems leave in folders that were looked at, and writes that a kill interrupted.
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\..+\.[0-9a-f]{8}\.\w+")
 
 
+@dataclass(frozen=True)
+class Writer:
+    """A command that writes folders with a page, an index, and the pictures that the index lists."""
+
+    command: str
+    noun: str  # of the content
+    pages: tuple[str, ...]  # the files that it writes besides the pictures
+
+
+EVALUATE = Writer(
+    "evaluate", "evaluation", ("results.json", "results.csv", "config.yaml", "index.html", INDEX)
+)
+COMPARE = Writer("compare", "comparison", ("comparison.json", "comparison.csv", "index.html", INDEX))
+
+
 @contextmanager
-def replaced_folder(folder: Path, *, retain: bool = False) -> Iterator[Path]:
+def replaced_folder(folder: Path, *, retain: bool = False, writer: Writer = EVALUATE) -> Iterator[Path]:
     """Context: an empty folder to write into, which replaces `folder` if the block succeeds.
 
-    Files in `folder` that no evaluation wrote are never lost: with `retain` they move into the new folder,
+    Files in `folder` that `writer` did not write are never lost: with `retain` they move into the new folder,
     else the folder is refused. If the block raises, `folder` stays as it was.
 
     Raises ValueError for a folder that cannot be replaced, or that another process writes to.
@@ -42,16 +57,16 @@ def replaced_folder(folder: Path, *, retain: bool = False) -> Iterator[Path]:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
-    with _locked(partial, folder):
+    with _locked(partial, folder, writer):
         try:
             with writing(folder):
                 _finish_interrupted(folder, old)
                 _empty(partial)
-            _check(folder, retain)
+            _check(folder, retain, writer)
             yield partial
             with writing(folder):
-                for path in foreign_files(folder):  # again: an evaluation takes long
-                    _retain(folder, partial, path)
+                for path in foreign_files(folder, writer):  # again: an evaluation takes long
+                    _retain(folder, partial, path, writer)
                 sync(partial)
                 if folder.exists():
                     os.rename(folder, old)
@@ -83,22 +98,22 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def foreign_files(folder: Path) -> list[Path]:
-    """The files in a folder that no evaluation wrote, relative to it, in order."""
-    ours = _listed_files(folder)
+def foreign_files(folder: Path, writer: Writer = EVALUATE) -> list[Path]:
+    """The files in a folder that `writer` did not write, relative to it, in order."""
+    ours = _listed_files(folder, writer)
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     return sorted(p for p in files if p.as_posix() not in ours and not LITTER.fullmatch(p.name))
 
 
-def _listed_files(folder: Path) -> set[str]:
-    """The files that the evaluation in a folder wrote, by its index; none if there is no evaluation."""
+def _listed_files(folder: Path, writer: Writer) -> set[str]:
+    """The files that `writer` wrote into a folder, by its index; none if there is no index."""
     try:
         entries = read_json(folder / INDEX, INDEX_LIMIT)
     except ValueError:
-        return _files_of_earlier_versions(folder)
+        return _files_of_earlier_versions(folder) if writer == EVALUATE else set()
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries):
         return set()
-    return {*PAGES, *(str(value) for entry in entries for value in media_of(entry))}
+    return {*writer.pages, *(str(value) for entry in entries for value in media_of(entry))}
 
 
 def media_of(entry: dict[str, Any]) -> list[Any]:
@@ -111,10 +126,15 @@ def _files_of_earlier_versions(folder: Path) -> set[str]:
     if not all((folder / name).is_file() for name in ("results.json", "results.csv", "index.html")):
         return set()
     media = (*folder.glob("strips/*.png"), *folder.glob("turntables/*.mp4"))
-    return {*PAGES[:2], "index.html", *(path.relative_to(folder).as_posix() for path in media)}
+    return {
+        "results.json",
+        "results.csv",
+        "index.html",
+        *(path.relative_to(folder).as_posix() for path in media),
+    }
 
 
-def _check(folder: Path, retain: bool) -> None:
+def _check(folder: Path, retain: bool, writer: Writer) -> None:
     """Raise ValueError for a folder that must not or cannot be replaced."""
     if not folder.exists():
         return
@@ -125,32 +145,37 @@ def _check(folder: Path, retain: bool) -> None:
             f"{short(folder)} is where a disk is mounted: choose a new folder inside it (--output)"
         )
     with writing(folder):
-        foreign = foreign_files(folder)
+        foreign = foreign_files(folder, writer)
     if foreign and not retain:
         others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise ValueError(
-            f"{short(folder)} has files that evaluate did not write ({short(foreign[0])}{others}): "
+            f"{short(folder)} has files that {writer.command} did not write ({short(foreign[0])}{others}): "
             "choose a new folder (--output)"
         )
-    if blocked := [path for path in foreign if path.as_posix() in PAGES]:
+    if blocked := [path for path in foreign if path.as_posix() in writer.pages]:
         raise ValueError(
-            f"{short(folder / blocked[0])} was not written by evaluate and would be replaced: "
+            f"{short(folder / blocked[0])} was not written by {writer.command} and would be replaced: "
             "rename it, or choose another folder (--output)"
         )
 
 
-def _retain(folder: Path, partial: Path, path: Path) -> None:
-    """Link a file into the new folder, or copy it if the disk has no links."""
+def _retain(folder: Path, partial: Path, path: Path, writer: Writer) -> None:
+    """Link or copy a file into the new folder."""
     target = partial / path
     if os.path.lexists(target):
         raise ValueError(
-            f"{short(folder / path)} was not written by evaluate and would be replaced: rename it"
+            f"{short(folder / path)} was not written by {writer.command} and would be replaced: rename it"
         )
+    link_or_copy(folder / path, target)
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """A second name for a file, which takes no space, or a copy if the disk has no links. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(folder / path, target, follow_symlinks=False)
+        os.link(path, target, follow_symlinks=False)
     except OSError:
-        shutil.copy2(folder / path, target, follow_symlinks=False)
+        shutil.copy2(path, target, follow_symlinks=False)
 
 
 def _finish_interrupted(folder: Path, old: Path) -> None:
@@ -171,7 +196,7 @@ def _empty(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(partial: Path, folder: Path) -> Iterator[None]:
+def _locked(partial: Path, folder: Path, writer: Writer) -> Iterator[None]:
     """Context: no other process replaces the folder. The system releases the lock of a killed one."""
     if sys.platform == "win32":  # a folder cannot be locked there
         yield
@@ -185,7 +210,7 @@ def _locked(partial: Path, folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another evaluation is writing {short(folder)}: wait for it, or choose another folder "
+                f"another {writer.noun} is writing {short(folder)}: wait for it, or choose another folder "
                 "(--output)"
             ) from None
         except OSError:

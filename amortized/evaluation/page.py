@@ -1,22 +1,17 @@
 """The report as one HTML document that opens from disk, offline: pictures, scores, training, provenance.
 
-Prompts are untrusted text: see `amortized.evaluation.markup`. The page's content security policy admits its
-one script by digest.
+Prompts are untrusted text: see `amortized.pages.markup`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 
-from amortized.evaluation.assets import SCRIPT, STYLE
 from amortized.evaluation.cards import controls, gallery
-from amortized.evaluation.curves import curves
-from amortized.evaluation.history import History
-from amortized.evaluation.markup import interval_text, link, number, scale, text
 from amortized.evaluation.metrics import Interval, chance_recall
 from amortized.evaluation.results import LABELS, METRICS, Results
+from amortized.evaluation.scales import interval_text, scale
+from amortized.pages import History, asset, curves, document, link, navigation, number, pairs, section, text
 from amortized.wording import count
 
 HEADLINES = ("recall_at_1", "iou", "color_error", "clip_similarity", "front_shown", "janus")
@@ -48,58 +43,34 @@ DOWNLOADS = {
 
 def page(results: Results, history: History | None = None, files: Mapping[str, str] = DOWNLOADS) -> str:
     """The report; without a `history` it has no section on the training. `files` lie beside it."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; "
-        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
     heading, above = _titles(results)
     method = results.provenance.get("method")
     tab = " · ".join(part for part in (heading, *(above[:1]), text(method, 60) if method else "") if part)
-    training = "" if history is None else _section("training", "Training", curves(history))
+    training = "" if history is None else section("training", "Training", curves(history))
     parts = {"pictures": "Pictures", "scores": "Scores"}
     parts |= {"training": "Training"} if training else {}
     parts |= {"provenance": "Provenance"} if results.provenance else {}
-    nav = "".join(
-        f'<a href="#{key}">{label}</a>' for key, label in {**parts, "downloads": "Downloads"}.items()
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{text(policy)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{tab}</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <p class="overline">{" · ".join(("Evaluation", *above))}</p>
 <h1><bdi>{heading}</bdi></h1>
 <p class="lead">{_lead(results)}</p>
-<nav aria-label="Sections">{nav}</nav>
+{navigation({**parts, "downloads": "Downloads"})}
 </header>
 <main>
-<section aria-labelledby="pictures">
-<div class="bar"><h2 id="pictures">Pictures</h2>{controls(results)}</div>
-{gallery(results)}
-</section>
-{_section("scores", "Scores", f'<div class="tiles">{_tiles(results)}</div>{_groups(results)}')}
+{section("pictures", "Pictures", gallery(results), beside=controls(results))}
+{section("scores", "Scores", f'<div class="tiles">{_tiles(results)}</div>{_groups(results)}')}
 {training}
-{_section("provenance", "Provenance", _provenance(results)) if results.provenance else ""}
-{_section("downloads", "Downloads", _downloads(files))}
-<details><summary>Settings of the evaluation</summary><dl>{_pairs(results.settings)}</dl></details>
-</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
-
-
-def _section(key: str, title: str, body: str) -> str:
-    return f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{body}</section>'
+{section("provenance", "Provenance", _provenance(results)) if results.provenance else ""}
+{section("downloads", "Downloads", _downloads(files))}
+<details><summary>Settings of the evaluation</summary><dl>{pairs(results.settings)}</dl></details>
+</main>"""
+    return document(
+        title=tab,
+        body=body,
+        style=asset("evaluation/report.css"),
+        script=asset("evaluation/report.js"),
+        kind="evaluation",
+    )
 
 
 def _titles(results: Results) -> tuple[str, list[str]]:
@@ -203,7 +174,7 @@ def _provenance(results: Results) -> str:
         made["training_s"] = duration(seconds)
     shown = {"steps": _steps(made), "config_sha256": str(made.get("config_sha256", ""))[:16]}
     made |= {key: value for key, value in shown.items() if value}
-    return f"<dl>{_pairs({label: made[key] for key, label in PROVENANCE.items() if key in made})}</dl>"
+    return f"<dl>{pairs({label: made[key] for key, label in PROVENANCE.items() if key in made})}</dl>"
 
 
 def _steps(made: Mapping[str, object]) -> str:
@@ -219,10 +190,6 @@ def _downloads(files: Mapping[str, str]) -> str:
         for name, words in files.items()
     )
     return f'<ul class="downloads">{items}</ul>'
-
-
-def _pairs(values: Mapping[str, object]) -> str:
-    return "".join(f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in values.items())
 
 
 def duration(seconds: float) -> str:

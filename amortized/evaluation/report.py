@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 from amortized.evaluation.folder import INDEX, writing
-from amortized.evaluation.history import History
 from amortized.evaluation.page import DOWNLOADS, page
 from amortized.evaluation.results import SIDES, Results, index_entry, row_values
 from amortized.files import atomic_write_text
+from amortized.pages import History
 
 # OWASP's list for CSV injection, and the full-width signs that spreadsheets read like the plain ones.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -58,11 +58,11 @@ def csv_table(results: Results) -> str:
     for row in rows:
         sides = zip(SIDES, row["mark_sides"] or (), strict=False)
         row["mark_sides"] = " ".join(side for side, is_shown in sides if is_shown)
-        writer.writerow({name: _inert(value) for name, value in row.items()})
+        writer.writerow({name: inert(value) for name, value in row.items()})
     return table.getvalue()
 
 
-def _inert(value: object) -> object:
+def inert(value: object) -> object:
     """The value of a cell, with an apostrophe before text that starts like a formula; numbers stay.
 
     White space before the formula does not help: some spreadsheets remove it.

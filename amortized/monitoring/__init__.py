@@ -11,12 +11,14 @@ from amortized.monitoring.monitor import (
     peak_memory_gib,
 )
 from amortized.monitoring.profiler import profile_steps
+from amortized.monitoring.run_html import Facts as PageFacts
 from amortized.monitoring.stopwatch import Stopwatch
 from amortized.monitoring.watchdog import Watchdog
 
 __all__ = [
     "WEIGHTS",
     "MonitorConfig",
+    "PageFacts",
     "RunFacts",
     "StepMonitor",
     "StepRecord",

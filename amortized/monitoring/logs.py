@@ -1,10 +1,10 @@
-"""The logs of a run: log.jsonl, events.jsonl, TensorBoard, a progress bar, a tracker."""
+"""The logs of a run: log.jsonl, events.jsonl, its page, TensorBoard, a progress bar, a tracker."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from amortized.files import atomic_path
 from amortized.monitoring.best_effort import BestEffort, append_whole, described
 from amortized.monitoring.board import Board
+from amortized.monitoring.run_page import NAME as PAGE
+from amortized.monitoring.run_page import RunPage, Status
 from amortized.names import text_hash
 from amortized.untrusted import open_regular
 
@@ -25,14 +27,22 @@ LOG_LIMIT = 2**34  # bytes
 class RunLog:
     """Writes the numbers of a step to `log.jsonl` and events, with their time, to `events.jsonl`.
 
-    The numbers also go to TensorBoard, to the progress bar and to the tracker, if the config names one. Each
-    may fail, which `best_effort` reports as an event. Raises ValueError if the tracker is not installed.
+    The numbers also go to the page, to TensorBoard, to the progress bar and to the tracker, if the config
+    names one. Each may fail, which `best_effort` reports as an event. Raises ValueError if the tracker is not
+    installed.
     """
 
     def __init__(
-        self, folder: Path, tracker: str | None, *, start: int, steps: int, quiet: bool = False
+        self,
+        folder: Path,
+        tracker: str | None,
+        *,
+        start: int,
+        steps: int,
+        quiet: bool = False,
+        page: RunPage | None = None,
     ) -> None:
-        self.step, self.best_effort = start, BestEffort(self.note)
+        self.step, self.best_effort, self.page = start, BestEffort(self.note), None
         self.log, self.events = folder / "log.jsonl", folder / "events.jsonl"
         self.board = Board(folder / "tensorboard", start)
         self.tracker, self.tracker_name = None, f"monitoring.tracker={tracker}"
@@ -46,7 +56,14 @@ class RunLog:
             disable=quiet,
         )
         with self.best_effort(described(self.log), (OSError, ValueError)):
-            _drop_steps_after(self.log, start)
+            _drop_steps_after(self.log, start, page.add if page is not None else _ignore)
+        if page is not None:
+            with self.best_effort(PAGE, Exception):  # a run is worth more than its page, whatever is wrong
+                page.check()
+                self.page = page
+            if start:
+                with self.best_effort(f"the earlier events and previews to {PAGE}", Exception):
+                    page.read_earlier()
         if tracker is not None:
             module = _import_tracker(tracker)
             with self.best_effort(self.tracker_name, Exception):  # of a library that may use the network
@@ -57,6 +74,9 @@ class RunLog:
         with self.best_effort(described(self.log)):
             append_whole(self.log, (json.dumps({"step": step, **values}) + "\n").encode())
         numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+        if self.page is not None:
+            with self.best_effort(PAGE, Exception):
+                self.page.add(step, numbers)
         with self.best_effort("tensorboard"):
             self.board.numbers(step, numbers)
         if self.tracker is not None:
@@ -70,6 +90,8 @@ class RunLog:
         self.show(text)
         with self.best_effort(described(self.events)):
             append_whole(self.events, line.encode(errors="backslashreplace"))
+        if self.page is not None:
+            self.page.event(**event)
         self.text("notes", text)
 
     def show(self, text: str) -> None:
@@ -88,9 +110,23 @@ class RunLog:
         with self.best_effort("tensorboard"):
             self.board.picture(self.step, name, image)
 
+    def write_page(self, status: Status = "training", reason: str = "") -> None:
+        if self.page is not None:
+            with self.best_effort(PAGE, Exception):
+                self.page.write(status, reason)
+
+    def preview(self, path: Path) -> None:
+        """Show the picture of a preview on the page, and its path on the console."""
+        self.show(f"preview: {path}")
+        if self.page is not None:
+            self.page.preview(path)
+            self.write_page()
+
     def advance(self, **shown: float | int) -> None:
-        """Advance the progress bar by one step."""
+        """Advance the progress bar by one step, and write the page if it is old."""
         self.step += 1
+        if self.page is not None and self.page.advance(self.step):
+            self.write_page()
         with self.best_effort("the console", (OSError, ValueError)):
             self.bar.set_postfix(
                 {
@@ -127,8 +163,12 @@ def _start_tracker(tracker: Any, name: str, folder: Path) -> Any:
     return tracker
 
 
-def _drop_steps_after(path: Path, start: int) -> None:
-    """Drop log lines of steps after `start`, which will run again, and lines that are not ours.
+def _ignore(step: int, values: Mapping[str, Any]) -> None:
+    pass
+
+
+def _drop_steps_after(path: Path, start: int, take: Callable[[int, Mapping[str, Any]], None]) -> None:
+    """Drop log lines of steps after `start`, which will run again, and other lines; `take` the rest.
 
     Reads a line at a time, as a log may be large. Raises OSError, or ValueError if `path` is not a file.
     """
@@ -136,15 +176,16 @@ def _drop_steps_after(path: Path, start: int) -> None:
         return
     with open_regular(path, LOG_LIMIT) as file, atomic_path(path) as temporary, temporary.open("wb") as new:
         while line := file.readline(LINE_LIMIT):
-            if _is_step_until(line, start):
+            if (entry := _entry_until(line, start)) is not None:
+                take(entry["step"], entry)
                 new.write(line.rstrip(b"\n") + b"\n")
 
 
-def _is_step_until(line: bytes, start: int) -> bool:
-    """Whether a line of log.jsonl is whole, and its step at most `start`."""
+def _entry_until(line: bytes, start: int) -> dict[str, Any] | None:
+    """The entry in a whole line of log.jsonl if its step is at most `start`, else None."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        return False
+        return None
     step = entry.get("step") if isinstance(entry, dict) else None
-    return isinstance(step, int) and step <= start
+    return entry if isinstance(step, int) and step <= start else None

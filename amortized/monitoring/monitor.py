@@ -17,6 +17,8 @@ from amortized.monitoring.config import MonitorConfig
 from amortized.monitoring.forecast import forecast
 from amortized.monitoring.health import LossSpikes, Stragglers
 from amortized.monitoring.logs import RunLog
+from amortized.monitoring.run_html import Facts, Status
+from amortized.monitoring.run_page import RunPage
 from amortized.monitoring.stopwatch import Stopwatch
 from amortized.parallel import World
 from amortized.transfer import Readback
@@ -58,6 +60,7 @@ class RunFacts:
     prompts_seen: Callable[[int], int]  # before a step, repeats counted
     last_good: Callable[[], str]  # a clause that names the newest checkpoint
     best_by: str | None = None  # the number that scores checkpoints
+    page: Facts | None = None  # what its page says about it; None: it has no page
 
 
 class StepMonitor:
@@ -75,7 +78,10 @@ class StepMonitor:
         self.seconds: list[float] = []  # of the first two steps
         self.log = None
         if world.is_main:
-            self.log = RunLog(folder, config.tracker, start=run.start, steps=run.steps, quiet=quiet)
+            page = None if run.page is None else RunPage(folder, run.page, run.start)
+            self.log = RunLog(
+                folder, config.tracker, start=run.start, steps=run.steps, quiet=quiet, page=page
+            )
         # For other files of the run that it can do without.
         self.best_effort = BestEffort(self.note) if self.log is None else self.log.best_effort
 
@@ -158,8 +164,20 @@ class StepMonitor:
         if self.log is not None:
             self.log.show(text)
 
-    def close(self) -> None:
+    def preview(self, path: Path) -> None:
+        """Show the picture of a preview."""
         if self.log is not None:
+            self.log.preview(path)
+
+    def write_page(self) -> None:
+        """Write the run's page."""
+        if self.log is not None:
+            self.log.write_page()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the logs; `error` is why the training ended, if it failed."""
+        if self.log is not None:
+            self.log.write_page(*_ending(error, self.log.step == self.run.steps))
             self.log.close()
 
     def _forecast(self, step: int, elapsed: float) -> str | None:
@@ -197,6 +215,16 @@ class StepMonitor:
             for warning in filter(None, warnings):
                 self.note(warning)
             self.log.advance(loss=numbers["loss"], opacity=numbers["opacity"], prompts=prompts_seen)
+
+
+def _ending(error: BaseException | None, is_complete: bool) -> tuple[Status, str]:
+    """How a training ended, for its page."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "Interrupted in the middle of a step at"
+    if error is not None:
+        kind = "" if isinstance(error, TrainingStopped) else f"{type(error).__name__}: "
+        return "failed", f"{kind}{error}"
+    return ("finished", "") if is_complete else ("stopped", "Stopped by a signal, after a checkpoint, at")
 
 
 def _numbers_of(record: StepRecord) -> dict[str, float]:

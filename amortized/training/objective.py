@@ -29,6 +29,15 @@ class StepLosses:
 _pytree.register_dataclass(StepLosses)
 
 
+def mean_numbers(losses: list[StepLosses]) -> dict[str, Tensor]:
+    """The numbers of a step, each the mean over its parts, detached."""
+    parts = []
+    for loss in losses:
+        learned = {} if loss.learned is None else {"learned": loss.learned.detach()}
+        parts.append({"loss": loss.total.detach(), **learned, **loss.metrics})
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
 class Objective(nn.Module):
     """text -> scene -> images -> latents -> guidance and regularizers -> losses.
 

@@ -39,7 +39,8 @@ from amortized.priors import fingerprint_of
 from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
 from amortized.training.config import BaseRunConfig
 from amortized.training.endings import Leave, explain_failure, interruption, mark_stop, unless_interrupted
-from amortized.training.objective import Objective, StepLosses
+from amortized.training.objective import Objective, StepLosses, mean_numbers
+from amortized.training.page import page_facts
 from amortized.training.prefetch import Prefetcher
 from amortized.training.previews import bullets, overview, render_previews, save_previews
 from amortized.training.prompt_order import build_prompt_order
@@ -169,10 +170,11 @@ class Trainer:
             notes = [*notes, *self._restore()]
             step = self.resumed_at[0]
             monitor = self._build_monitor(quiet)
-            stack.callback(monitor.close)
+            stack.push(lambda kind, error, trace: monitor.close(error))
             for note in [*notes, *self._start_notes()]:
                 monitor.note(note)
             monitor.text("prompts", bullets(self._preview_prompts()))
+            monitor.write_page()
             stack.enter_context(mark_stop(self.folder, self.world))
             leave_now = leave and (lambda: leave(interruption(self.checkpoints.folder)))
             interrupted = stack.enter_context(catch_signals(monitor.show, self.world.size > 1, leave_now))
@@ -195,12 +197,13 @@ class Trainer:
                 stop = self.world.size == 1 and interrupted()
                 while len(unread) > (0 if stop or saves else lag):
                     stop = monitor(unread.pop(0)) or stop
-                # 3. Once in a while: a checkpoint, a preview.
+                # 3. Once in a while: a checkpoint, a preview; the run's page shows both.
                 if stop or saves:
                     watchdog.beat(f"the checkpoint of step {step}")
                     self.save(step, monitor.pop_score())
                     for note in self.checkpoints.pop_messages():
                         monitor.note(note)
+                    monitor.write_page()
                 if step % config.monitoring.preview_every == 0 or step == steps:
                     watchdog.beat(f"the preview of step {step}")
                     self._preview(step, monitor)
@@ -236,7 +239,7 @@ class Trainer:
         # 2. The update.
         norms = self.strategy.update(step)
         # 3. Numbers to log: queue one all-reduce and one copy to the host, wait for neither.
-        means = _mean_numbers(losses)
+        means = mean_numbers(losses)
         for calls in ("denoiser_calls", "gradient_calls"):  # totals of the step, over parts and ranks
             means[calls] = means[calls] * self.num_parts * self.world.size
         means |= {**norms, "interrupted": means["loss"].new_full((), float(interrupted))}
@@ -289,6 +292,7 @@ class Trainer:
             prompts_seen=self.prompts_seen,
             last_good=self.checkpoints.last_good,
             best_by=self.config.checkpointing.best_by,
+            page=page_facts(self.config, self.world),
         )
         return StepMonitor(self.config.monitoring, run, self.folder, self.world, quiet=quiet)
 
@@ -304,6 +308,7 @@ class Trainer:
         if shortage := self.bank.missing_from_shards(texts):
             yield shortage
         every, previews = self.config.monitoring.preview_every, self.folder / "previews"
+        yield f"progress, curves and previews: {self.folder / 'index.html'}"
         yield f"previews every {every:,} steps in {previews}; curves: tensorboard --logdir {self.folder}"
         if size := self.cache_bytes:
             yield f"the trajectory cache will grow to {size / 2**20:,.0f} MiB"
@@ -325,7 +330,7 @@ class Trainer:
             if self.world.is_main:
                 with monitor.best_effort("previews"):
                     path = save_previews(self.folder / "previews", step, prompts, rows)
-                    monitor.show(f"preview: {path}")
+                    monitor.preview(path)
                 monitor.picture("preview", overview(rows))
         self.world.barrier()
 
@@ -337,12 +342,3 @@ class Trainer:
 def grid_engines(generator: nn.Module) -> dict[str, str]:
     """The engine of each hash grid in a generator, by dotted module name."""
     return {name: part.engine for name, part in generator.named_modules() if isinstance(part, HashGrid)}
-
-
-def _mean_numbers(losses: list[StepLosses]) -> dict[str, torch.Tensor]:
-    """The numbers of a step, each the mean over its parts, detached."""
-    parts = []
-    for loss in losses:
-        learned = {} if loss.learned is None else {"learned": loss.learned.detach()}
-        parts.append({"loss": loss.total.detach(), **learned, **loss.metrics})
-    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

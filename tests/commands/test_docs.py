@@ -116,8 +116,10 @@ def workspace(tmp_path, trained, exported, prior, run, monkeypatch) -> Path:
 def execute(command: str, run) -> None:
     """Run a command, shortened."""
     if command.startswith("make "):
-        shutil.rmtree("outputs/quickstart", ignore_errors=True)
-        for line in made(command):
+        lines = made(command)
+        if lines:
+            shutil.rmtree("outputs/quickstart", ignore_errors=True)
+        for line in lines:
             execute(line, run)
         return
     name, arguments = split_command(command)
@@ -130,6 +132,8 @@ def execute(command: str, run) -> None:
         short = [word for word in short if "grid" not in word]
     if name == "evaluate":
         arguments = [re.sub("clip=ViT.*", f"clip={ROOT / 'checkpoints/shapes-clip'}", a) for a in arguments]
+        if not any(word.startswith("--") for word in arguments):  # then it is the evaluation of the run
+            short += ["--output", f"{arguments[0]}/evaluation"]
         short += [] if {"--prompt", "--prompts"} & {*arguments} else ["--limit", "2"]
     done = run("amortized", name, *arguments, *short)
     assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import os
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from amortized.evaluation import PromptRow, summarize, write_results
 from amortized.evaluation.cards import FIRST_CARDS, MAX_CARDS
 from amortized.evaluation.page import page
 from amortized.media import save_strip, save_video
+from tests.pages.chromium import launched, opened_page
 
-CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(p)), None)
 EVIL = '<script>alert(1)</script> & "x"'
 EVIL_KIND = '"><img src=x onerror="alert(2)">'
 
@@ -63,41 +62,13 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("the report page was not tested: no Chromium (apt-get install chromium)")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the report page was not tested: no playwright"
-    )
-    with playwright.sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    yield from launched()
 
 
 @pytest.fixture
 def opened(browser, report):
-    """The page opened from disk; fails the test on any dialog, console message, error or remote request."""
-    tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    problems: list[str] = []
-
-    def dismiss(dialog):
-        problems.append(f"dialog {dialog.message}")
-        dialog.dismiss()
-
-    tab.on("dialog", dismiss)
-    tab.on("console", lambda m: problems.append(f"console {m.type} {m.text}"))
-    tab.on("pageerror", lambda error: problems.append(f"error {error}"))
-    tab.on("requestfailed", lambda r: None if "mp4" in r.url else problems.append(f"failed {r.url}"))
-    tab.on(
-        "request",
-        lambda r: None if r.url.startswith(("file://", "data:")) else problems.append(f"request {r.url}"),
-    )
-    tab.goto((report / "index.html").as_uri())
-    tab.wait_for_load_state("load")
-    yield tab
-    tab.wait_for_timeout(50)
-    tab.close()
-    assert not problems
+    with opened_page(browser, report / "index.html", viewport={"width": 1280, "height": 900}) as tab:
+        yield tab
 
 
 def shown(tab) -> list[str]:

@@ -26,6 +26,7 @@ WRITERS = {  # by the part of a path that they write
     "tfevents": "tensorboard",
     "previews": "previews",
     "profile": "steps_1_2.json",
+    ".index.": "index.html",
 }
 
 

@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 
-from amortized.evaluation.curves import curves
-from amortized.evaluation.history import POINTS, load_history, read_history
+from amortized.pages.curves import curves
+from amortized.pages.history import POINTS, load_history, read_history
 
 
 def log(path, num_steps: int, **columns) -> None:

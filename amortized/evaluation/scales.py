@@ -1,37 +1,11 @@
-"""HTML from untrusted values: text, numbers, scales.
-
-Text passes through `text` and appears as element text or attribute values only, never inside a script.
-"""
+"""Intervals as text, and as a line from 0 to 1."""
 
 from __future__ import annotations
 
 import math
-import re
-from html import escape
-from urllib.parse import quote
 
 from amortized.evaluation.metrics import Interval
-
-TEXT_LIMIT = 400  # characters on the page; results.json has the whole text
-# Control characters, half characters, and marks that reorder the text around them.
-UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
-)
-
-
-def text(value: object, limit: int = TEXT_LIMIT) -> str:
-    """A value as escaped text on one line, for an element or a quoted attribute."""
-    plain = UNSAFE.sub("\ufffd", " ".join(str(value).split()))
-    return escape(plain if len(plain) <= limit else f"{plain[: limit - 1]}…")
-
-
-def link(path: str) -> str:
-    """A relative path as an escaped URL, for a quoted attribute."""
-    return escape(quote(path, errors="replace"))
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"
+from amortized.pages import number, text
 
 
 def interval_text(interval: Interval) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from amortized.pages.thinning import Thinned
 from amortized.untrusted import MiB, open_regular, short
 
 LOG_LIMIT = 2048 * MiB  # some two million steps
@@ -27,33 +27,32 @@ class History:
     note: str = ""
 
 
-def load_history(path: Path, last: int | None = None) -> History:
-    """The history in a log.jsonl up to the step `last`; an empty one with a note if it cannot be read."""
+def load_history(path: Path, last: int | None = None, names: Sequence[str] = CURVES) -> History:
+    """As `read_history`; if the log cannot be read, an empty history with a note."""
     try:
-        return read_history(path, last)
+        return read_history(path, last, names)
     except ValueError as error:
         return History(note=str(error))
 
 
-def read_history(path: Path, last: int | None = None) -> History:
-    """The history in a log.jsonl, up to the step `last`. Raises ValueError for a file of another shape."""
-    points = {name: (array("d"), array("d")) for name in CURVES}
+def read_history(path: Path, last: int | None = None, names: Sequence[str] = CURVES) -> History:
+    """The curves `names` of a log.jsonl up to the step `last`. Raises ValueError for another file."""
+    curves = {name: Thinned() for name in names}
     seconds, timed = 0.0, False
     for number, record in _records(path):
-        step = _number(record.get("step"))
+        step = finite(record.get("step"))
         if step is None:
             raise ValueError(f"{short(path)}, line {number}: it has no step")
         if last is not None and step > last:
             continue
-        for name, (steps, values) in points.items():
-            if (value := _number(record.get(name))) is not None:
-                steps.append(step)
-                values.append(value)
-        times = [_number(value) for name, value in record.items() if name.startswith("time/")]
+        for name, curve in curves.items():
+            if (value := finite(record.get(name))) is not None:
+                curve.add(step, value)
+        times = [finite(value) for name, value in record.items() if name.startswith("time/")]
         timed |= bool(times)
         seconds += sum(value for value in times if value is not None)
-    curves = {name: _thin(*columns) for name, columns in points.items() if len(columns[0]) > 1}
-    return History(curves=curves, seconds=seconds if timed and math.isfinite(seconds) else None)
+    drawn = {name: curve.points(POINTS) for name, curve in curves.items() if len(curve) > 1}
+    return History(curves=drawn, seconds=seconds if timed and math.isfinite(seconds) else None)
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -73,17 +72,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, record
 
 
-def _number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """The value if it is a finite number of a plausible size, else None."""
     plausible = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
     return float(value) if plausible else None
-
-
-def _thin(steps: array[float], values: array[float]) -> list[tuple[float, float]]:
-    """At most POINTS points: means over equal numbers of neighbors."""
-    parts = min(POINTS, len(steps))
-    bounds = [len(steps) * i // parts for i in range(parts + 1)]
-    return [
-        (sum(steps[a:b]) / (b - a), sum(values[a:b]) / (b - a))
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]

@@ -1,0 +1,35 @@
+"""What all HTML pages share: escaping, a frame with a security policy, a style sheet, training curves.
+
+A page is one file that opens from disk and requests nothing outside its folder.
+"""
+
+from amortized.pages.curves import Line, charts, curves, key
+from amortized.pages.history import History, finite, load_history, read_history
+from amortized.pages.markup import block, link, number, pairs, text
+from amortized.pages.pictures import Picture, find_picture, image
+from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
+
+__all__ = [
+    "History",
+    "Line",
+    "Picture",
+    "asset",
+    "block",
+    "charts",
+    "curves",
+    "digest",
+    "document",
+    "find_picture",
+    "finite",
+    "image",
+    "is_page_of",
+    "key",
+    "link",
+    "load_history",
+    "navigation",
+    "number",
+    "pairs",
+    "read_history",
+    "section",
+    "text",
+]
