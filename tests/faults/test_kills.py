@@ -20,7 +20,7 @@ from tests.faults.whole import broken_files
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 400
+STEPS = 800
 
 
 def start(*command: str) -> subprocess.Popen:
@@ -65,13 +65,14 @@ def finish(*command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_ninety_kills_of_training_and_evaluation_change_nothing(tmp_path):
     prior = make_tiny_sd(tmp_path / "prior", prediction_type="v_prediction")
     train = ["train.py", "configs/quickstart.yaml", f"prior={prior}", f"trainer.steps={STEPS}"]
     train += ["trainer.prompts_per_process=2", "trainer.render_size=16", "checkpointing.every=4"]
     train += ["monitoring.preview_every=50", "monitoring.preview_prompts=1"]
     run, rng, kills = tmp_path / "run", random.Random(0), Counter()
+    training = [*train, f"output={run}"]
     evaluate = ["evaluate.py", str(run), "--limit", "4", "evaluation.views=2", "evaluation.grid=16"]
     evaluate += ["evaluation.turntable_frames=4", f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}"]
     export = ["-m", "amortized.commands.main", "export", str(run)]
@@ -105,11 +106,13 @@ def test_ninety_kills_of_training_and_evaluation_change_nothing(tmp_path):
 
     def kill(kind: str, times: int, command: list[str], moment: Callable[[], Callable[[], bool]]) -> None:
         while kills[kind] < times:
-            kills[kind] += kill_when(start(*command), moment())
+            killed = kill_when(start(*command), moment())
+            assert killed or command is not training, "the run finished before all kills"
+            kills[kind] += killed
             assert broken_files(tmp_path) == [], kind
 
-    kill("step", 40, [*train, f"output={run}"], lambda: after(rng.randrange(1, 8)))
-    kill("checkpoint", 20, [*train, f"output={run}"], writing)
+    kill("step", 40, training, lambda: after(rng.randrange(1, 8)))
+    kill("checkpoint", 20, training, writing)
     kill("evaluation", 15, evaluate, lambda: after_seconds(rng.uniform(4.0, 14.0)))
     kill(
         "export",
@@ -117,7 +120,7 @@ def test_ninety_kills_of_training_and_evaluation_change_nothing(tmp_path):
         [*export, str(tmp_path / "cut")],
         lambda: appears(tmp_path, "*cut*", rng.uniform(0, 0.05)),
     )
-    assert 20 < num_logged() < STEPS, "the run finished before all kills, or never resumed"
+    assert num_logged() > 20, "the run never resumed"
     folders = (run, tmp_path / "uninterrupted")
     for folder in folders:
         finish(*train, f"output={folder}")
