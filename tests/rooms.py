@@ -55,6 +55,7 @@ ROOMS = {
     "amortized.commands": (
         "amortized.pages",
         "amortized.cli",
+        "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
         "amortized.guidance",

@@ -4,7 +4,7 @@ from amortized.assets.checks import check_mesh
 from amortized.assets.config import AssetConfig
 from amortized.assets.formats import FORMATS, SUFFIXES, save_asset
 from amortized.assets.mesh import Asset, AssetError, Mesh, Source, TexturedMesh
-from amortized.assets.pipeline import make_asset, surface
+from amortized.assets.pipeline import check_libraries, make_asset, surface
 
 __all__ = [
     "FORMATS",
@@ -15,6 +15,7 @@ __all__ = [
     "Mesh",
     "Source",
     "TexturedMesh",
+    "check_libraries",
     "check_mesh",
     "make_asset",
     "save_asset",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from amortized.assets.checks import check_mesh
 from amortized.assets.clean import Keep, keep_bodies, simplify
 from amortized.assets.config import AssetConfig
+from amortized.assets.conventions import library
 from amortized.assets.extraction import extract
 from amortized.assets.field import Field
 from amortized.assets.mesh import Asset, Mesh, Source, TexturedMesh
@@ -52,6 +53,7 @@ def surface(scene: Scene, *, resolution: int = 256, exact: bool = False) -> list
 
 def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.device) -> Asset:
     """The asset of a scene of one prompt, on `device`. Raises AssetError if it has no surface to export."""
+    check_libraries(config)
     field = Field(scene, device)
     meter = _Meter(field)
     step = config.max_step(field.radius)
@@ -81,6 +83,17 @@ def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.
         "texture_covered": covered,
     }
     return Asset(mesh=mesh, textured=textured, printable=printable, source=source, report=report)
+
+
+def check_libraries(config: AssetConfig, formats: Sequence[str] = ()) -> None:
+    """Raise AssetError, with the command that installs it, if a library is missing that these need."""
+    packages = {"skimage": "scikit-image", "fast_simplification": "fast-simplification"}
+    packages["manifold3d"] = "manifold3d"
+    packages |= {"xatlas": "xatlas"} if config.texture else {}
+    for module, package in packages.items():
+        library(module, package, "assets", "a mesh")
+    if "usdz" in formats:
+        library("pxr", "usd-core", "usdz", "USDZ")
 
 
 def _surface_of(field: Field, config: AssetConfig, keep: Keep, meter: _Meter) -> tuple[Mesh, int]:

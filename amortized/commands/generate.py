@@ -1,13 +1,14 @@
-"""Turn prompts into pictures and videos with a trained generator.
+"""Turn prompts into pictures, videos and 3D files with a trained generator.
 
   amortized generate outputs/quickstart "a red cube" "a blue sphere"
   amortized generate exported/quickstart --prompts prompts.txt --output pictures --seeds 4
+  amortized generate outputs/quickstart "a red cube" --format glb,stl --faces 5000
   amortized generate outputs/quickstart "a red cube" --camera orbit --show rgb,normal,depth,opacity
   amortized generate outputs/quickstart --interpolate "a red cube" "a blue sphere" --method slerp --loop
 
-Writes one strip of views (PNG) and one video (MP4) per prompt and seed, named by the prompt, and index.json
-with the prompts, the model and the settings. Later calls add to the same folder: what is complete is skipped,
-what was made by another model or with other settings is made again.
+Writes one strip of views (PNG) and one video (MP4) per prompt and seed, or the chosen formats, named by the
+prompt, and index.json with the prompts, the model and the settings. Later calls add to the same folder: what
+is complete is skipped, what was made by another model or with other settings is made again.
 """
 
 from __future__ import annotations
@@ -20,17 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from amortized import arguments
 from amortized.arguments import names, path, path_text, whole
-from amortized.commands.picture_options import (
-    FORMATS,
-    add_picture_arguments,
-    check_memory,
-    checked_formats,
-    look_of,
-    num_views,
-    settings_of,
-)
+from amortized.commands import asset_options, picture_options
+from amortized.commands.asset_options import AssetJob, ModelSource
+from amortized.commands.picture_options import num_views
 
 if TYPE_CHECKING:
+    from amortized.commands.generated import Index
     from amortized.generation import TextTo3D
     from amortized.generation.pictures import Look, Pictures
 
@@ -47,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=path, default=Path("generated"), help="folder to write (default: %(default)s)"
     )
     parser.add_argument(
-        "--format", type=names(FORMATS), help="what to write: png, mp4, webp (default: png,mp4)"
+        "--format",
+        type=names((*picture_options.FORMATS, *asset_options.FORMATS)),
+        help="what to write: png, mp4, webp, glb, ply, obj, stl, 3mf, usdz (default: png,mp4)",
     )
     parser.add_argument(
         "--seed", type=whole(0, 2**31), default=0, help="the first variant (default: %(default)s)"
@@ -60,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-encoder", type=path_text, help="of an exported folder: the folder of its text encoder"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
-    add_picture_arguments(parser)
+    picture_options.add_picture_arguments(parser)
+    asset_options.add_asset_arguments(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +73,13 @@ class Job:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate as `args` say; returns the exit status."""
-    formats = checked_formats(args)
-    is_run = (Path(args.model) / "config.yaml").exists()
-    _check_source(args, is_run)
-    from amortized.cli import progress_bar
+    """Generate as `args` say; returns the exit status: 1 if an object has no surface to export."""
+    formats = picture_options.picture_formats(args)
+    formats += [format for format in args.format or () if format in asset_options.FORMATS]
+    if args.interpolate and (solid := [format for format in formats if format in asset_options.FORMATS]):
+        raise ValueError(f"--interpolate makes pictures and videos, no {solid[0]}: omit one of the two")
+    source = _checked_source(args)
     from amortized.commands.generated import open_index, read_index
-    from amortized.evaluation.folder import writing
-    from amortized.generation import TextTo3D
-    from amortized.generation.pictures import save_pictures
     from amortized.wording import count
 
     # 1. The prompts, the model.
@@ -90,18 +87,15 @@ def run(args: argparse.Namespace) -> int:
     if args.interpolate and len(texts) != 2:
         raise ValueError(f"--interpolate needs exactly two different prompts, got {len(texts)}")
     read_index(args.output)  # refuse a folder of others before loading the model
-    if is_run:
-        model = TextTo3D.from_run(args.model, checkpoint=args.checkpoint, device=args.device)
-    else:
-        model = TextTo3D.from_pretrained(args.model, text_encoder=args.text_encoder, device=args.device)
-    look = look_of(args, model)
-    check_memory(args, formats, on_cpu=model.device.type == "cpu")
+    model = source.load()
+    look = picture_options.look_of(args, model)
+    picture_options.check_memory(args, formats, on_cpu=model.device.type == "cpu")
     sample = texts[:PROMPTS_CHECKED]
     for note in model.texts.notes_on(sample, sampled=len(texts) > len(sample), generator_only=True):
         print(f"note: {note}")
     with open_index(args.output) as index:
         # 2. What is missing.
-        records = {format: settings_of(args, look, format) for format in formats}
+        records = {format: _settings(args, look, format) for format in formats}
         total, todo, remade = 0, [], 0
         for total, job in enumerate(_jobs(args, texts), 1):  # noqa: B007
             missing = [f for f in formats if not index.has(job.name, f, _record(job, f, model, records[f]))]
@@ -111,23 +105,90 @@ def run(args: argparse.Namespace) -> int:
             print(f"note: {count(total - len(todo), 'object')} in {args.output}: complete, skipped")
         if remade:
             print(f"note: {count(remade, 'object')} of another model or other settings: made again")
-        # 3. One object at a time: memory does not grow with their number. (More prompts per forward pass are
-        #    not faster: rendering takes nearly all of the time.)
-        progress = progress_bar("generating", quiet=False)
-        for done, (job, missing) in enumerate(todo):
-            progress(done, len(todo))
-            pictures = _pictures(args, model, job, look)
-            for format in missing:
-                record = _record(job, format, model, records[format])
-                with writing(args.output):
-                    save_pictures(pictures, args.output / record["file"], format, args.fps)
-                if "depth" in look.show:
-                    record["depth_range"] = pictures.depth_range
-                index.add(job.name, job.about, format, record)
-        if todo:
-            progress(len(todo), len(todo))
-    print(f"{count(total, 'object')} in {args.output}")
-    return 0
+        # 3. Make it.
+        _make_pictures(args, model, look, todo, records, index)
+        failed = _make_assets(args, source, model, todo, records, index)
+    for prompt, reason in failed:
+        print(f"note: {prompt!r} has no asset: {reason}")
+    print(
+        f"{count(total, 'object')} in {args.output}" + (f", {len(failed)} without an asset" if failed else "")
+    )
+    return 1 if failed else 0
+
+
+def _make_pictures(
+    args: argparse.Namespace,
+    model: TextTo3D,
+    look: Look,
+    todo: Sequence[tuple[Job, list[str]]],
+    records: dict[str, dict[str, Any]],
+    index: Index,
+) -> None:
+    """Make the missing pictures, one object at a time: memory does not grow with their number.
+
+    More prompts per forward pass are not faster: rendering takes nearly all of the time.
+    """
+    from amortized.cli import progress_bar
+    from amortized.evaluation.folder import writing
+    from amortized.generation.pictures import save_pictures
+
+    chosen = [(job, [f for f in missing if f in picture_options.FORMATS]) for job, missing in todo]
+    chosen = [(job, missing) for job, missing in chosen if missing]
+    progress = progress_bar("pictures", quiet=not chosen)
+    for done, (job, missing) in enumerate(chosen):
+        progress(done, len(chosen))
+        pictures = _pictures(args, model, job, look)
+        for format in missing:
+            record = _record(job, format, model, records[format])
+            with writing(args.output):
+                save_pictures(pictures, args.output / record["file"], format, args.fps)
+            if "depth" in look.show:
+                record["depth_range"] = pictures.depth_range
+            index.add(job.name, job.about, format, record)
+    progress(len(chosen), len(chosen))
+
+
+def _make_assets(
+    args: argparse.Namespace,
+    source: ModelSource,
+    model: TextTo3D,
+    todo: Sequence[tuple[Job, list[str]]],
+    records: dict[str, dict[str, Any]],
+    index: Index,
+) -> list[tuple[str, str]]:
+    """Make the missing assets; returns the prompts whose objects have no surface, with the reasons."""
+    formats = [format for format in records if format in asset_options.FORMATS]
+    jobs = {}
+    for job, missing in todo:
+        if wanted := tuple(format for format in missing if format in formats):
+            asset_job = AssetJob(name=job.name, prompt=job.prompts[0], seed=job.seed, formats=wanted)
+            jobs[job.name] = job, asset_job
+    if not jobs:
+        return []
+    from amortized.assets import check_libraries
+    from amortized.cli import progress_bar
+    from amortized.commands.asset_pool import AssetFiles, make_assets
+
+    config = asset_options.asset_config(args, formats)
+    check_libraries(config, formats)
+    files = AssetFiles(
+        folder=args.output,
+        config=config,
+        license=args.license or "",
+        options=asset_options.file_options(args),
+    )
+    workers = asset_options.num_workers(args, len(jobs), on_cpu=model.device.type == "cpu")
+    progress, failed = progress_bar("assets", quiet=False), []
+    progress(0, len(jobs))
+    made = make_assets(source, model, [asset_job for _, asset_job in jobs.values()], files, workers)
+    for done, (asset_job, reason) in enumerate(made, 1):
+        job, _ = jobs[asset_job.name]
+        if reason:
+            failed.append((asset_job.prompt, reason))
+        for format in () if reason else asset_job.formats:
+            index.add(job.name, job.about, format, _record(job, format, model, records[format]))
+        progress(done, len(jobs))
+    return failed
 
 
 def _jobs(args: argparse.Namespace, texts: Sequence[str]) -> Iterator[Job]:
@@ -156,8 +217,15 @@ def _pictures(args: argparse.Namespace, model: TextTo3D, job: Job, look: Look) -
     return pictures_between(model, (first, second), job.seed, look, method=method, loop=args.loop, **sizes)
 
 
+def _settings(args: argparse.Namespace, look: Look, format: str) -> dict[str, Any]:
+    if format in asset_options.FORMATS:
+        return asset_options.asset_settings(args, format)
+    return picture_options.settings_of(args, look, format)
+
+
 def _record(job: Job, format: str, model: TextTo3D, settings: dict[str, Any]) -> dict[str, Any]:
-    return {"file": f"{job.name}.{format}", "model": model.identity, "settings": settings}
+    suffix = asset_options.SUFFIXES.get(format, f".{format}")
+    return {"file": f"{job.name}{suffix}", "model": model.identity, "settings": settings}
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -169,10 +237,19 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(corpus[i].text for corpus in corpora for i in range(len(corpus))))
 
 
-def _check_source(args: argparse.Namespace, is_run: bool) -> None:
+def _checked_source(args: argparse.Namespace) -> ModelSource:
+    """The source of the model. Raises ValueError for options that do not fit it."""
+    is_run = (Path(args.model) / "config.yaml").exists()
     if not args.texts and args.prompts is None:
         raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
     if is_run and args.text_encoder:
         raise ValueError("--text-encoder is for exported folders: a run names its text encoder itself")
     if not is_run and args.checkpoint != "newest":
         raise ValueError(f"--checkpoint is for runs, and {args.model} is not one: an export has a single one")
+    return ModelSource(
+        path=args.model,
+        is_run=is_run,
+        checkpoint=args.checkpoint,
+        text_encoder=args.text_encoder,
+        device=args.device,
+    )

@@ -72,9 +72,9 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--loop", action="store_true", help="and back again")
 
 
-def checked_formats(args: argparse.Namespace) -> list[str]:
-    """The formats to write. Raises ValueError for options that contradict each other or are too large."""
-    formats: list[str] = list(args.format or ("png", "mp4"))
+def picture_formats(args: argparse.Namespace) -> list[str]:
+    """The formats of pictures to write. Raises ValueError for contradicting or too large options."""
+    formats = [format for format in args.format or ("png", "mp4") if format in FORMATS]
     videos = [format for format in formats if format in VIDEOS]
     stands_still = camera_of(args) == "fixed" and not args.interpolate
     if not args.interpolate and (args.loop or args.method):
