@@ -110,10 +110,11 @@ class RunLog:
         with self.best_effort("tensorboard"):
             self.board.picture(self.step, name, image)
 
-    def write_page(self, status: Status = "training", reason: str = "") -> None:
+    def write_page(self, status: Status = "training", reason: str = "", needs_change: bool = False) -> None:
+        """Write the run's page; see `RunPage.write`."""
         if self.page is not None:
             with self.best_effort(PAGE, Exception):
-                self.page.write(status, reason)
+                self.page.write(status, reason, needs_change)
 
     def preview(self, path: Path) -> None:
         """Show the picture of a preview on the page, and its path on the console."""

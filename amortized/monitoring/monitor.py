@@ -217,14 +217,17 @@ class StepMonitor:
             self.log.advance(loss=numbers["loss"], opacity=numbers["opacity"], prompts=prompts_seen)
 
 
-def _ending(error: BaseException | None, is_complete: bool) -> tuple[Status, str]:
-    """How a training ended, for its page."""
+def _ending(error: BaseException | None, is_complete: bool) -> tuple[Status, str, bool]:
+    """How a training ended, why, and whether the same settings would fail again, for its page."""
     if isinstance(error, KeyboardInterrupt):
-        return "stopped", "Interrupted in the middle of a step at"
+        return "stopped", "Interrupted in the middle of a step at", False
+    if isinstance(error, TrainingStopped):
+        return "failed", str(error), True
     if error is not None:
-        kind = "" if isinstance(error, TrainingStopped) else f"{type(error).__name__}: "
-        return "failed", f"{kind}{error}"
-    return ("finished", "") if is_complete else ("stopped", "Stopped by a signal, after a checkpoint, at")
+        return "failed", f"{type(error).__name__}: {error}", False
+    if is_complete:
+        return "finished", "", False
+    return "stopped", "Stopped by a signal, after a checkpoint, at", False
 
 
 def _numbers_of(record: StepRecord) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Facts:
     steps: int
     config_yaml: str = ""
     resume: str = ""  # the command that resumes it
+    change: str = ""  # the command that resumes it with changed settings
     evaluate: str = ""  # the command that evaluates it
     started_in: str = ""  # the folder in which the commands work
     processes: int = 1
@@ -51,6 +52,7 @@ class Snapshot:
 
     status: Status
     reason: str = ""  # of an early end
+    needs_change: bool = False  # the same settings would fail again, and are refused
     step: int
     time: datetime
     step_s: float | None = None  # seconds per step, of late
@@ -108,10 +110,12 @@ def _lead(facts: Facts, now: Snapshot) -> str:
         case "stopped":
             return f'<p class="lead">{text(now.reason, 2000)} {written}. Resume with</p>{resume}'
         case "failed":
+            remedy = "After a change of settings" if now.needs_change else "When the cause is removed"
             return (
                 f'<p class="lead">Ended at {written}:</p>'
                 f'<p class="reason" role="alert">{text(now.reason, 2000)}</p>'
-                f'<p class="lead">When the cause is removed, resume with</p>{resume}'
+                f'<p class="lead">{remedy}, resume with</p>'
+                f"{_command(facts, facts.change) if now.needs_change else resume}"
             )
 
 

@@ -91,8 +91,8 @@ class RunPage:
         if match := _PREVIEW.fullmatch(path.name):
             self.previews[int(match[1])] = f"{path.parent.name}/{path.name}"
 
-    def write(self, status: Status = "training", reason: str = "") -> None:
-        """Write the page."""
+    def write(self, status: Status = "training", reason: str = "", needs_change: bool = False) -> None:
+        """Write the page. `needs_change`: the same settings would fail again."""
         self.written_at = time.monotonic()
         steps = sorted(self.previews, reverse=True)
         shown = (
@@ -102,6 +102,7 @@ class RunPage:
         snapshot = Snapshot(
             status=status,
             reason=reason,
+            needs_change=needs_change,
             step=self.step,
             time=datetime.now(UTC),
             step_s=self._step_s(),

@@ -127,9 +127,11 @@ def test_a_run_ends_as_finished_stopped_or_failed(tmp_path, capfd):
         inject_failure(make_trainer(tmp_path / "c", steps=4), 0, 2, "nan").train(quiet=True)
     html = read(tmp_path / "c")
     assert state_of(html) == "failed" and "not finite" in html and 'role="alert">step 3:' in html
+    assert (tmp_path / "c/stopped").exists() and "KEY=VALUE --resume changed</pre>" in html
     with pytest.raises(ZeroDivisionError):
         inject_failure(make_trainer(tmp_path / "d", steps=4), 0, 2, "defect").train(quiet=True)
-    assert "ZeroDivisionError: a defect" in read(tmp_path / "d")
+    html = read(tmp_path / "d")
+    assert "ZeroDivisionError: a defect" in html and f"output={tmp_path}/d</pre>" in html
 
 
 def test_the_page_exists_from_the_start_and_follows(tmp_path):
