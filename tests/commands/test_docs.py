@@ -39,7 +39,10 @@ SHORT = {
         "generator.grid.log2_table_size=12",
     ],
     "evaluate": ["evaluation.views=2", "evaluation.turntable_frames=2", "evaluation.grid=16"],
-    "generate": ["--views", "2", "--size", "16", "--frames", "2", "--device", "cpu"],
+    "generate": [
+        *("--views", "2", "--size", "16", "--frames", "2", "--device", "cpu"),
+        *("--resolution", "32", "--faces", "500", "--texture", "64", "--workers", "1"),
+    ],
     "playground": ["steps=6", "images=1"],
 }
 # Parsed, not run: they need a download, or are long and covered by other tests.
