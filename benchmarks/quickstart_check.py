@@ -50,7 +50,14 @@ def train(folder: Path, device: str, limit_s: float) -> float:
 def evaluate(folder: Path, device: str) -> float:
     """Evaluate the run and return the seconds."""
     changes = () if device.startswith("cuda") else SMALL
-    command = [sys.executable, "evaluate.py", str(folder), "evaluation.turntable_frames=0", *changes]
+    command = [
+        sys.executable,
+        "evaluate.py",
+        str(folder),
+        "evaluation.turntable_frames=0",
+        "evaluation.objects=0",
+        *changes,
+    ]
     command += ["--output", str(folder / "evaluation")]
     start = time.perf_counter()
     if status := subprocess.run(command, cwd=ROOT).returncode:

@@ -90,7 +90,7 @@ def run(job: Job, threads: int) -> Rows:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         for script, arguments in (
             ("train.py", job.arguments),
-            ("evaluate.py", [str(job.folder), "evaluation.turntable_frames=0"]),
+            ("evaluate.py", [str(job.folder), "evaluation.turntable_frames=0", "evaluation.objects=0"]),
         ):
             if script == "train.py" and (job.folder / "stopped").exists():
                 continue  # it would stop for the same reason again

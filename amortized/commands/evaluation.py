@@ -23,6 +23,7 @@ from amortized.evaluation import (
 )
 from amortized.evaluation.evaluator import file_names
 from amortized.evaluation.folder import partial_of, replaced_folder
+from amortized.evaluation.objects import can_make_objects
 from amortized.generation import TextTo3D
 from amortized.generation.folder import checkpoint_of, load_run
 from amortized.names import slug
@@ -110,15 +111,18 @@ def evaluate_share(
     progress: Callable[[int, int], None],
 ) -> list[PromptRow]:
     """Render and score this rank's share of the prompts."""
+    settings = config.evaluation
     model = TextTo3D(*load_run(run, checkpoint, str(world.device), config_to_dict(config)))
     if world.is_main:
         for note in model.texts.notes_on([prompt.text for prompt in prompts], generator_only=True):
             print(f"note: {note}")
+    missing = can_make_objects() if settings.objects else ""
+    if missing and world.is_main:
+        print(f"note: the report has no objects in 3D: {missing}")
     share = list(prompts[world.rank :: world.size])
     if not share:
         return []
     untrained = TextTo3D(build_untrained(config, model.text_dim, world.device), model.texts, model.config)
-    settings = config.evaluation
 
     def look(scene: Scene, cameras: Cameras, height: int, width: int) -> Render:
         return model.images(
@@ -140,6 +144,7 @@ def evaluate_share(
         config=settings,
         folder=folder,
         names=file_names(prompts),
+        with_object={prompt.id for prompt in prompts[: settings.objects]} if not missing else (),
         progress=progress,
     )
 

@@ -41,7 +41,8 @@ TYPES = {
     ".glb": "model/gltf-binary",
 }
 # The digests of the scripts inside our pages, which their own policies admit too.
-SCRIPTS = " ".join(f"'{digest(asset(path))}'" for path in ("evaluation/report.js", "comparison/compare.js"))
+OURS = (asset("evaluation/report.js") + asset("pages/viewing.js"), asset("comparison/compare.js"))
+SCRIPTS = " ".join(f"'{digest(script)}'" for script in OURS)
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # the address holds the token
@@ -52,7 +53,7 @@ HEADERS = {
         "img-src 'self' data: blob:; "
         "connect-src 'self' data: blob:; media-src 'self'; worker-src 'self' blob:; "
         "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        "frame-ancestors 'self'"
     ),
 }
 PIECE = 2**18  # bytes sent at once

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from amortized.evaluation.metrics import Interval
 from amortized.evaluation.results import LABELS, SIDES, PromptRow, Results
 from amortized.evaluation.scales import scale
-from amortized.pages import link, number, text
+from amortized.pages import link, number, text, view_button
 
 # More cards make a page that browsers cannot handle; results.csv and the tables still cover every prompt.
 MAX_CARDS = 2000
@@ -76,10 +76,19 @@ def _card(row: PromptRow, index: int, settings: Mapping[str, object]) -> str:
     return (
         f'<article class="card" data-index="{index}" data-id="{text(row.id)}" '
         f'data-split="{text(row.split)}" data-kind="{text(row.kind or "")}"{data}>'
-        f'<div class="main">{_picture(row, index, settings)}<div class="text">'
+        f'<div class="main" data-stage>{_picture(row, index, settings)}<div class="text">'
         f'<h3><bdi>{text(row.text)}</bdi></h3><p class="tags">{tags}</p>'
-        f"<dl>{_scores(row, values)}</dl></div></div>{_strips(row, settings)}</article>"
+        f"<dl>{_scores(row, values)}</dl>{_object(row)}</div></div>{_strips(row, settings)}</article>"
     )
+
+
+def _object(row: PromptRow) -> str:
+    """A button that shows the object in 3D, and a link to its file."""
+    if not row.object:
+        return ""
+    folder, _, file = row.object.rpartition("/")
+    button = view_button(f"{folder}/", file.removesuffix(".glb"), row.text)
+    return f'<p class="object">{button} <a href="{link(row.object)}" download>GLB</a></p>'
 
 
 def _scores(row: PromptRow, values: Mapping[str, float | None]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,6 +15,7 @@ from amortized.config import PathText, check
 from amortized.evaluation.folder import writing
 from amortized.evaluation.gallery import Gallery
 from amortized.evaluation.metrics import recall_at_1
+from amortized.evaluation.objects import write_object
 from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_video
@@ -74,6 +75,7 @@ class EvaluationConfig:
     turntable_frames: int = 24  # 0 writes no turntables
     turntable_size: int = 160  # px; the report shows them at this size
     turntable_fps: float = 12.0
+    objects: int = 64  # the first so many prompts get a GLB, which the report shows in 3D; 0: none
     show_truth: bool = True  # a strip of the true object beside the result, if the corpus knows it
     grid: int = 64  # cells per side for the volumetric IoU
     prompts_per_batch: int = 4
@@ -84,7 +86,7 @@ class EvaluationConfig:
         check(self, "image_size", "turntable_size", at_least=1, limit=4096)
         check(self, "grid", at_least=1, limit=512)
         check(self, "views", "prompts_per_batch", "views_per_render", at_least=1, limit=4096)
-        check(self, "turntable_frames", at_least=0, limit=10_000)
+        check(self, "turntable_frames", "objects", at_least=0, limit=10_000)
         check(self, "distance", "turntable_fps", above=0, limit=1000)
         check(self, "fovy_deg", above=0, below=180)
         check(self, "elevation_deg", at_least=-90, at_most=90)
@@ -109,6 +111,7 @@ def evaluate(
     config: EvaluationConfig,
     folder: str | Path,
     names: Mapping[str, str] | None = None,
+    with_object: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PromptRow]:
     """Score the prompts, one row each in the given order; write their pictures into `folder`.
@@ -123,6 +126,7 @@ def evaluate(
         folder: receives the media; the rows hold paths relative to it.
         names: the file name of each prompt id, from `file_names` of all processes' prompts; None: there is
             one process.
+        with_object: ids of the prompts to write a GLB of; an object without a surface has none.
         progress: called with (prompts done, prompts in total) after each batch.
 
     Raises:
@@ -165,6 +169,8 @@ def evaluate(
         for p, prompt in enumerate(batch):
             name, true_strip = names[prompt.id], true_views[p] if config.show_truth else None
             media = _write_media(Path(folder), name, views[p], true_strip, turntables[p], config)
+            if prompt.id in with_object:
+                media |= write_object(scene.select(p), Path(folder), name, prompt.text, model.device)
             rows.append(
                 _row(
                     prompt,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.files import sync
+from amortized.pages import VIEWER_FILES
 from amortized.untrusted import MiB, read_json, reason_of, short
 
 INDEX = "index.json"
@@ -113,12 +114,16 @@ def _listed_files(folder: Path, writer: Writer) -> set[str]:
         return _files_of_earlier_versions(folder) if writer == EVALUATE else set()
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries):
         return set()
-    return {*writer.pages, *(str(value) for entry in entries for value in media_of(entry))}
+    listed = {str(value) for entry in entries for value in media_of(entry)}
+    objects = {path for path in listed if path.endswith(".glb")}
+    beside = {f"{path}.js" for path in objects}
+    viewers = {f"{path.rpartition('/')[0]}/{name}" for path in objects for name in VIEWER_FILES}
+    return {*writer.pages, *listed, *beside, *viewers}
 
 
 def media_of(entry: dict[str, Any]) -> list[Any]:
     """The paths of the media that an entry of an index lists."""
-    return [entry[key] for key in ("strip", "truth_strip", "turntable") if entry.get(key)]
+    return [entry[key] for key in ("strip", "truth_strip", "turntable", "object") if entry.get(key)]
 
 
 def _files_of_earlier_versions(folder: Path) -> set[str]:

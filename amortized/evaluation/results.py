@@ -61,6 +61,7 @@ class PromptRow:
     strip: str | None = None  # media paths, relative to the folder of the results
     truth_strip: str | None = None  # the same views of the true object
     turntable: str | None = None
+    object: str | None = None  # a GLB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ def merge_rows(shards: Iterable[Sequence[PromptRow]], order: Sequence[str]) -> l
 def index_entry(row: PromptRow) -> dict[str, Any]:
     """An entry of index.json: which files show a prompt, and how it scored."""
     scores = {name: plain(getattr(row, name)) for name in METRICS if getattr(row, name) is not None}
-    names = ("id", "slug", "split", "strip", "truth_strip", "turntable")
+    names = ("id", "slug", "split", "strip", "truth_strip", "turntable", "object")
     return {"prompt": row.text, **{name: getattr(row, name) for name in names}, "scores": scores}
 
 

@@ -15,7 +15,7 @@ from amortized.untrusted import MiB, inside, read_json_object, short
 RESULTS = "results.json"
 LIMIT = 512 * MiB  # bytes; a prompt takes some 700
 TEXTS = ("id", "text", "split")
-OPTIONAL_TEXTS = ("kind", "near_train", "slug", "strip", "truth_strip", "turntable")
+OPTIONAL_TEXTS = ("kind", "near_train", "slug", "strip", "truth_strip", "turntable", "object")
 MAX_TEXT = 100_000  # characters
 
 

@@ -8,8 +8,10 @@ from amortized.pages.history import History, finite, load_history, read_history
 from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
+from amortized.pages.viewing import VIEWER_FILES, view_button, write_script, write_viewer
 
 __all__ = [
+    "VIEWER_FILES",
     "History",
     "Line",
     "Picture",
@@ -32,4 +34,7 @@ __all__ = [
     "read_history",
     "section",
     "text",
+    "view_button",
+    "write_script",
+    "write_viewer",
 ]

@@ -14,6 +14,8 @@ from importlib import resources
 
 from amortized.pages.markup import text
 
+FRAMES = "frame-src 'self' file:; "
+
 
 @cache
 def asset(path: str) -> str:
@@ -22,7 +24,14 @@ def asset(path: str) -> str:
 
 
 def document(
-    *, title: str, body: str, style: str = "", script: str = "", kind: str = "", reload_s: int | None = None
+    *,
+    title: str,
+    body: str,
+    style: str = "",
+    script: str = "",
+    kind: str = "",
+    frames: bool = False,
+    reload_s: int | None = None,
 ) -> str:
     """A page as text.
 
@@ -31,12 +40,13 @@ def document(
         style: rules after those that all pages share.
         script: the page's only script; empty: no script may run.
         kind: names the writer, see `is_page_of`.
+        frames: the page may show other pages of its folder in frames: objects in 3D.
         reload_s: seconds after which the browser loads the page again; None: never.
     """
     style = asset("pages/base.css") + style
     scripts = f"'{digest(script)}'" if script else "'none'"
     policy = (
-        "default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; "
+        f"default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; {FRAMES if frames else ''}"
         # Browsers without style-src-elem fall back to style-src, which the style attributes need anyway.
         f"style-src 'unsafe-inline'; style-src-elem '{digest(style)}'; "
         f"script-src {scripts}; base-uri 'none'; form-action 'none'"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.commands.runs import small
 
-FAST = ("evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.grid=16")
+FAST = ("evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.objects=0", "evaluation.grid=16")
 
 
 @pytest.fixture(scope="module")

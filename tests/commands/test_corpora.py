@@ -37,7 +37,13 @@ def test_a_users_corpus_from_shards_to_scores(run, prior, tmp_path):
     )
     assert trained.returncode == 0, trained.stderr
     clip = f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}"
-    quick = (clip, "evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.grid=16")
+    quick = (
+        clip,
+        "evaluation.views=2",
+        "evaluation.turntable_frames=0",
+        "evaluation.objects=0",
+        "evaluation.grid=16",
+    )
     judged = run("evaluate.py", str(folder), "--split", "heldout", *quick)
     assert judged.returncode == 0, judged.stderr
     results = results_of(folder, "split-heldout-*")

@@ -38,7 +38,12 @@ SHORT = {
         "monitoring.preview_prompts=1",
         "generator.grid.log2_table_size=12",
     ],
-    "evaluate": ["evaluation.views=2", "evaluation.turntable_frames=2", "evaluation.grid=16"],
+    "evaluate": [
+        "evaluation.views=2",
+        "evaluation.turntable_frames=2",
+        "evaluation.grid=16",
+        "evaluation.objects=1",
+    ],
     "generate": [
         *("--views", "2", "--size", "16", "--frames", "2", "--device", "cpu"),
         *("--resolution", "32", "--faces", "500", "--texture", "64", "--workers", "1"),

@@ -23,6 +23,7 @@ def test_one_prompt_is_scored(run, trained, tmp_path):
         f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}",
         "evaluation.views=2",
         "evaluation.turntable_frames=4",
+        "evaluation.objects=1",
         "evaluation.grid=16",
     )
     assert judged.returncode == 0, judged.stderr

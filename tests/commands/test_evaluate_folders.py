@@ -12,6 +12,7 @@ import pytest
 from amortized.commands.compose import load_run_config, output_of_prompt
 from amortized.commands.evaluation import Selection
 from amortized.names import slug
+from amortized.pages import VIEWER_FILES
 from amortized.types import Prompt
 from tests.rooms import ROOT
 
@@ -19,6 +20,7 @@ QUICK = (
     f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}",
     "evaluation.views=2",
     "evaluation.turntable_frames=2",
+    "evaluation.objects=2",
     "evaluation.turntable_size=16",
     "evaluation.image_size=16",
     "evaluation.grid=8",
@@ -79,7 +81,9 @@ def test_a_prompt_does_not_replace_the_report_of_the_run(run, run_folder):
     )
     report = contents(run_folder / "evaluation")
     index = json.loads(report["index.json"])
-    listed = {entry[kind] for entry in index for kind in ("strip", "truth_strip", "turntable")}
+    listed = {entry[kind] for entry in index for kind in ("strip", "truth_strip", "turntable", "object")}
+    listed |= {f"{path}.js" for path in listed - {None} if path.endswith(".glb")}
+    listed = {*listed, *(f"objects/{name}" for name in VIEWER_FILES)} - {None}
     assert listed | {"results.json", "results.csv", "config.yaml", "index.html", "index.json"} == set(report)
     assert [entry["strip"] for entry in index] == [f"strips/{slug(entry['prompt'])}.png" for entry in index]
     one = run("evaluate.py", str(run_folder), "--prompt", "a red cube", *QUICK)

@@ -114,7 +114,12 @@ def test_a_run_is_evaluated_from_another_folder(run, trained, tmp_path, monkeypa
     text = re.sub(r"^corpus: .*", "corpus: my prompts.txt", text, flags=re.MULTILINE)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     (folder / "run.json").unlink()  # which has the digest of the other corpus
-    quick = ("evaluation.views=2", "evaluation.turntable_frames=0", "evaluation.grid=16")
+    quick = (
+        "evaluation.views=2",
+        "evaluation.turntable_frames=0",
+        "evaluation.objects=0",
+        "evaluation.grid=16",
+    )
     monkeypatch.chdir(tmp_path)
     done = run("evaluate.py", str(folder), *quick)
     assert done.returncode == 0 and "1 prompt," in done.stdout, done.stderr

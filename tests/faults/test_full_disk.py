@@ -99,7 +99,14 @@ def test_other_commands(disk: Disk, run, trained, prior, tmp_path, command: str,
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a red cube {i}\n" for i in range(300)))
     out = str(disk.folder / "out")
-    quick = ["evaluation.views=2", "evaluation.turntable_frames=2", "evaluation.grid=8", "--limit", "2"]
+    quick = [
+        "evaluation.views=2",
+        "evaluation.turntable_frames=2",
+        "evaluation.objects=1",
+        "evaluation.grid=8",
+        "--limit",
+        "2",
+    ]
     quick += [f"evaluation.clip={ROOT / 'checkpoints/shapes-clip'}"]
     draw = ["--views", "2", "--size", "16", "--frames", "2", "--device", "cpu"]
     commands = {

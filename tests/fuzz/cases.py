@@ -150,6 +150,7 @@ def clip(originals: Originals, work: Path, random: Random) -> Case:
     quick = [
         "evaluation.views=1",
         "evaluation.turntable_frames=0",
+        "evaluation.objects=0",
         "evaluation.grid=4",
         "evaluation.image_size=8",
     ]
