@@ -96,4 +96,5 @@ def test_from_another_folder(clone: Path, tmp_path: Path) -> None:
     bash(f"{activate}; amortized evaluate here --limit 2", tmp_path)
     bash(f"{activate}; amortized generate {clone}/outputs/quickstart 'a red cube'", tmp_path)
     bash(f"{activate}; amortized doctor configs/quickstart.yaml", tmp_path)
-    assert (tmp_path / "here/evaluation/index.html").is_file() and list(tmp_path.rglob("*.png"))
+    assert list(tmp_path.glob("here/evaluations/limit-2-*/index.html"))
+    assert list(tmp_path.glob("generated/*.png"))
