@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         address = server.url + ("" if page.parent == args.folder else f"{page.parent.name}/")
         print(f"{address}\npress Ctrl-C to stop", flush=True)
         if not args.no_browser:
-            webbrowser.open(address)
+            webbrowser.open_new_tab(address)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0

@@ -284,7 +284,10 @@ MISTAKES = (
     (("a", "--seed", "-1"), "--seed must be at least 0, got -1"),
     (("a", "--text-encoder", "x"), "--text-encoder is for exported folders"),
     (("a", "--checkpoint", "step_9"), "step_9"),
-    (("a", "--format", "gif"), "--format must be of png, mp4, webp, separated by commas, got gif"),
+    (
+        ("a", "--format", "gif"),
+        "--format must be of png, mp4, webp, glb, ply, obj, stl, 3mf, usdz, separated by commas, got gif",
+    ),
     (("a", "--format", ""), "--format must be of png, mp4, webp"),
     (("a", "--show", "rgb,albedo"), "--show must be of rgb, normal, depth, opacity"),
     (("a", "--camera", "spiral"), "--camera: invalid choice: 'spiral'"),

@@ -250,7 +250,8 @@ if __name__ == "__main__":
         from amortized.parallel import zero
 
         zero.PERSISTENCE_THRESHOLD = 0  # shard the weights of small generators too
-    with one_sentence_errors("toy"):
+    # A signal that comes after training has left its handlers is too late to matter: status 0 as well.
+    with one_sentence_errors("toy", interrupted=0):
         with join_world(sys.argv[3] if len(sys.argv) > 3 else "cpu", always_group=sharded) as joined:
             trainer = interrupted_at(make_trainer(Path(sys.argv[1]), joined, **changes), stop)
             ranks = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
