@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.cases import KINDS, Originals, make_originals, run_cases
 
-ORDINARY, MANY = 25, 400  # cases per kind
+ORDINARY, MANY = 20, 400  # cases per kind
 MAX_GROWTH_MIB = 1500
 
 

@@ -41,9 +41,9 @@ def slow(*case):
         slow("ddp", 2, "with-environment", {}),
         slow("ddp", 2, "3dconv-net", {}),
         slow("ddp", 2, None, learning("adapter")),
-        ("ddp", 2, None, learning("lods-lora")),
+        slow("ddp", 2, None, learning("lods-lora")),
         slow("fsdp2", 1, None, {}),
-        ("fsdp2", 2, "with-environment", learning("adapter")),
+        slow("fsdp2", 2, "with-environment", learning("adapter")),
         ("fsdp2", 2, "3dconv-net", learning("lods-lora")),
         ("fsdp2", 4, "triplane-transformer", learning("prompt-nulls")),
         slow("zero1", 1, None, {}),
@@ -77,7 +77,7 @@ def test_many_processes_take_the_steps_of_one(tmp_path, strategy, processes, gen
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=tolerance)
 
 
-@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 1), ("fsdp2", 2)])
+@pytest.mark.parametrize(("strategy", "processes"), [slow("ddp", 1), ("fsdp2", 2)])
 def test_a_sharded_denoiser_computes_the_same(tmp_path, strategy, processes):
     prior = str(make_tiny_sd(tmp_path / "prior", prediction_type="v_prediction"))
     changes = {"steps": 4, "prior": prior, "generator": "triplane-transformer"}
