@@ -6,16 +6,12 @@ from typing import Literal
 
 import numpy as np
 
+from amortized.assets.checks import check_surface
 from amortized.assets.mesh import AssetError
 
 Keep = Literal["main", "all", "largest"]
 STALLED = 1.05  # times the requested faces
 MIN_VOLUME_SHARE = 0.01  # of the largest body: less is a floater
-
-
-def volume_of(vertices: np.ndarray, faces: np.ndarray) -> float:
-    """The signed volume that closed triangles enclose: positive if they face outward."""
-    return float(_tetrahedra(vertices, faces).sum())
 
 
 def bodies_of(faces: np.ndarray, num_vertices: int) -> tuple[int, np.ndarray]:
@@ -43,10 +39,10 @@ def keep_bodies(vertices: np.ndarray, faces: np.ndarray, keep: Keep) -> tuple[np
         raise AssetError("the object has no solid body")
     if keep == "all":
         return vertices, faces, 0
-    kept = np.abs(volumes) >= MIN_VOLUME_SHARE * volumes.max()
+    chosen = np.abs(volumes) >= MIN_VOLUME_SHARE * volumes.max()
     if keep == "largest":
-        kept = np.arange(count) == volumes.argmax()
-    return *without_unused(vertices, faces[kept[body]]), int(count - kept.sum())
+        chosen = np.arange(count) == volumes.argmax()
+    return *without_unused(vertices, faces[chosen[body]]), int(count - chosen.sum())
 
 
 def without_unused(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,15 +65,8 @@ def simplify(
     fewer = _collapse(vertices, faces, target)
     if len(fewer[1]) > STALLED * target:
         fewer = _collapse(*_manifold(vertices, faces, flat), target)
-    return fewer if is_closed(fewer[1]) else _manifold(*fewer)
-
-
-def is_closed(faces: np.ndarray) -> bool:
-    """Whether each edge lies in exactly two faces, which run along it in opposite directions."""
-    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
-    size = int(faces.max(initial=0)) + 1
-    there, back = np.sort(start * size + end), np.sort(end * size + start)
-    return np.array_equal(there, back) and bool((np.diff(there) > 0).all())
+    report = check_surface(*fewer)
+    return fewer if report["watertight"] and report["winding_consistent"] else _manifold(*fewer)
 
 
 def _collapse(vertices: np.ndarray, faces: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,12 +27,18 @@ class Field:
     positive, nothing is left.
     """
 
-    def __init__(self, scene: Scene, device: torch.device, carve: Carve | None = None) -> None:
+    def __init__(
+        self, scene: Scene, device: torch.device, carve: Carve | None = None, parent: Field | None = None
+    ) -> None:
         if scene.num_prompts != 1:
             raise ValueError(f"a field is a scene of one prompt, got {scene.num_prompts}: select one")
-        self.scene, self.device, self.carve = scene, device, carve
+        self.scene, self.device, self.carve, self.parent = scene, device, carve, parent
         self.radius = float(scene.bounding_radius)
         self.evaluations = 0
+
+    def carved(self, carve: Carve) -> Field:
+        """The same scene with more removed; its evaluations count for this field too."""
+        return Field(self.scene, self.device, carve, self)
 
     def value(self, points: np.ndarray) -> np.ndarray:
         """The field [N] float32 at points [N, 3]. Raises AssetError if it is not finite."""
@@ -61,7 +67,7 @@ class Field:
         return values @ TETRAHEDRON * (0.75 / epsilon)
 
     def normals(self, points: np.ndarray, epsilon: float) -> np.ndarray:
-        """Unit outward normals [N, 3] at points [N, 3] near the surface; outward without a slope."""
+        """Unit outward normals [N, 3] at points [N, 3] near the surface; radial if the field is flat."""
         gradient = self.gradient(points, epsilon)
         flat = np.linalg.norm(gradient, axis=1) < 1e-6
         gradient[flat] = points[flat] + (0, 0, 1e-12)
@@ -90,9 +96,14 @@ class Field:
         return points
 
     def _chunks(self, points: np.ndarray) -> list[Tensor]:
-        self.evaluations += len(points)
+        self._count(len(points))
         together = torch.from_numpy(np.ascontiguousarray(points, np.float32)).to(self.device)
         return list(together.split(CHUNK)) if len(points) else []
+
+    def _count(self, number: int) -> None:
+        self.evaluations += number
+        if self.parent is not None:
+            self.parent._count(number)
 
     @torch.no_grad()
     def _value(self, points: Tensor) -> Tensor:

@@ -41,13 +41,15 @@ class _Meter:
         self.evaluations[stage] = self.field.evaluations - before
 
 
-def surface(scene: Scene, *, resolution: int = 256, exact: bool = False) -> list[Mesh]:
-    """The surfaces of P scenes: closed meshes without floaters, their vertices on the field.
+def surface(
+    scene: Scene, *, resolution: int = 256, exact: bool = False, device: torch.device | str = "cpu"
+) -> list[Mesh]:
+    """The surfaces of P scenes on `device`: closed meshes without floaters, their vertices on the field.
 
     Raises AssetError for an empty scene, and for one that touches its bounding ball.
     """
     config = AssetConfig(resolution=resolution, exact=exact, faces=0, texture=0)
-    fields = (Field(scene.select(i), torch.device("cpu")) for i in range(scene.num_prompts))
+    fields = (Field(scene.select(i), torch.device(device)) for i in range(scene.num_prompts))
     return [_surface_of(field, config, config.keep, _Meter(field))[0] for field in fields]
 
 
@@ -70,7 +72,7 @@ def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.
     printable = None
     if config.printable:
         with meter("printable"):
-            solid = printable_field(field, config)
+            solid = printable_field(field, mesh, config)
             printable = _surface_of(solid, config, "largest", _Meter(solid))[0]
     # 4. How far all that is from the field.
     with meter("measure"):
@@ -87,10 +89,9 @@ def make_asset(scene: Scene, config: AssetConfig, source: Source, device: torch.
 
 def check_libraries(config: AssetConfig, formats: Sequence[str] = ()) -> None:
     """Raise AssetError, with the command that installs it, if a library is missing that these need."""
-    packages = {"skimage": "scikit-image", "fast_simplification": "fast-simplification"}
-    packages["manifold3d"] = "manifold3d"
-    packages |= {"xatlas": "xatlas"} if config.texture else {}
-    for module, package in packages.items():
+    packages = ["scikit-image", "fast-simplification", "manifold3d", *(["xatlas"] if config.texture else [])]
+    for package in packages:
+        module = "skimage" if package == "scikit-image" else package.replace("-", "_")
         library(module, package, "assets", "a mesh")
     if "usdz" in formats:
         library("pxr", "usd-core", "usdz", "USDZ")

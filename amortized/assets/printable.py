@@ -13,25 +13,24 @@ from amortized.assets.clean import keep_bodies
 from amortized.assets.config import AssetConfig
 from amortized.assets.extraction import extract
 from amortized.assets.field import Carve, Field
-from amortized.assets.mesh import AssetError
+from amortized.assets.mesh import AssetError, Mesh
 
 MAX_LATTICE = 160  # cells along the longest side, at whose vertices the depth is computed
 MIN_CELLS = 2  # of a wall; a thinner one would have holes
 DRAIN_MM = 2.5  # least radius of the hole through which powder or resin leaves the hollow
 
 
-def printable_field(field: Field, config: AssetConfig) -> Field:
-    """The field of an object with a flat base, and hollow if the config has a wall.
+def printable_field(field: Field, mesh: Mesh, config: AssetConfig) -> Field:
+    """The field of an object with a flat base, and hollow if the config has a wall; `mesh` is its surface.
 
     The hollow is what lies deeper below the surface than the wall, with a vertical drain through the base
     below its lowest point. Depth is the distance to the extracted surface, not the SDF: deep inside an object
     a trained field is far from a distance. Raises AssetError if no part is that deep.
     """
-    vertices, faces = extract(field, config.resolution, exact=config.exact)
-    vertices, _, _ = keep_bodies(vertices, faces, "largest")
+    vertices, _, _ = keep_bodies(mesh.vertices, mesh.faces, "largest")
     low, high = vertices[:, 2].min(), vertices[:, 2].max()
     base = float(low + config.base * (high - low))
-    cut = Field(field.scene, field.device, lambda points: base - points[:, 2])
+    cut = field.carved(lambda points: base - points[:, 2])
     if config.wall_mm is None:
         return cut
     unit = (high - base) / config.height_mm  # the scene's unit per millimeter
@@ -43,7 +42,7 @@ def printable_field(field: Field, config: AssetConfig) -> Field:
             f"resolution {needed}"
         )
     hollow = _hollow(cut, config, config.wall_mm * unit, max(config.wall_mm, DRAIN_MM) * unit)
-    return Field(field.scene, field.device, lambda points: torch.maximum(base - points[:, 2], hollow(points)))
+    return field.carved(lambda points: torch.maximum(base - points[:, 2], hollow(points)))
 
 
 def _hollow(cut: Field, config: AssetConfig, wall: float, drain: float) -> Carve:

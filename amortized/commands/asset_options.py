@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class AssetJob:
     prompt: str
     seed: int
     formats: tuple[str, ...]
+    config: AssetConfig  # of what these formats need
 
 
 def add_asset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +89,7 @@ def add_asset_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def asset_config(args: argparse.Namespace, formats: list[str]) -> AssetConfig:
+def asset_config(args: argparse.Namespace, formats: Sequence[str]) -> AssetConfig:
     """How the assets of these formats are made."""
     from amortized.assets import AssetConfig
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amortized.assets import AssetConfig, AssetError, Source, make_asset, save_asset
+from amortized.assets import AssetError, Source, make_asset, save_asset
 from amortized.commands.asset_options import AssetJob, ModelSource
 from amortized.evaluation.folder import writing
 from amortized.files import atomic_write_text
@@ -25,7 +25,6 @@ class AssetFiles:
     """The folder and the settings of all jobs."""
 
     folder: Path
-    config: AssetConfig
     license: str
     options: dict[str, Any]  # of `save_asset`
 
@@ -33,7 +32,7 @@ class AssetFiles:
 def make_assets(
     source: ModelSource, model: TextTo3D, jobs: Sequence[AssetJob], files: AssetFiles, workers: int
 ) -> Iterator[tuple[AssetJob, str]]:
-    """Make the assets, and yield each job as it ends, with the reason if the object has no surface.
+    """Make the assets, and yield each job as it ends, with the reason if its files cannot be made.
 
     With one worker everything happens in this process, with the loaded `model`. Raises the error of a
     worker, and ValueError if one was killed.
@@ -82,15 +81,15 @@ def _make_in_worker(source: ModelSource, identity: str, job: AssetJob, files: As
 
 
 def _make(model: TextTo3D, job: AssetJob, files: AssetFiles) -> str:
-    """Make the files of a job; returns the reason if the object has no surface, "" otherwise."""
+    """Make the files of a job; returns the reason if they cannot be made, "" otherwise."""
     source = Source(prompt=job.prompt, seed=job.seed, checkpoint=model.identity, license=files.license)
     try:
-        asset = make_asset(model.scenes([job.prompt], seed=job.seed), files.config, source, model.device)
+        asset = make_asset(model.scenes([job.prompt], seed=job.seed), job.config, source, model.device)
+        with writing(files.folder):
+            for format in job.formats:
+                save_asset(asset, files.folder / job.name, format, **files.options)
+            report = {"seed": job.seed, "model": model.identity, **asset.report}
+            atomic_write_text(files.folder / f"{job.name}.json", json.dumps(report, indent=1) + "\n")
     except AssetError as error:
         return str(error)
-    with writing(files.folder):
-        for format in job.formats:
-            save_asset(asset, files.folder / job.name, format, **files.options)
-        report = {"seed": job.seed, "model": model.identity, **asset.report}
-        atomic_write_text(files.folder / f"{job.name}.json", json.dumps(report, indent=1) + "\n")
     return ""

@@ -161,19 +161,20 @@ def _make_assets(
     jobs = {}
     for job, missing in todo:
         if wanted := tuple(format for format in missing if format in formats):
-            asset_job = AssetJob(name=job.name, prompt=job.prompts[0], seed=job.seed, formats=wanted)
-            jobs[job.name] = job, asset_job
+            config = asset_options.asset_config(args, wanted)
+            jobs[job.name] = (
+                job,
+                AssetJob(name=job.name, prompt=job.prompts[0], seed=job.seed, formats=wanted, config=config),
+            )
     if not jobs:
         return []
     from amortized.assets import check_libraries
     from amortized.cli import progress_bar
     from amortized.commands.asset_pool import AssetFiles, make_assets
 
-    config = asset_options.asset_config(args, formats)
-    check_libraries(config, formats)
+    check_libraries(asset_options.asset_config(args, formats), formats)
     files = AssetFiles(
         folder=args.output,
-        config=config,
         license=args.license or "",
         options=asset_options.file_options(args),
     )

@@ -13,20 +13,10 @@ from typing import Any, Literal
 
 from amortized.comparison.evaluations import Evaluated
 from amortized.evaluation.metrics import Interval, bootstrap_interval
-from amortized.evaluation.results import PromptRow, plain
+from amortized.evaluation.results import COMPARED, PromptRow, plain
 from amortized.pages.markup import one_line
 from amortized.wording import count
 
-# Scores of the generator; the others are those of baselines.
-COMPARED = (
-    "recall_at_1",
-    "clip_similarity",
-    "iou",
-    "iou_any_azimuth",
-    "color_error",
-    "front_shown",
-    "janus",
-)
 LOWER_IS_BETTER = ("color_error", "janus")
 # Settings that do not change a score.
 INESSENTIAL = {

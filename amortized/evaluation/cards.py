@@ -6,22 +6,13 @@ import math
 from collections.abc import Mapping
 
 from amortized.evaluation.metrics import Interval
-from amortized.evaluation.results import LABELS, SIDES, PromptRow, Results
+from amortized.evaluation.results import COMPARED, LABELS, SIDES, PromptRow, Results
 from amortized.evaluation.scales import scale
 from amortized.pages import link, number, text, view_button
 
 # More cards make a page that browsers cannot handle; results.csv and the tables still cover every prompt.
 MAX_CARDS = 2000
 FIRST_CARDS = 24  # shown before a click on "Show all", so that the scores are not far below
-SORTABLE = (
-    "recall_at_1",
-    "clip_similarity",
-    "iou",
-    "iou_any_azimuth",
-    "color_error",
-    "front_shown",
-    "janus",
-)
 
 
 def gallery(results: Results) -> str:
@@ -47,7 +38,7 @@ def controls(results: Results) -> str:
         items = "".join(f'<option value="{text(k)}">{text(v, 60)}</option>' for k, v in options.items())
         return f'<label>{label} <select id="{name}" autocomplete="off">{items}</select></label>'
 
-    sortable = {name: LABELS[name] for name in SORTABLE if name in results.metrics}
+    sortable = {name: LABELS[name] for name in COMPARED if name in results.metrics}
     selects = ""
     splits = dict.fromkeys(row.split for row in results.prompts)
     for name, label, groups in (("split", "Split", splits), ("kind", "Kind", results.by_kind)):
@@ -64,7 +55,7 @@ def controls(results: Results) -> str:
 
 
 def _card(row: PromptRow, index: int, settings: Mapping[str, object]) -> str:
-    values = {name: getattr(row, name) for name in SORTABLE}
+    values = {name: getattr(row, name) for name in COMPARED}
     data = "".join(
         f' data-{name.replace("_", "-")}="{value:.6g}"'
         for name, value in values.items()

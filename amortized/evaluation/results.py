@@ -22,6 +22,16 @@ METRICS = (
     "front_shown",
     "janus",
 )
+# Scores of the generator, by which prompts are sorted and compared; the others are those of baselines.
+COMPARED = (
+    "recall_at_1",
+    "clip_similarity",
+    "iou",
+    "iou_any_azimuth",
+    "color_error",
+    "front_shown",
+    "janus",
+)
 LABELS = {
     "clip_similarity": "CLIP similarity",
     "recall_at_1": "R@1",

@@ -94,6 +94,12 @@ def is_closed(faces: np.ndarray) -> bool:
     return all(count == 1 and edges[b, a] == 1 for (a, b), count in edges.items())
 
 
+def volume_of(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """The signed volume that closed triangles enclose: positive if they face outward."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    return float(np.einsum("fi,fi", a, np.cross(b, c)) / 6)
+
+
 def euler_number(vertices: np.ndarray, faces: np.ndarray) -> int:
     edges = np.unique(np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1), axis=0)
     return len(np.unique(faces)) - len(edges) + len(faces)

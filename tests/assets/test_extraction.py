@@ -8,7 +8,7 @@ import torch
 from skimage.measure import marching_cubes
 
 from amortized.assets import clean, extraction
-from amortized.assets.clean import bodies_of, keep_bodies, simplify, volume_of
+from amortized.assets.clean import bodies_of, keep_bodies, simplify
 from amortized.assets.extraction import BLOCK, extract, grid_of, weld
 from amortized.assets.mesh import AssetError
 from tests.assets.shapes import (
@@ -21,6 +21,7 @@ from tests.assets.shapes import (
     sphere,
     torus,
     turned_box,
+    volume_of,
     waves,
 )
 
@@ -114,9 +115,9 @@ def test_sheets_that_share_an_edge_are_separated():
     faces = np.concatenate(
         [tetra if volume_of(corners, tetra) > 0 else tetra[:, ::-1] for tetra in (one, other)]
     )
-    assert not clean.is_closed(faces)
+    assert not is_closed(faces)
     vertices, separated = clean._manifold(corners, faces)
-    assert is_closed(separated) and clean.is_closed(separated) and len(vertices) == 8
+    assert is_closed(separated) and len(vertices) == 8
     assert volume_of(vertices, separated) == pytest.approx(volume_of(corners, faces))
 
 
@@ -148,8 +149,8 @@ def test_floaters_are_dropped_and_cavities_are_not():
     all_, main, largest = (keep_bodies(vertices, faces, keep) for keep in ("all", "main", "largest"))
     assert [len(one[1]) < len(faces) for one in (all_, main, largest)] == [False, False, True]  # 3.7 %
     vertices, faces = extract(field(lambda p: two_balls(p, 0.05)), 128)  # 0.5 % of the volume
-    kept, kept_faces, dropped = keep_bodies(vertices, faces, "main")
-    assert dropped == 1 and kept[:, 0].min() > 0 and is_closed(kept_faces)
+    large, large_faces, dropped = keep_bodies(vertices, faces, "main")
+    assert dropped == 1 and large[:, 0].min() > 0 and is_closed(large_faces)
 
     vertices, faces = extract(field(shell), 128)
     volume = 4 / 3 * np.pi * (0.6**3 - 0.3**3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amortized.assets import Source
-from amortized.assets.clean import bodies_of, volume_of
+from amortized.assets.clean import bodies_of
 from amortized.assets.config import AssetConfig
 from amortized.assets.extraction import extract
 from amortized.assets.field import AssetError, Field
@@ -25,6 +25,7 @@ from tests.assets.shapes import (
     sphere,
     torus,
     turned_box,
+    volume_of,
     waves,
 )
 from tests.rendering.scenes import Balls
@@ -124,7 +125,8 @@ def test_only_the_largest_body_is_printed():
         return torch.minimum(sphere(p), (p - p.new_tensor([0, 0, 0.8])).norm(dim=-1) - 0.1)
 
     config = AssetConfig(resolution=96, faces=0, texture=0)
-    vertices, _ = extract(printable_field(field(bodies), config), 96)
+    (whole,) = surface(Shape(bodies), resolution=96)
+    vertices, _ = extract(printable_field(field(bodies), whole, config), 96)
     assert vertices[:, 2].min() == pytest.approx(-0.6 + 0.012, abs=2e-3)  # by the height of the largest body
     mesh = printed(bodies)
     assert mesh.vertices[:, 2].max() < 0.61

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import trimesh
 
-from amortized.assets import AssetConfig, AssetError
-from amortized.commands import asset_pool
+from amortized.assets import FORMATS, SUFFIXES, AssetConfig, AssetError
+from amortized.assets.clean import Keep
+from amortized.commands import asset_options, asset_pool
 from amortized.commands.asset_options import AssetJob, ModelSource
 from amortized.commands.asset_pool import AssetFiles, make_assets
 from amortized.names import slug
@@ -124,18 +127,55 @@ def test_a_missing_library_is_one_sentence_that_names_the_extra(generate, monkey
     assert generate("a", "--format", "ply").returncode == 0  # without a texture it is not needed
 
 
+def test_a_refused_file_is_a_reason_and_the_other_objects_are_made(generate, monkeypatch, tmp_path):
+    """E.g. a body that STL cannot hold: the batch goes through."""
+    save = asset_pool.save_asset
+
+    def refuses(asset, path, format, **options):
+        if asset.source.prompt == "loose" and format == "stl":
+            raise AssetError("cannot write STL: two bodies")
+        return save(asset, path, format, **options)
+
+    monkeypatch.setattr(asset_pool, "save_asset", refuses)
+    done = generate("loose", "b", "--format", "glb,stl")
+    assert done.returncode == 1 and "note: 'loose' has no asset: cannot write STL" in done.stdout
+    assert [entry["prompt"] for entry in index_of(tmp_path / "out").values()] == ["b"]
+
+
+def test_only_what_is_missing_is_computed(generate, tmp_path):
+    assert generate("a", "--format", "glb").returncode == 0
+    assert generate("a", "--format", "glb,stl").returncode == 0
+    (report,) = (path for path in (tmp_path / "out").glob("*.json") if path.name != "index.json")
+    stages = json.loads(report.read_text(encoding="utf-8"))
+    assert "texture" not in stages["seconds"] and stages["evaluations"]["printable"] > 0
+
+
+def test_the_options_are_those_of_the_assets():
+    """The command line repeats them, so that --help need not import PyTorch."""
+    assert asset_options.FORMATS == tuple(FORMATS)
+    assert {name: asset_options.SUFFIXES.get(name, f".{name}") for name in FORMATS} == SUFFIXES
+    assert asset_options.KEEP == get_args(Keep)
+    parser = argparse.ArgumentParser()
+    asset_options.add_asset_arguments(parser)
+    config = asset_options.asset_config(parser.parse_args([]), ["glb"])
+    assert config == AssetConfig()
+
+
 # ---- several processes ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pool(trained, tmp_path):
     source = ModelSource(path=str(trained), is_run=True, device="cpu")
-    jobs = [AssetJob(name=name, prompt=name, seed=0, formats=("glb", "stl")) for name in ("a", "b", "c")]
+    config = AssetConfig(resolution=32, faces=500, texture=64, printable=True)
+    jobs = [
+        AssetJob(name=name, prompt=name, seed=0, formats=("glb", "stl"), config=config)
+        for name in ("a", "b", "c")
+    ]
 
     def make(folder: str, workers: int):
         files = AssetFiles(
             folder=tmp_path / folder,
-            config=AssetConfig(resolution=32, faces=500, texture=64, printable=True),
             license="",
             options={},
         )
