@@ -55,10 +55,10 @@ def make_assets(
             f"one of {workers} worker processes was killed, probably for lack of memory: set --workers lower"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # On an error or Ctrl-C, end what still runs; the pool's own thread then collects the processes.
         for child in multiprocessing.active_children():
             child.terminate()
-            child.join(5)
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
