@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import config_to_dict, load_config, map_paths
 from amortized.config.presets import flatten
+from amortized.evaluation import ClipScorer, load_clip
 from amortized.files import in_project, started_in
 from amortized.guidance import Guidance, build_guidance, check_guidance
 from amortized.memory_errors import available_cpu_bytes
@@ -167,6 +168,27 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     )
 
 
+def load_scorer(config: RunConfig, world: World) -> ClipScorer | None:
+    """The CLIP that scores previews, on rank 0's device; None on other ranks, or without preview_scores.
+
+    The global RNG is left as it was: the same training with and without. Collective. Raises ValueError.
+    """
+    loaded: list[ClipScorer] = []
+
+    def load() -> None:
+        settings = config.evaluation
+        try:
+            with torch.random.fork_rng(devices=[]):
+                clip = load_clip(settings.clip, device=world.device, allow_network=settings.allow_network)
+        except ValueError as error:
+            raise ValueError(f"{error}, or set monitoring.preview_scores=false") from error
+        loaded.append(clip)
+
+    if config.monitoring.preview_scores:
+        world.run_on_all(lambda: load() if world.is_main else None)
+    return loaded[0] if loaded else None
+
+
 def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
     """Everything that a rank trains with. Raises ValueError for settings that do not fit together."""
     if config.prior.denoiser_device and world.size > 1:
@@ -174,6 +196,15 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
             f"prior.denoiser_device={config.prior.denoiser_device} is a single device, but there are "
             f"{world.size} processes: train in one process, or set it to null"
         )
+    scorer = load_scorer(config, world)  # first: it takes the least time, and names a missing folder
     prior, bank, generator = build_parts(config, world.device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
-    return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
+    return Trainer(
+        config,
+        world=world,
+        corpus=corpus,
+        guidance=guidance,
+        bank=bank,
+        generator=generator,
+        scorer=scorer,
+    )

@@ -4,13 +4,14 @@ A page is one file that opens from disk and requests nothing outside its folder.
 """
 
 from amortized.pages.curves import Line, charts, curves, key
-from amortized.pages.history import History, finite, load_history, read_history
+from amortized.pages.history import PREVIEW_SCORES, History, finite, load_history, read_history
 from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
 from amortized.pages.viewing import VIEWER_FILES, view_button, write_script, write_viewer
 
 __all__ = [
+    "PREVIEW_SCORES",
     "VIEWER_FILES",
     "History",
     "Line",
