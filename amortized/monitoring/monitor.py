@@ -164,7 +164,7 @@ class StepMonitor:
         if self.log is not None:
             self.log.show(text)
 
-    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+    def preview_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Log the scores of the preview of a step, counted from 1, as a line for themselves."""
         if self.log is not None:
             self.log.write(step, {f"preview/{name}": value for name, value in scores.items()})

@@ -42,7 +42,7 @@ def report_previews(
     """
     if scorer is not None:
         with monitor.best_effort("the scores of the previews", Exception):
-            monitor.scores(step, score_previews(scorer, prompts, views))
+            monitor.preview_scores(step, score_previews(scorer, prompts, views))
     rows = strips(prompts, views)
     with monitor.best_effort("previews"):
         monitor.preview(save_previews(folder, step, prompts, rows))
