@@ -8,7 +8,14 @@ from amortized.pages.history import PREVIEW_SCORES, History, finite, load_histor
 from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
-from amortized.pages.viewing import VIEWER_FILES, view_button, write_script, write_viewer
+from amortized.pages.viewing import (
+    VIEWER_FILES,
+    find_media,
+    video_button,
+    view_button,
+    write_script,
+    write_viewer,
+)
 
 __all__ = [
     "PREVIEW_SCORES",
@@ -22,6 +29,7 @@ __all__ = [
     "curves",
     "digest",
     "document",
+    "find_media",
     "find_picture",
     "finite",
     "image",
@@ -35,6 +43,7 @@ __all__ = [
     "read_history",
     "section",
     "text",
+    "video_button",
     "view_button",
     "write_script",
     "write_viewer",
