@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from amortized.comparison.paired import LOWER_IS_BETTER, Comparison, score
 from amortized.evaluation.results import LABELS
-from amortized.pages import Picture, image, key, link, number, text, video_button, view_button
+from amortized.pages import Picture, image, key, link, number, objects_button, text, video_button
 from amortized.wording import count
 
 MAX_CARDS = 2000  # prompts on the page; the differences and comparison.csv cover all
@@ -106,7 +106,7 @@ def _buttons(comparison: Comparison, media: Shown, prompt: str) -> str:
     labels = {run.label: media.get((number, prompt), Media()) for number, run in enumerate(comparison.runs)}
     objects = {one.object[len(OBJECTS) : -len(".glb")]: label for label, one in labels.items() if one.object}
     turntables = {one.turntable: label for label, one in labels.items() if one.turntable}
-    buttons = view_button(OBJECTS, objects, prompt) if objects else ""
+    buttons = objects_button(OBJECTS, objects, prompt) if objects else ""
     buttons += video_button(turntables, prompt) if turntables else ""
     return f'<div role="cell" class="buttons">{buttons}</div>' if buttons else ""
 

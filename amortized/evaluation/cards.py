@@ -78,7 +78,7 @@ def _object(row: PromptRow) -> str:
     if not row.object:
         return ""
     folder, _, file = row.object.rpartition("/")
-    button = view_button(f"{folder}/", {file.removesuffix(".glb"): ""}, row.text)
+    button = view_button(f"{folder}/", file.removesuffix(".glb"), row.text)
     return f'<p class="object">{button} <a href="{link(row.object)}" download>GLB</a></p>'
 
 

@@ -11,6 +11,7 @@ from amortized.pages.skeleton import asset, digest, document, is_page_of, naviga
 from amortized.pages.viewing import (
     VIEWER_FILES,
     find_media,
+    objects_button,
     video_button,
     view_button,
     write_script,
@@ -39,6 +40,7 @@ __all__ = [
     "load_history",
     "navigation",
     "number",
+    "objects_button",
     "pairs",
     "read_history",
     "section",

@@ -52,17 +52,19 @@ def find_media(folder: Path, path: str) -> bool:
     return path.endswith(".mp4") and head[4:] == b"ftyp"
 
 
-def view_button(folder: str, objects: Mapping[str, str], title: str) -> str:
-    """A button that opens objects NAME.glb of a folder in 3D, side by side.
+def view_button(folder: str, name: str, title: str) -> str:
+    """A button that opens NAME.glb of a folder in 3D; `pages/viewing.js` has its action."""
+    return objects_button(folder, {name: ""}, title)
 
-    `objects` has the label of each NAME, "" for none; `pages/viewing.js` has the action.
-    """
+
+def objects_button(folder: str, objects: Mapping[str, str], title: str) -> str:
+    """As `view_button`, for several objects side by side, given the label of each NAME."""
     frame = f"{quote(folder)}viewer/viewer.html#{_query(objects)}"
     return _button(f'data-frame="{escape(frame)}"', f"View {one_line(title, 120)} in 3D", "3D")
 
 
 def video_button(videos: Mapping[str, str], title: str) -> str:
-    """A button that shows videos side by side, given the label of each path; see `view_button`."""
+    """A button that shows videos side by side, given the label of each path."""
     label = f"Show turntables of {one_line(title, 120)}"
     return _button(f'data-videos="{escape(_query(videos))}"', label, "Turntable")
 
