@@ -20,7 +20,7 @@ function show(name, label) {
       resolve(null);
     };
     viewer.addEventListener("load", () => resolve(viewer));
-    viewer.addEventListener("error", () => fail("This browser cannot show the object (WebGL may be off)."));
+    viewer.addEventListener("error", () => fail("The object cannot be shown: it is damaged or missing, or WebGL is off."));
     if (!/^[\p{L}\p{N}_][\p{L}\p{N}_.-]*$/u.test(name)) {
       fail("The address names no object.");
     } else if (location.protocol === "file:") {
