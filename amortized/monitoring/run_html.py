@@ -31,7 +31,6 @@ CURVES = ("loss", "opacity", "gradient_norm", *PREVIEW_SCORES)  # and the learni
 LATEST = {  # label and note of the numbers in tiles
     "loss": ("Loss", "of the last logged step"),
     "opacity": ("Opacity", "mean of the renders"),
-    PREVIEW_SCORES[0]: ("CLIP similarity", "of the last preview"),
     "speed/prompts_per_second": ("Prompts per second", ""),
     "memory_gib": ("Peak memory", "GiB, of any process"),
 }
@@ -206,7 +205,10 @@ def _previews(now: Snapshot) -> str:
 
 def _preview(step: int, picture: Picture, score: float | None, *, lazy: bool = True) -> str:
     shown = image(picture, f"Views of the preview prompts at step {step:,}, captions below", lazy=lazy)
-    words = "" if score is None else f" <span>CLIP similarity <b>{short_number(score)}</b></span>"
+    words = "" if lazy else "CLIP similarity "  # the small ones have no room for it
+    words = (
+        "" if score is None else f' <span title="CLIP similarity">{words}<b>{short_number(score)}</b></span>'
+    )
     return (
         f'<figure class="preview"><figcaption>Step {step:,}{words}</figcaption>'
         f'<a href="{link(picture.path)}">{shown}</a></figure>'

@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from amortized.commands import compose
 from amortized.evaluation import EvaluatedModel, EvaluationConfig, Gallery, evaluate, load_clip
+from amortized.monitoring import PageFacts
+from amortized.monitoring.run_page import RunPage
 from amortized.names import slug
 from amortized.pages import read_history
 from amortized.parallel import World
@@ -22,6 +24,7 @@ from tests.rooms import ROOT
 from tests.training.toy import COLORS, TEXTS, log_lines, make_trainer, weights_of
 
 CLIP = ROOT / "checkpoints/shapes-clip"
+MARK = '<span title="CLIP similarity">'  # of a preview on the page
 NAMES = ("preview/clip_similarity", "preview/recall_at_1")
 
 
@@ -147,11 +150,21 @@ def test_the_training_is_the_same_and_logs_the_scores_of_its_pictures(tmp_path, 
     for folder, has in (("plain", False), ("scored", True)):
         page = (tmp_path / folder / "index.html").read_text(encoding="utf-8")
         assert ("CLIP similarity of the previews" in page) == ("Recall@1 among the previews" in page) == has
-        assert page.count("<figcaption>Step ") == 3 and page.count("<span>CLIP similarity <b>0.") == 3 * has
+        assert page.count("<figcaption>Step ") == 3
+        assert page.count(MARK) == 3 * has and page.count("CLIP similarity <b>0.") == has
+
+
+def test_a_line_of_scores_does_not_shorten_the_training_on_the_page(tmp_path):
+    page = RunPage(tmp_path, PageFacts(name="run", steps=4), start=0)
+    for step in (1, 2):
+        page.add(step, {"loss": 1.0, "time/forward": 30.0})
+        page.add(step, {NAMES[0]: 0.5})
+    page.advance(2)
+    page.write("finished")
+    assert "1 min" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_resumed_run_has_each_score_once(tmp_path):
-    """The page counts the times of steps only, so a line of a score does not shorten the training."""
     options = {"monitoring": {"preview_every": 2}, "checkpointing": {"every": 2}, "scorer": ColorScorer()}
     make_trainer(tmp_path, steps=4, **options).train(quiet=True)
     trainer = make_trainer(tmp_path, steps=8, **options)
@@ -161,7 +174,7 @@ def test_a_resumed_run_has_each_score_once(tmp_path):
     seconds = sum(value for line in lines for name, value in line.items() if name.startswith("time/"))
     assert read_history(tmp_path / "log.jsonl").seconds == pytest.approx(seconds)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert page.count("<span>CLIP similarity <b>0.") == 4
+    assert page.count(MARK) == 4
 
 
 def test_a_failure_to_score_is_reported_once_and_costs_nothing_else(tmp_path, capfd):
