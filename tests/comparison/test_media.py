@@ -184,7 +184,7 @@ def test_objects_open_and_turn_together_from_disk(browser, folder, tmp_path):
         before = tab.frames[-1].evaluate(CAMERAS)
         assert before[0] == pytest.approx(before[1])
         frame.locator("model-viewer").nth(1).locator(".userInput").press("ArrowRight")
-        tab.frames[-1].wait_for_function(f"([a]) => {CAMERAS}()[0][0] !== a[0]", arg=before, timeout=30_000)
+        tab.frames[-1].wait_for_function(f"([a]) => ({CAMERAS})()[0][0] !== a[0]", arg=before, timeout=30_000)
         card.locator("button.view", has_text="Turntable").click()
         assert tab.locator("iframe").count() == 0 and card.locator(".videos video").count() == 2
         assert card.locator(".videos figcaption").all_inner_texts() == ["first", "<b>second</b>"]
