@@ -35,13 +35,16 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def glb(tmp_path_factory) -> bytes:
-    made = make_asset(Shape(box), AssetConfig(resolution=32, faces=200, texture=64), Source(prompt="a"), CPU)
-    return save_asset(made, tmp_path_factory.mktemp("object") / "cube", "glb").read_bytes()
+def glbs(tmp_path_factory) -> list[bytes]:
+    """The objects of each run: boxes of different sizes."""
+    config, folder = AssetConfig(resolution=32, faces=200, texture=64), tmp_path_factory.mktemp("object")
+    shapes = [Shape(lambda points, scale=scale: box(points * scale) / scale) for scale in (2.0, 1.0, 1.5)]
+    made = [make_asset(shape, config, Source(prompt="a"), CPU) for shape in shapes]
+    return [save_asset(one, folder / str(n), "glb").read_bytes() for n, one in enumerate(made)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, glb) -> Path:
+def folder(tmp_path_factory, glbs) -> Path:
     """A comparison of RUNS, which are gone."""
     place = tmp_path_factory.mktemp("comparison")
     folders = []
@@ -57,7 +60,7 @@ def folder(tmp_path_factory, glb) -> Path:
             if one.object:
                 path = folders[-1] / one.object
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(glb)
+                path.write_bytes(glbs[number])
                 path.with_name(f"{path.name}.js").write_text("alert('not ours')")
             if one.turntable:
                 save_video(folders[-1] / one.turntable, torch.rand(6, 32, 32, 3), 12.0)
@@ -82,22 +85,24 @@ def opened_by(html: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def test_a_button_opens_those_of_all_runs_that_have_one(folder, glb):
+def test_a_button_opens_those_of_all_runs_that_have_one(folder, glbs):
     opened = opened_by((folder / "index.html").read_text(encoding="utf-8"))
     for kind, column in (("data-frame", 0), ("data-videos", 1)):
         for text in dict.fromkeys(text for prompts in RUNS.values() for text in prompts):
             expected = [name for name, prompts in RUNS.items() if prompts.get(text, (False, False))[column]]
             pairs = opened.get(text, {}).get(kind, [])
             assert [label for _, label in pairs] == expected
-            for path, _ in pairs:
+            for path, label in pairs:
                 if kind == "data-videos":
                     assert (folder / path).read_bytes()[4:8] == b"ftyp"
                     continue
-                assert (folder / "objects" / f"{path}.glb").read_bytes() == glb
+                assert (folder / "objects" / f"{path}.glb").read_bytes() == glbs[list(RUNS).index(label)]
     # Nothing that runs comes from an evaluation: the scripts hold the objects, and are written here.
     scripts = list(folder.rglob("*.glb.js"))
-    data = base64.b64encode(glb).decode()
-    assert len(scripts) == 3 and all(path.read_text() == f'showObject("{data}");\n' for path in scripts)
+    assert len(scripts) == 3
+    for path in scripts:
+        data = base64.b64encode(next((folder / "objects").glob(path.stem)).read_bytes()).decode()
+        assert path.read_text() == f'showObject("{data}");\n'
     # A later comparison may replace all of it, and the index lists the media.
     assert foreign_files(folder, COMPARE) == []
     entries = json.loads((folder / "index.json").read_text())
@@ -106,7 +111,8 @@ def test_a_button_opens_those_of_all_runs_that_have_one(folder, glb):
 
 
 @pytest.mark.parametrize("kind", ["outside", "link", "pipe", "folder", "missing", "not a GLB", "a page"])
-def test_what_is_not_an_object_inside_the_evaluation_is_left_out(tmp_path, glb, kind):
+def test_what_is_not_an_object_inside_the_evaluation_is_left_out(tmp_path, glbs, kind):
+    glb = glbs[0]
     (tmp_path / "secret.glb").write_bytes(glb)
     name = {"outside": "../../secret.glb", "a page": "objects/x.html"}.get(kind, "objects/x.glb")
     rows = [row("a cube", object=name, turntable=name.replace(".glb", ".mp4"))]
@@ -181,10 +187,12 @@ def test_objects_open_and_turn_together_from_disk(browser, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "moved")
     with opened(browser, f"{(tmp_path / 'moved').as_uri()}/") as (tab, card, frame):
         assert frame.locator("body").get_attribute("data-state") == "loaded"
+        together = f"() => (([a, b]) => a.every((x, i) => Math.abs(x - b[i]) < 1e-3))(({CAMERAS})())"
+        tab.frames[-1].wait_for_function(together, timeout=30_000)
         before = tab.frames[-1].evaluate(CAMERAS)
-        assert before[0] == pytest.approx(before[1])
         frame.locator("model-viewer").nth(1).locator(".userInput").press("ArrowRight")
         tab.frames[-1].wait_for_function(f"([a]) => ({CAMERAS})()[0][0] !== a[0]", arg=before, timeout=30_000)
+        tab.frames[-1].wait_for_function(together, timeout=30_000)
         card.locator("button.view", has_text="Turntable").click()
         assert tab.locator("iframe").count() == 0 and card.locator(".videos video").count() == 2
         assert card.locator(".videos figcaption").all_inner_texts() == ["first", "<b>second</b>"]

@@ -35,22 +35,26 @@ function show(name, label) {
   });
 }
 
-// All cameras are at the same distance, so that sizes can be compared, and move together.
+// All cameras have the same distance, so that sizes can be compared, and move together. Zooming changes the
+// distance alone, since model-viewer limits the field of view of each by its own size.
 function link(several) {
   const distance = Math.max(...several.map((viewer) => viewer.getCameraOrbit().radius));
   for (const viewer of several) {
-    place(viewer, "auto auto " + distance + "m", "auto");
+    // The limits of each would follow from its own size.
+    viewer.minCameraOrbit = "auto auto " + distance / 2 + "m";
+    viewer.maxCameraOrbit = "auto auto " + distance + "m";
+    viewer.minFieldOfView = viewer.maxFieldOfView = viewer.fieldOfView = "30deg";
+    place(viewer, "auto auto " + distance + "m");
     viewer.addEventListener("camera-change", (event) => {
       if (event.detail.source !== "user-interaction") return;
       for (const other of several)
-        if (other !== viewer) place(other, viewer.getCameraOrbit().toString(), viewer.getFieldOfView() + "deg");
+        if (other !== viewer) place(other, viewer.getCameraOrbit().toString());
     });
   }
 }
 
-function place(viewer, orbit, fieldOfView) {
+function place(viewer, orbit) {
   viewer.cameraOrbit = orbit;
-  viewer.fieldOfView = fieldOfView;
   viewer.jumpCameraToGoal();
 }
 
