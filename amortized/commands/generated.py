@@ -4,6 +4,8 @@
       "files": {"png": {"file": "a-red-cube-d9909b20_0.png", "model": "step_000600 a381c41b4e500d50",
                         "settings": {...}}, ...}}, ...]
 
+Beside it is a page of all objects, index.html (`amortized.gallery`), written together with it.
+
 A file is complete if it exists, since files are written atomically, and the index records it with the same
 model and settings. Else it is made again: after a call, all of its files are of one model.
 """
@@ -19,6 +21,7 @@ from typing import Any
 
 from amortized.evaluation.folder import writing
 from amortized.files import atomic_write_text
+from amortized.gallery import write_page
 from amortized.locks import FileLock, LockedError
 from amortized.untrusted import MiB, read_json, short
 
@@ -35,6 +38,7 @@ class Index:
         """The index of a folder as it is. Raises ValueError; see `read_index`."""
         self.path = folder / INDEX
         self.entries = read_index(folder)
+        self.without_page = ""  # why there is no page, or an old one
         self._written_at, self._next_s = time.monotonic(), WRITE_EVERY_S
 
     def has(self, name: str, format: str, record: Mapping[str, Any]) -> bool:
@@ -55,13 +59,18 @@ class Index:
             self.write()
 
     def write(self) -> None:
-        """Write the index, atomically."""
+        """Write the index and the page, each atomically. Raises ValueError if the index cannot be written."""
         start = time.monotonic()
         with writing(self.path):
             lines = (json.dumps(entry, ensure_ascii=False) for entry in self.entries.values())
             atomic_write_text(self.path, "[\n" + ",\n".join(lines) + "\n]\n")
+        self.write_page()
         self._written_at = time.monotonic()
         self._next_s = max(WRITE_EVERY_S, (self._written_at - start) / SHARE_OF_TIME)
+
+    def write_page(self) -> None:
+        """Write the page; `without_page` then says why that failed, as it does for a page of others."""
+        self.without_page = write_page(self.path.parent, self.entries.values())
 
     def _files(self, name: str) -> dict[str, Any]:
         return self.entries.get(name, {}).get("files", {})
@@ -71,7 +80,7 @@ class Index:
 def open_index(folder: Path) -> Iterator[Index]:
     """Context: the index of a folder, which is created, for this process alone.
 
-    It is written at the end if it changed, also after an exception. Raises ValueError for a folder of
+    It and the page are written at the end if they change, also after an exception. Raises ValueError for a folder of
     others, one that cannot be written, or one that another process writes to.
     """
     read_index(folder)  # leave no lock in a folder of others
@@ -92,6 +101,8 @@ def open_index(folder: Path) -> Iterator[Index]:
         finally:
             if index.entries != before:
                 index.write()
+            else:
+                index.write_page()
     finally:
         lock.close()
 
