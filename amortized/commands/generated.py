@@ -59,7 +59,7 @@ class Index:
             self.write()
 
     def write(self) -> None:
-        """Write the index and the page, each atomically. Raises ValueError if the index cannot be written."""
+        """Write the index and the page, atomically. Raises ValueError if the index cannot be written."""
         start = time.monotonic()
         with writing(self.path):
             lines = (json.dumps(entry, ensure_ascii=False) for entry in self.entries.values())
@@ -80,8 +80,8 @@ class Index:
 def open_index(folder: Path) -> Iterator[Index]:
     """Context: the index of a folder, which is created, for this process alone.
 
-    It and the page are written at the end if they change, also after an exception. Raises ValueError for a folder of
-    others, one that cannot be written, or one that another process writes to.
+    It and the page are written at the end if they change, also after an exception. Raises ValueError for a
+    folder of others, one that cannot be written, or one that another process writes to.
     """
     read_index(folder)  # leave no lock in a folder of others
     with writing(folder):

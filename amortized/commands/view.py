@@ -182,8 +182,8 @@ def run(args: argparse.Namespace) -> int:
     page = next((page for page in pages_of(args.folder) if page.is_file()), None)
     if page is None and (args.folder / "index.json").is_file():
         raise ValueError(
-            f"{short(args.folder)} has an index.json, but no page: run its generate command again, which adds the "
-            "page and skips the objects that are complete"
+            f"{short(args.folder)} has an index.json, but no page: run its generate command again, which "
+            "adds the page and skips the objects that are complete"
         )
     if page is None:
         raise ValueError(

@@ -13,6 +13,7 @@ from amortized.pages.markup import one_line
 from amortized.wording import count
 
 MAX_IN_BROWSER = 100_000_000  # bytes of a GLB that a browser opens without trouble
+UNITS = ("B", "kB", "MB", "GB", "TB")
 LABELS = {"webp": "WebP", "obj": "OBJ, zipped"}
 CUBE = (
     '<svg class="cube" viewBox="0 0 48 48" width="72" height="72" aria-hidden="true">'
@@ -25,58 +26,58 @@ class Context:
     """What a card needs to know about its page."""
 
     folder: Path
-    settings: Mapping[object, int]  # number of the settings of each key, see `settings_key`
+    settings: Mapping[str, int]  # the number of the table with an object's settings, by its name
     from_disk: Collection[str]  # the GLBs that open in 3D without a server
 
 
-def card(object: Generated, index: int, context: Context) -> str:
+def card(made: Generated, index: int, context: Context) -> str:
     """The card of an object, the `index`-th of the page."""
-    title = title_of(object)
-    picture = picture_of(object, context.folder)
-    heading = ' <span class="to">to</span> '.join(f"<bdi>{text(prompt)}</bdi>" for prompt in object.prompts)
+    title = title_of(made)
+    picture = picture_of(made, context.folder)
+    heading = ' <span class="to">to</span> '.join(f"<bdi>{text(prompt)}</bdi>" for prompt in made.prompts)
     return (
-        f'<article class="card" data-index="{index}" data-model="{text("; ".join(object.models))}">'
-        f"{_stage(object, title, picture)}{_strip(object, title, picture)}"
-        f'<div class="text"><h3>{heading}</h3>{_tags(object)}'
-        f"{_files(object)}{_details(object, context)}</div></article>"
+        f'<article class="card" data-index="{index}" data-model="{text("; ".join(made.models))}">'
+        f"{_stage(made, title, picture)}{_strip(made, title, picture)}"
+        f'<div class="text"><h3>{heading}</h3>{_tags(made)}'
+        f"{_files(made)}{_details(made, context)}</div></article>"
     )
 
 
-def _tags(object: Generated) -> str:
-    tags = "" if object.seed is None else f"<span>seed {object.seed}</span>"
+def _tags(made: Generated) -> str:
+    tags = "" if made.seed is None else f"<span>seed {made.seed}</span>"
     return f'<p class="tags">{tags}</p>'
 
 
-def title_of(object: Generated) -> str:
+def title_of(made: Generated) -> str:
     """The object in words, not escaped."""
-    return " to ".join(one_line(prompt, 120) for prompt in object.prompts)
+    return " to ".join(one_line(prompt, 120) for prompt in made.prompts)
 
 
-def picture_of(object: Generated, folder: Path) -> Picture | None:
+def picture_of(made: Generated, folder: Path) -> Picture | None:
     """The strip of an object, or the grid of a way."""
-    file = object.files.get("png")
+    file = made.files.get("png")
     return find_picture(folder, file.name) if file else None
 
 
-def moves(object: Generated) -> bool:
+def moves(made: Generated) -> bool:
     """Whether the card has a video or an animated picture."""
-    return "mp4" in object.files or "webp" in object.files
+    return "mp4" in made.files or "webp" in made.files
 
 
-def _stage(object: Generated, title: str, picture: Picture | None) -> str:
+def _stage(made: Generated, title: str, picture: Picture | None) -> str:
     """The moving picture, else the first view, else a sign; over it the button for 3D."""
-    is_way = len(object.prompts) > 1
-    glb = object.files.get("glb")
-    seen = next((object.files[f] for f in ("mp4", "webp", "png") if f in object.files), None)
+    is_way = len(made.prompts) > 1
+    glb = made.files.get("glb")
+    seen = next((made.files[f] for f in ("mp4", "webp", "png") if f in made.files), None)
     size, rows = _frame(seen, picture)
     dimensions = sides(size, size * rows if size else None)
-    style = "whole" if is_way and picture and not moves(object) else ""
-    if "mp4" in object.files:
+    style = "whole" if is_way and picture and not moves(made) else ""
+    if "mp4" in made.files:
         poster = picture.path if picture and not is_way else None
-        shown = video(object.files["mp4"].name, f"Video of {title}", poster=poster, size=dimensions)
-    elif "webp" in object.files:
+        shown = video(made.files["mp4"].name, f"Video of {title}", poster=poster, size=dimensions)
+    elif "webp" in made.files:
         shown = (
-            f'<img src="{link(object.files["webp"].name)}" loading="lazy" data-animated {dimensions}'
+            f'<img src="{link(made.files["webp"].name)}" loading="lazy" data-animated {dimensions}'
             f'alt="{text(f"Animation of {title}", 200)}">'
         )
     elif picture:
@@ -108,14 +109,14 @@ def _frame(seen: File | None, picture: Picture | None) -> tuple[int | None, int]
     return size or (picture.height // rows if picture else None), rows
 
 
-def _strip(object: Generated, title: str, picture: Picture | None) -> str:
+def _strip(made: Generated, title: str, picture: Picture | None) -> str:
     """All views of the object, or the steps of the way, if the stage does not show them all."""
-    if picture is None or (len(object.prompts) > 1 and not moves(object)):
+    if picture is None or (len(made.prompts) > 1 and not moves(made)):
         return ""
-    views = object.files["png"].settings.get("views")
-    if type(views) is int and views <= 1 and not moves(object):
+    views = made.files["png"].settings.get("views")
+    if type(views) is int and views <= 1 and not moves(made):
         return ""
-    words = "Steps" if len(object.prompts) > 1 else count(views, "view") if type(views) is int else "Views"
+    words = "Steps" if len(made.prompts) > 1 else count(views, "view") if type(views) is int else "Views"
     shown = strip(
         picture.path,
         f"{words} of {title}",
@@ -125,11 +126,12 @@ def _strip(object: Generated, title: str, picture: Picture | None) -> str:
     return f'<div class="strips">{shown}</div>'
 
 
-def _files(object: Generated) -> str:
+def _files(made: Generated) -> str:
     items = "".join(
         f'<li><a href="{link(file.name)}" title="{text(file.name)}"{_download(file)}>'
-        f"{text(LABELS.get(file.format, file.format.upper()), 20)}</a> <small>{size_text(file.size)}</small></li>"
-        for file in object.files.values()
+        f"{text(LABELS.get(file.format, file.format.upper()), 20)}</a> "
+        f"<small>{size_text(file.size)}</small></li>"
+        for file in made.files.values()
     )
     return f'<ul class="files" aria-label="Files">{items}</ul>'
 
@@ -138,15 +140,15 @@ def _download(file: File) -> str:
     return "" if file.format in ("png", "mp4", "webp") else " download"
 
 
-def _details(object: Generated, context: Context) -> str:
-    rows = [(f"Model{'s' if len(object.models) > 1 else ''}", "<br>".join(map(text, object.models)) or "–")]
-    number = context.settings[settings_key(object)]
-    rows.append(("Settings", f'<a href="#settings-{number}">Settings {number}</a>'))
-    if object.licenses:
-        rows.append(("License", text("; ".join(object.licenses))))
-    if object.report:
-        rows.append(("Asset report", f'<a href="{link(object.report)}">{text(object.report)}</a>'))
-    if glb := object.files.get("glb"):
+def _details(made: Generated, context: Context) -> str:
+    rows = [(f"Model{'s' if len(made.models) > 1 else ''}", "<br>".join(map(text, made.models)) or "–")]
+    if number := context.settings.get(made.name):
+        rows.append(("Settings", f'<a href="#settings-{number}">Settings {number}</a>'))
+    if made.licenses:
+        rows.append(("License", text("; ".join(made.licenses))))
+    if made.report:
+        rows.append(("Asset report", f'<a href="{link(made.report)}">checks and times</a>'))
+    if glb := made.files.get("glb"):
         rows.append(("In 3D", _in_3d(glb, context)))
     body = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<details><summary>Details</summary><dl>{body}</dl></details>"
@@ -161,19 +163,20 @@ def _in_3d(glb: File, context: Context) -> str:
     return window if glb.name in context.from_disk else f"{window}, with <code>amortized view</code> only"
 
 
-def settings_key(object: Generated) -> str:
+def settings_key(made: Generated) -> str:
     """Equal for objects whose files were made by the same models with the same settings."""
-    made = {
-        format: (file.model, sorted(file.settings.items(), key=str)) for format, file in object.files.items()
-    }
-    return repr(sorted(made.items()))
+    return repr(
+        sorted(
+            (format, file.model, sorted(file.settings.items(), key=str))
+            for format, file in made.files.items()
+        )
+    )
 
 
 def size_text(size: int) -> str:
     """A number of bytes in words: "812 B", "97 kB", "1.2 MB", "34 MB"."""
-    amount, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5:
-            break
-        amount /= 1000
-    return f"{amount:.1f} {unit}" if amount < 9.95 and unit not in ("B", "kB") else f"{amount:.0f} {unit}"
+    power = 0
+    while size >= 999.5 * 1000**power and power < len(UNITS) - 1:
+        power += 1
+    amount = size / 1000**power
+    return f"{amount:.{int(power > 1 and amount < 9.95)}f} {UNITS[power]}"

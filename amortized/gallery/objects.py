@@ -51,8 +51,8 @@ class Generated:
 def objects_of(folder: Path, entries: Iterable[Mapping[str, Any]]) -> list[Generated]:
     """The objects of the entries of an index that have files in `folder`, in order. Raises OSError."""
     sizes = file_sizes(folder)
-    found = (_object(entry, sizes) for entry in entries)
-    return [object for object in found if object is not None]
+    made = (_object(entry, sizes) for entry in entries)
+    return [each for each in made if each is not None]
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -77,7 +77,11 @@ def _object(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> Generated | N
     seed = entry.get("seed")
     report = f"{name}.json" if f"{name}.json" in sizes else None
     return Generated(
-        name=name, prompts=prompts, seed=seed if type(seed) is int else None, files=files, report=report
+        name=name,
+        prompts=prompts,
+        seed=seed if type(seed) is int and 0 <= seed < 2**63 else None,
+        files=files,
+        report=report,
     )
 
 

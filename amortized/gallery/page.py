@@ -18,7 +18,7 @@ KIND = "gallery"
 SCRIPT = asset("pages/cards.js") + asset("pages/viewing.js")
 FIRST = 48  # cards shown before a click on "Show all"
 MAX_MODELS = 50  # to choose from
-MAX_SETTINGS = 100  # different ones, with a table each
+MAX_TABLES = 100  # of settings
 UNITS = {"deg": "degrees", "mm": "mm", "m": "m"}  # by the last part of a setting's name
 
 
@@ -29,11 +29,13 @@ def page(folder: Path, objects: Sequence[Generated], from_disk: Collection[str])
     """
     shown = objects[-MAX_CARDS:]
     groups: dict[str, list[Generated]] = {}
-    for object in shown:
-        groups.setdefault(settings_key(object), []).append(object)
-    numbers = {key: number for number, key in enumerate(groups, 1)}
+    for made in shown:
+        groups.setdefault(settings_key(made), []).append(made)
+    tables = list(groups.values())[:MAX_TABLES]
+    numbers = {made.name: number for number, group in enumerate(tables, 1) for made in group}
     context = Context(folder=folder, settings=numbers, from_disk=from_disk)
-    cards = "".join(card(object, index, context) for index, object in enumerate(shown))
+    cards = "".join(card(made, index, context) for index, made in enumerate(shown))
+    grid = card_grid(cards, first=FIRST) + _notes(objects, shown, from_disk)
     name = text(folder.resolve().name or "Objects", 80)
     body = f"""<header>
 <p class="overline">Generated objects</p>
@@ -42,8 +44,8 @@ def page(folder: Path, objects: Sequence[Generated], from_disk: Collection[str])
 {navigation({"objects": "Objects", "settings": "Settings"})}
 </header>
 <main>
-{section("objects", "Objects", card_grid(cards, first=FIRST) + _notes(objects, shown, from_disk), _controls(shown))}
-{section("settings", "Settings", _settings(list(groups.values())))}
+{section("objects", "Objects", grid, beside=_controls(shown))}
+{section("settings", "Settings", _settings(tables, len(groups)))}
 </main>"""
     return document(
         title=f"{name} · {count(len(objects), 'object')}",
@@ -56,15 +58,14 @@ def page(folder: Path, objects: Sequence[Generated], from_disk: Collection[str])
 
 
 def _lead(objects: Sequence[Generated]) -> str:
-    files = [file for object in objects for file in object.files.values()]
-    prompts = len({object.prompts for object in objects})
+    files = [file for made in objects for file in made.files.values()]
+    prompts = len({made.prompts for made in objects})
     parts = [f"<b>{count(len(objects), 'object')}</b>"]
     parts += [f"of {count(prompts, 'prompt')}"] if prompts != len(objects) else []
     parts += [f"{count(len(files), 'file')}, {size_text(sum(file.size for file in files))}"]
-    models = list(dict.fromkeys(model for object in objects for model in object.models))
-    parts += (
-        [f"model {text(models[0], 80)}" if len(models) == 1 else f"{len(models)} models"] if models else []
-    )
+    models = list(dict.fromkeys(model for made in objects for model in made.models))
+    if models:
+        parts.append(f"model {text(models[0], 80)}" if len(models) == 1 else f"{len(models):,} models")
     return " · ".join(parts)
 
 
@@ -72,12 +73,10 @@ def _controls(shown: Sequence[Generated]) -> str:
     """A form that filters, orders and pauses the cards; for one object nothing."""
     if len(shown) < 2:
         return ""
-    models = list(dict.fromkeys("; ".join(object.models) for object in shown))
+    models = list(dict.fromkeys("; ".join(made.models) for made in shown))
     choices = ""
     if 1 < len(models) <= MAX_MODELS:
-        choices = choice(
-            "model", "Model", {"": "All"} | {text(model): model or "unknown" for model in models}
-        )
+        choices = choice("model", "Model", {"": "All"} | {model: model for model in models if model})
     return card_controls(
         choices,
         directions=("Oldest first", "Newest first"),
@@ -89,28 +88,27 @@ def _notes(objects: Sequence[Generated], shown: Sequence[Generated], from_disk: 
     notes = []
     if len(objects) > len(shown):
         notes.append(
-            f"The last {len(shown):,} of {len(objects):,} objects are shown here; index.json lists all of them."
+            f"The last {len(shown):,} of {len(objects):,} objects are shown here; index.json lists all."
         )
-    glbs = [object.files["glb"] for object in shown if "glb" in object.files]
-    if served := [glb for glb in glbs if opens(glb) and glb.name not in from_disk]:
+    glbs = [made.files["glb"] for made in shown if "glb" in made.files]
+    if any(opens(glb) and glb.name not in from_disk for glb in glbs):
         notes.append(
-            f"{count(len(served), 'object')} open in 3D with <code>amortized view FOLDER</code> only: from disk, "
-            f"a page opens GLBs of at most {size_text(MAX_FROM_DISK)}, the newest first, as long as their copies "
-            "do not take too much space."
+            f"From disk, browsers show {len(from_disk):,} of {count(len(glbs), 'GLB')} in 3D: the newest ones, of at "
+            f"most {size_text(MAX_FROM_DISK)} each. <code>amortized view FOLDER</code> shows the others too."
         )
-    if bare := sum("png" not in object.files and not moves(object) for object in shown):
+    if bare := sum("png" not in made.files and not moves(made) for made in shown):
         notes.append(
-            f"{count(bare, 'object')} without a picture: the same command with <code>--format png</code> adds it."
+            f"{count(bare, 'object')} without a picture: the same command with <code>--format png</code> "
+            "adds it."
         )
     return "".join(f'<p class="note">{note}</p>' for note in notes)
 
 
-def _settings(groups: Sequence[Sequence[Generated]]) -> str:
+def _settings(groups: Sequence[Sequence[Generated]], total: int) -> str:
     """A table for each group of objects that were made in the same way: a column per format."""
-    tables = "".join(_table(number, group) for number, group in enumerate(groups[:MAX_SETTINGS], 1))
-    left = len(groups) - MAX_SETTINGS
-    more = f" {left:,} more settings are in index.json." if left > 0 else ""
-    return f'{tables}<p class="note"><a href="index.json">index.json</a> has all of this for each file.{more}</p>'
+    tables = "".join(_table(number, group) for number, group in enumerate(groups, 1))
+    shown = f"Only {len(groups)} of {total:,} settings are shown: " if total > len(groups) else ""
+    return f'{tables}<p class="note">{shown}<a href="index.json">index.json</a> has them for each file.</p>'
 
 
 def _table(number: int, group: Sequence[Generated]) -> str:
@@ -119,12 +117,10 @@ def _table(number: int, group: Sequence[Generated]) -> str:
     head = "".join(f'<th scope="col">{text(file.format, 20)}</th>' for file in files)
     rows = [("model", [file.model or "–" for file in files])]
     rows += [(_name(key), [_value(file, key) for file in files]) for key in keys]
-    body = "".join(
-        f'<tr><th scope="row">{text(name, 60)}</th>{_cells(values)}</tr>'
-        for name, values in rows
-    )
+    body = "".join(f'<tr><th scope="row">{text(name, 60)}</th>{_cells(values)}</tr>' for name, values in rows)
     return (
-        f'<h3 class="made" id="settings-{number}">Settings {number} <small>{count(len(group), "object")}</small></h3>'
+        f'<h3 class="made" id="settings-{number}">Settings {number} '
+        f"<small>{count(len(group), 'object')}</small></h3>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Settings {number}"><table><thead><tr>'
         f'<th scope="col">Setting</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )

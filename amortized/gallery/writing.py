@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ def write_page(folder: Path, entries: Iterable[Mapping[str, Any]]) -> str:
     """
     try:
         check_ours(folder, PAGE, KIND)
-        check_ours(folder, "viewer/viewer.html", "viewer")
         objects = objects_of(folder, entries)
         if not objects and not (folder / PAGE).exists():
             return ""
@@ -43,10 +43,10 @@ def write_page(folder: Path, entries: Iterable[Mapping[str, Any]]) -> str:
 
 def check_ours(folder: Path, name: str, kind: str) -> None:
     """Raise ValueError if there is a file of this name that is not a page of this `kind`."""
-    path = folder / name
+    path = inside(folder, name)
     if not path.exists() and not path.is_symlink():
         return
-    with open_regular(inside(folder, name), PAGE_LIMIT) as file:
+    with open_regular(path, PAGE_LIMIT) as file:
         if not is_page_of(file.read(1024), kind):
             raise ValueError(
                 f"{short(path)} is not a page of generate and stays as it is: rename it to get one"
@@ -55,15 +55,18 @@ def check_ours(folder: Path, name: str, kind: str) -> None:
 
 def _write_scripts(folder: Path, objects: Sequence[Generated]) -> set[str]:
     """Write what a page needs to open GLBs from disk; returns the names of those that it can open."""
-    glbs = [object.files["glb"] for object in objects if "glb" in object.files]
-    if glbs:
-        write_viewer(folder)
+    glbs = [made.files["glb"] for made in objects if "glb" in made.files]
+    if not glbs:
+        return set()
+    check_ours(folder, "viewer/viewer.html", "viewer")
+    write_viewer(folder)
     names: set[str] = set()
     total = 0
     for glb in reversed(glbs):
         if glb.size <= MAX_FROM_DISK and total + glb.size <= TOTAL_FROM_DISK and glb.name.endswith(".glb"):
-            if write_script(folder / glb.name) is not None:
-                names.add(glb.name)
-                total += glb.size
+            with suppress(ValueError):  # not a GLB that can be read
+                if write_script(folder / glb.name) is not None:
+                    names.add(glb.name)
+                    total += glb.size
     remove_scripts(folder, names)
     return names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from amortized.pages.history import finite
 from amortized.pages.markup import link, text
 
 # More cards make a page that browsers cannot handle.
@@ -39,8 +40,8 @@ def card_controls(choices: str, *, directions: tuple[str, str], moving: bool = T
     return (
         '<form class="controls" id="controls"><input id="filter" type="search" autocomplete="off" '
         f'placeholder="Filter prompts" aria-label="Filter prompts by text">{choices}'
-        f'<button id="direction" type="button" title="Reverse the order" data-up="{up}" data-down="{down}">{up}'
-        f'</button>{pause}<output id="count" aria-live="polite"></output></form>'
+        f'<button id="direction" type="button" title="Reverse the order" data-up="{up}" data-down="{down}">'
+        f'{up}</button>{pause}<output id="count" aria-live="polite"></output></form>'
     )
 
 
@@ -79,8 +80,9 @@ def pixels(value: object) -> int | None:
 
 
 def stage_color(background: object) -> str:
-    """The CSS that continues a picture's background around it: untrusted, a gray 0..1 or a color [r, g, b]."""
-    levels = background if isinstance(background, list | tuple) else [background] * 3
-    if len(levels) != 3 or not all(type(level) in (int, float) and 0 <= level <= 1 for level in levels):
+    """The CSS that continues a picture's background around it: an untrusted gray 0..1 or [r, g, b]."""
+    channels = background if isinstance(background, list | tuple) else [background] * 3
+    levels = [level for level in map(finite, channels) if level is not None and 0 <= level <= 1]
+    if not len(levels) == len(channels) == 3:
         return ""
     return f"--stage:rgb({', '.join(str(round(255 * level)) for level in levels)})"
