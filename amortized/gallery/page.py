@@ -93,8 +93,9 @@ def _notes(objects: Sequence[Generated], shown: Sequence[Generated], from_disk: 
     glbs = [made.files["glb"] for made in shown if "glb" in made.files]
     if any(opens(glb) and glb.name not in from_disk for glb in glbs):
         notes.append(
-            f"From disk, browsers show {len(from_disk):,} of {count(len(glbs), 'GLB')} in 3D: the newest ones, of at "
-            f"most {size_text(MAX_FROM_DISK)} each. <code>amortized view FOLDER</code> shows the others too."
+            f"From disk, browsers show {len(from_disk):,} of {count(len(glbs), 'GLB')} in 3D: the newest "
+            f"ones, of at most {size_text(MAX_FROM_DISK)} each. <code>amortized view FOLDER</code> shows the "
+            "others too."
         )
     if bare := sum("png" not in made.files and not moves(made) for made in shown):
         notes.append(

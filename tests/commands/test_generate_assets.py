@@ -43,6 +43,8 @@ def test_it_writes_every_format_and_a_report(generate, tmp_path):
     assert set(entry["files"]) == {"png", *ALL}
     assert files_in(folder).keys() == {made["file"] for made in entry["files"].values()} | {
         "index.json",
+        "index.html",
+        "viewer",
         f"{name}.json",
     }
     mesh = trimesh.load(folder / f"{name}.glb", force="mesh")
@@ -65,7 +67,7 @@ def test_what_is_complete_is_skipped_and_changed_settings_make_the_files_they_co
     assert generate("a", "b", "--format", "glb,stl", "--height-mm", "80").returncode == 0
     after = files_in(tmp_path / "out")
     changed = {name.rpartition(".")[2] for name in after if after[name] != before[name]}
-    assert changed == {"stl", "json"}
+    assert changed == {"stl", "json", "html"}
 
 
 def test_hostile_prompts_are_metadata_only(generate, tmp_path):
