@@ -171,3 +171,12 @@ def test_sizes_in_words_are_the_size(size):
     unit_bytes = 1000 ** ("B", "kB", "MB", "GB", "TB").index(unit)
     assert abs(float(amount) * unit_bytes - size) <= 0.051 * size + (unit == "kB") * 500
     assert len(amount) <= 3
+
+
+def test_settings_nested_beyond_what_python_prints_are_left_out(folder):
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    made = entry("a_0", "a", "png")
+    made["files"]["png"]["settings"] = {"show": deep, "camera": {"deep": deep}, "size": 16}
+    assert "Settings 1" in page_of(folder, [made])
