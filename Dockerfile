@@ -12,8 +12,9 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04
 FROM ${PYTHON_IMAGE} AS source
 WORKDIR /app
 COPY pyproject.toml requirements.lock ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > requirements.txt
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        extras = project['optional-dependencies']; \
+        print(*project['dependencies'], *extras['assets'], *extras['usdz'], sep='\n')" > requirements.txt
 COPY . .
 
 # ---- cpu: torch without CUDA, from an index of CPU wheels ----

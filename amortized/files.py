@@ -64,8 +64,13 @@ def in_project(path: str | Path, *folders: Path) -> str:
 
     So that checkpoints/NAME and configs/NAME.yaml mean the same in every working directory.
     """
+    return in_folders(path, *folders, PROJECT)
+
+
+def in_folders(path: str | Path, *folders: Path) -> str:
+    """The path as given if it exists, or if none of `folders` has it; else in the first one that has it."""
     name = str(path)
-    for folder in (Path(), *folders, PROJECT):
+    for folder in (Path(), *folders):
         with suppress(OSError, ValueError):  # a name that no file can have
             if (folder / name).exists():
                 return name if folder == Path() else str(folder / name)

@@ -27,7 +27,7 @@ from amortized.untrusted import MiB, read_json, short
 
 INDEX, LOCK = "index.json", ".lock"
 INDEX_LIMIT = 512 * MiB
-WRITE_EVERY_S, SHARE_OF_TIME = 10.0, 0.05  # a kill loses the records of the last seconds
+WRITE_EVERY_S, SHARE_OF_TIME = 1.0, 0.05  # a kill loses the records of the last second
 RECORD = ("file", "model", "settings")
 
 

@@ -52,8 +52,8 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
     to it, or it cannot be written.
     """
     _check_new(folder)
-    path = find_checkpoint(run, checkpoint)
     settings = run_settings(run)
+    path = find_checkpoint(run, checkpoint)
     config = config_to_dict(model_config(settings, path))
     with one_sentence(f"the config.yaml of {short(run)}", "restore the one that the run wrote"):
         guidance = {name: str(settings["guidance"][name]) for name in ("noise", "reference")}

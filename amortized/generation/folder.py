@@ -39,6 +39,7 @@ from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import Schedule, build_config, config_to_dict
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
 from amortized.devices import local_device
+from amortized.files import in_folders, started_in
 from amortized.generation.config import SceneConfig, sharpness_at
 from amortized.safetensors_header import read_header
 from amortized.untrusted import read_json_object, read_yaml_object, reason_of, short
@@ -87,7 +88,8 @@ def load_run(
     path = find_checkpoint(run, checkpoint)
     config = model_config(settings, path)
     with one_sentence(f"the config.yaml of {short(run)}", "restore the one that the run wrote"):
-        shards = list(settings["text"]["shards"])
+        start = started_in(run, settings["output"])
+        shards = [in_folders(url, *start) for url in settings["text"]["shards"]]
         part = f"{inference_part(path)}."
         stored = {name.removeprefix(part): t.shape for name, t in stored_tensors(path).items()}
         generator = _build(config, stored, path)
@@ -108,7 +110,9 @@ def run_settings(run: Path) -> dict[str, Any]:
     """The settings in a run's config.yaml, under the keys of this release."""
     path = run / "config.yaml"
     if not path.exists():
-        raise ValueError(f"{short(run)} holds no run: its config.yaml is missing")
+        raise ValueError(
+            f"{short(run)} holds no run (no config.yaml): name the folder that a training wrote, its `output`"
+        )
     return rename_keys(read_yaml_object(path), RENAMED_RUN_SETTINGS)[0]
 
 
@@ -124,6 +128,7 @@ def model_config(settings: Mapping[str, Any], checkpoint: Path) -> ModelConfig:
             encoder = {"path": prior["path"], "revision": prior["revision"], "dtype": prior["dtype"]}
         else:
             encoder = {"path": text["encoder"], "revision": text["revision"]}
+        encoder["path"] = in_folders(encoder["path"], *started_in(run, settings["output"]))
         data = {
             "generator": settings["generator"],
             "environment": settings.get("environment"),

@@ -202,11 +202,11 @@ def test_a_kill_loses_the_records_of_seconds_only(tmp_path, monkeypatch):
     monkeypatch.setattr(generated.time, "monotonic", lambda: clock[0])
     record = {"file": "a.png", "model": "m", "settings": {}}
     with generated.open_index(tmp_path) as index:
-        for second in range(25):
-            clock[0] = float(second)
-            index.add(f"{second}", {"seed": 0}, "png", record)
+        for tenth in range(25):
+            clock[0] = tenth / 10
+            index.add(f"{tenth}", {"seed": 0}, "png", record)
         # The others are found incomplete by the next call, which makes them again.
-        assert len(generated.read_index(tmp_path)) == 23
+        assert 25 - 10 <= len(generated.read_index(tmp_path)) < 25
     assert len(generated.read_index(tmp_path)) == 25
 
 

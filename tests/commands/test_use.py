@@ -126,3 +126,23 @@ def test_a_run_is_evaluated_from_another_folder(run, trained, tmp_path, monkeypa
     (start / "my prompts.txt").unlink()
     failed = run("evaluate.py", str(folder), *quick)
     assert failed.returncode == 2 and "my prompts.txt" in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_a_run_finds_its_text_encoder_where_it_was_started(trained, prior, tmp_path, monkeypatch):
+    """Its relative path is tried in the working directory first, then in the folder of the start."""
+    start = tmp_path / "elsewhere"
+    folder = shutil.copytree(trained, start / "outputs/mine")
+    shutil.copytree(prior, start / "models/sd")
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^output: .*", "output: outputs/mine", text, flags=re.MULTILINE)
+    assert text.count(prior) == 1
+    (folder / "config.yaml").write_text(text.replace(prior, "models/sd"), encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    expected, found = (TextTo3D.from_run(path, device="cpu") for path in (trained, folder))
+    assert found.identity == expected.identity
+    export(folder, tmp_path / "exported")
+    TextTo3D.from_pretrained(tmp_path / "exported", device="cpu")
+    shutil.rmtree(start / "models")
+    with pytest.raises(ValueError, match="needs the text encoder 'models/sd'"):
+        TextTo3D.from_run(folder)
