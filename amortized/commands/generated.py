@@ -27,8 +27,27 @@ from amortized.untrusted import MiB, read_json, short
 
 INDEX, LOCK = "index.json", ".lock"
 INDEX_LIMIT = 512 * MiB
-WRITE_EVERY_S, SHARE_OF_TIME = 1.0, 0.05  # a kill loses the records of the last second
+INDEX_EVERY_S, PAGE_EVERY_S = 1.0, 10.0  # a kill loses the records of the last second
+SHARE_OF_TIME = 0.05  # that writing takes at most, before the end
 RECORD = ("file", "model", "settings")
+
+
+class Pace:
+    """When to write again: after `every_s`, and so rarely that writing takes at most `SHARE_OF_TIME`."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._next = every_s, time.monotonic() + every_s
+
+    def is_due(self) -> bool:
+        return time.monotonic() > self._next
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Context: the writing."""
+        start = time.monotonic()
+        yield
+        end = time.monotonic()
+        self._next = end + max(self._every_s, (end - start) / SHARE_OF_TIME)
 
 
 class Index:
@@ -39,7 +58,7 @@ class Index:
         self.path = folder / INDEX
         self.entries = read_index(folder)
         self.without_page = ""  # why there is no page, or an old one
-        self._written_at, self._next_s = time.monotonic(), WRITE_EVERY_S
+        self._index_pace, self._page_pace = Pace(INDEX_EVERY_S), Pace(PAGE_EVERY_S)
 
     def has(self, name: str, format: str, record: Mapping[str, Any]) -> bool:
         """Whether a file is complete and was made as `record` says: file, model, settings."""
@@ -52,25 +71,24 @@ class Index:
         return format in self._files(name)
 
     def add(self, name: str, about: Mapping[str, Any], format: str, record: Mapping[str, Any]) -> None:
-        """Record a file that was written, and write the index if that is due. `about`: prompt, seed, slug."""
+        """Record a file that was written; write index and page if they are due. `about`: prompt, seed, slug."""
         files = {**self._files(name), format: dict(record)}
         self.entries[name] = {"name": name, **about, "files": files}
-        if time.monotonic() - self._written_at > self._next_s:
+        if self._index_pace.is_due():
             self.write()
+        if self._page_pace.is_due():
+            self.write_page()
 
     def write(self) -> None:
-        """Write the index and the page, atomically. Raises ValueError if the index cannot be written."""
-        start = time.monotonic()
-        with writing(self.path):
+        """Write the index, atomically."""
+        with self._index_pace.measured(), writing(self.path):
             lines = (json.dumps(entry, ensure_ascii=False) for entry in self.entries.values())
             atomic_write_text(self.path, "[\n" + ",\n".join(lines) + "\n]\n")
-        self.write_page()
-        self._written_at = time.monotonic()
-        self._next_s = max(WRITE_EVERY_S, (self._written_at - start) / SHARE_OF_TIME)
 
     def write_page(self) -> None:
         """Write the page; `without_page` then says why that failed, as it does for a page of others."""
-        self.without_page = write_page(self.path.parent, self.entries.values())
+        with self._page_pace.measured():
+            self.without_page = write_page(self.path.parent, self.entries.values())
 
     def _files(self, name: str) -> dict[str, Any]:
         return self.entries.get(name, {}).get("files", {})
@@ -101,8 +119,7 @@ def open_index(folder: Path) -> Iterator[Index]:
         finally:
             if index.entries != before:
                 index.write()
-            else:
-                index.write_page()
+            index.write_page()
     finally:
         lock.close()
 
