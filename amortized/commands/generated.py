@@ -71,7 +71,7 @@ class Index:
         return format in self._files(name)
 
     def add(self, name: str, about: Mapping[str, Any], format: str, record: Mapping[str, Any]) -> None:
-        """Record a file that was written; write index and page if they are due. `about`: prompt, seed, slug."""
+        """Record a file that was written; write index and page if due. `about`: prompt, seed, slug."""
         files = {**self._files(name), format: dict(record)}
         self.entries[name] = {"name": name, **about, "files": files}
         if self._index_pace.is_due():
