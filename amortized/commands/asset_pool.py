@@ -45,9 +45,14 @@ def make_assets(
             yield job, _make(model, job, files)
         return
     # Spawn: a process that has run threads, as PyTorch's, cannot be forked safely.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker)
+    except OSError as error:  # no semaphores, as in some containers
+        raise ValueError(
+            f"{workers} processes cannot share memory ({error.strerror}): make /dev/shm writable, or set "
+            "--workers 1"
+        ) from None
     try:
         pending = {pool.submit(_make_in_worker, source, model.identity, job, files): job for job in jobs}
         for future in as_completed(pending):

@@ -205,3 +205,12 @@ def test_a_killed_worker_is_one_sentence(pool):
     with pytest.raises(ValueError, match="one of 2 worker processes was killed.*--workers"):
         list(made)
     assert not multiprocessing.active_children()
+
+
+def test_without_shared_memory_one_worker_is_the_remedy(pool, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(asset_pool, "ProcessPoolExecutor", refuse)
+    with pytest.raises(ValueError, match=r"cannot share memory \(Permission denied\).*--workers 1"):
+        next(pool("refused", 2))
