@@ -150,7 +150,7 @@ def _make_pictures(
                 save_pictures(pictures, args.output / record["file"], format, args.fps)
             if "depth" in look.show:
                 record["depth_range"] = pictures.depth_range
-            index.add(job.name, job.about, format, record)
+            index.add(job.name, job.about, {format: record})
     progress(len(chosen), len(chosen))
 
 
@@ -192,8 +192,10 @@ def _make_assets(
         job, _ = jobs[asset_job.name]
         if reason:
             failed.append((asset_job.prompt, reason))
-        for format in () if reason else asset_job.formats:
-            index.add(job.name, job.about, format, _record(job, format, model, records[format]))
+        else:
+            # Together: a file alone would be made alone after a kill, and replace the report of all of them.
+            recorded = {f: _record(job, f, model, records[f]) for f in asset_job.formats}
+            index.add(job.name, job.about, recorded)
         progress(done, len(jobs))
     return failed
 

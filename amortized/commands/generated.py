@@ -70,9 +70,12 @@ class Index:
         """Whether the index has a file of this name and format, of another model or other settings."""
         return format in self._files(name)
 
-    def add(self, name: str, about: Mapping[str, Any], format: str, record: Mapping[str, Any]) -> None:
-        """Record a file that was written; write index and page if due. `about`: prompt, seed, slug."""
-        files = {**self._files(name), format: dict(record)}
+    def add(self, name: str, about: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record files that were written together, by format; write index and page if due.
+
+        `about`: prompt, seed, slug.
+        """
+        files = {**self._files(name), **{format: dict(record) for format, record in records.items()}}
         self.entries[name] = {"name": name, **about, "files": files}
         if self._index_pace.is_due():
             self.write()

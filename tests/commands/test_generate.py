@@ -204,7 +204,7 @@ def test_a_kill_loses_the_records_of_seconds_only(tmp_path, monkeypatch):
     with generated.open_index(tmp_path) as index:
         for tenth in range(25):
             clock[0] = tenth / 10
-            index.add(f"{tenth}", {"seed": 0}, "png", record)
+            index.add(f"{tenth}", {"seed": 0}, {"png": record})
         # The others are found incomplete by the next call, which makes them again.
         assert 25 - 10 <= len(generated.read_index(tmp_path)) < 25
     assert len(generated.read_index(tmp_path)) == 25

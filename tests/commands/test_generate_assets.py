@@ -15,7 +15,7 @@ import trimesh
 
 from amortized.assets import FORMATS, SUFFIXES, AssetConfig, AssetError
 from amortized.assets.clean import Keep
-from amortized.commands import asset_options, asset_pool
+from amortized.commands import asset_options, asset_pool, generated
 from amortized.commands.asset_options import AssetJob, ModelSource
 from amortized.commands.asset_pool import AssetFiles, make_assets
 from amortized.names import slug
@@ -142,6 +142,22 @@ def test_a_refused_file_is_a_reason_and_the_other_objects_are_made(generate, mon
     done = generate("loose", "b", "--format", "glb,stl")
     assert done.returncode == 1 and "note: 'loose' has no asset: cannot write STL" in done.stdout
     assert [entry["prompt"] for entry in index_of(tmp_path / "out").values()] == ["b"]
+
+
+def test_the_files_of_an_object_are_recorded_together(generate, monkeypatch):
+    """Else a kill between them would leave a report of the last one alone."""
+    write, written = generated.atomic_write_text, []
+
+    def spy(path, text):
+        written.append(json.loads(text))
+        write(path, text)
+
+    monkeypatch.setattr(generated, "INDEX_EVERY_S", 0.0)
+    monkeypatch.setattr(generated, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(generated, "atomic_write_text", spy)
+    assert generate("a", "b", "--format", "glb,stl").returncode == 0
+    assert [len(entries) for entries in written][:2] == [1, 2]
+    assert all(set(entry["files"]) == {"glb", "stl"} for entries in written for entry in entries)
 
 
 def test_only_what_is_missing_is_computed(generate, tmp_path):

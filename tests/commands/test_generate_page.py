@@ -99,7 +99,7 @@ def test_the_page_of_a_long_call_grows_with_the_index(folder, monkeypatch):
             clock[0] = float(second)
             (folder / f"{second}.png").write_bytes(b"")
             record = {"file": f"{second}.png", "model": "m", "settings": {}}
-            index.add(f"{second}", {"prompt": f"p{second}", "seed": 0}, "png", record)
+            index.add(f"{second}", {"prompt": f"p{second}", "seed": 0}, {"png": record})
         assert prompts_on(folder / "index.html") == [f"p{second}" for second in range(12)]
 
 
