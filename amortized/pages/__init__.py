@@ -9,9 +9,12 @@ from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
 from amortized.pages.viewing import (
+    MAX_FROM_DISK,
     VIEWER_FILES,
     find_media,
     objects_button,
+    remove_scripts,
+    script_of,
     video_button,
     view_button,
     write_script,
@@ -19,6 +22,7 @@ from amortized.pages.viewing import (
 )
 
 __all__ = [
+    "MAX_FROM_DISK",
     "PREVIEW_SCORES",
     "VIEWER_FILES",
     "History",
@@ -43,6 +47,8 @@ __all__ = [
     "objects_button",
     "pairs",
     "read_history",
+    "remove_scripts",
+    "script_of",
     "section",
     "text",
     "video_button",

@@ -26,8 +26,9 @@ function show(name, label) {
     } else if (location.protocol === "file:") {
       const script = document.createElement("script");
       viewers.set(script, viewer);
-      script.src = "../" + encodeURIComponent(name) + ".glb.js";
-      script.onerror = () => fail("The object is missing, or too large to open from disk: try amortized view.");
+      script.src = encodeURIComponent(name) + ".glb.js";
+      script.onerror = () =>
+        fail("This object does not open from disk: use amortized view and the name of its folder.");
       document.body.append(script);
     } else {
       viewer.src = "../" + encodeURIComponent(name) + ".glb";
