@@ -61,4 +61,5 @@ def test_kills_of_generate_change_no_file_and_leave_no_process(tmp_path: Path) -
     for folder in folders:
         finish(*generate, "--output", str(folder))
     cut, expected = map(contents, folders)
-    assert cut == expected and len(expected) == 3 * len(prompts) + 1
+    # GLB, its script, STL and report of each; the index, and three files of the viewer.
+    assert cut == expected and len(expected) == 4 * len(prompts) + 4
