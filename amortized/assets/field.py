@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.assets.mesh import AssetError
-from amortized.types import Scene
+from amortized.types import AnyScene, DensityScene
 
 CHUNK = 2**18  # evaluations at once
 # Corners of a regular tetrahedron on the unit sphere, for gradients from 4 evaluations.
@@ -28,8 +28,13 @@ class Field:
     """
 
     def __init__(
-        self, scene: Scene, device: torch.device, carve: Carve | None = None, parent: Field | None = None
+        self, scene: AnyScene, device: torch.device, carve: Carve | None = None, parent: Field | None = None
     ) -> None:
+        if isinstance(scene, DensityScene):
+            raise AssetError(
+                "the object is given by densities, which have no surface to export: train it with "
+                "generator.geometry=sdf"
+            )
         if scene.num_prompts != 1:
             raise ValueError(f"a field is a scene of one prompt, got {scene.num_prompts}: select one")
         self.scene, self.device, self.carve, self.parent = scene, device, carve, parent
@@ -60,7 +65,7 @@ class Field:
     def gradient(self, points: np.ndarray, epsilon: float) -> np.ndarray:
         """The gradient [N, 3] of the field at points [N, 3], by differences: 4 evaluations each.
 
-        `epsilon` is their step. Exact for linear fields, like `rendering.sdf_gradient`.
+        `epsilon` is their step. Exact for linear fields, like `rendering.field_gradient`.
         """
         corners = points[:, None] + epsilon * TETRAHEDRON
         values = self.value(corners.reshape(-1, 3)).reshape(-1, 4)

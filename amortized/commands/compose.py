@@ -38,6 +38,28 @@ class RunConfig(BaseRunConfig):
     generator: GeneratorConfig = field(default_factory=DEFAULT_GENERATOR)
     environment: EnvironmentConfig | None = None  # a learned background; null: none
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, slots = self.generator.name, self.trainer.prompts_per_process
+        if self.one_object and slots > 1:
+            raise ValueError(
+                f"trainer.prompts_per_process={slots} trains as many scenes in a step, but "
+                f"generator.name={name} is one object: set trainer.prompts_per_process=1, and "
+                "trainer.views_per_prompt for more images in a step"
+            )
+        terms = self.losses.of_distances
+        if terms and getattr(self.generator, "geometry", "sdf") == "density":
+            settings = " and ".join(f"losses.{term}" for term in terms)
+            raise ValueError(
+                f"{settings} need signed distances, which generator.geometry=density lacks: set to 0, or use "
+                "generator.geometry=sdf"
+            )
+
+    @property
+    def one_object(self) -> bool:
+        """Whether the generator holds a single object, whatever the text."""
+        return getattr(self.generator, "one_object", False)
+
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a preset, or a run's config.yaml. Raises ConfigError."""
@@ -56,9 +78,19 @@ def load_stored_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_corpus(config: RunConfig) -> Corpus:
-    """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it."""
+    """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it.
+
+    Raises ValueError for several training prompts and a generator of one object.
+    """
     corpus = open_corpus(config.corpus, held_out=config.held_out)
-    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", truth_from=corpus)
+    if config.prompt is not None:
+        return prompt_list([config.prompt], "prompt", truth_from=corpus)
+    if config.one_object and len(corpus.trained) > 1:
+        raise ValueError(
+            f"generator.name={config.generator.name} is one object, but corpus {corpus.name} has "
+            f'{len(corpus.trained):,} training prompts: set prompt="...", or use another generator'
+        )
+    return corpus
 
 
 def output_of_prompt(config: RunConfig, prompt: Prompt) -> str:

@@ -20,15 +20,15 @@ from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_video
 from amortized.names import slug
-from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene
+from amortized.types import AnyScene, Cameras, GroundTruth, Prompt, Render
 
-SceneFor = Callable[[list[Prompt]], Scene]  # P prompts to a scene of P objects
+SceneFor = Callable[[list[Prompt]], AnyScene]  # P prompts to a scene of P objects
 
 
 class Renderer(Protocol):
     """Renders all cameras [P, V] of a scene at one image size, without gradients."""
 
-    def __call__(self, scene: Scene, cameras: Cameras, height: int, width: int) -> Render: ...
+    def __call__(self, scene: AnyScene, cameras: Cameras, height: int, width: int) -> Render: ...
 
 
 class Scorer(Protocol):
@@ -197,7 +197,12 @@ def _views_of_truth(
 
 
 def _render_ring(
-    scene: Scene, model: EvaluatedModel, num_prompts: int, num_views: int, size: int, config: EvaluationConfig
+    scene: AnyScene,
+    model: EvaluatedModel,
+    num_prompts: int,
+    num_views: int,
+    size: int,
+    config: EvaluationConfig,
 ) -> Tensor:
     """Images [P, V, size, size, 3] on the CPU, from V cameras evenly spaced around the object."""
     cameras = orbit(

@@ -4,15 +4,15 @@ from amortized.rendering.backgrounds import BackgroundConfig, background_from_un
 from amortized.rendering.lattice import radius_of
 from amortized.rendering.quadrature import laplace_density
 from amortized.rendering.renderer import RendererConfig, render
-from amortized.rendering.shading import ShadingConfig, sdf_gradient
+from amortized.rendering.shading import ShadingConfig, field_gradient
 
 __all__ = [
     "BackgroundConfig",
     "RendererConfig",
     "ShadingConfig",
     "background_from_uniform",
+    "field_gradient",
     "laplace_density",
     "radius_of",
     "render",
-    "sdf_gradient",
 ]
