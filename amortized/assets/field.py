@@ -80,12 +80,17 @@ class Field:
 
     def albedo(self, points: np.ndarray) -> np.ndarray:
         """Albedo [N, 3] float32 in [0, 1], the sRGB colors of the pictures, at points [N, 3]."""
-        chunks = [np.zeros((0, 3), np.float32)]
+        return self.value_and_albedo(points)[1]
+
+    def value_and_albedo(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N] of the scene alone, without `carve`, and albedo [N, 3], from one evaluation each."""
+        values, colors = [np.zeros(0)], [np.zeros((0, 3), np.float32)]
         for chunk in self._chunks(points):
             with torch.no_grad():
-                _, albedo = self.scene.sdf_and_albedo(self._into_ball(chunk)[0][None])
-            chunks.append(albedo[0].float().clamp(0, 1).cpu().numpy())
-        return np.concatenate(chunks)
+                value, albedo = self.scene.sdf_and_albedo(self._into_ball(chunk)[0][None])
+            values.append(value[0].cpu().numpy())
+            colors.append(albedo[0].float().clamp(0, 1).cpu().numpy())
+        return np.concatenate(values), np.concatenate(colors)
 
     def project(self, points: np.ndarray, *, max_step: float, epsilon: float, steps: int = 2) -> np.ndarray:
         """Move points [N, 3] onto the surface by Newton steps p - f g / |g|^2, where |f| decreases."""
