@@ -15,7 +15,9 @@ MAX_SPLATS = 1_000_000  # of one object
 # Names of the parameters of one object, in the order of `SplatScene`: a dict of them, without the axis P, is
 # what an optimizer trains and density control edits.
 NAMES = ("means", "quaternions", "log_scales", "logits", "colors")
-Parameters = dict[str, Tensor]  # means [N, 3], quaternions [N, 4], log_scales [N, 3], logits [N], colors [N, 3]
+Parameters = dict[
+    str, Tensor
+]  # means [N, 3], quaternions [N, 4], log_scales [N, 3], logits [N], colors [N, 3]
 
 
 def colors_of(coefficients: Tensor) -> Tensor:

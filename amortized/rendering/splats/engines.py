@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from amortized.rendering.splats.projection import LOW_PASS, NEAR, focal_px, world_to_cv
-from amortized.splats import colors_of
 from amortized.types import Cameras, SplatScene
 
 SplatEngine = Literal["auto", "torch", "gsplat"]
@@ -32,7 +31,9 @@ def why_no_gsplat() -> str:
     return "" if _C is not None else "gsplat has no CUDA code here: it needs nvcc to compile it"
 
 
-def splat_engine_on(device: torch.device, name: SplatEngine = "auto", dtype: torch.dtype = torch.float32) -> str:
+def splat_engine_on(
+    device: torch.device, name: SplatEngine = "auto", dtype: torch.dtype = torch.float32
+) -> str:
     """Resolve "auto" to the engine that renders splats on a device: torch or gsplat.
 
     gsplat computes in float32 only. Raises ValueError if gsplat is named and cannot run there.

@@ -135,9 +135,7 @@ def pairs_in(
         passes = transmittances * (1 - alphas) > TRANSMITTANCE_MIN
         splats, pixels, alphas, transmittances = _select(passes, splats, pixels, alphas, transmittances)
         starts = starts_of(pixels, num_pixels)
-    return Pairs(
-        splats=splats, pixels=pixels, starts=starts, alphas=alphas, transmittances=transmittances
-    )
+    return Pairs(splats=splats, pixels=pixels, starts=starts, alphas=alphas, transmittances=transmittances)
 
 
 def starts_of(pixels: Tensor, num_pixels: int) -> Tensor:

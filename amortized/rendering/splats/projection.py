@@ -35,7 +35,7 @@ class Projection:
     @property
     def radii(self) -> Tensor:
         """3 standard deviations [P, V, N] along the longest axis, px."""
-        (xx, xy, yy), (sx, sy) = self.conics.unbind(-1), self.deviations.unbind(-1)
+        (xx, xy, _), (sx, sy) = self.conics.unbind(-1), self.deviations.unbind(-1)
         # The covariance is (sx^2, c; c, sy^2), and -xy / xx is c / sy^2.
         middle, covariance = (sx**2 + sy**2) / 2, -xy / xx * sy**2
         return 3 * (middle + (((sx**2 - sy**2) / 2) ** 2 + covariance**2).sqrt()).sqrt()
@@ -48,9 +48,9 @@ def project(scene: SplatScene, cameras: Cameras, height: int, width: int, *, ant
     resolution (Yu et al. 2024, "Mip-Splatting").
     """
     world_to_camera, translation = world_to_cv(cameras)  # [P, V, 3, 3], [P, V, 3]
-    x, y, z = (
-        torch.einsum("pvij,pnj->pvni", world_to_camera, scene.means) + translation[:, :, None]
-    ).unbind(-1)  # [P, V, N]
+    x, y, z = (torch.einsum("pvij,pnj->pvni", world_to_camera, scene.means) + translation[:, :, None]).unbind(
+        -1
+    )  # [P, V, N]
     focal = focal_px(cameras, height)[..., None]  # [P, V, 1]
     inverse = 1 / z.clamp(min=NEAR)
     # Rows of J R, where J is the derivative of the image position in camera space. J's last column has the
@@ -63,7 +63,9 @@ def project(scene: SplatScene, cameras: Cameras, height: int, width: int, *, ant
     right, down, forward = world_to_camera[:, :, None].unbind(-2)  # [P, V, 1, 3]
     axes = rotation_matrices(scene.quaternions) * scene.log_scales.exp()[..., None, :]  # [P, N, 3, 3]
     u, v = (
-        torch.einsum("pvni,pnij->pvnj", (focal * inverse)[..., None] * (side - tangent[..., None] * forward), axes)
+        torch.einsum(
+            "pvni,pnij->pvnj", (focal * inverse)[..., None] * (side - tangent[..., None] * forward), axes
+        )
         for side, tangent in zip((right, down), tangents, strict=True)
     )  # [P, V, N, 3]: the covariance is (u.u, u.v; u.v, v.v)
     covariance, area = (u * v).sum(-1), torch.linalg.cross(u, v)
@@ -75,9 +77,7 @@ def project(scene: SplatScene, cameras: Cameras, height: int, width: int, *, ant
         # sqrt(det before / det after). As a norm, it has a finite gradient where the splat is a line.
         opacities = opacities * torch.linalg.vector_norm(area, dim=-1) * determinant.rsqrt()
     return Projection(
-        means=torch.stack(
-            [focal * x * inverse + 0.5 * width, focal * y * inverse + 0.5 * height], dim=-1
-        ),
+        means=torch.stack([focal * x * inverse + 0.5 * width, focal * y * inverse + 0.5 * height], dim=-1),
         conics=torch.stack([var_y, -covariance, var_x], dim=-1) / determinant[..., None],
         deviations=torch.stack([var_x, var_y], dim=-1).sqrt(),
         depths=z,
@@ -95,7 +95,9 @@ def values_of(scene: SplatScene, cameras: Cameras, *, want_normal: bool) -> Tens
     values = [colors_of(scene.colors)[:, None].expand(*depths.shape, 3), depths[..., None]]
     if want_normal:
         shortest = scene.log_scales.argmin(-1)[..., None, None].expand(-1, -1, 3, 1)
-        normals = rotation_matrices(scene.quaternions).gather(-1, shortest).squeeze(-1)[:, None]  # [P, 1, N, 3]
+        normals = (
+            rotation_matrices(scene.quaternions).gather(-1, shortest).squeeze(-1)[:, None]
+        )  # [P, 1, N, 3]
         to_camera = cameras.c2w[..., None, :3, 3] - scene.means[:, None]  # [P, V, N, 3]
         faces = (normals * to_camera).sum(-1, keepdim=True) >= 0
         values.append(torch.where(faces, normals, -normals))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amortized.cameras import camera_rays
+from amortized.rendering.backgrounds import check_images
 from amortized.rendering.splats.compositing import composite
 from amortized.rendering.splats.engines import SplatEngine, render_with_gsplat, splat_engine_on
 from amortized.rendering.splats.pairs import MAX_PAIRS, boxes_of, pairs_in, row_ranges
@@ -50,8 +51,7 @@ def render_splats(
     Raises ValueError if shapes do not match or the engine cannot run.
     """
     sizes = (*cameras.fovy_deg.shape, height, width)
-    check_images(scene, background, sizes)
-    num_prompts, num_views = cameras.fovy_deg.shape
+    check_images(scene.num_prompts, background, sizes)
     device, dtype = scene.means.device, scene.means.dtype
     with (
         torch.autocast(device.type, enabled=False),
@@ -70,7 +70,7 @@ def render_splats(
             )
             positions = projection.means
         if training and scene.statistics is not None:
-            _measure(scene, scene.statistics, cameras, positions, height, width)
+            _measure(scene, scene.statistics, cameras, positions, height, width, antialias=antialias)
         damage = _not_finite(scene)[:, None, None, None]  # [P, 1, 1, 1]
         opacity = opacity + damage
         behind = background[:, :, None, None].to(dtype)  # [P, V, 1, 1, 3]
@@ -128,10 +128,12 @@ def _measure(
     positions: Tensor,
     height: int,
     width: int,
+    *,
+    antialias: bool,
 ) -> None:
     """Add the measures of this render to the statistics; the gradient is added in the backward pass."""
     with torch.no_grad():
-        projection = project(scene, cameras, height, width, antialias=True)
+        projection = project(scene, cameras, height, width, antialias=antialias)
         visible = boxes_of(projection, height, width).visible  # [P, V, N]
         statistics.visits.add_(visible.sum(1))
         radius = torch.where(visible, projection.radii / height, 0.0).amax(1)
@@ -143,15 +145,3 @@ def _measure(
 
     if positions.requires_grad:
         positions.register_hook(add)
-
-
-def check_images(scene: SplatScene, background: Tensor, sizes: tuple[int, int, int, int]) -> None:
-    """Raise ValueError if the scene or the background do not fit images of `sizes` (P, V, H, W)."""
-    if sizes[0] != scene.num_prompts:
-        raise ValueError(f"render: the scene has {scene.num_prompts} prompts, but the cameras {sizes[0]}")
-    if min(sizes) < 1:
-        raise ValueError(f"render: P, V, height and width must each be at least 1, got {list(sizes)}")
-    if background.shape != (*sizes[:2], 3):
-        raise ValueError(
-            f"render: background must be one color per image, {[*sizes[:2], 3]}, got {list(background.shape)}"
-        )
