@@ -66,7 +66,14 @@ def parameters_of(scene: SplatScene) -> Parameters:
 
 def scene_of(parameters: Parameters, bounding_radius: float) -> SplatScene:
     """Return the parameters of one object as a scene with P = 1."""
-    return SplatScene(**{name: parameters[name][None] for name in NAMES}, bounding_radius=bounding_radius)
+    return SplatScene(
+        means=parameters["means"][None],
+        quaternions=parameters["quaternions"][None],
+        log_scales=parameters["log_scales"][None],
+        logits=parameters["logits"][None],
+        colors=parameters["colors"][None],
+        bounding_radius=bounding_radius,
+    )
 
 
 @torch.no_grad()

@@ -96,14 +96,15 @@ def _composite_all(
     """Return sums [P, V, H, W, C], opacity [P, V, H, W] and the number of pairs, with PyTorch."""
     num_prompts, num_views = values.shape[:2]
     boxes = boxes_of(projection, height, width, exact=exact)
-    flat = [
-        tensor.reshape(-1, *tensor.shape[3:])
-        for tensor in (projection.means, projection.conics, projection.opacities, values)
-    ]
+    means, conics = projection.means.reshape(-1, 2), projection.conics.reshape(-1, 3)
+    opacities, table = projection.opacities.reshape(-1), values.flatten(0, 2)
     strips, num_pairs = [], 0
     for rows in row_ranges(boxes, num_prompts * num_views * height, max_pairs):
         pairs = pairs_in(rows, boxes, projection, width, exact=exact)
-        strips.append(composite(*flat, pairs, first_row=rows[0], height=height, width=width))
+        sums = composite(
+            means, conics, opacities, table, pairs, first_row=rows[0], height=height, width=width
+        )
+        strips.append(sums)
         num_pairs += len(pairs.splats)
     pixels = torch.cat(strips).view(num_prompts, num_views, height, width, -1)
     return pixels[..., :-1], pixels[..., -1], num_pairs

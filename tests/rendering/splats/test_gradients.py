@@ -52,7 +52,8 @@ def test_the_backward_pass_equals_autograd(num_splats: int, opaque: bool):
     """With the cut-offs, and for `opaque` with capped coverage too."""
     scene, cameras = made.shell(2, num_splats), made.cameras_for(2, 1)
     if opaque:
-        scene = replace(scene, logits=scene.logits + 9, log_scales=scene.log_scales + 2.5)
+        wide = torch.full_like(scene.log_scales, -0.3)
+        scene = replace(scene, logits=scene.logits + 9, log_scales=wide)
     projection = project(scene, cameras, SIZE, SIZE, antialias=not opaque)
     values = values_of(scene, cameras, want_normal=True)
     flat = [
@@ -66,7 +67,7 @@ def test_the_backward_pass_equals_autograd(num_splats: int, opaque: bool):
     torch.testing.assert_close(own, twin, rtol=0, atol=1e-12)
     seed = torch.randn_like(own)
     for a, b in zip(torch.autograd.grad(own, flat, seed), torch.autograd.grad(twin, flat, seed), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12 * float(b.abs().max()))
+        assert (a - b).norm() <= (1e-10 if opaque else 1e-12) * b.norm()  # 1 / (1 - 0.999) amplifies rounding
 
 
 def test_float32_gradients_are_accurate():
