@@ -50,7 +50,8 @@ def render_splats(
 
     Raises ValueError if shapes do not match or the engine cannot run.
     """
-    sizes = (*cameras.fovy_deg.shape, height, width)
+    num_prompts, num_views = cameras.fovy_deg.shape
+    sizes = (num_prompts, num_views, height, width)
     check_images(scene.num_prompts, background, sizes)
     device, dtype = scene.means.device, scene.means.dtype
     with (

@@ -52,7 +52,7 @@ def test_the_backward_pass_equals_autograd(num_splats: int, opaque: bool):
     """With the cut-offs, and for `opaque` with capped coverage too."""
     scene, cameras = made.shell(2, num_splats), made.cameras_for(2, 1)
     if opaque:
-        wide = torch.full_like(scene.log_scales, -0.3)
+        wide = torch.full_like(scene.log_scales, 1.2)
         scene = replace(scene, logits=scene.logits + 9, log_scales=wide)
     projection = project(scene, cameras, SIZE, SIZE, antialias=not opaque)
     values = values_of(scene, cameras, want_normal=True)
