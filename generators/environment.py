@@ -8,7 +8,7 @@ training images shows it; the others have plain colors, so that objects cannot b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ from amortized.encodings import (
     spherical_harmonics,
     split_mlp_weights,
 )
-from amortized.types import Scene, TextCondition
+from amortized.types import Scene, SplatScene, TextCondition
 from generators.field import PerPrompt, of_prompt
 
 
@@ -126,9 +126,12 @@ class WithEnvironment(nn.Module):
         self.surroundings = environment
         self.z_dim = getattr(generator, "z_dim", 0)
 
-    def forward(self, text: TextCondition, z: Tensor | None = None) -> EnvironmentScene:
+    def forward(self, text: TextCondition, z: Tensor | None = None) -> EnvironmentScene | SplatScene:
         """Return P scenes with background, for text and z [P, z_dim]."""
-        return EnvironmentScene(self.generator(text, z), self.surroundings(text))
+        scene, background = self.generator(text, z), self.surroundings(text)
+        if isinstance(scene, SplatScene):
+            return replace(scene, background=background)
+        return EnvironmentScene(scene, background)
 
 
 @dataclass(frozen=True, eq=False)

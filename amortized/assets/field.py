@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.assets.mesh import AssetError
-from amortized.types import Scene
+from amortized.types import Scene, SplatScene
 
 CHUNK = 2**18  # evaluations at once
 # Corners of a regular tetrahedron on the unit sphere, for gradients from 4 evaluations.
@@ -28,8 +28,16 @@ class Field:
     """
 
     def __init__(
-        self, scene: Scene, device: torch.device, carve: Carve | None = None, parent: Field | None = None
+        self,
+        scene: Scene | SplatScene,
+        device: torch.device,
+        carve: Carve | None = None,
+        parent: Field | None = None,
     ) -> None:
+        if isinstance(scene, SplatScene):
+            raise AssetError(
+                "Gaussian splats have no surface from which to make a mesh: write them as .ply or .splat"
+            )
         if scene.num_prompts != 1:
             raise ValueError(f"a field is a scene of one prompt, got {scene.num_prompts}: select one")
         self.scene, self.device, self.carve, self.parent = scene, device, carve, parent

@@ -20,15 +20,15 @@ from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_video
 from amortized.names import slug
-from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene
+from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene, SplatScene
 
-SceneFor = Callable[[list[Prompt]], Scene]  # P prompts to a scene of P objects
+SceneFor = Callable[[list[Prompt]], Scene | SplatScene]  # P prompts to a scene of P objects
 
 
 class Renderer(Protocol):
     """Renders all cameras [P, V] of a scene at one image size, without gradients."""
 
-    def __call__(self, scene: Scene, cameras: Cameras, height: int, width: int) -> Render: ...
+    def __call__(self, scene: Scene | SplatScene, cameras: Cameras, height: int, width: int) -> Render: ...
 
 
 class Scorer(Protocol):
@@ -179,6 +179,7 @@ def evaluate(
                     clip_similarity=float(similarity[p]),
                     recall=float(recall[p]),
                     recall_of_truth=recall_of_truth[p],
+                    splats=isinstance(scene, SplatScene),
                     media={"slug": name, **media},
                 )
             )
@@ -210,7 +211,12 @@ def _views_of_truth(
 
 
 def _render_ring(
-    scene: Scene, model: EvaluatedModel, num_prompts: int, num_views: int, size: int, config: EvaluationConfig
+    scene: Scene | SplatScene,
+    model: EvaluatedModel,
+    num_prompts: int,
+    num_views: int,
+    size: int,
+    config: EvaluationConfig,
 ) -> Tensor:
     """Images [P, V, size, size, 3] on the CPU, from V cameras evenly spaced around the object."""
     cameras = orbit(
@@ -259,6 +265,7 @@ def _row(
     clip_similarity: float,
     recall: float,
     recall_of_truth: float | None,
+    splats: bool,
     media: Mapping[str, Any],
 ) -> PromptRow:
     """Collect the scores of one prompt."""
@@ -272,6 +279,7 @@ def _row(
         clip_similarity=clip_similarity,
         recall_at_1=recall,
         recall_of_truth=recall_of_truth,
+        splats=splats,
         **truth_scores,
         front_shown=float(sides[0]) if sides is not None else None,
         janus=float(any(sides[1:])) if sides is not None else None,

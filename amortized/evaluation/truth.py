@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from amortized.evaluation.metrics import best_sphere_iou, color_error, iou
-from amortized.types import GroundTruth, Scene
+from amortized.splats import as_solid
+from amortized.types import GroundTruth, Scene, SplatScene
 
 NUM_AZIMUTHS = 8
 NUM_COLOR_POINTS = 2048
@@ -58,21 +59,25 @@ class TruthScene:
 
 @torch.no_grad()
 def score_truths(
-    scene: Scene,
+    scene: Scene | SplatScene,
     truths: Sequence[GroundTruth | None],
     *,
-    start_scene: Scene | None = None,
+    start_scene: Scene | SplatScene | None = None,
     resolution: int = 64,
     extent: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> list[TruthScores | None]:
     """Score the P prompts of a scene; None for a prompt without ground truth.
 
+    Splats count as the solid in which their density exceeds 0.5; see `SplatSolid`.
+
     Args:
         start_scene: the same prompts before training, for `iou_start`.
         resolution: IoU is counted on the centers of resolution^3 cells that fill [-extent, extent]^3.
         device: the scene's device.
     """
+    scene = as_solid(scene)
+    start_scene = as_solid(start_scene) if start_scene is not None else None
     points = grid_points(resolution, extent).to(device)
     sdf = sdf_on(scene, points, len(truths))
     start = sdf_on(start_scene, points, len(truths)) if start_scene is not None else None

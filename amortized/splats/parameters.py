@@ -87,4 +87,5 @@ def bound(parameters: Parameters, *, max_scale: float, max_anisotropy: float) ->
     scales = parameters["log_scales"]
     scales.clamp_(max=math.log(max_scale))
     torch.maximum(scales, scales.amax(-1, keepdim=True) - math.log(max_anisotropy), out=scales)
-    parameters["colors"].clamp_(-0.5 / SH0, 0.5 / SH0)
+    limit = 0.5 / SH0 * (1 - 1e-6)  # rounding must not leave a color at the limit without gradient
+    parameters["colors"].clamp_(-limit, limit)

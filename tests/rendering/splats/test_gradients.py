@@ -64,7 +64,7 @@ def test_the_backward_pass_equals_autograd(num_splats: int, opaque: bool):
     assert len(pairs.splats) and (pairs.alphas == 0.999).any() == opaque
     own = composite(*flat, pairs, first_row=0, height=SIZE, width=SIZE)
     twin = by_autograd(*flat, pairs)
-    torch.testing.assert_close(own, twin, rtol=0, atol=1e-12)
+    torch.testing.assert_close(own, twin, rtol=0, atol=1e-11)  # one running sum over all pixels
     seed = torch.randn_like(own)
     for a, b in zip(torch.autograd.grad(own, flat, seed), torch.autograd.grad(twin, flat, seed), strict=True):
         assert (a - b).norm() <= (1e-10 if opaque else 1e-12) * b.norm()  # 1 / (1 - 0.999) amplifies rounding
