@@ -76,6 +76,8 @@ def _candidates(
         drawn += len(points)
         sdf = _sdf(scene, points)
         near = sdf.abs() < 3 * band  # the gradient of a usable field is below 3
+        if not near.any():
+            continue
         points, sdf = points[near], sdf[near]
         gradient = _gradient(scene, points)
         slope = gradient.norm(dim=-1).clamp(min=1e-3)

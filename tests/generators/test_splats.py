@@ -95,7 +95,7 @@ def test_a_fit_to_a_cube_of_six_colors_raises_psnr():
 
 def test_renders_in_training_fill_the_statistics():
     generator, text = small(100), texts(1)
-    image = look(generator(text), views(3))
+    image = look(generator(text), views(3), 0.2)
     image.rgb.square().sum().backward()
     state = generator.state_dict()
     assert set(state) == {*NAMES, "screen_gradient", "screen_visits", "screen_radius"}
