@@ -140,7 +140,7 @@ class Splats(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def resize(self, count: int) -> None:
-        """Give the module `count` splats, as new parameters whose values are to be loaded."""
+        """Give the module `count` splats, as new parameters, before their values are loaded."""
         if count != self.count:
             rows = torch.arange(count, device=self.means.device) % self.count
             self._set({name: value[rows] for name, value in self.splats.items()})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from amortized.splats import NAMES, Parameters, ball
+from amortized.splats import NAMES, Parameters, ball, coefficients_of, scene_of
+from amortized.types import SplatScene
 
 
 def cloud(count: int, *, seed: int = 0) -> Parameters:
@@ -15,6 +16,21 @@ def cloud(count: int, *, seed: int = 0) -> Parameters:
     for name, by in (("quaternions", 1.0), ("log_scales", 0.3), ("logits", 1.5), ("colors", 0.8)):
         parameters[name] += by * torch.randn(parameters[name].shape, generator=rng, dtype=torch.float64)
     return parameters
+
+
+def filled_ball(radius: float, rgb: tuple[float, float, float]) -> SplatScene:
+    """Return one ball as a lattice of round splats, whose density is about 0.9 inside."""
+    axis = torch.linspace(-radius, radius, 2 * round(radius / 0.05) + 1)
+    points = torch.cartesian_prod(axis, axis, axis)
+    points = points[points.norm(dim=-1) <= radius]
+    parameters = {
+        "means": points,
+        "quaternions": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1),
+        "log_scales": torch.full_like(points, 0.03).log(),
+        "logits": torch.full((len(points),), -0.5),
+        "colors": coefficients_of(torch.tensor(rgb).expand(len(points), 3)),
+    }
+    return scene_of(parameters, 1.0)
 
 
 def trained(

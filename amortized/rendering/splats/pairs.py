@@ -114,20 +114,25 @@ def pairs_in(
     column = local - row * box_width + boxes.left.index_select(0, box)
     row += top.index_select(0, box)
     # 2. Their coverage. Positions count from the splat's image: numbers of all images would be rounded.
-    splats = boxes.splats.index_select(0, box)
-    means = projection.means.reshape(-1, 2).index_select(0, splats)
-    conics = projection.conics.reshape(-1, 3).index_select(0, splats)
-    dx = means[:, 0] - column - 0.5
-    dy = means[:, 1] - (row - boxes.image_top.index_select(0, box)) - 0.5
-    power = -0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) - conics[:, 1] * dx * dy
-    opacities = projection.opacities.reshape(-1).index_select(0, splats)
+    order = boxes.splats
+
+    def at_pairs(values: Tensor) -> Tensor:  # of all splats => [M]
+        return values.reshape(-1).index_select(0, order).index_select(0, box)
+
+    x, y = projection.means.unbind(-1)
+    xx, xy, yy = (at_pairs(entry) for entry in projection.conics.unbind(-1))
+    dx = at_pairs(x) - column - 0.5
+    dy = at_pairs(y) - (row - boxes.image_top.index_select(0, box)) - 0.5
+    power = -0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy
+    opacities = at_pairs(projection.opacities)
+    splats = order.index_select(0, box)
     alphas = (opacities * power.exp()).clamp(max=ALPHA_MAX)
     pixels = (row - rows[0]) * width + column
     # 3. By pixel; boxes are front to back, and a stable sort preserves that.
     if not exact:
         splats, pixels, alphas = _select(alphas >= ALPHA_MIN, splats, pixels, alphas)
-    pixels, order = pixels.sort(stable=True)
-    splats, alphas = splats.index_select(0, order), alphas.index_select(0, order)
+    pixels, by_pixel = pixels.sort(stable=True)
+    splats, alphas = splats.index_select(0, by_pixel), alphas.index_select(0, by_pixel)
     starts = starts_of(pixels, num_pixels)
     transmittances = transmittances_of(alphas, pixels, starts)
     # 4. Up to the pair that makes the pixel opaque. The rest has no effect on the transmittances in front.
