@@ -73,7 +73,10 @@ class Splats(nn.Module):
     def __init__(self, config: SplatsConfig) -> None:
         super().__init__()
         self.config = config
-        self._set(ball(config.count, config.ball_radius))
+        shapes = {"means": (3,), "quaternions": (4,), "log_scales": (3,), "logits": (), "colors": (3,)}
+        self._set({name: torch.zeros(config.count, *shape) for name, shape in shapes.items()})
+        if not self.means.is_meta:  # a ball needs numbers
+            self._set(ball(config.count, config.ball_radius))
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> SplatScene:
         """Return the scene; text and z are not used. Raises ValueError unless there is one prompt."""

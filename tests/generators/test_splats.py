@@ -123,6 +123,12 @@ def test_a_start_replaces_the_ball():
     assert generator.screen_visits.shape == (6 * 576,)
 
 
+def test_sizes_are_known_without_numbers():
+    with torch.device("meta"):
+        generator = SplatsConfig(count=10**6).build(TEXT_DIM)
+    assert generator.count == 10**6 and sum(p.numel() for p in generator.parameters()) == 14 * 10**6
+
+
 def test_an_environment_shows_behind_the_splats():
     generator = WithEnvironment(small(50), SHEnvironmentConfig().build(TEXT_DIM))
     scene, cameras = generator(texts(1)), views(2)
