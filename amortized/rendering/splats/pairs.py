@@ -17,7 +17,9 @@ from amortized.rendering.splats.projection import NEAR, Projection
 ALPHA_MIN = 1 / 255  # a pair that covers less of its pixel is dropped
 ALPHA_MAX = 0.999  # no pair covers more, so that transmittance stays positive
 TRANSMITTANCE_MIN = 1e-4  # a pair that would leave less is dropped, with all that are behind it
-MAX_PAIRS = 1 << 22  # at once, before any is dropped: about 250 MB
+# At once, before any is dropped; each takes some 200 bytes for a moment. On a CPU they should fit its cache:
+# 2^18 is up to 1.5 times as fast as 2^22. On a GPU the host waits for each part.
+MAX_PAIRS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,30 +104,33 @@ def pairs_in(
     """
     device = boxes.top.device
     num_pixels = (rows[1] - rows[0]) * width
-    top, bottom = boxes.top.clamp(min=rows[0]), boxes.bottom.clamp(max=rows[1])
-    counts = (bottom - top).clamp(min=0).long() * boxes.width
+    here = (boxes.bottom > rows[0]) & (boxes.top < rows[1])
+    numbers, left, widths, top, bottom, image_top = _select(
+        here, boxes.splats, boxes.left, boxes.width, boxes.top, boxes.bottom, boxes.image_top
+    )
+    top, bottom = top.clamp(min=rows[0]), bottom.clamp(max=rows[1])
+    counts = (bottom - top).long() * widths
     ends = counts.cumsum(0)
     # 1. All pixels of all boxes, box by box.
     box = torch.arange(len(counts), dtype=torch.int32, device=device).repeat_interleave(counts)
     local = torch.arange(len(box), dtype=torch.int32, device=device)
     local -= (ends - counts).int().index_select(0, box)
-    box_width = boxes.width.index_select(0, box)
+    box_width = widths.index_select(0, box)
     row = local // box_width
-    column = local - row * box_width + boxes.left.index_select(0, box)
+    column = local - row * box_width + left.index_select(0, box)
     row += top.index_select(0, box)
-    # 2. Their coverage. Positions count from the splat's image: numbers of all images would be rounded.
-    order = boxes.splats
 
+    # 2. Their coverage. Positions count from the splat's image: numbers of all images would be rounded.
     def at_pairs(values: Tensor) -> Tensor:  # of all splats => [M]
-        return values.reshape(-1).index_select(0, order).index_select(0, box)
+        return values.reshape(-1).index_select(0, numbers).index_select(0, box)
 
     x, y = projection.means.unbind(-1)
     xx, xy, yy = (at_pairs(entry) for entry in projection.conics.unbind(-1))
     dx = at_pairs(x) - column - 0.5
-    dy = at_pairs(y) - (row - boxes.image_top.index_select(0, box)) - 0.5
+    dy = at_pairs(y) - (row - image_top.index_select(0, box)) - 0.5
     power = -0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy
     opacities = at_pairs(projection.opacities)
-    splats = order.index_select(0, box)
+    splats = numbers.index_select(0, box)
     alphas = (opacities * power.exp()).clamp(max=ALPHA_MAX)
     pixels = (row - rows[0]) * width + column
     # 3. By pixel; boxes are front to back, and a stable sort preserves that.

@@ -32,7 +32,7 @@ def render_splats(
     want_normal: bool = False,
     engine: SplatEngine = "auto",
     exact: bool = False,
-    max_pairs: int = MAX_PAIRS,
+    max_pairs: int | None = None,
 ) -> Render:
     """Render P scenes of splats from V cameras each; arguments as in `rendering.render`.
 
@@ -43,7 +43,7 @@ def render_splats(
     antialias: make splats fainter as pixels widen them, so that a scene looks the same at every resolution;
     without it, images at another resolution than that of training are too thin or too thick. exact: composite
     every splat in every pixel, without the cut-offs of coverage and transmittance; slow. max_pairs: bounds
-    memory; images do not depend on it.
+    memory (None: by device); images do not depend on it.
 
     Without `training` no graph is built. Differentiable once, in the scene. Autocast is disabled. A scene
     with a parameter that is not finite, except for logits, gives images that are not finite.
@@ -67,7 +67,12 @@ def render_splats(
         else:
             projection = project(scene, cameras, height, width, antialias=antialias)
             sums, opacity, num_pairs = _composite_all(
-                projection, values, height, width, exact=exact, max_pairs=max_pairs
+                projection,
+                values,
+                height,
+                width,
+                exact=exact,
+                max_pairs=max_pairs or MAX_PAIRS.get(device.type, MAX_PAIRS["cpu"]),
             )
             positions = projection.means
         if training and scene.statistics is not None:
