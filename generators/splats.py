@@ -73,8 +73,8 @@ class Splats(nn.Module):
     def __init__(self, config: SplatsConfig) -> None:
         super().__init__()
         self.config = config
-        shapes = {"means": (3,), "quaternions": (4,), "log_scales": (3,), "logits": (), "colors": (3,)}
-        self._set({name: torch.zeros(config.count, *shape) for name, shape in shapes.items()})
+        widths = {"means": (3,), "quaternions": (4,), "log_scales": (3,), "logits": (), "colors": (3,)}
+        self._set({name: torch.zeros(config.count, *width) for name, width in widths.items()})
         if not self.means.is_meta:  # a ball needs numbers
             self._set(ball(config.count, config.ball_radius))
 

@@ -14,7 +14,7 @@ from amortized.cameras import camera_rays
 from amortized.rendering.backgrounds import check_images
 from amortized.rendering.splats.compositing import composite
 from amortized.rendering.splats.engines import SplatEngine, render_with_gsplat, splat_engine_on
-from amortized.rendering.splats.pairs import MAX_PAIRS, boxes_of, pairs_in, row_ranges
+from amortized.rendering.splats.pairs import MAX_PAIRS, Boxes, boxes_of, pairs_in, row_ranges
 from amortized.rendering.splats.projection import Projection, project, ray_lengths, values_of
 from amortized.types import Cameras, Render, ScreenStatistics, SplatScene
 
@@ -42,7 +42,7 @@ def render_splats(
 
     antialias: make splats fainter as pixels widen them, so that a scene looks the same at every resolution;
     without it, images at another resolution than that of training are too thin or too thick. exact: composite
-    every splat in every pixel, without the cut-offs of coverage and transmittance; slow. max_pairs: bounds
+    every splat in every pixel, without the cut-offs of coverage and transmittance; slow, and with PyTorch. max_pairs: bounds
     memory (None: by device); images do not depend on it.
 
     Without `training` no graph is built. Differentiable once, in the scene. Autocast is disabled. A scene
@@ -59,24 +59,27 @@ def render_splats(
         torch.set_grad_enabled(training and torch.is_grad_enabled()),
     ):
         values = values_of(scene, cameras, want_normal=want_normal)
-        if not exact and splat_engine_on(device, engine, dtype) == "gsplat":
+        measured = scene.statistics if training else None
+        projection, boxes = None, None
+        if exact or splat_engine_on(device, engine, dtype) == "torch":
+            projection = project(scene, cameras, height, width, antialias=antialias)
+            boxes = boxes_of(projection, height, width, exact=exact)
+            limit = max_pairs or MAX_PAIRS.get(device.type, MAX_PAIRS["cpu"])
+            sums, opacity, num_pairs = _composite_all(
+                projection, boxes, values, height, width, exact=exact, max_pairs=limit
+            )
+            positions = projection.means
+        else:
             sums, opacity, info = render_with_gsplat(
                 scene, cameras, values, height, width, antialias=antialias
             )
             positions, num_pairs = info["means2d"], 0
-        else:
-            projection = project(scene, cameras, height, width, antialias=antialias)
-            sums, opacity, num_pairs = _composite_all(
-                projection,
-                values,
-                height,
-                width,
-                exact=exact,
-                max_pairs=max_pairs or MAX_PAIRS.get(device.type, MAX_PAIRS["cpu"]),
-            )
-            positions = projection.means
-        if training and scene.statistics is not None:
-            _measure(scene, scene.statistics, cameras, positions, height, width, antialias=antialias)
+            if measured is not None:
+                with torch.no_grad():
+                    projection = project(scene, cameras, height, width, antialias=antialias)
+                boxes = boxes_of(projection, height, width)
+        if measured is not None and projection is not None and boxes is not None:
+            _measure(measured, projection.radii / height, boxes.visible, positions, (width, height))
         damage = _not_finite(scene)[:, None, None, None]  # [P, 1, 1, 1]
         opacity = opacity + damage
         behind = background[:, :, None, None].to(dtype)  # [P, V, 1, 1, 3]
@@ -86,7 +89,7 @@ def render_splats(
             behind = torch.where(show_environment[:, :, None, None, None], environment, behind)
         normal = None
         if want_normal:
-            normal = torch.nn.functional.normalize(sums[..., 4:7], dim=-1)
+            normal = torch.nn.functional.normalize(sums[..., 4:7], dim=-1) + damage[..., None]
         return Render(
             rgb=sums[..., :3] + (1 - opacity)[..., None] * behind,
             opacity=opacity,
@@ -97,11 +100,17 @@ def render_splats(
 
 
 def _composite_all(
-    projection: Projection, values: Tensor, height: int, width: int, *, exact: bool, max_pairs: int
+    projection: Projection,
+    boxes: Boxes,
+    values: Tensor,
+    height: int,
+    width: int,
+    *,
+    exact: bool,
+    max_pairs: int,
 ) -> tuple[Tensor, Tensor, int]:
     """Return sums [P, V, H, W, C], opacity [P, V, H, W] and the number of pairs, with PyTorch."""
     num_prompts, num_views = values.shape[:2]
-    boxes = boxes_of(projection, height, width, exact=exact)
     means, conics = projection.means.reshape(-1, 2), projection.conics.reshape(-1, 3)
     opacities, table = projection.opacities.reshape(-1), values.flatten(0, 2)
     strips, num_pairs = [], 0
@@ -129,23 +138,18 @@ def _not_finite(scene: SplatScene) -> Tensor:
 
 
 def _measure(
-    scene: SplatScene,
-    statistics: ScreenStatistics,
-    cameras: Cameras,
-    positions: Tensor,
-    height: int,
-    width: int,
-    *,
-    antialias: bool,
+    statistics: ScreenStatistics, radii: Tensor, visible: Tensor, positions: Tensor, size: tuple[int, int]
 ) -> None:
-    """Add the measures of this render to the statistics; the gradient is added in the backward pass."""
+    """Add the measures of a render to the statistics; the gradient is added in the backward pass.
+
+    radii: [P, V, N], as shares of the image's height. visible: bool [P, V, N]. positions: [P, V, N, 2] px.
+    size: width and height, px.
+    """
     with torch.no_grad():
-        projection = project(scene, cameras, height, width, antialias=antialias)
-        visible = boxes_of(projection, height, width).visible  # [P, V, N]
         statistics.visits.add_(visible.sum(1))
-        radius = torch.where(visible, projection.radii / height, 0.0).amax(1)
+        radius = torch.where(visible, radii, 0.0).amax(1)
         statistics.radius.copy_(torch.maximum(statistics.radius, radius))
-    half = positions.new_tensor([0.5 * width, 0.5 * height])
+    half = positions.new_tensor(size) / 2
 
     def add(gradient: Tensor) -> None:  # [P, V, N, 2], per px
         statistics.gradient.add_((gradient * half).norm(dim=-1).sum(1))
