@@ -42,8 +42,8 @@ def render_splats(
 
     antialias: make splats fainter as pixels widen them, so that a scene looks the same at every resolution;
     without it, images at another resolution than that of training are too thin or too thick. exact: composite
-    every splat in every pixel, without the cut-offs of coverage and transmittance; slow, and with PyTorch. max_pairs: bounds
-    memory (None: by device); images do not depend on it.
+    every splat in every pixel, without the cut-offs of coverage and transmittance; slow, and with PyTorch.
+    max_pairs: bounds memory (None: by device); images do not depend on it.
 
     Without `training` no graph is built. Differentiable once, in the scene. Autocast is disabled. A scene
     with a parameter that is not finite, except for logits, gives images that are not finite.
