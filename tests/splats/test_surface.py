@@ -69,6 +69,17 @@ def test_splats_are_even_flat_and_on_the_surface(name: str):
     assert faces.min() > 0.85 * count / 6 and faces.max() < 1.15 * count / 6
 
 
+@pytest.mark.parametrize("slope", [0.5, 2.0])
+def test_a_field_that_is_no_exact_distance_gives_the_same_spacing(slope: float):
+    class Sloped(scenes.Balls):
+        def sdf(self, points: torch.Tensor) -> torch.Tensor:
+            return slope * super().sdf(points)
+
+    parameters = from_surface(Sloped(torch.tensor([0.5])), 500, torch.Generator().manual_seed(0))
+    expected = 0.6 * math.sqrt(math.pi / 500)
+    torch.testing.assert_close(parameters["log_scales"][0, 0].exp().item(), expected, rtol=0.05, atol=0)
+
+
 def test_a_start_is_a_function_of_its_generator():
     (_, one), (_, same), (_, other) = (started("ball", 100, seed) for seed in (0, 0, 1))
     assert torch.equal(one["means"], same["means"]) and not torch.equal(one["means"], other["means"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.rendering.splats.compositing import composite
-from amortized.rendering.splats.pairs import Pairs, boxes_of, pairs_in
+from amortized.rendering.splats.pairs import Pairs, boxes_of, pairs_in, starts_of, transmittances_of
 from amortized.rendering.splats.projection import project, values_of
 from tests.rendering.splats import made
 
@@ -82,6 +82,15 @@ def test_float32_gradients_are_accurate():
         image.rgb.square().sum().backward()
     for a, b in zip(made.tensors_of(single), made.tensors_of(scene), strict=True):
         assert (a.grad - b.grad).norm() < 5e-3 * b.grad.norm()
+
+
+def test_transmittances_are_exact_behind_a_million_pairs():
+    """In float32, a running sum over all pixels would have lost the last ones' digits."""
+    alphas = 0.05 * torch.rand(10_000, 100)
+    pixels = torch.arange(10_000, dtype=torch.int32).repeat_interleave(100)
+    actual = transmittances_of(alphas.flatten(), pixels, starts_of(pixels, 10_000)).view_as(alphas)
+    exact = torch.cumprod(1 - alphas.double(), dim=1) / (1 - alphas.double())
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=0)
 
 
 def test_a_second_derivative_is_refused():
