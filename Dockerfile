@@ -13,7 +13,8 @@ FROM ${PYTHON_IMAGE} AS source
 WORKDIR /app
 COPY pyproject.toml requirements.lock ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        print(*project['dependencies'], *project['optional-dependencies']['assets'], sep='\n')" > requirements.txt
+        extras = project['optional-dependencies']; \
+        print(*project['dependencies'], *extras['assets'], *extras['usdz'], sep='\n')" > requirements.txt
 COPY . .
 
 # ---- cpu: torch without CUDA, from an index of CPU wheels ----

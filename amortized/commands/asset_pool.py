@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,14 @@ def make_assets(
             yield job, _make(model, job, files)
         return
     # Spawn: a process that has run threads, as PyTorch's, cannot be forked safely.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker)
+    except OSError as error:  # no semaphores, as in some containers
+        raise ValueError(
+            f"{workers} processes cannot share memory ({error.strerror}): make /dev/shm writable, or set "
+            "--workers 1"
+        ) from None
     try:
         pending = {pool.submit(_make_in_worker, source, model.identity, job, files): job for job in jobs}
         for future in as_completed(pending):
@@ -65,7 +73,19 @@ def _start_worker() -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes: end without a traceback
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # the workers already occupy all cores
+
+
+def _exit_with_parent() -> None:
+    """End this process when the one that started it has ended, even by SIGKILL.
+
+    It would wait for jobs forever, after it has written into a folder that another call may hold by now.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 @cache

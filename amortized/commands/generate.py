@@ -7,7 +7,8 @@
   amortized generate outputs/quickstart --interpolate "a red cube" "a blue sphere" --method slerp --loop
 
 Writes one strip of views (PNG) and one video (MP4) per prompt and seed, or the chosen formats, named by the
-prompt, and index.json with the prompts, the model and the settings. Later calls add to the same folder: what
+prompt, index.json with the prompts, the model and the settings, and index.html, a page that shows all
+objects, those with a GLB in 3D. Later calls add to the same folder: what
 is complete is skipped, what was made by another model or with other settings is made again.
 """
 
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--interpolate makes pictures and videos, no {solid[0]}: omit one of the two")
     source = _checked_source(args)
     from amortized.commands.generated import open_index, read_index
-    from amortized.wording import count
+    from amortized.gallery import PAGE
+    from amortized.wording import command, count
 
     # 1. The prompts, the model.
     texts = _texts(args)
@@ -113,6 +115,10 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{count(total, 'object')} in {args.output}" + (f", {len(failed)} without an asset" if failed else "")
     )
+    if index.without_page:
+        print(f"note: there is no page: {index.without_page}")
+    elif (args.output / PAGE).exists():
+        print(f"page: {args.output / PAGE} (in a browser: {command('view', args.output)})")
     return 1 if failed else 0
 
 
@@ -144,7 +150,7 @@ def _make_pictures(
                 save_pictures(pictures, args.output / record["file"], format, args.fps)
             if "depth" in look.show:
                 record["depth_range"] = pictures.depth_range
-            index.add(job.name, job.about, format, record)
+            index.add(job.name, job.about, {format: record})
     progress(len(chosen), len(chosen))
 
 
@@ -186,8 +192,10 @@ def _make_assets(
         job, _ = jobs[asset_job.name]
         if reason:
             failed.append((asset_job.prompt, reason))
-        for format in () if reason else asset_job.formats:
-            index.add(job.name, job.about, format, _record(job, format, model, records[format]))
+        else:
+            # Together: a file alone would be made alone after a kill, and replace the report of all of them.
+            recorded = {f: _record(job, f, model, records[f]) for f in asset_job.formats}
+            index.add(job.name, job.about, recorded)
         progress(done, len(jobs))
     return failed
 

@@ -4,6 +4,8 @@
       "files": {"png": {"file": "a-red-cube-d9909b20_0.png", "model": "step_000600 a381c41b4e500d50",
                         "settings": {...}}, ...}}, ...]
 
+Beside it is a page of all objects, index.html (`amortized.gallery`), written together with it.
+
 A file is complete if it exists, since files are written atomically, and the index records it with the same
 model and settings. Else it is made again: after a call, all of its files are of one model.
 """
@@ -19,13 +21,33 @@ from typing import Any
 
 from amortized.evaluation.folder import writing
 from amortized.files import atomic_write_text
+from amortized.gallery import write_page
 from amortized.locks import FileLock, LockedError
 from amortized.untrusted import MiB, read_json, short
 
 INDEX, LOCK = "index.json", ".lock"
 INDEX_LIMIT = 512 * MiB
-WRITE_EVERY_S, SHARE_OF_TIME = 10.0, 0.05  # a kill loses the records of the last seconds
+INDEX_EVERY_S, PAGE_EVERY_S = 1.0, 10.0  # a kill loses the records of the last second
+SHARE_OF_TIME = 0.05  # that writing takes at most, before the end
 RECORD = ("file", "model", "settings")
+
+
+class Pace:
+    """When to write again: after `every_s`, and so rarely that writing takes at most `SHARE_OF_TIME`."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._next = every_s, time.monotonic() + every_s
+
+    def is_due(self) -> bool:
+        return time.monotonic() > self._next
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Context: the writing."""
+        start = time.monotonic()
+        yield
+        end = time.monotonic()
+        self._next = end + max(self._every_s, (end - start) / SHARE_OF_TIME)
 
 
 class Index:
@@ -35,7 +57,8 @@ class Index:
         """The index of a folder as it is. Raises ValueError; see `read_index`."""
         self.path = folder / INDEX
         self.entries = read_index(folder)
-        self._written_at, self._next_s = time.monotonic(), WRITE_EVERY_S
+        self.without_page = ""  # why there is no page, or an old one
+        self._index_pace, self._page_pace = Pace(INDEX_EVERY_S), Pace(PAGE_EVERY_S)
 
     def has(self, name: str, format: str, record: Mapping[str, Any]) -> bool:
         """Whether a file is complete and was made as `record` says: file, model, settings."""
@@ -47,21 +70,28 @@ class Index:
         """Whether the index has a file of this name and format, of another model or other settings."""
         return format in self._files(name)
 
-    def add(self, name: str, about: Mapping[str, Any], format: str, record: Mapping[str, Any]) -> None:
-        """Record a file that was written, and write the index if that is due. `about`: prompt, seed, slug."""
-        files = {**self._files(name), format: dict(record)}
+    def add(self, name: str, about: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record files that were written together, by format; write index and page if due.
+
+        `about`: prompt, seed, slug.
+        """
+        files = {**self._files(name), **{format: dict(record) for format, record in records.items()}}
         self.entries[name] = {"name": name, **about, "files": files}
-        if time.monotonic() - self._written_at > self._next_s:
+        if self._index_pace.is_due():
             self.write()
+        if self._page_pace.is_due():
+            self.write_page()
 
     def write(self) -> None:
         """Write the index, atomically."""
-        start = time.monotonic()
-        with writing(self.path):
+        with self._index_pace.measured(), writing(self.path):
             lines = (json.dumps(entry, ensure_ascii=False) for entry in self.entries.values())
             atomic_write_text(self.path, "[\n" + ",\n".join(lines) + "\n]\n")
-        self._written_at = time.monotonic()
-        self._next_s = max(WRITE_EVERY_S, (self._written_at - start) / SHARE_OF_TIME)
+
+    def write_page(self) -> None:
+        """Write the page; `without_page` then says why that failed, as it does for a page of others."""
+        with self._page_pace.measured():
+            self.without_page = write_page(self.path.parent, self.entries.values())
 
     def _files(self, name: str) -> dict[str, Any]:
         return self.entries.get(name, {}).get("files", {})
@@ -71,8 +101,8 @@ class Index:
 def open_index(folder: Path) -> Iterator[Index]:
     """Context: the index of a folder, which is created, for this process alone.
 
-    It is written at the end if it changed, also after an exception. Raises ValueError for a folder of
-    others, one that cannot be written, or one that another process writes to.
+    It and the page are written at the end if they change, also after an exception. Raises ValueError for a
+    folder of others, one that cannot be written, or one that another process writes to.
     """
     read_index(folder)  # leave no lock in a folder of others
     with writing(folder):
@@ -92,6 +122,7 @@ def open_index(folder: Path) -> Iterator[Index]:
         finally:
             if index.entries != before:
                 index.write()
+            index.write_page()
     finally:
         lock.close()
 

@@ -41,7 +41,7 @@ TYPES = {
     ".glb": "model/gltf-binary",
 }
 # The digests of the scripts inside our pages, which their own policies admit too.
-OURS = (asset("evaluation/report.js") + asset("pages/viewing.js"), asset("comparison/compare.js"))
+OURS = (asset("pages/cards.js") + asset("pages/viewing.js"), asset("comparison/compare.js"))
 SCRIPTS = " ".join(f"'{digest(script)}'" for script in OURS)
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -180,6 +180,11 @@ def run(args: argparse.Namespace) -> int:
     from amortized.untrusted import short
 
     page = next((page for page in pages_of(args.folder) if page.is_file()), None)
+    if page is None and (args.folder / "index.json").is_file():
+        raise ValueError(
+            f"{short(args.folder)} has an index.json, but no page: run its generate command again, which "
+            "adds the page and skips the objects that are complete"
+        )
     if page is None:
         raise ValueError(
             f"{short(args.folder)} has no page to show: name a run, an evaluation, or the output of generate"

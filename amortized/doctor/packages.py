@@ -6,7 +6,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -24,6 +24,11 @@ OPTIONAL = {
     "deepspeed": "distributed.strategy=zero1 to zero3",
     "wandb": "monitoring.tracker=wandb",
     "trackio": "monitoring.tracker=trackio",
+}
+# The project's extras for files, each with what uses it.
+EXTRAS = {
+    "assets": "amortized generate --format glb, ply, obj, stl, 3mf, usdz",
+    "usdz": "amortized generate --format usdz",
 }
 TESTED = ("Linux", "x86_64")
 
@@ -108,6 +113,8 @@ def optional_rows(torch: Any, needs: Needs | None = None) -> Iterator[Row]:
         present = spec is not None and spec.origin is not None  # a folder `wandb/` of a run has no origin
         version = (version_of(name) or "installed") if present else None
         yield package_row(name, version, user, install_package(name, bounds_of.get(name)), needed.get(name))
+    for extra, user in EXTRAS.items():
+        yield from extra_rows(extra, user, bounds_of)
     folder = Path(sys.executable).parent  # that of a virtual environment, even if it is not activated
     ninja = (
         f"export PATH={shlex.quote(str(folder))}:$PATH"
@@ -116,6 +123,20 @@ def optional_rows(torch: Any, needs: Needs | None = None) -> Iterator[Row]:
     )
     for name, fix in (("g++", "apt-get install g++"), ("ninja", ninja)):
         yield package_row(name, shutil.which(name), "deepspeed", fix, needed.get("deepspeed"))
+
+
+def extra_rows(extra: str, user: str, bounds_of: Mapping[str, Any]) -> Iterator[Row]:
+    """Report the packages of an extra in one row; none if the project is not installed."""
+
+    def belongs(marker: Any) -> bool:
+        return bool(marker) and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+    versions = {name: version_of(name) for name, required in bounds_of.items() if belongs(required.marker)}
+    missing = [name for name, version in versions.items() if version is None]
+    if missing:
+        yield Row("optional", extra, "-", f"without {', '.join(missing)}; used by {user}")
+    elif versions:
+        yield Row("optional", extra, "ok", ", ".join(f"{name} {v}" for name, v in versions.items()))
 
 
 def package_row(

@@ -9,10 +9,18 @@ from amortized.evaluation.metrics import Interval
 from amortized.evaluation.results import COMPARED, LABELS, SIDES, PromptRow, Results
 from amortized.evaluation.scales import scale
 from amortized.pages import link, number, text, view_button
-
-# More cards make a page that browsers cannot handle; results.csv and the tables still cover every prompt.
-MAX_CARDS = 2000
-FIRST_CARDS = 24  # shown before a click on "Show all", so that the scores are not far below
+from amortized.pages.cards import (
+    MAX_CARDS,
+    card_controls,
+    card_grid,
+    choice,
+    pixels,
+    sides,
+    stage_color,
+    strip,
+    video,
+)
+from amortized.pages.markup import one_line
 
 
 def gallery(results: Results) -> str:
@@ -20,38 +28,21 @@ def gallery(results: Results) -> str:
     cards = "".join(
         _card(row, index, results.settings) for index, row in enumerate(results.prompts[:MAX_CARDS])
     )
-    return (
-        f'<div class="gallery" id="gallery"{_stage(results.settings)}>{cards}</div>'
-        '<p class="empty" id="empty" role="status" hidden>No prompt matches this filter.</p>'
-        f'<p class="more"><button id="more" type="button" data-first="{FIRST_CARDS}" hidden>Show all'
-        "</button></p>"
-        f"{_notes(results)}"
-    )
+    return card_grid(cards, style=_stage(results.settings)) + _notes(results)
 
 
 def controls(results: Results) -> str:
     """A form that filters, sorts and pauses the cards; for one prompt nothing."""
     if len(results.prompts) == 1:
         return ""
-
-    def select(name: str, label: str, options: Mapping[str, str]) -> str:
-        items = "".join(f'<option value="{text(k)}">{text(v, 60)}</option>' for k, v in options.items())
-        return f'<label>{label} <select id="{name}" autocomplete="off">{items}</select></label>'
-
     sortable = {name: LABELS[name] for name in COMPARED if name in results.metrics}
-    selects = ""
+    choices = ""
     splits = dict.fromkeys(row.split for row in results.prompts)
     for name, label, groups in (("split", "Split", splits), ("kind", "Kind", results.by_kind)):
         if len(groups) > 1:
-            selects += select(name, label, {"": "All"} | {group: group for group in groups})
-    return (
-        '<form class="controls" id="controls"><input id="filter" type="search" autocomplete="off" '
-        f'placeholder="Filter prompts" aria-label="Filter prompts by text">{selects}'
-        f"{select('sort', 'Sort', {'index': 'Corpus order'} | sortable)}"
-        '<button id="direction" type="button" title="Reverse the order">Low first</button>'
-        '<button id="pause" type="button" aria-pressed="false">Pause</button>'
-        '<output id="count" aria-live="polite"></output></form>'
-    )
+            choices += choice(name, label, {"": "All"} | {group: group for group in groups})
+    choices += choice("sort", "Sort", {"index": "Corpus order"} | sortable, filters=False)
+    return card_controls(choices, directions=("Low first", "High first"))
 
 
 def _card(row: PromptRow, index: int, settings: Mapping[str, object]) -> str:
@@ -67,7 +58,7 @@ def _card(row: PromptRow, index: int, settings: Mapping[str, object]) -> str:
     return (
         f'<article class="card" data-index="{index}" data-id="{text(row.id)}" '
         f'data-split="{text(row.split)}" data-kind="{text(row.kind or "")}"{data}>'
-        f'<div class="main" data-stage>{_picture(row, index, settings)}<div class="text">'
+        f'<div class="main" data-stage>{_picture(row, settings)}<div class="text">'
         f'<h3><bdi>{text(row.text)}</bdi></h3><p class="tags">{tags}</p>'
         f"<dl>{_scores(row, values)}</dl>{_object(row)}</div></div>{_strips(row, settings)}</article>"
     )
@@ -106,61 +97,43 @@ def _scores(row: PromptRow, values: Mapping[str, float | None]) -> str:
     return scores
 
 
-def _picture(row: PromptRow, index: int, settings: Mapping[str, object]) -> str:
+def _picture(row: PromptRow, settings: Mapping[str, object]) -> str:
     """The turntable at its own size, or without one the front view."""
-    name = text(row.text, 120)
     if row.turntable:
-        size = _pixels(settings.get("turntable_size"))
-        poster = f' poster="{link(row.strip)}"' if row.strip else ""
-        start = "autoplay" if index < FIRST_CARDS else 'preload="none"'
-        return (
-            f'<div class="stage"><video src="{link(row.turntable)}"{poster} {start} loop muted playsinline '
-            f'{_sides(size, size)}aria-label="Turntable of {name}"></video></div>'
+        size = pixels(settings.get("turntable_size"))
+        label = f"Turntable of {one_line(row.text, 120)}"
+        shown = video(row.turntable, label, poster=row.strip, size=sides(size, size))
+    elif row.strip:
+        size = pixels(settings.get("image_size"))
+        shown = (
+            f'<img src="{link(row.strip)}" loading="lazy" {sides(size, size)}'
+            f'alt="The front of {text(row.text, 120)}">'
         )
-    if row.strip:
-        size = _pixels(settings.get("image_size"))
-        return (
-            f'<div class="stage"><img src="{link(row.strip)}" loading="lazy" {_sides(size, size)}'
-            f'alt="The front of {name}"></div>'
-        )
-    return ""
+    else:
+        return ""
+    return f'<div class="stage">{shown}</div>'
 
 
 def _strips(row: PromptRow, settings: Mapping[str, object]) -> str:
     """The scored views, and the same views of the true object below them."""
-    views, size = _pixels(settings.get("views")), _pixels(settings.get("image_size"))
-    dimensions = _sides(views * size if views and size else None, size)
+    views, size = pixels(settings.get("views")), pixels(settings.get("image_size"))
+    dimensions = sides(views * size if views and size else None, size)
     out = ""
     for path, label, words in (
         (row.strip, "result", "Scored views"),
         (row.truth_strip, "truth", "The same views of the true object"),
     ):
         if path:
-            shown = f"<span>{label}</span>" if row.truth_strip else ""
-            out += (
-                f'<a class="strip" href="{link(path)}" title="{words}">{shown}<img src="{link(path)}" '
-                f'loading="lazy" {dimensions}alt="{words} of {text(row.text, 120)}, the front first"></a>'
-            )
+            beside = f"<span>{label}</span>" if row.truth_strip else ""
+            alt = f"{words} of {one_line(row.text, 120)}, the front first"
+            out += strip(path, alt, title=words, size=dimensions, beside=beside)
     return f'<div class="strips">{out}</div>' if out else ""
-
-
-def _pixels(value: object) -> int | None:
-    return value if isinstance(value, int) and 0 < value < 100_000 else None
-
-
-def _sides(width: int | None, height: int | None) -> str:
-    """Size attributes, so that the page does not move while pictures load and shows them at their size."""
-    return f'width="{width}" height="{height}" ' if width and height else ""
 
 
 def _stage(settings: Mapping[str, object]) -> str:
     """The size of the turntables, and the gray behind them, which continues around them."""
-    size = _pixels(settings.get("turntable_size" if settings.get("turntable_frames", 1) else "image_size"))
-    level = settings.get("background")
-    style = f"--size:{size or 160}px"
-    if isinstance(level, int | float) and 0 <= level <= 1:
-        style += f";--stage:rgb({', '.join([str(round(255 * level))] * 3)})"
-    return f' style="{style}"'
+    size = pixels(settings.get("turntable_size" if settings.get("turntable_frames", 1) else "image_size"))
+    return ";".join(filter(None, (f"--size:{size or 160}px", stage_color(settings.get("background")))))
 
 
 def _notes(results: Results) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.files import sync
-from amortized.pages import VIEWER_FILES
+from amortized.pages import VIEWER_FILES, script_of
 from amortized.untrusted import MiB, read_json, reason_of, short
 
 INDEX = "index.json"
@@ -116,9 +116,9 @@ def _listed_files(folder: Path, writer: Writer) -> set[str]:
         return set()
     listed = {str(value) for entry in entries for value in media_of(entry)}
     objects = {path for path in listed if path.endswith(".glb")}
-    beside = {f"{path}.js" for path in objects}
+    scripts = {script_of(Path(path)).as_posix() for path in objects}
     viewers = {f"{path.rpartition('/')[0]}/{name}" for path in objects for name in VIEWER_FILES}
-    return {*writer.pages, *listed, *beside, *viewers}
+    return {*writer.pages, *listed, *scripts, *viewers}
 
 
 def media_of(entry: dict[str, Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from amortized.evaluation.scales import interval_text, scale
 from amortized.pages import History, asset, curves, document, link, navigation, number, pairs, section, text
 from amortized.wording import count
 
-SCRIPT = asset("evaluation/report.js") + asset("pages/viewing.js")
+SCRIPT = asset("pages/cards.js") + asset("pages/viewing.js")
 HEADLINES = ("recall_at_1", "iou", "color_error", "clip_similarity", "front_shown", "janus")
 PROVENANCE = {  # label of each key of `Results.provenance`, in order
     "method": "Guidance method",
@@ -68,7 +68,7 @@ def page(results: Results, history: History | None = None, files: Mapping[str, s
     return document(
         title=tab,
         body=body,
-        style=asset("evaluation/report.css"),
+        style=asset("pages/cards.css") + asset("evaluation/report.css"),
         script=SCRIPT,
         kind="evaluation",
         frames=True,

@@ -8,9 +8,18 @@ from amortized.pages.history import History, finite, load_history, read_history
 from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
-from amortized.pages.viewing import VIEWER_FILES, view_button, write_script, write_viewer
+from amortized.pages.viewing import (
+    MAX_FROM_DISK,
+    VIEWER_FILES,
+    remove_scripts,
+    script_of,
+    view_button,
+    write_script,
+    write_viewer,
+)
 
 __all__ = [
+    "MAX_FROM_DISK",
     "VIEWER_FILES",
     "History",
     "Line",
@@ -32,6 +41,8 @@ __all__ = [
     "number",
     "pairs",
     "read_history",
+    "remove_scripts",
+    "script_of",
     "section",
     "text",
     "view_button",

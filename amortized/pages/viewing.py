@@ -7,32 +7,61 @@ a wider policy than pages with texts of others may have.
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 
 from amortized.files import atomic_write_bytes, atomic_write_text
 from amortized.pages.markup import text
+from amortized.untrusted import read_bytes
 
+FOLDER = "viewer"
 VIEWER = ("viewer.html", "viewer.js", "model-viewer.js", "model-viewer-license.txt")
-VIEWER_FILES = tuple(f"viewer/{name}" for name in VIEWER)
-MAX_FROM_DISK = 500_000  # bytes of a GLB: a larger one is shown by a server only (amortized view)
+VIEWER_FILES = tuple(f"{FOLDER}/{name}" for name in VIEWER)
+# Bytes of a GLB: a larger one is shown by a server only (amortized view). One of 20,000 triangles with a
+# texture of 1024 x 1024 has some 0.9 MB.
+MAX_FROM_DISK = 4_000_000
+START, END = 'showObject("', '");\n'  # of a script
 
 
 def write_viewer(folder: Path) -> None:
-    """Write the frame into `folder`/viewer. Raises OSError."""
+    """Write the frame into `folder`/viewer; files that are there already stay. Raises OSError."""
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for name in VIEWER:
-        data = resources.files("amortized.pages").joinpath("viewer", name).read_bytes()
-        (folder / "viewer").mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(folder / "viewer" / name, data)
+        data = resources.files("amortized.pages").joinpath(FOLDER, name).read_bytes()
+        path = folder / FOLDER / name
+        if not path.is_file() or path.read_bytes() != data:
+            atomic_write_bytes(path, data)
+
+
+def script_of(path: Path) -> Path:
+    """The script that holds a GLB's data, from which a page on disk loads it: viewer/NAME.glb.js."""
+    return path.parent / FOLDER / f"{path.name}.js"
 
 
 def write_script(path: Path) -> Path | None:
-    """Write NAME.glb.js beside a GLB, from which a page on disk loads it; None if it is too large."""
-    script = path.with_name(f"{path.name}.js")
-    if path.stat().st_size > MAX_FROM_DISK:
+    """Write the script of a GLB unless it is there; None if the GLB is too large. Raises OSError."""
+    script, status = script_of(path), path.stat()
+    if status.st_size > MAX_FROM_DISK:
         return None
-    atomic_write_text(script, f'showObject("{base64.b64encode(path.read_bytes()).decode()}");\n')
+    length = len(START) + 4 * -(-status.st_size // 3) + len(END)
+    if script.is_file():
+        written = script.stat()
+        if written.st_size == length and written.st_mtime_ns >= status.st_mtime_ns:
+            return script
+    data = base64.b64encode(read_bytes(path, MAX_FROM_DISK)).decode()
+    atomic_write_text(script, f"{START}{data}{END}")
     return script
+
+
+def remove_scripts(folder: Path, used: Collection[str]) -> None:
+    """Remove the scripts in `folder`/viewer of all GLBs but those named in `used`. Raises OSError."""
+    for script in (folder / FOLDER).glob("*.glb.js"):
+        if script.name.removesuffix(".js") not in used and script.is_file() and not script.is_symlink():
+            with script.open("rb") as file:
+                is_ours = file.read(len(START)) == START.encode()
+            if is_ours:
+                script.unlink()
 
 
 def view_button(folder: str, name: str, title: str) -> str:

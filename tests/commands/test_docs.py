@@ -19,6 +19,7 @@ import pytest
 import corpora
 from amortized.cli import preset_paths
 from amortized.commands.main import COMMANDS
+from amortized.commands.view import pages_of
 from corpora.published import PUBLISHED, Published
 from tests.commands.runs import small
 from tests.rooms import ROOT
@@ -132,6 +133,9 @@ def execute(command: str, run) -> None:
         return
     name, arguments = split_command(command)
     if name in ONLY_PARSED or name not in {known.name for known in COMMANDS}:
+        return parse(command)
+    if name == "view":  # serves until Ctrl-C
+        assert any(page.is_file() for page in pages_of(Path(arguments[0]))), command
         return parse(command)
     if "generator.name=film" in arguments:  # test_extending.py builds that generator and trains it
         return None

@@ -82,7 +82,11 @@ def test_a_prompt_does_not_replace_the_report_of_the_run(run, run_folder):
     report = contents(run_folder / "evaluation")
     index = json.loads(report["index.json"])
     listed = {entry[kind] for entry in index for kind in ("strip", "truth_strip", "turntable", "object")}
-    listed |= {f"{path}.js" for path in listed - {None} if path.endswith(".glb")}
+    listed |= {
+        path.replace("objects/", "objects/viewer/") + ".js"
+        for path in listed - {None}
+        if path.endswith(".glb")
+    }
     listed = {*listed, *(f"objects/{name}" for name in VIEWER_FILES)} - {None}
     assert listed | {"results.json", "results.csv", "config.yaml", "index.html", "index.json"} == set(report)
     assert [entry["strip"] for entry in index] == [f"strips/{slug(entry['prompt'])}.png" for entry in index]

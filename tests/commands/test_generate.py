@@ -65,7 +65,7 @@ def test_it_writes_pictures_and_an_index(generate, tmp_path):
             "mp4": f"{name}.mp4",
         }
     names = {f"{name}.{format}" for name in index for format in ("png", "mp4")}
-    assert files_in(tmp_path / "out").keys() == {*names, "index.json"}
+    assert files_in(tmp_path / "out").keys() == {*names, "index.json", "index.html"}
     # A later call adds to the index.
     assert generate("a cone").returncode == 0
     later = index_of(tmp_path / "out")
@@ -88,12 +88,12 @@ def test_a_second_call_makes_nothing_and_another_one_only_what_is_missing(genera
         changed = [name for name in after if before.get(name) != after[name]]
         return {re.sub("-[0-9a-f]{8}_0", "", name) for name in changed}
 
-    all_files = {"a.png", "a.mp4", "b.png", "b.mp4", "index.json"}
+    own = {"index.json", "index.html"}
     (folder / index[f"{slug('a')}_0"]["files"]["mp4"]["file"]).unlink()
     assert remade() == {"a.mp4"}
-    assert remade("--format", "webp") == {"a.webp", "b.webp", "index.json"}
-    assert remade("--fps", "5") == {"a.mp4", "b.mp4", "index.json"}
-    assert remade("--fps", "5", "--background", "#ff8000") == all_files
+    assert remade("--format", "webp") == {"a.webp", "b.webp", *own}
+    assert remade("--fps", "5") == {"a.mp4", "b.mp4", *own}
+    assert remade("--fps", "5", "--background", "#ff8000") == {"a.png", "a.mp4", "b.png", "b.mp4", *own}
     # Another checkpoint is another model; a copy of a run elsewhere is the same.
     copy = shutil.copytree(trained, tmp_path / "elsewhere")
     assert remade("--fps", "5", "--background", "#ff8000", model=copy) == set()
@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_there_is_listed(generate, tmp_p
     assert second["prompt"] == "b" and set(second["files"]) == {"png"}
     monkeypatch.undo()
     assert "note: 1 object in" in generate("a", "b", "c").stdout
-    assert len(files_in(tmp_path / "out")) == 7
+    assert len(files_in(tmp_path / "out")) == 8
 
 
 def test_out_of_memory_names_the_size(generate, monkeypatch):
@@ -202,11 +202,11 @@ def test_a_kill_loses_the_records_of_seconds_only(tmp_path, monkeypatch):
     monkeypatch.setattr(generated.time, "monotonic", lambda: clock[0])
     record = {"file": "a.png", "model": "m", "settings": {}}
     with generated.open_index(tmp_path) as index:
-        for second in range(25):
-            clock[0] = float(second)
-            index.add(f"{second}", {"seed": 0}, "png", record)
+        for tenth in range(25):
+            clock[0] = tenth / 10
+            index.add(f"{tenth}", {"seed": 0}, {"png": record})
         # The others are found incomplete by the next call, which makes them again.
-        assert len(generated.read_index(tmp_path)) == 23
+        assert 25 - 10 <= len(generated.read_index(tmp_path)) < 25
     assert len(generated.read_index(tmp_path)) == 25
 
 
@@ -225,7 +225,7 @@ def test_names_of_files_are_safe_for_any_prompt(generate, tmp_path, text):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out", "prompts.json"}
     names = files_in(tmp_path / "out").keys()
-    assert len(names) == 4 and all(name.isascii() and len(name) < 100 for name in names)
+    assert len(names) == 5 and all(name.isascii() and len(name) < 100 for name in names)
     assert not any(set(name) & set('/\\<>:"|?* ') for name in names)
 
 

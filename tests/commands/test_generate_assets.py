@@ -15,7 +15,7 @@ import trimesh
 
 from amortized.assets import FORMATS, SUFFIXES, AssetConfig, AssetError
 from amortized.assets.clean import Keep
-from amortized.commands import asset_options, asset_pool
+from amortized.commands import asset_options, asset_pool, generated
 from amortized.commands.asset_options import AssetJob, ModelSource
 from amortized.commands.asset_pool import AssetFiles, make_assets
 from amortized.names import slug
@@ -43,6 +43,8 @@ def test_it_writes_every_format_and_a_report(generate, tmp_path):
     assert set(entry["files"]) == {"png", *ALL}
     assert files_in(folder).keys() == {made["file"] for made in entry["files"].values()} | {
         "index.json",
+        "index.html",
+        "viewer",
         f"{name}.json",
     }
     mesh = trimesh.load(folder / f"{name}.glb", force="mesh")
@@ -65,7 +67,7 @@ def test_what_is_complete_is_skipped_and_changed_settings_make_the_files_they_co
     assert generate("a", "b", "--format", "glb,stl", "--height-mm", "80").returncode == 0
     after = files_in(tmp_path / "out")
     changed = {name.rpartition(".")[2] for name in after if after[name] != before[name]}
-    assert changed == {"stl", "json"}
+    assert changed == {"stl", "json", "html"}
 
 
 def test_hostile_prompts_are_metadata_only(generate, tmp_path):
@@ -142,6 +144,22 @@ def test_a_refused_file_is_a_reason_and_the_other_objects_are_made(generate, mon
     assert [entry["prompt"] for entry in index_of(tmp_path / "out").values()] == ["b"]
 
 
+def test_the_files_of_an_object_are_recorded_together(generate, monkeypatch):
+    """Else a kill between them would leave a report of the last one alone."""
+    write, written = generated.atomic_write_text, []
+
+    def spy(path, text):
+        written.append(json.loads(text))
+        write(path, text)
+
+    monkeypatch.setattr(generated, "INDEX_EVERY_S", 0.0)
+    monkeypatch.setattr(generated, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(generated, "atomic_write_text", spy)
+    assert generate("a", "b", "--format", "glb,stl").returncode == 0
+    assert [len(entries) for entries in written][:2] == [1, 2]
+    assert all(set(entry["files"]) == {"glb", "stl"} for entries in written for entry in entries)
+
+
 def test_only_what_is_missing_is_computed(generate, tmp_path):
     assert generate("a", "--format", "glb").returncode == 0
     assert generate("a", "--format", "glb,stl").returncode == 0
@@ -203,3 +221,12 @@ def test_a_killed_worker_is_one_sentence(pool):
     with pytest.raises(ValueError, match="one of 2 worker processes was killed.*--workers"):
         list(made)
     assert not multiprocessing.active_children()
+
+
+def test_without_shared_memory_one_worker_is_the_remedy(pool, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(asset_pool, "ProcessPoolExecutor", refuse)
+    with pytest.raises(ValueError, match=r"cannot share memory \(Permission denied\).*--workers 1"):
+        next(pool("refused", 2))

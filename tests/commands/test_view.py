@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amortized.commands.view import FolderServer, byte_range, open_inside
+from amortized.commands.view import HEADERS, FolderServer, byte_range, open_inside
+from amortized.evaluation import page as evaluation
+from amortized.gallery import page as gallery
+from amortized.pages import asset, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = bytes(range(256)) * 3000
@@ -171,3 +174,12 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(tmp_path):
 def test_a_folder_without_a_page_is_one_sentence(run, tmp_path):
     failed = run("amortized", "view", str(tmp_path))
     assert failed.returncode == 2 and "has no page to show" in failed.stderr
+    (tmp_path / "index.json").write_text("[]")  # of an earlier version of generate
+    failed = run("amortized", "view", str(tmp_path))
+    assert failed.returncode == 2 and "run its generate command again" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [evaluation.SCRIPT, gallery.SCRIPT, asset("comparison/compare.js")])
+def test_the_policy_admits_the_scripts_of_all_pages(script):
+    assert f"'{digest(script)}'" in HEADERS["Content-Security-Policy"]

@@ -18,9 +18,11 @@ from amortized.doctor.machine import GIB
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRES = [
     "torch>=2.13",
-    "numpy<3,>=2",
+    "numpy<3,>=2; python_version > '3'",
     'deepspeed>=1.5; extra == "distributed"',
     'tqdm>=9; python_version < "3"',
+    'xatlas>=0.1; extra == "assets"',
+    'manifold3d>=3; extra == "assets"',
 ]
 
 

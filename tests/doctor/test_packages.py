@@ -94,9 +94,23 @@ def test_absent_packages_that_no_setting_needs_are_not_recommended(monkeypatch, 
     without_optional_packages(monkeypatch)
     status, rows = report(capsys)
     absent = {row.name: row for row in rows if row.group == "optional" and row.state != "ok"}
-    assert status == 0 and set(absent) == {*checks.OPTIONAL, *engines.PACKAGES, "g++", "ninja"}
+    assert status == 0 and set(absent) == {*checks.OPTIONAL, *engines.PACKAGES, "assets", "g++", "ninja"}
     for row in absent.values():
         assert (row.state, row.fix) == ("-", "") and "used by" in row.detail
+
+
+def test_the_packages_of_an_extra_are_one_row(machine, capsys) -> None:
+    """Those of the dependencies do not count, whatever their markers."""
+
+    def state() -> tuple[str, str]:
+        row = named_row(report(capsys)[1], "assets")
+        return row.state, row.detail
+
+    assert state() == ("-", "without xatlas, manifold3d; used by " + checks.EXTRAS["assets"])
+    machine["xatlas"] = "0.1"
+    assert state()[1].startswith("without manifold3d;")
+    machine["manifold3d"] = "3.2"
+    assert state() == ("ok", "xatlas 0.1, manifold3d 3.2")
 
 
 def test_a_gpu_uses_the_fastest_hash_grid(monkeypatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from amortized.evaluation import PromptRow, summarize, write_results
-from amortized.evaluation.cards import FIRST_CARDS, MAX_CARDS
 from amortized.evaluation.page import page
 from amortized.media import save_strip, save_video
+from amortized.pages.cards import FIRST_CARDS, MAX_CARDS
 from tests.pages.chromium import launched, opened_page
 
 EVIL = '<script>alert(1)</script> & "x"'

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import trimesh
 import yaml
 from PIL import Image
 from safetensors import safe_open
@@ -50,6 +51,8 @@ def read_whole(path: Path) -> None:
                 file.get_tensor(name)
     elif path.suffix == ".parquet":
         pq.read_table(path)
+    elif path.suffix in (".glb", ".stl"):
+        assert len(trimesh.load_mesh(path).faces) > 0
     elif path.suffix == ".mp4":
         data = path.read_bytes()
         assert b"moov" in data and b"mdat" in data

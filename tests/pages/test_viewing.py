@@ -1,14 +1,11 @@
-"""Objects in 3D: drawn from disk and from the server, one at a time, without a request outside."""
+"""Objects in 3D: drawn from disk, one at a time, without a request outside."""
 
 from __future__ import annotations
-
-import threading
 
 import pytest
 
 from amortized.assets import AssetConfig, Source, make_asset, save_asset
-from amortized.commands.view import FolderServer
-from amortized.pages import document, view_button, write_script, write_viewer
+from amortized.pages import MAX_FROM_DISK, document, view_button, write_script, write_viewer
 from amortized.pages.skeleton import asset
 from tests.assets.shapes import CPU, Shape, box
 from tests.pages.chromium import launched
@@ -41,36 +38,26 @@ def folder(tmp_path_factory):
 SCRIPT = asset("pages/viewing.js")
 
 
-@pytest.mark.parametrize("served", [False, True], ids=["from disk", "served"])
-def test_an_object_is_drawn_and_one_at_a_time(browser, folder, served, monkeypatch):
-    from amortized.commands import view
-
-    policy = view.HEADERS["Content-Security-Policy"].replace(
-        "'wasm-unsafe-eval'", f"'wasm-unsafe-eval' '{view.digest(SCRIPT)}'"
-    )
-    monkeypatch.setitem(view.HEADERS, "Content-Security-Policy", policy)
-    with FolderServer(folder) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        origin = server.url if served else folder.as_uri()
-        tab, problems = browser.new_page(), []
-        tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        ours = (origin, "data:", "blob:")
-        tab.on("request", lambda r: None if r.url.startswith(ours) else problems.append(r.url))
-        tab.goto(f"{origin.rstrip('/')}/index.html")
-        for number in range(1 if served else 2):
-            tab.locator("button.view").nth(number).click()
-            assert tab.locator("iframe.object").count() == 1
-            frame = tab.frame_locator("iframe.object")
-            frame.locator("body[data-state]").wait_for(state="attached", timeout=60_000)
-            assert frame.locator("body").get_attribute("data-state") == "loaded"
-            assert tab.frames[-1].evaluate(DRAWN) > 1000
-        tab.keyboard.press("Escape")
-        assert tab.locator("iframe.object").count() == 0
-        pressed = [button.get_attribute("aria-pressed") for button in tab.locator("button.view").all()]
-        assert pressed == ["false", "false"]
-        tab.close()
-        server.shutdown()
+def test_an_object_is_drawn_and_one_at_a_time(browser, folder):
+    """From disk; tests/gallery has objects from the server, too."""
+    tab, problems = browser.new_page(), []
+    tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    ours = (folder.as_uri(), "data:", "blob:")
+    tab.on("request", lambda r: None if r.url.startswith(ours) else problems.append(r.url))
+    tab.goto(f"{folder.as_uri()}/index.html")
+    for number in range(2):
+        tab.locator("button.view").nth(number).click()
+        assert tab.locator("iframe.object").count() == 1
+        frame = tab.frame_locator("iframe.object")
+        frame.locator("body[data-state]").wait_for(state="attached", timeout=60_000)
+        assert frame.locator("body").get_attribute("data-state") == "loaded"
+        assert tab.frames[-1].evaluate(DRAWN) > 1000
+    tab.keyboard.press("Escape")
+    assert tab.locator("iframe.object").count() == 0
+    pressed = [button.get_attribute("aria-pressed") for button in tab.locator("button.view").all()]
+    assert pressed == ["false", "false"]
+    tab.close()
     assert problems == []
 
 
@@ -85,5 +72,6 @@ def test_other_names_are_refused(browser, folder, name):
 
 def test_large_objects_have_no_script(tmp_path):
     path = tmp_path / "large.glb"
-    path.write_bytes(bytes(500_001))
-    assert write_script(path) is None and not (tmp_path / "large.glb.js").exists()
+    with path.open("wb") as file:
+        file.truncate(MAX_FROM_DISK + 1)
+    assert write_script(path) is None and list(tmp_path.iterdir()) == [path]

@@ -17,8 +17,8 @@ if (!/^[\p{L}\p{N}_][\p{L}\p{N}_.-]*$/u.test(name)) {
   fail("The address names no object.");
 } else if (location.protocol === "file:") {
   const script = document.createElement("script");
-  script.src = "../" + encodeURIComponent(name) + ".glb.js";
-  script.onerror = () => fail("The object is missing, or too large to open from disk: try amortized view.");
+  script.src = encodeURIComponent(name) + ".glb.js";
+  script.onerror = () => fail("This object does not open from disk: use amortized view and the name of its folder.");
   document.body.append(script);
 } else {
   object.src = "../" + encodeURIComponent(name) + ".glb";
