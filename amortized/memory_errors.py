@@ -35,6 +35,11 @@ STAGES = (
         "lower --size, or set a smaller renderer.chunk in the run's config.yaml",
     ),
     Stage(
+        "the CLIP of the previews",
+        (("amortized/commands/compose.py", "load_scorer"),),
+        "set monitoring.preview_scores=false, or choose a smaller evaluation.clip",
+    ),
+    Stage(
         "the judge's CLIP",
         (("amortized/evaluation/clip.py", ""),),
         "lower evaluation.prompts_per_batch or evaluation.views, or choose a smaller evaluation.clip",
@@ -52,7 +57,7 @@ STAGES = (
     ),
     Stage(
         "a preview",
-        (("amortized/monitoring/previews.py", ""),),
+        (("amortized/training/previews.py", ""),),
         "lower renderer.chunk, or raise monitoring.preview_every",
     ),
     Stage(

@@ -99,13 +99,48 @@ class Scene(Protocol):
 
 
 @runtime_checkable
-class SceneWithBackground(Scene, Protocol):
-    """A scene with a learned background, which depends on the viewing direction only."""
+class DensityScene(Protocol):
+    """P objects, as a `Scene`, that are given by a volume density instead of a distance."""
+
+    @property
+    def num_prompts(self) -> int:
+        """P."""
+        ...
+
+    @property
+    def bounding_radius(self) -> float:
+        """Radius of the ball around the origin that contains the object."""
+        ...
+
+    def density(self, points: Tensor) -> Tensor:
+        """Return densities [P, N] >= 0, in 1/length, at points [P, N, 3]."""
+        ...
+
+    def density_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return densities [P, N] and albedo [P, N, 3] in [0, 1], from one field evaluation."""
+        ...
+
+    def select(self, index: int) -> DensityScene:
+        """Return the scene of prompt `index` alone, as `Scene.select` does."""
+        ...
+
+
+FieldScene = Scene | DensityScene  # one that can be queried at points
+
+
+@runtime_checkable
+class HasBackground(Protocol):
+    """Of any scene: a learned background, which depends on the viewing direction only."""
 
     @property
     def background(self) -> Callable[[Tensor], Tensor]:
         """Function from unit directions [P, R, 3] to background colors [P, R, 3] in [0, 1]."""
         ...
+
+
+@runtime_checkable
+class SceneWithBackground(Scene, HasBackground, Protocol):
+    """A scene with a learned background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +195,9 @@ class SplatScene:
         )
 
 
+AnyScene = FieldScene | SplatScene
+
+
 @dataclass(frozen=True, kw_only=True)
 class RaySamples:
     """Samples along the K rendered rays of each prompt, the input of the regularizers.
@@ -171,9 +209,10 @@ class RaySamples:
     valid: Tensor  # [P, K] bool
     directions: Tensor  # [P, K, 3] unit length
     t_positions: Tensor  # [P, K, S] distances from the camera
-    sdf: Tensor  # [P, K, S]
+    sdf: Tensor | None  # [P, K, S]; None for a `DensityScene`
     weights: Tensor  # [P, K, S] compositing weights, front to back
-    # [P, K, 3] SDF gradient at the rays' expected depth, not normalized; None unless computed
+    # [P, K, 3] at the rays' expected depth, pointing outward, not normalized: the gradient of the SDF, or of
+    # the negative density; None unless computed
     gradient: Tensor | None = None
 
 
@@ -243,9 +282,13 @@ class Corpus(Protocol):
 
 
 __all__ = [
+    "AnyScene",
     "Cameras",
     "Corpus",
+    "DensityScene",
+    "FieldScene",
     "GroundTruth",
+    "HasBackground",
     "Prompt",
     "RaySamples",
     "Rays",

@@ -68,6 +68,7 @@ def evaluate(folder: Path, device: str) -> float:
 def steps_of(folder: Path) -> dict[str, float]:
     """Return the number of steps, and the median times of a step and its parts over the last half of them."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if "loss" in line]  # not the scores of previews
     late = lines[len(lines) // 2 :]
     names = [name for name in late[-1] if name.startswith("time/")]
     parts = {name: 1000 * statistics.median(line[name] for line in late) for name in names}

@@ -143,6 +143,7 @@ def _median_step(folder: Path) -> float:
     return statistics.median(
         sum(value for name, value in line.items() if name.startswith("time/"))
         for line in lines[WARMUP_STEPS:]
+        if "loss" in line  # not the scores of previews
     )
 
 

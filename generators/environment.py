@@ -25,7 +25,7 @@ from amortized.encodings import (
     spherical_harmonics,
     split_mlp_weights,
 )
-from amortized.types import Scene, SplatScene, TextCondition
+from amortized.types import DensityScene, Scene, SplatScene, TextCondition
 from generators.field import PerPrompt, of_prompt
 
 
@@ -70,7 +70,28 @@ class SHEnvironmentConfig:
         return SHEnvironment(self)
 
 
-EnvironmentConfig = HashEnvironmentConfig | SHEnvironmentConfig
+@dataclass(frozen=True, kw_only=True)
+class SharedHashEnvironmentConfig:
+    """A hash grid over directions and a small MLP, the same for all prompts.
+
+    The defaults are those of ScaleDreamer's runs of one object.
+    """
+
+    name: Literal["shared-hash"] = "shared-hash"
+    grid: HashGridConfig = field(
+        default_factory=lambda: HashGridConfig(num_levels=4, base_resolution=4, growth=4)
+    )
+    hidden: tuple[int, ...] = (16, 16)  # hidden widths of the MLP
+
+    def __post_init__(self) -> None:
+        check(self, "hidden", at_least=1, limit=2**17)
+
+    def build(self, text_dim: int) -> nn.Module:
+        """Build the untrained module; `text_dim` is not used."""
+        return SharedHashEnvironment(self)
+
+
+EnvironmentConfig = HashEnvironmentConfig | SHEnvironmentConfig | SharedHashEnvironmentConfig
 
 
 class HashEnvironment(nn.Module):
@@ -116,6 +137,23 @@ class SHEnvironment(nn.Module):
         return torch.sigmoid(self.head(spherical_harmonics(directions, self.num_bands)))
 
 
+class SharedHashEnvironment(nn.Module):
+    """Return a function from directions [P, R, 3] to colors [P, R, 3] in (0, 1), the same for any text."""
+
+    def __init__(self, config: SharedHashEnvironmentConfig) -> None:
+        super().__init__()
+        self.grid = HashGrid(config.grid)
+        self.head = BiasFreeMLP((config.grid.num_features, *config.hidden, 3))
+
+    def forward(self, text: TextCondition) -> Callable[[Tensor], Tensor]:
+        """Return the color function; `text` is not used."""
+        return self._colors
+
+    def _colors(self, directions: Tensor) -> Tensor:
+        """Return colors [P, R, 3] of unit directions [P, R, 3]."""
+        return torch.sigmoid(self.head(self.grid(0.5 * directions + 0.5)))
+
+
 class WithEnvironment(nn.Module):
     """A generator and an environment: map text and z to scenes with a learned background."""
 
@@ -126,11 +164,15 @@ class WithEnvironment(nn.Module):
         self.surroundings = environment
         self.z_dim = getattr(generator, "z_dim", 0)
 
-    def forward(self, text: TextCondition, z: Tensor | None = None) -> EnvironmentScene | SplatScene:
+    def forward(
+        self, text: TextCondition, z: Tensor | None = None
+    ) -> EnvironmentScene | EnvironmentDensityScene | SplatScene:
         """Return P scenes with background, for text and z [P, z_dim]."""
         scene, background = self.generator(text, z), self.surroundings(text)
         if isinstance(scene, SplatScene):
             return replace(scene, background=background)
+        if isinstance(scene, DensityScene):
+            return EnvironmentDensityScene(scene, background)
         return EnvironmentScene(scene, background)
 
 
@@ -162,3 +204,33 @@ class EnvironmentScene:
     def select(self, index: int) -> EnvironmentScene:
         """Return the scene and background of prompt `index` alone. Raises IndexError; see `Scene`."""
         return EnvironmentScene(self.scene.select(index), of_prompt(self.background, index))
+
+
+@dataclass(frozen=True, eq=False)
+class EnvironmentDensityScene:
+    """A `DensityScene` and its learned background."""
+
+    scene: DensityScene
+    background: Callable[[Tensor], Tensor]  # unit directions [P, R, 3] => colors [P, R, 3]
+
+    @property
+    def num_prompts(self) -> int:
+        """P."""
+        return self.scene.num_prompts
+
+    @property
+    def bounding_radius(self) -> float:
+        """Radius of the ball around the origin that contains the object."""
+        return self.scene.bounding_radius
+
+    def density(self, points: Tensor) -> Tensor:
+        """Return densities [P, N] at points [P, N, 3]."""
+        return self.scene.density(points)
+
+    def density_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return densities [P, N] and albedo [P, N, 3], from one field evaluation."""
+        return self.scene.density_and_albedo(points)
+
+    def select(self, index: int) -> EnvironmentDensityScene:
+        """Return the scene and background of prompt `index` alone. Raises IndexError; see `Scene`."""
+        return EnvironmentDensityScene(self.scene.select(index), of_prompt(self.background, index))

@@ -52,6 +52,11 @@ class SplatsConfig:
                 f"{self.ball_radius}"
             )
 
+    @property
+    def one_object(self) -> bool:
+        """That it holds a single object, whatever the text."""
+        return True
+
     def build(self, text_dim: int) -> Splats:
         """Build a ball of splats; `text_dim` is not used."""
         return Splats(self)
@@ -82,8 +87,8 @@ class Splats(nn.Module):
         """Return the scene; text and z are not used. Raises ValueError unless there is one prompt."""
         if len(text.pooled) != 1:
             raise ValueError(
-                f"the generator splats holds one object, and the batch has {len(text.pooled)} prompts: set "
-                "prompt=TEXT to train a single one"
+                f"generator.name=splats is one object, but the batch has {len(text.pooled)} prompts: pass one "
+                "prompt at a time"
             )
         measures = {name: self.get_buffer(f"screen_{name}")[None] for name in STATISTICS}
         return SplatScene(

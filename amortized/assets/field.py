@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.assets.mesh import AssetError
-from amortized.types import Scene, SplatScene
+from amortized.types import AnyScene, DensityScene, SplatScene
 
 CHUNK = 2**18  # evaluations at once
 # Corners of a regular tetrahedron on the unit sphere, for gradients from 4 evaluations.
@@ -28,12 +28,13 @@ class Field:
     """
 
     def __init__(
-        self,
-        scene: Scene | SplatScene,
-        device: torch.device,
-        carve: Carve | None = None,
-        parent: Field | None = None,
+        self, scene: AnyScene, device: torch.device, carve: Carve | None = None, parent: Field | None = None
     ) -> None:
+        if isinstance(scene, DensityScene):
+            raise AssetError(
+                "the object is given by densities, which have no surface to export: train it with "
+                "generator.geometry=sdf"
+            )
         if isinstance(scene, SplatScene):
             raise AssetError(
                 "Gaussian splats have no surface from which to make a mesh: write them as .ply or .splat"
@@ -68,7 +69,7 @@ class Field:
     def gradient(self, points: np.ndarray, epsilon: float) -> np.ndarray:
         """The gradient [N, 3] of the field at points [N, 3], by differences: 4 evaluations each.
 
-        `epsilon` is their step. Exact for linear fields, like `rendering.sdf_gradient`.
+        `epsilon` is their step. Exact for linear fields, like `rendering.field_gradient`.
         """
         corners = points[:, None] + epsilon * TETRAHEDRON
         values = self.value(corners.reshape(-1, 3)).reshape(-1, 4)

@@ -20,7 +20,7 @@ from amortized.assets.field import Field
 from amortized.assets.mesh import Asset, Mesh, Source, TexturedMesh
 from amortized.assets.printable import printable_field
 from amortized.assets.texture import bake
-from amortized.types import Scene, SplatScene
+from amortized.types import AnyScene
 
 SAMPLES = 20_000  # points on the finished surface at which it is compared with the field
 
@@ -42,22 +42,18 @@ class _Meter:
 
 
 def surface(
-    scene: Scene | SplatScene,
-    *,
-    resolution: int = 256,
-    exact: bool = False,
-    device: torch.device | str = "cpu",
+    scene: AnyScene, *, resolution: int = 256, exact: bool = False, device: torch.device | str = "cpu"
 ) -> list[Mesh]:
     """The surfaces of P scenes on `device`: closed meshes without floaters, their vertices on the field.
 
-    Raises AssetError for an empty scene, for one that touches its bounding ball, and for splats.
+    Raises AssetError for an empty scene, one that touches its bounding ball, and one of densities or splats.
     """
     config = AssetConfig(resolution=resolution, exact=exact, faces=0, texture=0)
     fields = (Field(scene.select(i), torch.device(device)) for i in range(scene.num_prompts))
     return [_surface_of(field, config, config.keep, _Meter(field))[0] for field in fields]
 
 
-def make_asset(scene: Scene | SplatScene, config: AssetConfig, source: Source, device: torch.device) -> Asset:
+def make_asset(scene: AnyScene, config: AssetConfig, source: Source, device: torch.device) -> Asset:
     """The asset of a scene of one prompt, on `device`. Raises AssetError if it has no surface to export."""
     check_libraries(config)
     field = Field(scene, device)

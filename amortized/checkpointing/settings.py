@@ -51,8 +51,11 @@ def defining_settings(config_yaml: str) -> dict[str, Any]:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that differ, by dotted key: "KEY was A, now B"."""
-    keys = [key for key in {**old, **new} if old.get(key, "unset") != new.get(key, "unset")]
+    """The settings that differ, by dotted key: "KEY was A, now B".
+
+    A key that a run of an earlier version lacks is null there: new features are off by default.
+    """
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return {key: f"{key} was {_shown(old, key)}, now {_shown(new, key)}" for key in keys}
 
 

@@ -5,7 +5,8 @@
 
 RUN is the folder of a run that `amortized evaluate` has evaluated, or that of one of its evaluations. Writes
 a page with the same prompts side by side, paired differences to the first run and the training curves of all:
-index.html, comparison.json, comparison.csv and pictures/. Repeated, it replaces the earlier comparison.
+index.html, comparison.json, comparison.csv, pictures/, turntables/, and objects/, which open in 3D.
+Repeated, it replaces the earlier comparison.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import config_to_dict, load_config, map_paths
 from amortized.config.presets import flatten
+from amortized.evaluation import ClipScorer, load_clip
 from amortized.files import in_project, started_in
 from amortized.guidance import Guidance, build_guidance, check_guidance
 from amortized.memory_errors import available_cpu_bytes
@@ -37,6 +38,28 @@ class RunConfig(BaseRunConfig):
     generator: GeneratorConfig = field(default_factory=DEFAULT_GENERATOR)
     environment: EnvironmentConfig | None = None  # a learned background; null: none
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, slots = self.generator.name, self.trainer.prompts_per_process
+        if self.one_object and slots > 1:
+            raise ValueError(
+                f"trainer.prompts_per_process={slots} trains as many scenes in a step, but "
+                f"generator.name={name} is one object: set trainer.prompts_per_process=1, and "
+                "trainer.views_per_prompt for more images in a step"
+            )
+        terms = self.losses.of_distances
+        if terms and getattr(self.generator, "geometry", "sdf") == "density":
+            settings = " and ".join(f"losses.{term}" for term in terms)
+            raise ValueError(
+                f"{settings} need signed distances, which generator.geometry=density lacks: set to 0, or use "
+                "generator.geometry=sdf"
+            )
+
+    @property
+    def one_object(self) -> bool:
+        """Whether the generator holds a single object, whatever the text."""
+        return getattr(self.generator, "one_object", False)
+
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a preset, or a run's config.yaml. Raises ConfigError."""
@@ -55,9 +78,19 @@ def load_stored_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_corpus(config: RunConfig) -> Corpus:
-    """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it."""
+    """The corpus of a run; with `prompt`, that prompt alone, and the corpus's ground truth for it.
+
+    Raises ValueError for several training prompts and a generator of one object.
+    """
     corpus = open_corpus(config.corpus, held_out=config.held_out)
-    return corpus if config.prompt is None else prompt_list([config.prompt], "prompt", truth_from=corpus)
+    if config.prompt is not None:
+        return prompt_list([config.prompt], "prompt", truth_from=corpus)
+    if config.one_object and len(corpus.trained) > 1:
+        raise ValueError(
+            f"generator.name={config.generator.name} is one object, but corpus {corpus.name} has "
+            f'{len(corpus.trained):,} training prompts: set prompt="...", or use another generator'
+        )
+    return corpus
 
 
 def output_of_prompt(config: RunConfig, prompt: Prompt) -> str:
@@ -167,6 +200,27 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
     )
 
 
+def load_scorer(config: RunConfig, world: World) -> ClipScorer | None:
+    """The CLIP that scores previews, on rank 0's device; None on other ranks, or without preview_scores.
+
+    The global RNG is left as it was: the same training with and without. Collective. Raises ValueError.
+    """
+    loaded: list[ClipScorer] = []
+
+    def load() -> None:
+        settings = config.evaluation
+        try:
+            with torch.random.fork_rng(devices=[]):
+                clip = load_clip(settings.clip, device=world.device, allow_network=settings.allow_network)
+        except ValueError as error:
+            raise ValueError(f"{error}, or set monitoring.preview_scores=false") from error
+        loaded.append(clip)
+
+    if config.monitoring.preview_scores:
+        world.run_on_all(lambda: load() if world.is_main else None)
+    return loaded[0] if loaded else None
+
+
 def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
     """Everything that a rank trains with. Raises ValueError for settings that do not fit together."""
     if config.prior.denoiser_device and world.size > 1:
@@ -174,6 +228,15 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
             f"prior.denoiser_device={config.prior.denoiser_device} is a single device, but there are "
             f"{world.size} processes: train in one process, or set it to null"
         )
+    scorer = load_scorer(config, world)  # first: it takes the least time, and names a missing folder
     prior, bank, generator = build_parts(config, world.device)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
-    return Trainer(config, world=world, corpus=corpus, guidance=guidance, bank=bank, generator=generator)
+    return Trainer(
+        config,
+        world=world,
+        corpus=corpus,
+        guidance=guidance,
+        bank=bank,
+        generator=generator,
+        scorer=scorer,
+    )

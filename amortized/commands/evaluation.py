@@ -29,7 +29,7 @@ from amortized.generation.folder import checkpoint_of, load_run
 from amortized.names import slug
 from amortized.pages import load_history
 from amortized.parallel import World
-from amortized.types import Cameras, Corpus, GroundTruth, Prompt, Render, Scene, SplatScene
+from amortized.types import AnyScene, Cameras, Corpus, GroundTruth, Prompt, Render
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list
 
 
@@ -124,7 +124,7 @@ def evaluate_share(
         return []
     untrained = TextTo3D(build_untrained(config, model.text_dim, world.device), model.texts, model.config)
 
-    def look(scene: Scene | SplatScene, cameras: Cameras, height: int, width: int) -> Render:
+    def look(scene: AnyScene, cameras: Cameras, height: int, width: int) -> Render:
         return model.images(
             scene,
             cameras,

@@ -6,14 +6,27 @@ The whole is a table for assistive technology. Browsers lay out and decode only 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from amortized.comparison.paired import LOWER_IS_BETTER, Comparison, score
 from amortized.evaluation.results import LABELS
-from amortized.pages import Picture, image, key, link, number, text
+from amortized.pages import Picture, image, key, link, number, objects_button, text, video_button
 from amortized.wording import count
 
 MAX_CARDS = 2000  # prompts on the page; the differences and comparison.csv cover all
-Pictures = Mapping[tuple[int | None, str], Picture]  # by number of the run (None: the truth) and text
+OBJECTS = "objects/"  # of all runs, with one viewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media:
+    """The files that show a prompt of a run, by their paths relative to the page."""
+
+    picture: Picture | None = None
+    object: str | None = None  # a GLB in OBJECTS
+    turntable: str | None = None
+
+
+Shown = Mapping[tuple[int | None, str], Media]  # by number of the run (None: the truth) and text
 
 
 def controls(comparison: Comparison) -> str:
@@ -37,7 +50,7 @@ def controls(comparison: Comparison) -> str:
     )
 
 
-def cards(comparison: Comparison, pictures: Pictures) -> str:
+def cards(comparison: Comparison, media: Shown) -> str:
     """The table, in the order of `comparison.texts`."""
     shown = comparison.texts[:MAX_CARDS]
     titles = "".join(
@@ -45,7 +58,7 @@ def cards(comparison: Comparison, pictures: Pictures) -> str:
         f"{text(LABELS[name])}</button></div>"
         for column, name in enumerate(comparison.metrics)
     )
-    body = "".join(_card(comparison, pictures, index, prompt) for index, prompt in enumerate(shown))
+    body = "".join(_card(comparison, media, index, prompt) for index, prompt in enumerate(shown))
     left_out = ""
     if len(comparison.texts) > len(shown):
         left_out = (
@@ -64,26 +77,38 @@ def cards(comparison: Comparison, pictures: Pictures) -> str:
     )
 
 
-def _card(comparison: Comparison, pictures: Pictures, index: int, prompt: str) -> str:
+def _card(comparison: Comparison, media: Shown, index: int, prompt: str) -> str:
     scores = [[score(run.rows.get(prompt), name) for name in comparison.metrics] for run in comparison.runs]
     data = "|".join(",".join("" if value is None else f"{value:.6g}" for value in row) for row in scores)
     missing = sum(prompt not in run.rows for run in comparison.runs)
     tag = f' <span class="tag">not in {count(missing, "run")}</span>' if missing else ""
     name = text(prompt, 120)
     rows = "".join(
-        _row(comparison, number, scores, prompt, pictures.get((number, prompt)))
+        _row(comparison, number, scores, prompt, media.get((number, prompt), Media()).picture)
         for number in range(len(comparison.runs))
     )
-    if (truth := pictures.get((None, prompt))) is not None:
+    if (truth := media.get((None, prompt), Media()).picture) is not None:
         rows += (
             '<div class="row" role="row"><div role="rowheader" class="run">true object</div>'
             f'<div role="cell" class="views">{_strip(truth, f"The true object for {prompt}")}</div></div>'
         )
     return (
-        f'<div class="prompt" role="rowgroup" aria-label="{name}" data-index="{index}" data-scores="{data}" '
-        f'data-presence="{"some" if missing else "all"}"><div role="row" class="title"><div role="rowheader">'
-        f"<h3><bdi>{text(prompt)}</bdi></h3>{tag}</div></div>{rows}</div>"
+        f'<div class="prompt" data-card role="rowgroup" aria-label="{name}" data-index="{index}" '
+        f'data-scores="{data}" data-presence="{"some" if missing else "all"}">'
+        f'<div role="row" class="title"><div role="rowheader"><h3><bdi>{text(prompt)}</bdi></h3>{tag}</div>'
+        f"{_buttons(comparison, media, prompt)}</div>"
+        f'<div role="row" class="opened"><div role="cell" data-stage></div></div>{rows}</div>'
     )
+
+
+def _buttons(comparison: Comparison, media: Shown, prompt: str) -> str:
+    """Buttons that open the objects of all runs in 3D, and their turntables, side by side."""
+    labels = {run.label: media.get((number, prompt), Media()) for number, run in enumerate(comparison.runs)}
+    objects = {one.object[len(OBJECTS) : -len(".glb")]: label for label, one in labels.items() if one.object}
+    turntables = {one.turntable: label for label, one in labels.items() if one.turntable}
+    buttons = objects_button(OBJECTS, objects, prompt) if objects else ""
+    buttons += video_button(turntables, prompt) if turntables else ""
+    return f'<div role="cell" class="buttons">{buttons}</div>' if buttons else ""
 
 
 def _row(

@@ -9,13 +9,13 @@ from typing import Any
 
 from amortized.evaluation.results import PromptRow
 from amortized.evaluation.stored import RESULTS, read_results
-from amortized.pages import History, load_history
+from amortized.pages import PREVIEW_SCORES, History, load_history
 from amortized.pages.markup import one_line
 from amortized.untrusted import inside, short
 from amortized.wording import command
 
 MAX_RUNS = 12  # as many lines can be distinguished in a chart
-CURVES = ("loss", "opacity", "gradient_norm")
+CURVES = ("loss", "opacity", "gradient_norm", *PREVIEW_SCORES)
 MAX_NAME = 60  # characters
 
 

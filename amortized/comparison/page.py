@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from amortized.comparison.cards import Pictures, cards, controls, signed
+from amortized.comparison.cards import Shown, cards, controls, signed
 from amortized.comparison.evaluations import CURVES, Evaluated
 from amortized.comparison.paired import LOWER_IS_BETTER, Comparison, Difference
 from amortized.evaluation.results import LABELS
 from amortized.pages import Line, asset, charts, document, key, navigation, number, section, text
 from amortized.wording import count
 
+SCRIPT = asset("comparison/compare.js") + asset("pages/viewing.js")
 DOWNLOADS = {"comparison.json": "the differences", "comparison.csv": "the scores of all prompts as a table"}
 FACTS = {  # of the provenance, by title
     "Method": "method",
@@ -20,14 +21,14 @@ FACTS = {  # of the provenance, by title
 }
 
 
-def page(comparison: Comparison, pictures: Pictures) -> str:
-    """The page as text; the pictures lie beside it."""
+def page(comparison: Comparison, media: Shown) -> str:
+    """The page as text; the media lie beside it."""
     labels = [text(run.label, 60) for run in comparison.runs]
     parts = {"differences": "Differences", "runs": "Runs", "training": "Training", "by-prompt": "Prompts"}
     downloads = "".join(
         f'<li><a href="{name}" download>{name}</a> {words}</li>' for name, words in DOWNLOADS.items()
     )
-    prompts = section("by-prompt", "Prompts", cards(comparison, pictures), beside=controls(comparison))
+    prompts = section("by-prompt", "Prompts", cards(comparison, media), beside=controls(comparison))
     body = f"""<header>
 <p class="overline">Comparison</p>
 <h1>{" · ".join(f"<bdi>{label}</bdi>" for label in labels)}</h1>
@@ -46,8 +47,9 @@ def page(comparison: Comparison, pictures: Pictures) -> str:
         title=" · ".join(labels),
         body=body,
         style=asset("comparison/compare.css"),
-        script=asset("comparison/compare.js"),
+        script=SCRIPT,
         kind="comparison",
+        frames=any(one.object for one in media.values()),
     )
 
 

@@ -24,6 +24,7 @@ INESSENTIAL = {
     "turntable_frames",
     "turntable_size",
     "turntable_fps",
+    "objects",
     "show_truth",
     "prompts_per_batch",
     "views_per_render",

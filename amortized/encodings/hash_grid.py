@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from amortized.config import check
+from amortized.config import Schedule, check, check_schedule, value_at
 from amortized.encodings.engines import Engine, check_engine, engine_on, tiny_cuda_nn_encoding
 
 # Multipliers of y and z (that of x is 1) as int32 with the same 32 bits: products and xor wrap exactly as
@@ -47,6 +47,9 @@ class HashGridConfig:
     log2_table_size: int = 19
     base_resolution: int = 16
     growth: float = 1.4473  # ratio of the resolutions of successive levels
+    # Levels in use, over the training, rounded down: coarse to fine. null: all, from the start. The features
+    # of the others are 0 and get no gradient.
+    open_levels: Schedule | None = None
     engine: Engine = "auto"  # all engines use the same weights
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class HashGridConfig:
                 f"growth gives the finest of {self.num_levels} levels a resolution of {finest:.3g}, and at "
                 f"most {MAX_RESOLUTION:,} is allowed: lower growth, num_levels or base_resolution"
             )
+        if self.open_levels is not None:
+            check_schedule("open_levels", self.open_levels, low=1)
         check_engine(self.engine, self.features_per_level)
 
     @property
@@ -117,6 +122,9 @@ class HashGrid(nn.Module):
     which are several times slower and keep all corners in memory.
     """
 
+    level_of_feature: Tensor
+    num_open: Tensor | None
+
     def __init__(self, config: HashGridConfig) -> None:
         super().__init__()
         self.config = config
@@ -127,11 +135,23 @@ class HashGrid(nn.Module):
         self.register_buffer("scales", torch.tensor([level.scale for level in self.levels]), persistent=False)
         self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
         self._encoding: Any = None  # tiny-cuda-nn's, built in the first call
+        progressive = config.open_levels is not None
+        levels = torch.arange(config.num_levels).repeat_interleave(config.features_per_level)
+        self.register_buffer("level_of_feature", levels if progressive else None, persistent=False)
+        # Stored in checkpoints and exports: a grid is used with the levels that it was trained with last.
+        self.register_buffer("num_open", torch.tensor([config.num_levels]) if progressive else None)
+        self.set_progress(0.0)
 
     @property
     def engine(self) -> str:
         """The engine in use on the table's current device."""
         return engine_on(self.table.device, self.config.engine, self.config.features_per_level)
+
+    def set_progress(self, progress: float) -> None:
+        """Open the levels that are in use at `progress` in [0, 1] of the training."""
+        if self.num_open is not None and self.config.open_levels is not None:
+            levels = value_at(self.config.open_levels, progress)
+            self.num_open.fill_(math.floor(levels + 1e-6))  # a whole number may come out slightly smaller
 
     def forward(self, points: Tensor) -> Tensor:
         """Return features [..., L * F] of points [..., 3]."""
@@ -140,6 +160,8 @@ class HashGrid(nn.Module):
             features = torch.cat([self._interpolate(flat, level) for level in self.levels], dim=-1)
         else:
             features = self._look_up(flat)
+        if self.num_open is not None:
+            features = features * (self.level_of_feature < self.num_open)
         return features.view(*points.shape[:-1], self.config.num_features)
 
     def _look_up(self, points: Tensor) -> Tensor:

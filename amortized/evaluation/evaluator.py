@@ -14,21 +14,21 @@ from amortized.cameras import orbit
 from amortized.config import PathText, check
 from amortized.evaluation.folder import writing
 from amortized.evaluation.gallery import Gallery
-from amortized.evaluation.metrics import recall_at_1
+from amortized.evaluation.metrics import text_scores
 from amortized.evaluation.objects import write_object
 from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_video
 from amortized.names import slug
-from amortized.types import Cameras, GroundTruth, Prompt, Render, Scene, SplatScene
+from amortized.types import AnyScene, Cameras, GroundTruth, Prompt, Render, SplatScene
 
-SceneFor = Callable[[list[Prompt]], Scene | SplatScene]  # P prompts to a scene of P objects
+SceneFor = Callable[[list[Prompt]], AnyScene]  # P prompts to a scene of P objects
 
 
 class Renderer(Protocol):
     """Renders all cameras [P, V] of a scene at one image size, without gradients."""
 
-    def __call__(self, scene: Scene | SplatScene, cameras: Cameras, height: int, width: int) -> Render: ...
+    def __call__(self, scene: AnyScene, cameras: Cameras, height: int, width: int) -> Render: ...
 
 
 class Scorer(Protocol):
@@ -143,7 +143,7 @@ def evaluate(
         scene = model.scene_for(batch)
         views = _render_ring(scene, model, len(batch), config.views, config.image_size, config)
         embeddings = scorer.encode_images(views.flatten(0, 1))  # [P * V, D]
-        similarity, recall = _text_scores(embeddings, gallery_embeddings, column)
+        similarity, recall = text_scores(embeddings, gallery_embeddings, column)
 
         # The true object, rendered and scored the same way, bounds the recall that a perfect generator
         # could reach: it separates failures of CLIP from failures of the generator.
@@ -152,7 +152,7 @@ def evaluate(
         recall_of_truth = [
             None
             if images is None
-            else float(_text_scores(scorer.encode_images(images), gallery_embeddings, column[p : p + 1])[1])
+            else float(text_scores(scorer.encode_images(images), gallery_embeddings, column[p : p + 1])[1])
             for p, images in enumerate(true_views)
         ]
         scores: Sequence[TruthScores | None] = [None] * len(batch)
@@ -188,19 +188,6 @@ def evaluate(
     return rows
 
 
-def _text_scores(images: Tensor, gallery: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cosine with the prompt's text and recall@1, both [P].
-
-    images [P * V, D] and gallery [G, D] are embeddings; column [P] is the column of each prompt's text.
-    """
-    num_views = len(images) // len(column)
-    column = column.repeat_interleave(num_views)  # [P * V], prompt-major
-    similarity = images @ gallery.T  # [P * V, G]
-    cosine = similarity.gather(1, column[:, None]).squeeze(1)
-    is_best = recall_at_1(similarity, column).float()
-    return cosine.reshape(-1, num_views).mean(1), is_best.reshape(-1, num_views).mean(1)
-
-
 def _views_of_truth(
     truth: GroundTruth | None, model: EvaluatedModel, config: EvaluationConfig
 ) -> Tensor | None:
@@ -211,7 +198,7 @@ def _views_of_truth(
 
 
 def _render_ring(
-    scene: Scene | SplatScene,
+    scene: AnyScene,
     model: EvaluatedModel,
     num_prompts: int,
     num_views: int,

@@ -38,6 +38,22 @@ def recall_at_1(similarity: Tensor, column: Tensor) -> Tensor:
     return (similarity.gather(1, column) > rivals).all(dim=1)
 
 
+def text_scores(images: Tensor, gallery: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine with the prompt's text and recall@1, means over its views, both [P].
+
+    Args:
+        images: [P * V, D], unit embeddings, prompt-major.
+        gallery: [G, D], unit embeddings of G texts.
+        column: [P] int64, the column of each prompt's text.
+    """
+    num_views = len(images) // len(column)
+    column = column.repeat_interleave(num_views)  # [P * V]
+    similarity = images @ gallery.T  # [P * V, G]
+    cosine = similarity.gather(1, column[:, None]).squeeze(1)
+    is_best = recall_at_1(similarity, column).float()
+    return cosine.reshape(-1, num_views).mean(1), is_best.reshape(-1, num_views).mean(1)
+
+
 def chance_recall(num_gallery: int) -> float:
     """Expected recall@1 of a random guess among `num_gallery` distinct texts. Raises ValueError below 1."""
     if num_gallery < 1:

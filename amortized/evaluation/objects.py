@@ -9,7 +9,7 @@ import torch
 from amortized.assets import AssetConfig, AssetError, Source, check_libraries, make_asset, save_asset
 from amortized.evaluation.folder import writing
 from amortized.pages import write_script, write_viewer
-from amortized.types import Scene, SplatScene
+from amortized.types import AnyScene
 
 FOLDER = "objects/"
 SMALL = AssetConfig(resolution=128, faces=5000, texture=256)  # some 200 kB
@@ -25,7 +25,7 @@ def can_make_objects() -> str:
 
 
 def write_object(
-    scene: Scene | SplatScene, folder: Path, name: str, prompt: str, device: torch.device | str
+    scene: AnyScene, folder: Path, name: str, prompt: str, device: torch.device | str
 ) -> dict[str, str]:
     """Write the GLB of a scene of one prompt; returns its path, or nothing if the object has no surface."""
     try:

@@ -1,7 +1,8 @@
 """Scores against exact ground truth: volumetric IoU, color error, and which sides show a mark.
 
 Independent of the corpus that the truth comes from. A scene is queried through `Scene`, for all prompts of
-a batch at once, and only inside its bounding ball: outside it a scene is empty by contract.
+a batch at once, and only inside its bounding ball: outside it a scene is empty by contract. The inside of a
+scene of densities begins at its `surface_densities`, and that of splats at a sum of 0.5: see `SplatSolid`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from amortized.evaluation.metrics import best_sphere_iou, color_error, iou
-from amortized.splats import as_solid
-from amortized.types import GroundTruth, Scene, SplatScene
+from amortized.scenes import albedo_of, level_of
+from amortized.splats import as_field
+from amortized.types import AnyScene, FieldScene, GroundTruth
 
 NUM_AZIMUTHS = 8
 NUM_COLOR_POINTS = 2048
@@ -59,28 +61,26 @@ class TruthScene:
 
 @torch.no_grad()
 def score_truths(
-    scene: Scene | SplatScene,
+    scene: AnyScene,
     truths: Sequence[GroundTruth | None],
     *,
-    start_scene: Scene | SplatScene | None = None,
+    start_scene: AnyScene | None = None,
     resolution: int = 64,
     extent: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> list[TruthScores | None]:
     """Score the P prompts of a scene; None for a prompt without ground truth.
 
-    Splats count as the solid in which their density exceeds 0.5; see `SplatSolid`.
-
     Args:
         start_scene: the same prompts before training, for `iou_start`.
         resolution: IoU is counted on the centers of resolution^3 cells that fill [-extent, extent]^3.
         device: the scene's device.
     """
-    scene = as_solid(scene)
-    start_scene = as_solid(start_scene) if start_scene is not None else None
+    scene = as_field(scene)
+    start_scene = as_field(start_scene) if start_scene is not None else None
     points = grid_points(resolution, extent).to(device)
-    sdf = sdf_on(scene, points, len(truths))
-    start = sdf_on(start_scene, points, len(truths)) if start_scene is not None else None
+    level = level_on(scene, points)
+    start = level_on(start_scene, points) if start_scene is not None else None
     true_sdf = [truth.sdf(points) if truth is not None else None for truth in truths]
     color_errors = _color_errors(scene, truths, true_sdf, points, spacing=2 * extent / resolution)
     sides = mark_sides(scene, truths, device=device)
@@ -91,9 +91,9 @@ def score_truths(
         if truth is None or reference is None:
             scores.append(None)
             continue
-        unrotated = float(iou(sdf[p], reference))
+        unrotated = float(iou(level[p], reference))
         rotated = [
-            float(iou(sdf[p], truth.sdf(rotate_z(points, 360.0 * k / NUM_AZIMUTHS))))
+            float(iou(level[p], truth.sdf(rotate_z(points, 360.0 * k / NUM_AZIMUTHS))))
             for k in range(1, NUM_AZIMUTHS)
         ]
         scores.append(
@@ -122,13 +122,14 @@ def rotate_z(points: Tensor, degrees: float) -> Tensor:
     return torch.stack([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y, z], dim=-1)
 
 
-def sdf_on(scene: Scene, points: Tensor, num_prompts: int) -> Tensor:
-    """Signed distances [P, N] of all prompts at the same points [N, 3]; +1 outside the bounding ball."""
+def level_on(scene: FieldScene, points: Tensor) -> Tensor:
+    """Values [P, N] of `level_of` for all prompts at the same points [N, 3]; +1 outside the bounding ball."""
     in_ball = (points.norm(dim=-1) <= scene.bounding_radius).nonzero().squeeze(1)
-    sdf = points.new_ones(num_prompts, len(points))
+    values_at, num_prompts = level_of(scene, points.device), scene.num_prompts
+    level = points.new_ones(num_prompts, len(points))
     for chunk in in_ball.split(max(1, POINTS_PER_QUERY // num_prompts)):
-        sdf[:, chunk] = scene.sdf(points[chunk].expand(num_prompts, -1, -1)).to(sdf.dtype)
-    return sdf
+        level[:, chunk] = values_at(points[chunk].expand(num_prompts, -1, -1)).to(level.dtype)
+    return level
 
 
 def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: float, num: int) -> Tensor:
@@ -152,7 +153,7 @@ def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: flo
 
 
 def _color_errors(
-    scene: Scene,
+    scene: FieldScene,
     truths: Sequence[GroundTruth | None],
     true_sdf: Sequence[Tensor | None],
     points: Tensor,
@@ -169,7 +170,7 @@ def _color_errors(
     queries = torch.nn.utils.rnn.pad_sequence(surfaces, batch_first=True)  # [P, M, 3]
     if not queries.shape[1]:
         return [float("nan")] * len(truths)
-    _, albedo = scene.sdf_and_albedo(queries)
+    albedo = albedo_of(scene, queries)
     return [
         float(color_error(albedo[p, : len(surface)].float(), truth.color(surface)))
         if truth is not None
@@ -180,7 +181,7 @@ def _color_errors(
 
 @torch.no_grad()
 def mark_sides(
-    scene: Scene, truths: Sequence[GroundTruth | None], *, device: torch.device | str = "cpu"
+    scene: FieldScene, truths: Sequence[GroundTruth | None], *, device: torch.device | str = "cpu"
 ) -> list[tuple[bool, ...] | None]:
     """Which sides (front, left, back, right) show the mark that only the front should have, per prompt.
 
@@ -203,19 +204,19 @@ def mark_sides(
     ray = ray * (1 - 1e-6)  # rounding must not push points out of the ball
     rays = torch.stack([rotate_z(ray, 90.0 * k) for k in range(4)], dim=1)  # [P, 4, S, 3]
 
-    sdf = scene.sdf(rays.flatten(1, 2)).reshape(rays.shape[:3])
-    inside = sdf < 0
+    level = level_of(scene, device)(rays.flatten(1, 2)).reshape(rays.shape[:3])
+    inside = level < 0
     hit = inside.any(-1)  # [P, 4]
     after = inside.long().argmax(-1, keepdim=True)  # first sample inside
     before = (after - 1).clamp(min=0)
-    sdf_before, sdf_after = sdf.gather(2, before), sdf.gather(2, after)
+    level_before, level_after = level.gather(2, before), level.gather(2, after)
     # Linear interpolation of the zero crossing between the two samples.
-    weight = (sdf_before / (sdf_before - sdf_after).clamp(min=1e-9)).clamp(0, 1)
+    weight = (level_before / (level_before - level_after).clamp(min=1e-9)).clamp(0, 1)
 
     def at(index: Tensor) -> Tensor:
         return rays.gather(2, index[..., None].expand(-1, -1, -1, 3)).squeeze(2)  # [P, 4, 3]
 
-    _, colors = scene.sdf_and_albedo(torch.lerp(at(before), at(after), weight))  # [P, 4, 3]
+    colors = albedo_of(scene, torch.lerp(at(before), at(after), weight))  # [P, 4, 3]
     sides: list[tuple[bool, ...] | None] = []
     for p, truth in enumerate(truths):
         if truth is None or marks[p] is None:

@@ -26,7 +26,7 @@ from amortized.generation.variants import z_of, z_width
 from amortized.names import text_hash
 from amortized.rendering import render
 from amortized.transfer import to_device
-from amortized.types import Cameras, Prompt, Render, Scene, SplatScene
+from amortized.types import AnyScene, Cameras, Prompt, Render
 from generators.environment import WithEnvironment
 
 
@@ -39,7 +39,7 @@ class TextTo3D:
     def __init__(
         self, generator: nn.Module, texts: TextBank, config: SceneConfig, identity: str = ""
     ) -> None:
-        """`generator` maps (TextCondition, z) to a Scene; `texts` encodes what it takes.
+        """`generator` maps (TextCondition, z) to a scene; `texts` encodes what it takes.
 
         `identity` is a name and a digest of weights and settings; two models with the same one are the same.
         """
@@ -76,7 +76,7 @@ class TextTo3D:
         return cls(*load_exported(folder, text_encoder, device))
 
     @torch.no_grad()
-    def scenes(self, prompts: str | Sequence[str | Prompt], seed: int = 0) -> Scene | SplatScene:
+    def scenes(self, prompts: str | Sequence[str | Prompt], seed: int = 0) -> AnyScene:
         """The scenes of P prompts from one forward pass.
 
         Another `seed` gives another variant of each, if the generator takes a z; it is ignored otherwise.
@@ -95,7 +95,7 @@ class TextTo3D:
         seed: int = 0,
         *,
         method: Method = "lerp",
-    ) -> Scene | SplatScene:
+    ) -> AnyScene:
         """Scenes from one prompt to another, whose texts lie between theirs; see `interpolation`.
 
         `steps` scenes at even distances, both ends included, or one at each of the positions in [0, 1]. z is
@@ -114,7 +114,7 @@ class TextTo3D:
     @torch.no_grad()
     def images(
         self,
-        scene: Scene | SplatScene,
+        scene: AnyScene,
         cameras: Cameras,
         size: int | tuple[int, int],
         *,

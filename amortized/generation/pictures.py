@@ -25,7 +25,7 @@ from amortized.generation.interpolation import Method
 from amortized.generation.model import TextTo3D
 from amortized.media import caption, save_png, save_video, save_webp
 from amortized.rendering import radius_of
-from amortized.types import Cameras, Render, Scene, SplatScene
+from amortized.types import AnyScene, Cameras, Render
 
 PIXELS_PER_RENDER = 2**20  # some 100 MB
 
@@ -142,7 +142,7 @@ def _label(position: float, prompts: tuple[str, str]) -> str:
 
 
 def _frames(
-    model: TextTo3D, scene: Scene | SplatScene, cameras: Cameras, look: Look, depth_range: tuple[float, float]
+    model: TextTo3D, scene: AnyScene, cameras: Cameras, look: Look, depth_range: tuple[float, float]
 ) -> Iterator[Tensor]:
     """Frames [rows * H, W, 3] on the CPU, of one scene from cameras [1, V]."""
     together = max(1, PIXELS_PER_RENDER // look.size**2)
@@ -175,7 +175,7 @@ def _row(name: str, rendered: Render, depth_range: tuple[float, float]) -> Tenso
     return shade.clamp(0, 1).expand_as(rendered.rgb)
 
 
-def _depth_range(model: TextTo3D, scene: Scene | SplatScene, look: Look) -> tuple[float, float]:
+def _depth_range(model: TextTo3D, scene: AnyScene, look: Look) -> tuple[float, float]:
     """The least and greatest possible distance of the objects' surfaces from the camera."""
     radius = radius_of(scene, model.device)
     return max(0.0, look.distance - radius), look.distance + radius

@@ -17,6 +17,7 @@ class MonitorConfig:
     profile: tuple[int, int] | None = None  # [FROM, TO): rank 0 writes a trace of these steps
     preview_every: int = 500
     preview_prompts: int = 16
+    preview_scores: bool = False  # score previews with evaluation.clip, which takes memory on the device
     # The scene has collapsed if the mean opacity stays outside this range for `patience` steps.
     min_opacity: float = 0.005
     max_opacity: float = 0.98

@@ -70,7 +70,7 @@ class RunLog:
                 self.tracker = _start_tracker(module, tracker, folder)
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        """Log the `values` of a finished step, counted from 1."""
+        """Log `values` of a finished step, counted from 1."""
         with self.best_effort(described(self.log)):
             append_whole(self.log, (json.dumps({"step": step, **values}) + "\n").encode())
         numbers = {name: value for name, value in values.items() if not isinstance(value, str)}

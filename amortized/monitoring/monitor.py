@@ -164,6 +164,11 @@ class StepMonitor:
         if self.log is not None:
             self.log.show(text)
 
+    def preview_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Log the scores of the preview of a step, counted from 1, as a line for themselves."""
+        if self.log is not None:
+            self.log.write(step, {f"preview/{name}": value for name, value in scores.items()})
+
     def preview(self, path: Path) -> None:
         """Show the picture of a preview."""
         if self.log is not None:

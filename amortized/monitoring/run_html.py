@@ -8,13 +8,32 @@ from datetime import datetime
 from typing import Literal
 
 from amortized.monitoring.forecast import duration
-from amortized.pages import Line, Picture, asset, block, charts, document, image, navigation, section, text
+from amortized.pages import (
+    PREVIEW_SCORES,
+    Line,
+    Picture,
+    asset,
+    block,
+    charts,
+    document,
+    image,
+    navigation,
+    section,
+    text,
+)
 from amortized.pages.markup import link, short_number
 from amortized.wording import count
 
 Status = Literal["training", "finished", "stopped", "failed"]
 KIND = "run"
 MAX_DURATION_S = 1e10
+CURVES = ("loss", "opacity", "gradient_norm", *PREVIEW_SCORES)  # and the learning rates
+LATEST = {  # label and note of the numbers in tiles
+    "loss": ("Loss", "of the last logged step"),
+    "opacity": ("Opacity", "mean of the renders"),
+    "speed/prompts_per_second": ("Prompts per second", ""),
+    "memory_gib": ("Peak memory", "GiB, of any process"),
+}
 WORDS = {
     "training": "Training",
     "finished": "Finished",
@@ -60,6 +79,7 @@ class Snapshot:
     latest: Mapping[str, float] = field(default_factory=dict)  # numbers of the last step
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     previews: Mapping[int, Picture] = field(default_factory=dict)  # by step, the newest first
+    scores: Mapping[int, float] = field(default_factory=dict)  # CLIP similarity of previews, by step
     num_previews: int = 0  # of which `previews` may be a part
     events: Sequence[Event] = ()  # the newest first
     every_s: float = 30.0
@@ -139,12 +159,7 @@ def _progress(facts: Facts, now: Snapshot) -> str:
         tiles += [("Time left", estimate, "" if now.step_s is None else f"{_seconds(now.step_s)} per step")]
     if now.trained_s is not None:
         tiles += [("Trained for", _seconds(now.trained_s), "in steps")]
-    for name, label, note in (
-        ("loss", "Loss", "of the last logged step"),
-        ("opacity", "Opacity", "mean of the renders"),
-        ("speed/prompts_per_second", "Prompts per second", ""),
-        ("memory_gib", "Peak memory", "GiB, of any process"),
-    ):
+    for name, (label, note) in LATEST.items():
         if name in latest:
             tiles += [(label, short_number(latest[name]), note)]
     shown = "".join(
@@ -162,11 +177,7 @@ def _seconds(seconds: float) -> str:
 
 def _curves(now: Snapshot) -> str:
     prefix = "learning_rate/"
-    lines = {
-        name: [Line(points=now.curves[name])]
-        for name in ("loss", "opacity", "gradient_norm")
-        if name in now.curves
-    }
+    lines = {name: [Line(points=now.curves[name])] for name in CURVES if name in now.curves}
     rates = [
         (name.removeprefix(prefix), points) for name, points in now.curves.items() if name.startswith(prefix)
     ]
@@ -180,11 +191,11 @@ def _previews(now: Snapshot) -> str:
     if not now.previews:
         return '<p class="note">There is none yet.</p>'
     (newest, picture), *older = now.previews.items()
-    out = _preview(newest, picture, lazy=False)
+    out = _preview(newest, picture, now.scores.get(newest), lazy=False)
     if older:
         left_out = now.num_previews - len(now.previews)
         note = f", {count(left_out, 'more is', 'more are')} in the folder previews" if left_out > 0 else ""
-        items = "".join(_preview(step, picture) for step, picture in older)
+        items = "".join(_preview(step, picture, now.scores.get(step)) for step, picture in older)
         out += (
             f'<div><h3>Earlier{note}</h3><div class="film" tabindex="0" role="region" '
             f'aria-label="Earlier previews, the newest first">{items}</div></div>'
@@ -192,10 +203,14 @@ def _previews(now: Snapshot) -> str:
     return f'<div class="previews">{out}</div>'
 
 
-def _preview(step: int, picture: Picture, *, lazy: bool = True) -> str:
+def _preview(step: int, picture: Picture, score: float | None, *, lazy: bool = True) -> str:
     shown = image(picture, f"Views of the preview prompts at step {step:,}, captions below", lazy=lazy)
+    words = "" if lazy else "CLIP similarity "  # the small ones have no room for it
+    words = (
+        "" if score is None else f' <span title="CLIP similarity">{words}<b>{short_number(score)}</b></span>'
+    )
     return (
-        f'<figure class="preview"><figcaption>Step {step:,}</figcaption>'
+        f'<figure class="preview"><figcaption>Step {step:,}{words}</figcaption>'
         f'<a href="{link(picture.path)}">{shown}</a></figure>'
     )
 

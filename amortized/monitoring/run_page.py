@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from amortized.files import atomic_write_text
-from amortized.monitoring.run_html import Event, Facts, Snapshot, Status, run_html
-from amortized.pages import find_picture, finite, is_page_of
+from amortized.monitoring.run_html import CURVES, LATEST, Event, Facts, Snapshot, Status, run_html
+from amortized.pages import PREVIEW_SCORES, find_picture, finite, is_page_of
 from amortized.pages.thinning import Thinned
 from amortized.untrusted import MiB, inside, open_regular
 
@@ -45,6 +45,7 @@ class RunPage:
         self.seconds, self.lines = 0.0, 0  # in logged steps, earlier processes included
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self.previews: dict[int, str] = {}
+        self.scores: dict[int, float] = {}  # CLIP similarity of previews, by step
         self.written_at = -math.inf
 
     def check(self) -> None:
@@ -65,17 +66,19 @@ class RunPage:
         """Take a line of the log."""
         if finite(step) is None:
             return
-        self.lines += 1
+        self.lines += "loss" in values  # a line of a preview has no times
         for name, value in values.items():
             if (number := finite(value)) is None:
                 continue
             if name.startswith("time/"):
                 self.seconds += number
-            elif name in ("loss", "opacity", "gradient_norm") or name.startswith("learning_rate/"):
+            elif name in CURVES or name.startswith("learning_rate/"):
                 if name in self.curves or len(self.curves) < MAX_CURVES:
                     self.curves.setdefault(name, Thinned()).add(step, number)
-            if name in ("loss", "opacity", "memory_gib", "speed/prompts_per_second"):
+            if name in LATEST:
                 self.latest[name] = number
+            if name == PREVIEW_SCORES[0]:
+                self.scores[step] = number
 
     def advance(self, step: int) -> bool:
         """Take the end of a step; returns whether it is time to write."""
@@ -111,6 +114,7 @@ class RunPage:
             curves={name: curve.points(POINTS) for name, curve in self.curves.items() if len(curve) > 1},
             previews={step: picture for step, picture in pictures.items() if picture is not None},
             num_previews=len(steps),
+            scores={step: self.scores[step] for step in shown if step in self.scores},
             events=tuple(reversed(self.events)),
             every_s=EVERY_S,
         )

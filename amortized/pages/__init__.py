@@ -4,15 +4,18 @@ A page is one file that opens from disk and requests nothing outside its folder.
 """
 
 from amortized.pages.curves import Line, charts, curves, key
-from amortized.pages.history import History, finite, load_history, read_history
+from amortized.pages.history import PREVIEW_SCORES, History, finite, load_history, read_history
 from amortized.pages.markup import block, link, number, pairs, text
 from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
 from amortized.pages.viewing import (
     MAX_FROM_DISK,
     VIEWER_FILES,
+    find_media,
+    objects_button,
     remove_scripts,
     script_of,
+    video_button,
     view_button,
     write_script,
     write_viewer,
@@ -20,6 +23,7 @@ from amortized.pages.viewing import (
 
 __all__ = [
     "MAX_FROM_DISK",
+    "PREVIEW_SCORES",
     "VIEWER_FILES",
     "History",
     "Line",
@@ -30,6 +34,7 @@ __all__ = [
     "curves",
     "digest",
     "document",
+    "find_media",
     "find_picture",
     "finite",
     "image",
@@ -39,12 +44,14 @@ __all__ = [
     "load_history",
     "navigation",
     "number",
+    "objects_button",
     "pairs",
     "read_history",
     "remove_scripts",
     "script_of",
     "section",
     "text",
+    "video_button",
     "view_button",
     "write_script",
     "write_viewer",

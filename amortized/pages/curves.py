@@ -13,7 +13,10 @@ LABELS = {
     "opacity": "Mean opacity of the renders",
     "gradient_norm": "Gradient norm",
     "learning_rate": "Learning rate",
+    "preview/clip_similarity": "CLIP similarity of the previews",
+    "preview/recall_at_1": "Recall@1 among the previews",
 }
+FEW = 40  # points of a line, which are marked
 STYLES = 12  # of lines, in base.css: six colors, solid and dashed
 
 
@@ -51,7 +54,11 @@ def figure(label: str, lines: Sequence[Line]) -> str:
         path = " ".join(
             f"{1000 * (x - first) / width:.1f},{300 * (high - y) / span:.1f}" for x, y in line.points
         )
-        return f'<polyline class="line-{line.style % STYLES}" points="{path}"/>'
+        style = f"line-{line.style % STYLES}"
+        # A line of length 0 with round ends is a dot, which stretching the drawing does not distort.
+        marks = path.split() if len(line.points) <= FEW else ()
+        dots = "".join(f'<polyline class="dot {style}" points="{point} {point}"/>' for point in marks)
+        return f'<polyline class="{style}" points="{path}"/>{dots}'
 
     ends = [short_number(line.points[-1][1]) for line in lines]
     courses = "; ".join(

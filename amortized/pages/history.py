@@ -15,7 +15,8 @@ from amortized.untrusted import MiB, open_regular, short
 LOG_LIMIT = 2048 * MiB  # some two million steps
 LINE_LIMIT = MiB
 POINTS = 240  # of a curve: more than a page shows pixels for
-CURVES = ("loss", "opacity")
+PREVIEW_SCORES = ("preview/clip_similarity", "preview/recall_at_1")  # scores, on lines for themselves
+CURVES = ("loss", "opacity", PREVIEW_SCORES[0])
 
 
 @dataclass(frozen=True, kw_only=True)

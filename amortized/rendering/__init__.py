@@ -4,7 +4,7 @@ from amortized.rendering.backgrounds import BackgroundConfig, background_from_un
 from amortized.rendering.lattice import radius_of
 from amortized.rendering.quadrature import laplace_density
 from amortized.rendering.renderer import RendererConfig, render
-from amortized.rendering.shading import ShadingConfig, sdf_gradient
+from amortized.rendering.shading import ShadingConfig, field_gradient
 from amortized.rendering.splats import render_splats, splat_engine_on
 
 __all__ = [
@@ -12,10 +12,10 @@ __all__ = [
     "RendererConfig",
     "ShadingConfig",
     "background_from_uniform",
+    "field_gradient",
     "laplace_density",
     "radius_of",
     "render",
     "render_splats",
-    "sdf_gradient",
     "splat_engine_on",
 ]

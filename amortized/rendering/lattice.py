@@ -1,4 +1,4 @@
-"""Signed distances on a regular grid, which the coarse pass reads instead of the field.
+"""Signed distances, or densities, on a regular grid, which the coarse pass reads instead of the field.
 
 Distances are nearly linear between neighboring vertices, so interpolating them places samples as well as
 evaluating the field does, and one grid serves all views and rays of a prompt. The grid is recomputed from the
@@ -13,32 +13,33 @@ import torch
 from torch import Tensor
 
 from amortized.rendering.chunks import DEFAULT_CHUNK
+from amortized.rendering.volumes import Volume
+from amortized.scenes import level_of
 from amortized.transfer import to_device
-from amortized.types import Scene, SplatScene
+from amortized.types import AnyScene, SplatScene
 
 
 @torch.no_grad()
-def distance_lattice(
-    scene: Scene, num_prompts: int, resolution: int, *, like: Tensor, chunk: int
+def value_lattice(
+    volume: Volume, num_prompts: int, resolution: int, *, like: Tensor, chunk: int
 ) -> tuple[Tensor, int]:
-    """Evaluate distances [P, G, G, G] (axes z, y, x) over the bounding ball's box, G = resolution.
+    """Evaluate a volume's values [P, G, G, G] (axes z, y, x) over the bounding ball's box, G = resolution.
 
-    Vertices outside the ball take the distance at the nearest point of its surface. Vertices that no point
-    in the ball interpolates from are not evaluated and hold the bounding radius. `like` sets dtype and
+    Vertices outside the ball take the value at the nearest point of its surface. Vertices that no point
+    in the ball interpolates from are not evaluated and hold `volume.outside`. `like` sets dtype and
     device; `chunk` bounds the evaluations at once. Also returns the number of evaluations over all prompts.
     """
-    radius = scene.bounding_radius
     index, unit_points = _vertices_on(resolution, like.dtype, like.device)
-    points = (unit_points * radius).expand(num_prompts, -1, -1)
+    points = (unit_points * volume.scene.bounding_radius).expand(num_prompts, -1, -1)
     step = max(1, chunk // num_prompts)
-    sdf = torch.cat([scene.sdf(part) for part in points.split(step, dim=1)], dim=1)
-    lattice = sdf.new_full((num_prompts, resolution**3), radius)
-    lattice.index_copy_(1, index, sdf)
-    return lattice.view(num_prompts, *[resolution] * 3), sdf.numel()
+    values = torch.cat([volume.values(part) for part in points.split(step, dim=1)], dim=1)
+    lattice = values.new_full((num_prompts, resolution**3), volume.outside)
+    lattice.index_copy_(1, index, values)
+    return lattice.view(num_prompts, *[resolution] * 3), values.numel()
 
 
 @torch.no_grad()
-def radius_of(scene: Scene | SplatScene, device: torch.device, resolution: int = 48) -> float:
+def radius_of(scene: AnyScene, device: torch.device, resolution: int = 48) -> float:
     """Return the radius of a ball around the origin that holds all P objects, at most a cell too large.
 
     It is that of the bounding ball if nothing is solid. Parts thinner than a cell may be missed. Splats reach
@@ -49,9 +50,9 @@ def radius_of(scene: Scene | SplatScene, device: torch.device, resolution: int =
         visible = reach[scene.logits > 0]  # an opacity of 0.5
         return min(float(visible.max()), scene.bounding_radius) if len(visible) else scene.bounding_radius
     _, unit_points = _vertices_on(resolution, torch.float32, device)
-    step = max(1, DEFAULT_CHUNK // scene.num_prompts)
+    level, step = level_of(scene, device), max(1, DEFAULT_CHUNK // scene.num_prompts)
     is_solid = [
-        (scene.sdf((part * scene.bounding_radius).expand(scene.num_prompts, -1, -1)) < 0).any(dim=0)
+        (level((part * scene.bounding_radius).expand(scene.num_prompts, -1, -1)) < 0).any(dim=0)
         for part in unit_points.split(step)
     ]
     solid = unit_points[torch.cat(is_solid)]
@@ -62,11 +63,11 @@ def radius_of(scene: Scene | SplatScene, device: torch.device, resolution: int =
 
 
 def read_lattice(lattice: Tensor, points: Tensor) -> Tensor:
-    """Interpolate distances [P, N] at points [P, N, 3] in [-1, 1] trilinearly from a lattice [P, G, G, G]."""
-    distances = torch.nn.functional.grid_sample(
+    """Interpolate values [P, N] at points [P, N, 3] in [-1, 1] trilinearly from a lattice [P, G, G, G]."""
+    values = torch.nn.functional.grid_sample(
         lattice[:, None], points[:, :, None, None], padding_mode="border", align_corners=True
     )
-    return distances[:, 0, :, 0, 0]
+    return values[:, 0, :, 0, 0]
 
 
 @lru_cache(maxsize=8)

@@ -1,10 +1,10 @@
-"""Volume rendering of signed distance fields (VolSDF, Yariv et al. 2021), for P scenes of V views.
+"""Volume rendering of signed distances (VolSDF, Yariv et al. 2021) or densities, for P scenes of V views.
 
 `render` also is the entry for scenes of splats, which `amortized.rendering.splats` renders.
 
 Each ray is divided into intervals, and each interval contributes by the density at one position in it. With
 `num_fine` > 0, a coarse pass without gradient at `num_coarse` intervals selects the rays worth rendering and
-places the fine intervals along them. It reads a lattice of distances, computed once for all views of a scene,
+places the fine intervals along them. It reads a lattice of values, computed once for all views of a scene,
 so that the field is evaluated at rendered samples only.
 
 Each row of every tensor belongs to one prompt throughout, so prompts cannot mix. Prompts with fewer rays to
@@ -24,22 +24,22 @@ from amortized.cameras import camera_rays
 from amortized.config import check
 from amortized.rendering.backgrounds import check_images
 from amortized.rendering.chunks import chunk_size
-from amortized.rendering.lattice import distance_lattice, read_lattice
+from amortized.rendering.lattice import read_lattice, value_lattice
 from amortized.rendering.quadrature import (
     compositing_weights,
     even_edges,
     importance_edges,
-    laplace_density,
     positions_in,
     sphere_bounds,
     subdivide,
 )
-from amortized.rendering.shading import ShadingConfig, brightness, normals, sdf_gradient
+from amortized.rendering.shading import ShadingConfig, brightness, field_gradient, normals
 from amortized.rendering.splats import render_splats
+from amortized.rendering.volumes import SDFVolume, Volume, volume_of
 from amortized.transfer import constant
-from amortized.types import Cameras, RaySamples, Render, Scene, SceneWithBackground, SplatScene
+from amortized.types import AnyScene, Cameras, HasBackground, RaySamples, Render, SplatScene
 
-# The coarse pass has distances at the edges of its intervals. They are nearly linear in between, so that
+# The coarse pass has values at the edges of its intervals. They are nearly linear in between, so that
 # interpolating at this many midpoints per interval locates the surface without further evaluations.
 PARTS_PER_INTERVAL = 4
 
@@ -77,7 +77,7 @@ class RendererConfig:
 
 
 def render(
-    scene: Scene | SplatScene,
+    scene: AnyScene,
     cameras: Cameras,
     height: int,
     width: int,
@@ -93,9 +93,9 @@ def render(
     """Render P scenes from V cameras each.
 
     background: color [P, V, 3] in [0, 1]. show_environment: bool [P, V], the images that show the scene's
-    learned background instead if it is a `SceneWithBackground`; None: no image. sharpness: k of the Laplace
-    density, in 1/length. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1), one per interval,
-    that place its sample; None: at the midpoint.
+    learned background instead if it has one; None: no image. sharpness: k of the Laplace density, in
+    1/length; not used for a `DensityScene`. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1),
+    one per interval, that place its sample; None: at the midpoint.
 
     Training keeps the graph of all rays and returns the `samples` of the rendered ones. Otherwise no graph
     is built and rays are rendered in chunks; images depend neither on the chunks nor on which other prompts
@@ -127,16 +127,15 @@ def render(
     keep_graph = training and torch.is_grad_enabled()
     with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):
         rays = camera_rays(cameras, height, width)  # origins, directions: [P, V * H * W, 3]
-        lattice, num_evaluations = None, 0
+        volume, lattice, num_evaluations = volume_of(scene, sharpness), None, 0
         chunk = chunk_size(config.chunk, rays.origins.device, training=training)
         if config.num_fine and config.lattice:
-            lattice, num_evaluations = distance_lattice(
-                scene, num_prompts, config.lattice, like=rays.origins, chunk=chunk
+            lattice, num_evaluations = value_lattice(
+                volume, num_prompts, config.lattice, like=rays.origins, chunk=chunk
             )
         march = _RayMarcher(
-            scene=scene,
+            volume=volume,
             lattice=lattice,
-            sharpness=sharpness,
             config=config,
             want_normal=want_normal or config.shading.kind != "none",
             training=training,
@@ -152,7 +151,7 @@ def render(
         pixels = pixels.unflatten(1, rays.shape)  # [P, V, H, W, 5 or 8]
         rgb, opacity, depth, normal = pixels.split([3, 1, 1, pixels.shape[-1] - 5], dim=-1)
         behind = background[:, :, None, None]  # [P, V, 1, 1, 3]
-        if show_environment is not None and isinstance(scene, SceneWithBackground):
+        if show_environment is not None and isinstance(scene, HasBackground):
             environment = scene.background(rays.directions).unflatten(1, rays.shape)
             behind = torch.where(show_environment[:, :, None, None, None], environment, behind)
         return Render(
@@ -178,9 +177,8 @@ class _RayOutput:
 class _RayMarcher:
     """Marches R rays of each prompt per call."""
 
-    scene: Scene
-    lattice: Tensor | None  # [P, G, G, G] distances for the coarse pass; None: it evaluates the field
-    sharpness: float | Tensor
+    volume: Volume
+    lattice: Tensor | None  # [P, G, G, G] values for the coarse pass; None: it evaluates the field
     config: RendererConfig
     want_normal: bool
     training: bool
@@ -191,7 +189,7 @@ class _RayMarcher:
         num_evaluations = 0
 
         # 1. Clip rays to the bounding ball and drop those that miss: [P, R] => [P, K].
-        near, far, valid = sphere_bounds(origins, directions, self.scene.bounding_radius)
+        near, far, valid = sphere_bounds(origins, directions, self.volume.scene.bounding_radius)
         # Rays that miss serve as padding only, with length 0 and all samples at the ball's center.
         origins = torch.where(valid[..., None], origins, 0.0)
         # On a GPU, reading the lattice for all rays is cheaper than waiting for the number of rays that hit.
@@ -219,10 +217,11 @@ class _RayMarcher:
         # 3. Evaluate the field at one position per interval and composite front to back. From here on, edges
         #    are constants: gradients flow through field values, not through sample positions.
         t_positions = positions_in(edges, None if u is None else _gather_rays(u, index))  # [P, K, S]
-        sdf, albedo = self.scene.sdf_and_albedo(_points(origins, directions, t_positions))
-        num_evaluations += sdf.numel()
-        sdf, albedo = sdf.view_as(t_positions), albedo.unflatten(1, t_positions.shape[1:])  # [P, K, S(, 3)]
-        densities = laplace_density(sdf, self.sharpness)
+        values, albedo = self.volume.values_and_albedo(_points(origins, directions, t_positions))
+        num_evaluations += values.numel()
+        values = values.view_as(t_positions)  # [P, K, S]
+        albedo = albedo.unflatten(1, t_positions.shape[1:])  # [P, K, S, 3]
+        densities = self.volume.densities(values)
         # Padding rays must not show in the image.
         weights = compositing_weights(densities, edges.diff(dim=-1)) * valid[..., None]  # [P, K, S]
         opacity = weights.sum(dim=-1, keepdim=True)
@@ -234,9 +233,13 @@ class _RayMarcher:
         if self.want_normal:
             # `depth` is premultiplied by opacity. Detached: normals are not differentiable in their position.
             surface = (depth / opacity.clamp(min=1e-12)).detach()  # [P, K, 1]
-            gradient = sdf_gradient(
-                self.scene, _points(origins, directions, surface), self.config.normal_epsilon
+            gradient = field_gradient(
+                self.volume.values,
+                _points(origins, directions, surface),
+                self.config.normal_epsilon,
+                self.volume.scene.bounding_radius,
             )
+            gradient = self.volume.outward(gradient)
             num_evaluations += 4 * surface.numel()
             # Padding rays sit at the center, and a norm has no gradient at 0: use a constant.
             gradient = torch.where(valid[..., None], gradient, constant((0.0, 0.0, 1.0), gradient))
@@ -246,15 +249,16 @@ class _RayMarcher:
             channels.append(normal * valid[..., None])
 
         # 5. Scatter the K rendered rays back to all R; the others stay zero: fully transparent.
-        values = torch.cat([rgb, *channels], dim=-1)  # [P, K, 5 or 8]
-        pixels = values.new_zeros(num_prompts, num_rays, values.shape[-1])
-        pixels = pixels.scatter(1, index[..., None].expand_as(values), values)
+        rendered = torch.cat([rgb, *channels], dim=-1)  # [P, K, 5 or 8]
+        pixels = rendered.new_zeros(num_prompts, num_rays, rendered.shape[-1])
+        pixels = pixels.scatter(1, index[..., None].expand_as(rendered), rendered)
+        is_sdf = isinstance(self.volume, SDFVolume)
         samples = RaySamples(
             valid=valid,
             directions=directions,
             t_positions=t_positions,
             # Padding rays look far outside, so that regularizers of the SDF ignore them.
-            sdf=torch.where(valid[..., None], sdf, self.scene.bounding_radius),
+            sdf=torch.where(valid[..., None], values, self.volume.outside) if is_sdf else None,
             weights=weights,
             gradient=gradient,
         )
@@ -273,11 +277,11 @@ class _RayMarcher:
         config = self.config
         points = _points(origins, directions, edges)
         if self.lattice is None:
-            sdf = self.scene.sdf(points).view_as(edges)
+            values = self.volume.values(points).view_as(edges)
         else:
-            sdf = read_lattice(self.lattice, points / self.scene.bounding_radius).view_as(edges)
-        fine_edges, midpoints = subdivide(edges, sdf, PARTS_PER_INTERVAL)
-        densities, lengths = laplace_density(midpoints, self.sharpness), fine_edges.diff(dim=-1)
+            values = read_lattice(self.lattice, points / self.volume.scene.bounding_radius).view_as(edges)
+        fine_edges, midpoints = subdivide(edges, values, PARTS_PER_INTERVAL)
+        densities, lengths = self.volume.densities(midpoints), fine_edges.diff(dim=-1)
         # Rank by optical depth: unlike opacity, it still distinguishes nearly empty rays in float32.
         optical_depth = (densities * lengths).sum(dim=-1)  # [P, K]
         threshold = torch.full_like(optical_depth[:, 0], config.min_optical_depth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from amortized.config import check
 from amortized.transfer import constant
-from amortized.types import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +46,26 @@ TETRAHEDRON = tuple(
 )
 
 
-def sdf_gradient(scene: Scene, points: Tensor, epsilon: float) -> Tensor:
-    """Return the spatial SDF gradient [P, N, 3] at points [P, N, 3], not normalized, from 4 evaluations each.
+def field_gradient(
+    values: Callable[[Tensor], Tensor], points: Tensor, epsilon: float, bounding_radius: float
+) -> Tensor:
+    """Return the spatial gradient [P, N, 3] of `values` at points [P, N, 3], from 4 evaluations each.
 
-    g = 3 / (4 epsilon) * sum_i k_i sdf(x + epsilon k_i), with k_i the corners of a tetrahedron: exact for
+    g = 3 / (4 epsilon) * sum_i k_i values(x + epsilon k_i), with k_i the corners of a tetrahedron: exact for
     linear fields, otherwise with an error of order epsilon. Points within epsilon of the bounding sphere
     are moved inward until the stencil fits. Differentiable in the field, not in the points.
     """
     points = points.detach()
-    max_norm = scene.bounding_radius - epsilon
+    max_norm = bounding_radius - epsilon
     norm = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
     points = points * (max_norm / norm.clamp(min=max_norm))
     k = constant(TETRAHEDRON, points)  # [4, 3]
-    sdf = scene.sdf((points[:, :, None] + epsilon * k).flatten(1, 2)).unflatten(1, (-1, 4))  # [P, N, 4]
-    return (sdf @ k) * (0.75 / epsilon)
+    around = values((points[:, :, None] + epsilon * k).flatten(1, 2)).unflatten(1, (-1, 4))  # [P, N, 4]
+    return (around @ k) * (0.75 / epsilon)
 
 
 def normals(gradient: Tensor) -> Tensor:
-    """Return unit outward normals [..., 3] from SDF gradients [..., 3]; a zero gradient gives zero."""
+    """Return unit outward normals [..., 3] from outward gradients [..., 3]; a zero gradient gives zero."""
     return torch.nn.functional.normalize(gradient, dim=-1, eps=1e-6)
 
 

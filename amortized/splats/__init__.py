@@ -8,7 +8,7 @@ from amortized.splats.files import (
     write_splat_file,
     write_splat_ply,
 )
-from amortized.splats.occupancy import SplatSolid, as_solid
+from amortized.splats.occupancy import SplatSolid, as_field
 from amortized.splats.parameters import (
     MAX_SPLATS,
     NAMES,
@@ -41,7 +41,7 @@ __all__ = [
     "RelocationConfig",
     "SplatSolid",
     "SplittingConfig",
-    "as_solid",
+    "as_field",
     "ball",
     "bound",
     "clone_split_prune",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.splats.parameters import colors_of, parameters_of, rotation_matrices
-from amortized.types import Scene, SplatScene
+from amortized.types import AnyScene, FieldScene, SplatScene
 
 LEVEL = 0.5  # density from which a point is inside
 NEGLIGIBLE = 1e-4  # of one splat's density at a point
@@ -56,7 +56,7 @@ class SplatSolid:
         return torch.stack(rows)
 
 
-def as_solid(scene: Scene | SplatScene) -> Scene:
+def as_field(scene: AnyScene) -> FieldScene:
     """Return a scene that can be queried at points: the scene, or the `SplatSolid` of splats."""
     return SplatSolid(scene) if isinstance(scene, SplatScene) else scene
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amortized.splats.parameters import MAX_SPLATS, Parameters, coefficients_of, quaternions_from_z
 from amortized.transfer import constant
-from amortized.types import Scene
+from amortized.types import DensityScene, FieldScene, Scene
 
 OPACITY = 0.9  # shows the look of the surface; 0.5 lets its shape move more freely
 WIDTH, THICKNESS = 0.6, 0.1  # standard deviations in units of the mean spacing: along the surface, across
@@ -25,7 +25,7 @@ TETRAHEDRON = tuple(tuple(sign / math.sqrt(3) for sign in row) for row in SIGNS)
 
 @torch.no_grad()
 def from_surface(
-    scene: Scene,
+    scene: FieldScene,
     count: int,
     rng: torch.Generator,
     *,
@@ -34,10 +34,14 @@ def from_surface(
 ) -> Parameters:
     """Return `count` flat splats evenly spaced on the surface of a scene of one prompt, in its colors.
 
-    A pure function of the scene and of `rng`, a CPU generator. Raises ValueError for a scene of several
-    prompts, a field that is not finite, one without a surface in its bounding ball, or a count that is not 1
+    A pure function of the scene and of `rng`, a CPU generator. Raises ValueError for a scene of densities, or
+    of several prompts, a field that is not finite, one without a surface in its bounding ball, or a count that is not 1
     to a million.
     """
+    if isinstance(scene, DensityScene):
+        raise ValueError(
+            "splats start from a surface, and this scene has densities: train it with generator.geometry=sdf"
+        )
     if scene.num_prompts != 1:
         raise ValueError(f"splats start from the surface of one prompt, got {scene.num_prompts}: select one")
     if not 1 <= count <= MAX_SPLATS:

@@ -24,18 +24,21 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     parts = config.gradient_accumulation_steps
     per_image = calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
     shares = trainer.world.size if trainer.config.distributed.strategy == "fsdp2" else 1
-    weights = sum(p.numel() * p.element_size() for p in generator.parameters()) // shares
-    learned = (
-        sum(p.numel() * p.element_size() for p in guidance.learned.parameters()) if guidance.learned else 0
-    ) // shares
+    weights = _bytes(generator) // shares
+    learned = _bytes(guidance.learned) // shares if guidance.learned else 0
     memory = {
         "generator with gradients and moments": 4 * weights,
         "EMA weights": weights if config.ema_decay is not None else 0,
         "reference model with gradients and moments": 4 * learned,
-        "prior": sum(p.numel() * p.element_size() for module in prior.modules() for p in module.parameters()),
+        "prior": _bytes(*prior.modules()),
+        "CLIP of the previews": _bytes(trainer.scorer.model) if trainer.scorer else 0,
         "trajectory cache at the end": trainer.cache_bytes,
         "activations of a step": step_memory(trainer),
     }
+    monitoring, scored = trainer.config.monitoring, ""
+    if trainer.scorer:
+        clip = trainer.config.evaluation.clip
+        scored = f", scored by {clip}, {_parameters(trainer.scorer.model):,} parameters"
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
         *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
@@ -46,6 +49,8 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
         f"# denoiser: {images * parts * per_image:.4g} images per step and process, {per_image:.3g} per "
         "rendered image",
+        f"# previews: {count(min(monitoring.preview_prompts, num_prompts), 'prompt')} every "
+        f"{count(monitoring.preview_every, 'step')}{scored}",
         *(f"# memory: {size / 2**20:,.0f} MiB {name}" for name, size in memory.items() if size),
     ]
     return "\n".join(lines)
@@ -96,6 +101,10 @@ def _without_kernels(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, HashGrid):
             part.config = replace(part.config, engine="torch")
+
+
+def _bytes(*modules: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
 def _parameters(module: nn.Module) -> int:

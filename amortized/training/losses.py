@@ -34,8 +34,13 @@ class LossConfig:
                 f"floor and cap must satisfy 0 <= floor < cap <= 1, got {self.floor} and {self.cap}"
             )
 
+    @property
+    def of_distances(self) -> list[str]:
+        """The terms in use that only scenes with signed distances have."""
+        return [name for name in ("eikonal", "inside") if getattr(self, name) != 0]
+
     def need_normals(self, progress: float) -> bool:
-        """Whether a term needs the SDF's gradient, which the renderer computes only on request."""
+        """Whether a term needs the field's gradient, which the renderer computes only on request."""
         return any(value_at(schedule, progress) > 0 for schedule in (self.eikonal, self.orient))
 
 
@@ -60,7 +65,7 @@ def regularization(render: Render, config: LossConfig, progress: float) -> dict[
         "z_variance": lambda: regularizers.z_variance(samples("z_variance")),
         "opacity_floor": lambda: regularizers.opacity_floor(render.opacity, config.floor),
         "opacity_cap": lambda: regularizers.opacity_cap(render.opacity, config.cap),
-        "inside": lambda: regularizers.inside_hinge(samples("inside").sdf),
+        "inside": lambda: regularizers.inside_hinge(samples("inside")),
     }
     weights = {name: value_at(getattr(config, name), progress) for name in terms}
     return {name: weights[name] * term().mean() for name, term in terms.items() if weights[name] > 0}

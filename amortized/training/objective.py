@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from amortized.config import geometric_at
+from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.rendering import render
 from amortized.training.batches import TrainingBatch
@@ -72,6 +73,9 @@ class Objective(nn.Module):
             ),
             self.device,
         )
+        for part in self.generator.modules():
+            if isinstance(part, HashGrid):
+                part.set_progress(progress)
         # 2. Text to scene to images. Only the generator runs in bfloat16: the SDF and its finite
         #    differences need float32.
         bfloat16 = config.precision == "bfloat16"

@@ -29,6 +29,7 @@ def opaque(opacity: Tensor) -> Tensor:
 
 def eikonal(samples: RaySamples) -> Tensor:
     """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero for a true distance field."""
+    _distances(samples)  # refuses scenes without
     error = (torch.linalg.vector_norm(_gradient(samples), dim=-1) - 1).square()
     return _mean(error, samples.valid)
 
@@ -65,17 +66,23 @@ def opacity_cap(opacity: Tensor, cap: float) -> Tensor:
     return (opacity.mean(dim=(2, 3)) - cap).relu().mean(dim=1)
 
 
-def inside_hinge(sdf: Tensor, margin: float = 0.1) -> Tensor:
-    """relu(min sdf + margin) over a prompt's samples [P, K, S]: zero once some sample is inside.
+def inside_hinge(samples: RaySamples, margin: float = 0.1) -> Tensor:
+    """relu(min sdf + margin) over a prompt's samples: zero once some sample is inside.
 
     It has a gradient even for invisible objects, for which opacity has none.
     """
-    return (sdf.flatten(1).amin(dim=1) + margin).relu()
+    return (_distances(samples).flatten(1).amin(dim=1) + margin).relu()
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean [P] of each prompt's values [P, K] over the rays in `mask` [P, K]; 0 if it is empty."""
     return (values * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def _distances(samples: RaySamples) -> Tensor:
+    if samples.sdf is None:
+        raise ValueError("eikonal and inside need signed distances, but this scene is given by densities")
+    return samples.sdf
 
 
 def _gradient(samples: RaySamples) -> Tensor:

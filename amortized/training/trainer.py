@@ -14,6 +14,7 @@ from amortized.checkpointing import CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
 from amortized.encodings import HashGrid
+from amortized.evaluation import ClipScorer
 from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
 from amortized.monitoring import (
@@ -42,7 +43,7 @@ from amortized.training.endings import Leave, explain_failure, interruption, mar
 from amortized.training.objective import Objective, StepLosses, mean_numbers
 from amortized.training.page import page_facts
 from amortized.training.prefetch import Prefetcher
-from amortized.training.previews import bullets, overview, render_previews, save_previews
+from amortized.training.previews import bullets, render_previews, report_previews
 from amortized.training.prompt_order import build_prompt_order
 from amortized.training.signals import catch_signals
 from amortized.transfer import Readback, pin, side_stream
@@ -67,11 +68,14 @@ class Trainer:
         guidance: Guidance,
         bank: TextBank,
         generator: nn.Module,
+        scorer: ClipScorer | None = None,
     ) -> None:
-        """Raises ValueError for a combination of config, prior and generator that cannot be trained."""
+        """`scorer` scores previews; only that of rank 0 is used.
+
+        Raises ValueError for a combination of config, prior and generator that cannot be trained."""
         self.config, self.world = config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(config.output)
-        self.corpus, self.trained = corpus, corpus.trained
+        self.corpus, self.trained, self.scorer = corpus, corpus.trained, scorer
         self._check(z_width(generator))
         trainer = config.trainer
         self.sampler = BatchSampler(
@@ -182,8 +186,8 @@ class Trainer:
                 profile_steps(config.monitoring.profile, self.folder, self.world, step, monitor.best_effort)
             )
             # 2. Steps. On a GPU a step's numbers are read after the next step was launched, so that the host
-            #    never waits for the device; before a checkpoint they are read at once, so that what is saved
-            #    is known to be finite.
+            #    never waits for the device; before a checkpoint or a preview they are read at once, so that
+            #    what is saved is known to be finite, and what is shown follows its step in the logs.
             stop, unread = False, []
             lag = 1 if self.world.device.type == "cuda" else 0
             while step < steps and not stop:
@@ -193,9 +197,10 @@ class Trainer:
                 profiler.step()
                 step += 1
                 saves = step % config.checkpointing.every == 0 or step == steps
+                shows = step % config.monitoring.preview_every == 0 or step == steps
                 # A single process obeys a signal now; several agree by the numbers of the next step.
                 stop = self.world.size == 1 and interrupted()
-                while len(unread) > (0 if stop or saves else lag):
+                while len(unread) > (0 if stop or saves or shows else lag):
                     stop = monitor(unread.pop(0)) or stop
                 # 3. Once in a while: a checkpoint, a preview; the run's page shows both.
                 if stop or saves:
@@ -204,7 +209,7 @@ class Trainer:
                     for note in self.checkpoints.pop_messages():
                         monitor.note(note)
                     monitor.write_page()
-                if step % config.monitoring.preview_every == 0 or step == steps:
+                if shows:
                     watchdog.beat(f"the preview of step {step}")
                     self._preview(step, monitor)
             # 4. Finish the last checkpoint and its upload.
@@ -326,12 +331,9 @@ class Trainer:
             model = TextTo3D(self.state.ema or self.state.generator, self.bank, scenes)
             prompts = self._preview_prompts()
             with self.strategy.gathered_parameters():
-                rows = render_previews(model, prompts)
+                views = render_previews(model, prompts)
             if self.world.is_main:
-                with monitor.best_effort("previews"):
-                    path = save_previews(self.folder / "previews", step, prompts, rows)
-                    monitor.preview(path)
-                monitor.picture("preview", overview(rows))
+                report_previews(monitor, self.folder / "previews", step, prompts, views, self.scorer)
         self.world.barrier()
 
     def _preview_prompts(self) -> list[Prompt]:

@@ -68,6 +68,17 @@ def test_resumable_settings_exist():
         assert any(key == name or key.startswith(f"{name}.") for key in known), name
 
 
+@pytest.mark.parametrize(("new", "changes"), [("null", False), ("[1, 4]", True), ("false", True)])
+def test_a_setting_that_an_earlier_version_lacked_is_null(tmp_path, new, changes):
+    opened(tmp_path, "seed: 1\ngenerator: {grid: {num_levels: 4}}\n")
+    later = f"seed: 1\ngenerator: {{grid: {{num_levels: 4, open_levels: {new}}}}}\n"
+    if changes:
+        with pytest.raises(ValueError, match="generator.grid.open_levels was unset, now"):
+            opened(tmp_path, later)
+    else:
+        assert opened(tmp_path, later) == []
+
+
 def test_a_stopped_run_is_not_restarted(tmp_path):
     opened(tmp_path)
     (tmp_path / "stopped").write_text("step 7: loss not finite; lower optimizer.learning_rate\n")

@@ -33,7 +33,7 @@ SHORT = {
     "train": [
         "device=cpu",
         "trainer.steps=2",
-        "trainer.prompts_per_process=2",
+        "trainer.prompts_per_process=1",  # the most that a generator of one object takes
         "trainer.render_size=16",
         "prior.dtype=float32",
         "monitoring.preview_prompts=1",

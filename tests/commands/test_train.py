@@ -66,6 +66,8 @@ def test_a_dry_run_shows_the_run_and_writes_nothing(run, prior, tmp_path):
         "parameters",
         "MiB",
         "denoiser: 6 images per step",
+        "previews: 1 prompt every 100 steps, scored by checkpoints/shapes-clip, ",
+        "12 MiB CLIP of the previews",
     ):
         assert part in shown.stdout, part
     assert not (tmp_path / "run").exists()
@@ -107,8 +109,9 @@ def test_a_signal_ends_with_a_status_that_schedulers_start_again(run, prior, tmp
     assert going.returncode == 75 and "run the same command to resume" in output
     again = run(*arguments)
     assert again.returncode == 0 and "trained at step 60" in again.stdout, again.stderr
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
+    assert [line["step"] for line in lines if "preview/clip_similarity" in line] == [60]
 
 
 def test_a_prompt_has_a_separate_run(run, prior, tmp_path):

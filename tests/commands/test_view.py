@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amortized.commands.view import HEADERS, FolderServer, byte_range, open_inside
+from amortized.comparison import page as comparison
 from amortized.evaluation import page as evaluation
 from amortized.gallery import page as gallery
-from amortized.pages import asset, digest
+from amortized.pages import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = bytes(range(256)) * 3000
@@ -180,6 +181,6 @@ def test_a_folder_without_a_page_is_one_sentence(run, tmp_path):
     assert failed.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", [evaluation.SCRIPT, gallery.SCRIPT, asset("comparison/compare.js")])
+@pytest.mark.parametrize("script", [evaluation.SCRIPT, gallery.SCRIPT, comparison.SCRIPT])
 def test_the_policy_admits_the_scripts_of_all_pages(script):
     assert f"'{digest(script)}'" in HEADERS["Content-Security-Policy"]

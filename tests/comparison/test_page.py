@@ -20,6 +20,7 @@ from tests.pages.chromium import check_fits_and_is_readable, launched, opened_pa
 from tests.pages.html import HOSTILE, parse, structure
 
 RNG = np.random.default_rng(0)
+MEDIA = ("split", "kind", "near_train", "slug", "strip", "truth_strip", "object", "turntable")
 IOU = RNG.uniform(0, 1, (3, 12)).round(3)
 
 
@@ -57,7 +58,7 @@ def of_text(text: str, place: Path) -> str:
         data = json.loads((made / "results.json").read_text())
         for one in data["prompts"]:
             one |= {key: one[key].replace("TEXT", text) for key in ("id", "text")}
-            one |= {key: text for key in ("split", "kind", "near_train", "slug", "strip", "truth_strip")}
+            one |= {key: text for key in MEDIA}
         data["name"] = f"{text}{number}"
         data["settings"] = {text: text * (number + 1), "views": number}
         data["provenance"] = dict.fromkeys(("method", "checkpoint", "corpus", "date", "prompts"), text)
@@ -90,6 +91,20 @@ def test_gaps_are_shown_and_counted(folder):
     for attributes in images:
         assert attributes["loading"] == "lazy" and attributes["alt"] and int(attributes["width"]) == 64
         assert (folder / attributes["src"]).is_file() and not (folder / attributes["src"]).is_symlink()
+
+
+def test_the_scores_of_previews_are_curves_of_the_runs_that_have_them(tmp_path):
+    folders = [run(tmp_path / name, [row("a")]) for name in ("scored", "plain", "too")]
+    for one, start in zip(folders, (0.25, None, 0.125), strict=True):
+        with (one / "log.jsonl").open("a") as log:
+            for step in (4, 9) if start else ():
+                log.write(json.dumps({"step": step, "preview/clip_similarity": start * step / 4}) + "\n")
+    parsed = parse(page(compare(read_evaluations(folders)), {}))
+    labels = [a["aria-label"] or "" for tag, a in parsed.elements if tag == "svg" and "aria-label" in a]
+    assert len(labels) == 3 and labels[-1] == (
+        "CLIP similarity of the previews: scored from 0.250 to 0.562; too from 0.125 to 0.281, "
+        "between 0.125 and 0.562"
+    )
 
 
 def test_the_numbers_are_in_files(folder):

@@ -42,9 +42,11 @@ def types_of(cls: type = RunConfig, where: str = "") -> dict[str, set]:
 def choice_for(key: str) -> list[list[str]]:
     """Overrides that select each of the choices in which a key may exist."""
     if key.startswith("generator."):
-        return [[f"generator.name={name}"] for name in ("hyper-ingp", "3dconv-net", "triplane-transformer")]
+        one_object = ["generator.name=ingp", "trainer.prompts_per_process=1"]
+        names = ("hyper-ingp", "3dconv-net", "triplane-transformer")
+        return [*([f"generator.name={name}"] for name in names), one_object]
     if key.startswith("environment."):
-        return [["environment.name=hash"], ["environment.name=sh"]]
+        return [["environment.name=hash"], ["environment.name=sh"], ["environment.name=shared-hash"]]
     return [["guidance.method=vsd"]] if key.startswith("guidance.learned.") else [[]]
 
 

@@ -153,3 +153,34 @@ def test_float32_and_points_outside_box():
 def test_bad_sizes_raise(setting: str, value: float):
     with pytest.raises(ValueError, match=setting):
         HashGridConfig(**{setting: value})
+
+
+@pytest.mark.parametrize("through_points", [False, True])
+def test_levels_open_over_the_training_and_closed_ones_get_no_gradient(through_points: bool):
+    """The published schedule: 8 of 16 levels, one more every 500 of 10,000 steps from step 2,000."""
+    config = HashGridConfig(
+        num_levels=16, log2_table_size=6, base_resolution=2, growth=1.3, open_levels=(0.2, 8, 16, 0.6)
+    )
+    grid, points = random_grid(config), torch.rand(30, 3, dtype=torch.float64)
+    whole = random_grid(HashGridConfig(**{**vars(config), "open_levels": None}))(points)
+    for step in (0, 1999, 2000, 2499, 2500, 4321, 5999, 6000, 9999):
+        grid.set_progress(step / 10_000)
+        is_open = min(8 + max(step - 2000, 0) // 500, 16)
+        features = grid(points.requires_grad_(through_points))
+        expected = whole.clone()
+        expected[:, is_open * config.features_per_level :] = 0
+        torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
+        (gradient,) = torch.autograd.grad(features.sum(), grid.table)
+        for number, level in enumerate(grid.levels):
+            rows = gradient[level.offset : level.offset + level.size]
+            assert (rows.abs().sum() > 0) == (number < is_open)
+
+
+def test_open_levels_are_stored_and_a_grid_without_them_stores_nothing():
+    grid = random_grid(HashGridConfig(**{**vars(SMALL), "open_levels": (1.0, 4.0)}))
+    grid.set_progress(0.7)
+    restored = HashGrid(grid.config).double()
+    restored.load_state_dict(grid.state_dict())
+    points = torch.rand(5, 3, dtype=torch.float64)
+    assert restored.num_open.item() == 3 and torch.equal(restored(points), grid(points))
+    assert list(HashGrid(SMALL).state_dict()) == ["table"]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -133,3 +134,30 @@ def test_splats_are_scored_as_the_solid_of_their_density(toys):
     (scores,) = score_truths(splats, [truth], start_scene=filled_ball(0.3, color), resolution=32)
     assert scores.iou > 0.85 and scores.iou_start == pytest.approx((0.33 / 0.55) ** 3, abs=0.05)
     assert scores.color_error < 1e-3
+
+
+@dataclass
+class UniformBall:
+    """A `DensityScene`: one ball of density 5, red."""
+
+    radius: float
+    num_prompts: int = 1
+    bounding_radius: float = 1.0
+
+    def density(self, points):
+        return 5.0 * (points.norm(dim=-1) < self.radius)
+
+    def density_and_albedo(self, points):
+        return self.density(points), points.new_tensor((0.5, 0.1, 0.4)).expand_as(points)
+
+    def select(self, index):
+        return self
+
+
+def test_a_scene_of_densities_is_scored_by_its_inside(toys):
+    truth = toys.Ball(radius=0.7, albedo=(0.9, 0.1, 0.1), marked=(0,))
+    (scores,) = score_truths(UniformBall(0.5), [truth], start_scene=UniformBall(0.3))
+    assert scores.iou == pytest.approx((0.5 / 0.7) ** 3, abs=0.01)
+    assert scores.iou_start == pytest.approx((0.3 / 0.7) ** 3, abs=0.01)
+    assert scores.color_error == pytest.approx((0.4 + 0.0 + 0.3) / 3, abs=0.02)  # the mark's color differs
+    assert scores.mark_sides == (False, False, False, False)

@@ -94,6 +94,10 @@ def generator_cases() -> list[dict]:
             if generator != "hyper-ingp":
                 overrides.append("generator.checkpointing=true")
                 cases.append(case(f"{name} checkpointing", *overrides, generator=generator))
+    ingp = ("prompt=a cube", "generator.name=ingp", "generator.grid.open_levels=[1, 2]")
+    cases.append(case("ingp sdf", *ingp, "losses.orient=1"))
+    density = ("generator.geometry=density", "losses.eikonal=0", "environment.name=shared-hash")
+    cases.append(case("ingp density", *ingp, *density, "losses.orient=1"))
     return cases
 
 

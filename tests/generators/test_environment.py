@@ -7,13 +7,22 @@ from amortized.cameras import camera_rays, orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, render
 from amortized.types import Scene, SceneWithBackground
-from generators.environment import HashEnvironmentConfig, SHEnvironmentConfig, WithEnvironment
+from generators.environment import (
+    HashEnvironmentConfig,
+    SharedHashEnvironmentConfig,
+    SHEnvironmentConfig,
+    WithEnvironment,
+)
 from generators.hyper_ingp import HyperINGPConfig
 from tests.generators.helpers import TEXT_DIM, in_double, perturb, rows_of, texts
 from tests.rendering import scenes
 
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, growth=1.6)
-KINDS = {"hash": HashEnvironmentConfig(grid=GRID, hidden=8), "sh": SHEnvironmentConfig()}
+KINDS = {
+    "hash": HashEnvironmentConfig(grid=GRID, hidden=8),
+    "sh": SHEnvironmentConfig(),
+    "shared-hash": SharedHashEnvironmentConfig(grid=GRID, hidden=(8,)),
+}
 RENDERER = RendererConfig(num_coarse=10, num_fine=8, lattice=10)
 
 
@@ -120,7 +129,7 @@ def test_image_corner_has_color_of_its_direction(kind: str):
     torch.testing.assert_close(evaluated.rgb[:, :, 0, 0], expected.detach())
     same_rays = scene.background(rays[:1].expand(2, -1, -1))
     is_shared = torch.allclose(same_rays[0], same_rays[1])
-    assert is_shared == (kind == "sh")  # all prompts share the harmonics
+    assert is_shared == (kind != "hash")  # all prompts share the other two
 
 
 def test_scene_without_environment_ignores_show_environment():

@@ -59,7 +59,7 @@ def test_text_and_z_are_ignored_and_several_prompts_are_refused():
     scene = generator(text, torch.randn(1, 3))
     assert isinstance(scene, SplatScene) and scene.num_prompts == 1 and scene.means.shape == (1, 500, 3)
     assert torch.equal(scene.means, generator(texts(1, seed=9)).means)
-    with pytest.raises(ValueError, match="holds one object, and the batch has 3 prompts: set prompt=TEXT"):
+    with pytest.raises(ValueError, match="is one object, but the batch has 3 prompts: pass one"):
         generator(texts(3))
 
 

@@ -66,7 +66,7 @@ def test_other_names_are_refused(browser, folder, name):
     tab = browser.new_page()
     tab.goto(f"{folder.as_uri()}/objects/viewer/viewer.html#{name}")
     tab.locator("body[data-state=failed]").wait_for(state="attached", timeout=30_000)
-    assert tab.locator("#problem").is_visible()
+    assert tab.locator(".problem").is_visible()
     tab.close()
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amortized.rendering.lattice import distance_lattice, radius_of, read_lattice
+from amortized.rendering.lattice import radius_of, read_lattice, value_lattice
+from amortized.rendering.volumes import volume_of
 from tests.rendering.scenes import Balls, Cubes
 from tests.splats.made import filled_ball
 
@@ -30,7 +31,7 @@ def points_in_ball(num: int) -> torch.Tensor:
 def test_linear_fields_are_exact():
     """Except near the ball's surface, because vertices outside take the distance at the surface."""
     scene, points = Planes(), points_in_ball(300)
-    lattice, _ = distance_lattice(scene, 2, 9, like=points, chunk=10**6)
+    lattice, _ = value_lattice(volume_of(scene, 1.0), 2, 9, like=points, chunk=10**6)
     points = 0.55 * points  # cells are a quarter wide
     expected = scene.sdf(points * scene.bounding_radius)
     torch.testing.assert_close(read_lattice(lattice, points), expected, rtol=0, atol=1e-9)
@@ -39,7 +40,7 @@ def test_linear_fields_are_exact():
 def test_ball_distances_from_evaluations_in_ball_only():
     for resolution in (8, 9, 33):
         scene, points = Balls(torch.tensor([0.4, 0.75]), bounding_radius=0.8), points_in_ball(2000).float()
-        lattice, count = distance_lattice(scene, 2, resolution, like=points, chunk=100)
+        lattice, count = value_lattice(volume_of(scene, 1.0), 2, resolution, like=points, chunk=100)
         assert count == scene.num_calls < 2 * resolution**3 and scene.farthest <= 0.8 + 1e-6
         assert lattice.shape == (2, resolution, resolution, resolution)
         error = (read_lattice(lattice, points) - (0.8 * points.norm(dim=-1) - scene.radius[:, None])).abs()
@@ -49,8 +50,8 @@ def test_ball_distances_from_evaluations_in_ball_only():
 
 def test_chunks_change_nothing():
     points = points_in_ball(1)
-    single, _ = distance_lattice(Planes(), 2, 7, like=points, chunk=10**6)
-    chunked, _ = distance_lattice(Planes(), 2, 7, like=points, chunk=1)
+    single, _ = value_lattice(volume_of(Planes(), 1.0), 2, 7, like=points, chunk=10**6)
+    chunked, _ = value_lattice(volume_of(Planes(), 1.0), 2, 7, like=points, chunk=1)
     assert torch.equal(single, chunked)
 
 

@@ -10,8 +10,8 @@ from amortized.rendering import (
     BackgroundConfig,
     ShadingConfig,
     background_from_uniform,
+    field_gradient,
     laplace_density,
-    sdf_gradient,
 )
 from amortized.rendering.quadrature import (
     compositing_weights,
@@ -128,23 +128,23 @@ def test_backgrounds():
         BackgroundConfig(color=(0.0, 1.0, 2.0))
 
 
-def test_sdf_gradient_takes_four_evaluations():
+def test_field_gradient_takes_four_evaluations():
     scene = Balls(torch.tensor([0.5, 0.3], dtype=torch.float64))
     points = torch.randn(2, 20, 3, dtype=torch.float64)
     points = 0.6 * points / points.norm(dim=-1, keepdim=True)
-    gradient = sdf_gradient(scene, points, 1e-3)
+    gradient = field_gradient(scene.sdf, points, 1e-3, 1.0)
     assert scene.num_calls == 4 * 2 * 20
     torch.testing.assert_close(gradient, points / 0.6, rtol=0, atol=2e-3)
     face = torch.tensor([[[0.3, 0.05, -0.1], [0.02, -0.01, -0.29]]], dtype=torch.float64)
     exact = torch.tensor([[[1.0, 0, 0], [0, 0, -1]]], dtype=torch.float64)
     cube = Cubes(torch.tensor([0.3], dtype=torch.float64))
-    torch.testing.assert_close(sdf_gradient(cube, face, 1e-3), exact, rtol=0, atol=1e-9)
+    torch.testing.assert_close(field_gradient(cube.sdf, face, 1e-3, 1.0), exact, rtol=0, atol=1e-9)
 
 
 def test_stencil_stays_in_ball():
     scene = Balls(torch.tensor([0.5]), bounding_radius=0.8)
     points = torch.nn.functional.normalize(torch.randn(1, 50, 3), dim=-1) * 0.9
-    assert sdf_gradient(scene, points, 0.05).isfinite().all()
+    assert field_gradient(scene.sdf, points, 0.05, 0.8).isfinite().all()
     assert scene.farthest <= 0.8 + 1e-6
 
 

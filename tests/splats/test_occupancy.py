@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from amortized.evaluation.metrics import iou
-from amortized.evaluation.truth import grid_points, sdf_on
-from amortized.splats import SplatSolid, as_solid, colors_of, rotation_matrices
+from amortized.evaluation.truth import grid_points, level_on
+from amortized.splats import SplatSolid, as_field, colors_of, rotation_matrices
 from amortized.types import Scene
 from tests.rendering import scenes
 from tests.rendering.splats import made
@@ -17,7 +17,7 @@ from tests.splats.made import filled_ball
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_density_and_color_equal_a_plain_sum(num_prompts: int):
     splats = made.shell(num_prompts, 80)
-    solid, points = as_solid(splats), 1.4 * (torch.rand(num_prompts, 500, 3).double() - 0.5)
+    solid, points = as_field(splats), 1.4 * (torch.rand(num_prompts, 500, 3).double() - 0.5)
     assert isinstance(solid, Scene) and solid.num_prompts == num_prompts
     sdf, albedo = solid.sdf_and_albedo(points)
     assert torch.equal(sdf, solid.sdf(points))
@@ -38,9 +38,9 @@ def test_density_and_color_equal_a_plain_sum(num_prompts: int):
 def test_splats_that_fill_a_ball_have_its_volume():
     grid, ball = grid_points(32, 1.0), scenes.Balls(torch.tensor([0.53]))
     solid = SplatSolid(filled_ball(0.5, (0.5, 0.5, 0.5)))
-    assert iou(sdf_on(solid, grid, 1), sdf_on(ball, grid, 1)) > 0.86
+    assert iou(level_on(solid, grid), level_on(ball, grid)) > 0.86
 
 
 def test_other_scenes_stay():
     ball = scenes.Balls(torch.tensor([0.5]))
-    assert as_solid(ball) is ball
+    assert as_field(ball) is ball

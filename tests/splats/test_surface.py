@@ -99,3 +99,12 @@ def test_scenes_without_a_usable_surface_are_refused(radius: list, count: int, m
     monkeypatch.setattr("amortized.splats.surface.MAX_ROUNDS", 3)
     with pytest.raises(ValueError, match=message):
         from_surface(scenes.Balls(torch.tensor(radius)), count, torch.Generator())
+
+
+def test_a_scene_of_densities_is_refused():
+    class Fog(scenes.Balls):
+        density = scenes.Balls.sdf
+        density_and_albedo = scenes.Balls.sdf_and_albedo
+
+    with pytest.raises(ValueError, match="start from a surface, and this scene has densities"):
+        from_surface(Fog(torch.tensor([0.5])), 10, torch.Generator())

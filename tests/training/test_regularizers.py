@@ -88,7 +88,7 @@ def test_floor_and_cap_apply_to_each_image_not_to_the_mean():
 
 def test_inside_hinge():
     sdf = torch.tensor([[[0.3, 0.2]], [[-0.05, 0.4]], [[-0.5, 0.1]]], requires_grad=True)
-    value = regularizers.inside_hinge(sdf)
+    value = regularizers.inside_hinge(rays(torch.ones(3, 1, dtype=torch.bool), sdf=sdf))
     assert value.tolist() == pytest.approx([0.3, 0.05, 0.0])
     value.sum().backward()
     assert sdf.grad.tolist() == [[[0.0, 1.0]], [[1.0, 0.0]], [[0.0, 0.0]]]
@@ -105,3 +105,11 @@ def test_terms_of_the_field_are_refused_for_splats(term: str):
         "sparsity",
         "opaque",
     }
+
+
+@pytest.mark.parametrize("term", [regularizers.eikonal, regularizers.inside_hinge])
+def test_terms_of_distances_refuse_a_scene_of_densities(term):
+    samples = rays(torch.ones(1, 2, dtype=torch.bool), sdf=None, gradient=torch.ones(1, 2, 3))
+    assert regularizers.orient(samples).isfinite().all()
+    with pytest.raises(ValueError, match="need signed distances"):
+        term(samples)

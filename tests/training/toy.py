@@ -104,8 +104,10 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     checkpointing, monitoring: dicts of fields of their configs
     strategy, shard_prior, timeout_s: fields of DistributedConfig
     losses, optimizer, cameras: configs
+    scorer: of the previews
     """
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
+    scorer = changes.pop("scorer", None)
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
     distributed = DistributedConfig(
@@ -170,6 +172,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         ),
         bank=bank,
         generator=generator.to(world.device),
+        scorer=scorer,
     )
 
 
