@@ -87,8 +87,8 @@ class Splats(nn.Module):
         """Return the scene; text and z are not used. Raises ValueError unless there is one prompt."""
         if len(text.pooled) != 1:
             raise ValueError(
-                f"generator.name=splats is one object, but the batch has {len(text.pooled)} prompts: pass one "
-                "prompt at a time"
+                f"generator.name=splats is one object, but the batch has {len(text.pooled)} prompts: pass "
+                "one prompt at a time"
             )
         measures = {name: self.get_buffer(f"screen_{name}")[None] for name in STATISTICS}
         return SplatScene(

@@ -34,9 +34,9 @@ def from_surface(
 ) -> Parameters:
     """Return `count` flat splats evenly spaced on the surface of a scene of one prompt, in its colors.
 
-    A pure function of the scene and of `rng`, a CPU generator. Raises ValueError for a scene of densities, or
-    of several prompts, a field that is not finite, one without a surface in its bounding ball, or a count that is not 1
-    to a million.
+    A pure function of the scene and of `rng`, a CPU generator. Raises ValueError for a scene of densities or
+    of several prompts, a field that is not finite, one without a surface in its bounding ball, or a count
+    that is not 1 to a million.
     """
     if isinstance(scene, DensityScene):
         raise ValueError(
