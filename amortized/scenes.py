@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from amortized.types import AnyScene, DensityScene
+from amortized.types import DensityScene, FieldScene
 
 CELLS = 48  # per side of the bounding ball's box, at whose centers densities are surveyed
 POINTS_PER_QUERY = 2**17  # over all prompts: bounds memory
 
 
-def level_of(scene: AnyScene, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def level_of(scene: FieldScene, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     """Return a function from points [P, N, 3] to values [P, N] that are negative inside the objects.
 
     They are signed distances or, for a `DensityScene` on `device`, `surface_densities` minus the density,
@@ -26,7 +26,7 @@ def level_of(scene: AnyScene, device: torch.device | str) -> Callable[[Tensor], 
     return lambda points: surface - scene.density(points)
 
 
-def albedo_of(scene: AnyScene, points: Tensor) -> Tensor:
+def albedo_of(scene: FieldScene, points: Tensor) -> Tensor:
     """Return albedo [P, N, 3] in [0, 1] at points [P, N, 3]."""
     if isinstance(scene, DensityScene):
         return scene.density_and_albedo(points)[1]

@@ -18,7 +18,7 @@ in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -125,7 +125,7 @@ class DensityScene(Protocol):
         ...
 
 
-AnyScene = Scene | DensityScene
+FieldScene = Scene | DensityScene  # one that can be queried at points
 
 
 @runtime_checkable
@@ -141,6 +141,61 @@ class HasBackground(Protocol):
 @runtime_checkable
 class SceneWithBackground(Scene, HasBackground, Protocol):
     """A scene with a learned background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenStatistics:
+    """Measures of each splat over the images it was drawn in; renders in training add to them in place."""
+
+    gradient: Tensor  # [P, N] sum over images of |d loss / d image position|, in half image sizes
+    visits: Tensor  # [P, N] number of images
+    radius: Tensor  # [P, N] largest of 3 standard deviations, as a share of the image's height
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplatScene:
+    """P objects of N 3D Gaussians each, one object per prompt: the other input of the renderer.
+
+    The parameters are the usual raw ones, so that files are exchangeable. Prompts with fewer splats than the
+    busiest one are padded with opacity logits of -inf: such a splat is invisible and gets no gradient, so no
+    code has to consult a mask.
+    """
+
+    means: Tensor  # [P, N, 3]
+    quaternions: Tensor  # [P, N, 4] w, x, y, z, of any length but 0: local to world axes
+    log_scales: Tensor  # [P, N, 3] logarithms of the standard deviations along the local axes
+    logits: Tensor  # [P, N] of the opacities
+    colors: Tensor  # [P, N, 3] spherical harmonics of degree 0: rgb = max(0, 0.2820948 * color + 0.5)
+    bounding_radius: float  # of the ball around the origin that contains the object
+    # Function from unit directions [P, R, 3] to background colors [P, R, 3] in [0, 1], if it is learned.
+    background: Callable[[Tensor], Tensor] | None = None
+    statistics: ScreenStatistics | None = None  # to be measured by renders in training
+
+    @property
+    def num_prompts(self) -> int:
+        """P."""
+        return len(self.means)
+
+    def select(self, index: int) -> SplatScene:
+        """Return the scene of prompt `index` alone, with P = 1; it shares this scene's memory and graph.
+
+        Raises IndexError unless 0 <= index < P.
+        """
+        if not 0 <= index < self.num_prompts:
+            raise IndexError(f"select: the scene has {self.num_prompts} prompts, got index {index}")
+        row, background, statistics = slice(index, index + 1), self.background, self.statistics
+        tensors = ("means", "quaternions", "log_scales", "logits", "colors")
+        return replace(
+            self,
+            **{name: getattr(self, name)[row] for name in tensors},
+            # A background knows P prompts: give it a row for each.
+            background=background and (lambda d: background(d.expand(self.num_prompts, -1, -1))[row]),
+            statistics=statistics
+            and ScreenStatistics(**{name: value[row] for name, value in vars(statistics).items()}),
+        )
+
+
+AnyScene = FieldScene | SplatScene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +220,9 @@ class RaySamples:
 class Render:
     """V images of each of P scenes."""
 
-    rgb: Tensor  # [P, V, H, W, 3] composited over the background, in [0, 1]
+    # [P, V, H, W, 3] composited over the background; in [0, 1] if the scene's colors are, which splats of
+    # foreign files may exceed
+    rgb: Tensor
     opacity: Tensor  # [P, V, H, W] in [0, 1]
     depth: Tensor  # [P, V, H, W] expected distance along the ray, times opacity
     normal: Tensor | None = None  # [P, V, H, W, 3] unit length, world axes; None unless requested
@@ -229,6 +286,7 @@ __all__ = [
     "Cameras",
     "Corpus",
     "DensityScene",
+    "FieldScene",
     "GroundTruth",
     "HasBackground",
     "Prompt",
@@ -237,5 +295,7 @@ __all__ = [
     "Render",
     "Scene",
     "SceneWithBackground",
+    "ScreenStatistics",
+    "SplatScene",
     "TextCondition",
 ]

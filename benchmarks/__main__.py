@@ -1,4 +1,4 @@
-"""Measure the renderer, the hash grid and the training step against baselines in the same run.
+"""Measure the renderers, the hash grid and the training step against baselines in the same run.
 
   amortized bench
   amortized bench configs/quickstart.yaml --only rendering step
@@ -22,9 +22,9 @@ from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.files import atomic_write_text, in_project
 from amortized.parallel import join_world
-from benchmarks import full_size, hash_grids, rendering, steps, timing
+from benchmarks import full_size, hash_grids, rendering, splats, steps, timing
 
-DEFAULT = ("rendering", "hash-grid", "step")
+DEFAULT = ("rendering", "splats", "hash-grid", "step")
 Rows = list[dict[str, str | float]]
 
 
@@ -32,6 +32,7 @@ def sections(config: RunConfig, device: torch.device) -> dict[str, Callable[[], 
     """Return the measurements by name."""
     return {
         "rendering": lambda: rendering.measure(config.renderer),
+        "splats": lambda: splats.measure(device),
         "hash-grid": lambda: hash_grids.measure(device),
         "step": lambda: [{"part": k, "value": v} for k, v in steps.measure(config, device).items()],
         "full-size": lambda: full_size.measure(device),

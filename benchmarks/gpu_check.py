@@ -208,7 +208,7 @@ def as_text(report: Report) -> str:
             parts.append(table(rows))
         if stage["output_tail"]:
             parts.append("\n".join(["\n```", *stage["output_tail"], "```\n"]))
-    return "\n".join(parts) + "\nSplats are not implemented yet, and not measured.\n"
+    return "\n".join(parts) + "\n"
 
 
 def overview(report: Report) -> str:

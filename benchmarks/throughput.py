@@ -1,4 +1,4 @@
-"""Measure hash grids and the renderer separately: points, field evaluations and images per second.
+"""Measure hash grids and the renderers separately: points, field evaluations and images per second.
 
     python -m benchmarks.throughput [--device cuda] [--output FILE.json]
 
@@ -18,7 +18,7 @@ from amortized.parallel import join_world
 from amortized.rendering import RendererConfig, render
 from amortized.transfer import to_device
 from amortized.types import Render, TextCondition
-from benchmarks import ceilings, hash_grids
+from benchmarks import ceilings, hash_grids, splats
 from benchmarks.timing import ResultsFile, seconds
 from generators.hyper_ingp import HyperINGPConfig
 
@@ -78,7 +78,9 @@ def main() -> None:
             results_file.add({"component": "hash grid"} | row)
         for row in rendering(world.device):
             results_file.add({"component": "renderer"} | row)
-    results_file.summarize("hash grids and the renderer; splats are not implemented yet, and not measured")
+        for row in splats.rows(world.device, SIZES[world.device.type], repeats=3):
+            results_file.add({"component": "splats"} | row)
+    results_file.summarize("hash grids, the volume renderer and the splat renderer")
 
 
 if __name__ == "__main__":

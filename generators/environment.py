@@ -8,7 +8,7 @@ training images shows it; the others have plain colors, so that objects cannot b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ from amortized.encodings import (
     spherical_harmonics,
     split_mlp_weights,
 )
-from amortized.types import DensityScene, Scene, TextCondition
+from amortized.types import DensityScene, Scene, SplatScene, TextCondition
 from generators.field import PerPrompt, of_prompt
 
 
@@ -166,9 +166,11 @@ class WithEnvironment(nn.Module):
 
     def forward(
         self, text: TextCondition, z: Tensor | None = None
-    ) -> EnvironmentScene | EnvironmentDensityScene:
+    ) -> EnvironmentScene | EnvironmentDensityScene | SplatScene:
         """Return P scenes with background, for text and z [P, z_dim]."""
         scene, background = self.generator(text, z), self.surroundings(text)
+        if isinstance(scene, SplatScene):
+            return replace(scene, background=background)
         if isinstance(scene, DensityScene):
             return EnvironmentDensityScene(scene, background)
         return EnvironmentScene(scene, background)

@@ -25,9 +25,10 @@ ROOMS = {
     "amortized.conditioning": (),
     "amortized.priors": ("amortized.conditioning",),
     "amortized.guidance": ("amortized.conditioning", "amortized.priors"),
-    "amortized.rendering": (),
+    "amortized.splats": (),
+    "amortized.rendering": ("amortized.splats",),
     "amortized.assets": (),
-    "amortized.evaluation": ("amortized.pages", "amortized.assets"),
+    "amortized.evaluation": ("amortized.pages", "amortized.splats", "amortized.assets"),
     "amortized.gallery": ("amortized.pages",),
     "amortized.comparison": ("amortized.pages", "amortized.evaluation"),
     "amortized.parallel": ("amortized.guidance",),
@@ -71,7 +72,7 @@ ROOMS = {
     ),
 }
 # Plug-ins see the contracts only, not the whole ground.
-GENERATORS = ("amortized.types", "amortized.config", "amortized.encodings")
+GENERATORS = ("amortized.types", "amortized.config", "amortized.encodings", "amortized.splats")
 CORPORA = (
     "amortized.types",
     "amortized.cameras",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from amortized.cameras import orbit
 from amortized.commands.compose import RunConfig
 from amortized.conditioning.rows import expand_row
 from amortized.conditioning.views import plain_text
@@ -16,6 +17,7 @@ from amortized.config import config_to_yaml, load_config
 from amortized.guidance import METHODS, Guidance, calls_per_image, published
 from amortized.guidance.timesteps import reference_timesteps
 from amortized.priors import GaussianMixturePrior
+from amortized.rendering import render_splats
 from amortized.types import TextCondition
 from benchmarks import (
     directions,
@@ -25,6 +27,7 @@ from benchmarks import (
     plots,
     rendering,
     scaling,
+    splats,
     steps,
     studies,
     timing,
@@ -198,6 +201,17 @@ def test_true_scenes_equal_the_corpus_s_ground_truth():
         )
     assert rendering.untrained(HyperINGPConfig(hidden=(4,))).sdf(points[:1]).shape == (1, 20)
     assert rendering.PUBLIC_PER_RAY * 64**2 == 3_686_400
+
+
+def test_splats_are_compared_with_the_same_images_by_autograd():
+    scene = splats.shell(2, 100, torch.device("cpu"))
+    cameras = orbit(2, 2, elevation_deg=20, distance=2.6, fovy_deg=40)
+    image = render_splats(scene, cameras, 16, 16, background=torch.zeros(2, 2, 3), training=True)
+    twin = splats.by_autograd(scene, cameras, 16).view(2, 2, 16, 16, 5)
+    torch.testing.assert_close(twin[..., :3], image.rgb)
+    torch.testing.assert_close(twin[..., 4], image.opacity)
+    row = next(splats.rows(torch.device("cpu"), (16,), repeats=1))
+    assert row["pairs"] > 0 and row["graph, MB"] < row["autograd's graph, MB"]
 
 
 def test_the_mixture_distinguishes_methods(monkeypatch):

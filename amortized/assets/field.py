@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.assets.mesh import AssetError
-from amortized.types import AnyScene, DensityScene
+from amortized.types import AnyScene, DensityScene, SplatScene
 
 CHUNK = 2**18  # evaluations at once
 # Corners of a regular tetrahedron on the unit sphere, for gradients from 4 evaluations.
@@ -34,6 +34,10 @@ class Field:
             raise AssetError(
                 "the object is given by densities, which have no surface to export: train it with "
                 "generator.geometry=sdf"
+            )
+        if isinstance(scene, SplatScene):
+            raise AssetError(
+                "Gaussian splats have no surface from which to make a mesh: write them as .ply or .splat"
             )
         if scene.num_prompts != 1:
             raise ValueError(f"a field is a scene of one prompt, got {scene.num_prompts}: select one")

@@ -46,7 +46,7 @@ def surface(
 ) -> list[Mesh]:
     """The surfaces of P scenes on `device`: closed meshes without floaters, their vertices on the field.
 
-    Raises AssetError for an empty scene, one that touches its bounding ball, and one of densities.
+    Raises AssetError for an empty scene, one that touches its bounding ball, and one of densities or splats.
     """
     config = AssetConfig(resolution=resolution, exact=exact, faces=0, texture=0)
     fields = (Field(scene.select(i), torch.device(device)) for i in range(scene.num_prompts))

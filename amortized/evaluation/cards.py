@@ -140,6 +140,11 @@ def _notes(results: Results) -> str:
     notes = []
     if "iou_start" in results.metrics or "iou_best_sphere" in results.metrics:
         notes.append("Ticks on an IoU line: the untrained start and the best sphere.")
+    if any(row.splats for row in results.prompts):
+        notes.append(
+            "Splats have no surface: for IoU, color error and the front mark, a point is inside if the sum "
+            "of opacity × exp(−d²/2) over all splats exceeds 0.5 (d: its Mahalanobis distance from each)."
+        )
     if len(results.prompts) > MAX_CARDS:
         notes.append(
             f"The first {MAX_CARDS:,} of {len(results.prompts):,} prompts are shown here; "

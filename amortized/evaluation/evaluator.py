@@ -20,7 +20,7 @@ from amortized.evaluation.results import PromptRow
 from amortized.evaluation.truth import TruthScene, TruthScores, score_truths
 from amortized.media import save_strip, save_video
 from amortized.names import slug
-from amortized.types import AnyScene, Cameras, GroundTruth, Prompt, Render
+from amortized.types import AnyScene, Cameras, GroundTruth, Prompt, Render, SplatScene
 
 SceneFor = Callable[[list[Prompt]], AnyScene]  # P prompts to a scene of P objects
 
@@ -179,6 +179,7 @@ def evaluate(
                     clip_similarity=float(similarity[p]),
                     recall=float(recall[p]),
                     recall_of_truth=recall_of_truth[p],
+                    splats=isinstance(scene, SplatScene),
                     media={"slug": name, **media},
                 )
             )
@@ -251,6 +252,7 @@ def _row(
     clip_similarity: float,
     recall: float,
     recall_of_truth: float | None,
+    splats: bool,
     media: Mapping[str, Any],
 ) -> PromptRow:
     """Collect the scores of one prompt."""
@@ -264,6 +266,7 @@ def _row(
         clip_similarity=clip_similarity,
         recall_at_1=recall,
         recall_of_truth=recall_of_truth,
+        splats=splats,
         **truth_scores,
         front_shown=float(sides[0]) if sides is not None else None,
         janus=float(any(sides[1:])) if sides is not None else None,

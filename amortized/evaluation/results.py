@@ -72,6 +72,7 @@ class PromptRow:
     truth_strip: str | None = None  # the same views of the true object
     turntable: str | None = None
     object: str | None = None  # a GLB
+    splats: bool = False  # the scene has splats, whose solid is defined by their density
 
 
 @dataclass(frozen=True, kw_only=True)

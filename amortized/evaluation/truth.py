@@ -2,7 +2,7 @@
 
 Independent of the corpus that the truth comes from. A scene is queried through `Scene`, for all prompts of
 a batch at once, and only inside its bounding ball: outside it a scene is empty by contract. The inside of a
-scene of densities begins at its `surface_densities`.
+scene of densities begins at its `surface_densities`, and that of splats at a sum of 0.5: see `SplatSolid`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from amortized.evaluation.metrics import best_sphere_iou, color_error, iou
 from amortized.scenes import albedo_of, level_of
-from amortized.types import AnyScene, GroundTruth
+from amortized.splats import as_field
+from amortized.types import AnyScene, FieldScene, GroundTruth
 
 NUM_AZIMUTHS = 8
 NUM_COLOR_POINTS = 2048
@@ -75,6 +76,8 @@ def score_truths(
         resolution: IoU is counted on the centers of resolution^3 cells that fill [-extent, extent]^3.
         device: the scene's device.
     """
+    scene = as_field(scene)
+    start_scene = as_field(start_scene) if start_scene is not None else None
     points = grid_points(resolution, extent).to(device)
     level = level_on(scene, points)
     start = level_on(start_scene, points) if start_scene is not None else None
@@ -119,7 +122,7 @@ def rotate_z(points: Tensor, degrees: float) -> Tensor:
     return torch.stack([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y, z], dim=-1)
 
 
-def level_on(scene: AnyScene, points: Tensor) -> Tensor:
+def level_on(scene: FieldScene, points: Tensor) -> Tensor:
     """Values [P, N] of `level_of` for all prompts at the same points [N, 3]; +1 outside the bounding ball."""
     in_ball = (points.norm(dim=-1) <= scene.bounding_radius).nonzero().squeeze(1)
     values_at, num_prompts = level_of(scene, points.device), scene.num_prompts
@@ -150,7 +153,7 @@ def surface_points(truth: GroundTruth, points: Tensor, sdf: Tensor, spacing: flo
 
 
 def _color_errors(
-    scene: AnyScene,
+    scene: FieldScene,
     truths: Sequence[GroundTruth | None],
     true_sdf: Sequence[Tensor | None],
     points: Tensor,
@@ -178,7 +181,7 @@ def _color_errors(
 
 @torch.no_grad()
 def mark_sides(
-    scene: AnyScene, truths: Sequence[GroundTruth | None], *, device: torch.device | str = "cpu"
+    scene: FieldScene, truths: Sequence[GroundTruth | None], *, device: torch.device | str = "cpu"
 ) -> list[tuple[bool, ...] | None]:
     """Which sides (front, left, back, right) show the mark that only the front should have, per prompt.
 

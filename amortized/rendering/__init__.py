@@ -1,10 +1,11 @@
-"""Differentiable volume rendering of scenes."""
+"""Differentiable rendering of scenes: SDFs by volume rendering, and Gaussian splats."""
 
 from amortized.rendering.backgrounds import BackgroundConfig, background_from_uniform
 from amortized.rendering.lattice import radius_of
 from amortized.rendering.quadrature import laplace_density
 from amortized.rendering.renderer import RendererConfig, render
 from amortized.rendering.shading import ShadingConfig, field_gradient
+from amortized.rendering.splats import render_splats, splat_engine_on
 
 __all__ = [
     "BackgroundConfig",
@@ -15,4 +16,6 @@ __all__ = [
     "laplace_density",
     "radius_of",
     "render",
+    "render_splats",
+    "splat_engine_on",
 ]

@@ -32,3 +32,18 @@ def background_from_uniform(config: BackgroundConfig, u: Tensor) -> Tensor:
         return u.new_tensor(config.color).expand_as(u)
     values = config.low + (config.high - config.low) * u
     return values if config.kind == "random-rgb" else values[..., :1].expand_as(u)
+
+
+def check_images(num_prompts: int, background: Tensor, sizes: tuple[int, int, int, int]) -> None:
+    """Raise ValueError unless a scene of `num_prompts` and the background fit images of `sizes`.
+
+    sizes: P, V, H, W.
+    """
+    if num_prompts != sizes[0]:
+        raise ValueError(f"render: the scene has {num_prompts} prompts, but the cameras {sizes[0]}")
+    if min(sizes) < 1:
+        raise ValueError(f"render: P, V, height and width must each be at least 1, got {list(sizes)}")
+    if background.shape != (*sizes[:2], 3):
+        raise ValueError(
+            f"render: background must be one color per image, {[*sizes[:2], 3]}, got {list(background.shape)}"
+        )

@@ -16,7 +16,7 @@ from amortized.rendering.chunks import DEFAULT_CHUNK
 from amortized.rendering.volumes import Volume
 from amortized.scenes import level_of
 from amortized.transfer import to_device
-from amortized.types import AnyScene
+from amortized.types import AnyScene, SplatScene
 
 
 @torch.no_grad()
@@ -42,8 +42,13 @@ def value_lattice(
 def radius_of(scene: AnyScene, device: torch.device, resolution: int = 48) -> float:
     """Return the radius of a ball around the origin that holds all P objects, at most a cell too large.
 
-    It is that of the bounding ball if nothing is solid. Parts thinner than a cell may be missed.
+    It is that of the bounding ball if nothing is solid. Parts thinner than a cell may be missed. Splats reach
+    two of their largest standard deviations from their centers.
     """
+    if isinstance(scene, SplatScene):
+        reach = scene.means.norm(dim=-1) + 2 * scene.log_scales.exp().amax(-1)
+        visible = reach[scene.logits > 0]  # an opacity of 0.5
+        return min(float(visible.max()), scene.bounding_radius) if len(visible) else scene.bounding_radius
     _, unit_points = _vertices_on(resolution, torch.float32, device)
     level, step = level_of(scene, device), max(1, DEFAULT_CHUNK // scene.num_prompts)
     is_solid = [

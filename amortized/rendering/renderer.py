@@ -1,5 +1,7 @@
 """Volume rendering of signed distances (VolSDF, Yariv et al. 2021) or densities, for P scenes of V views.
 
+`render` also is the entry for scenes of splats, which `amortized.rendering.splats` renders.
+
 Each ray is divided into intervals, and each interval contributes by the density at one position in it. With
 `num_fine` > 0, a coarse pass without gradient at `num_coarse` intervals selects the rays worth rendering and
 places the fine intervals along them. It reads a lattice of values, computed once for all views of a scene,
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from amortized.cameras import camera_rays
 from amortized.config import check
+from amortized.rendering.backgrounds import check_images
 from amortized.rendering.chunks import chunk_size
 from amortized.rendering.lattice import read_lattice, value_lattice
 from amortized.rendering.quadrature import (
@@ -31,9 +34,10 @@ from amortized.rendering.quadrature import (
     subdivide,
 )
 from amortized.rendering.shading import ShadingConfig, brightness, field_gradient, normals
+from amortized.rendering.splats import render_splats
 from amortized.rendering.volumes import SDFVolume, Volume, volume_of
 from amortized.transfer import constant
-from amortized.types import AnyScene, Cameras, HasBackground, RaySamples, Render
+from amortized.types import AnyScene, Cameras, HasBackground, RaySamples, Render, SplatScene
 
 # The coarse pass has values at the edges of its intervals. They are nearly linear in between, so that
 # interpolating at this many midpoints per interval locates the surface without further evaluations.
@@ -101,12 +105,25 @@ def render(
     Differentiable in the scene and in sharpness, not in the cameras. Autocast is disabled: in bfloat16,
     distances would be off by up to 0.004. A field that is not finite gives an image that is not finite.
 
+    A `SplatScene` goes to `render_splats`: config, sharpness and u have no meaning for it, and there are no
+    `samples`.
+
     Raises ValueError if shapes do not match.
     """
+    if isinstance(scene, SplatScene):
+        return render_splats(
+            scene,
+            cameras,
+            height,
+            width,
+            background=background,
+            training=training,
+            show_environment=show_environment,
+            want_normal=want_normal,
+        )
     num_prompts, num_views = cameras.fovy_deg.shape
-    if num_prompts != scene.num_prompts:
-        raise ValueError(f"render: the scene has {scene.num_prompts} prompts, but the cameras {num_prompts}")
-    _check_inputs(background, u, sharpness, (num_prompts, num_views, height, width), config)
+    check_images(scene.num_prompts, background, (num_prompts, num_views, height, width))
+    _check_inputs(u, sharpness, (num_prompts, num_views, height, width), config)
     keep_graph = training and torch.is_grad_enabled()
     with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):
         rays = camera_rays(cameras, height, width)  # origins, directions: [P, V * H * W, 3]
@@ -311,19 +328,12 @@ def _points(origins: Tensor, directions: Tensor, distances: Tensor) -> Tensor:
 
 
 def _check_inputs(
-    background: Tensor,
     u: Tensor | None,
     sharpness: float | Tensor,
     sizes: tuple[int, int, int, int],
     config: RendererConfig,
 ) -> None:
     """Raise ValueError if an argument of `render` does not fit `sizes` (P, V, H, W)."""
-    if min(sizes) < 1:
-        raise ValueError(f"render: P, V, height and width must each be at least 1, got {list(sizes)}")
-    if background.shape != (*sizes[:2], 3):
-        raise ValueError(
-            f"render: background must be one color per image, {[*sizes[:2], 3]}, got {list(background.shape)}"
-        )
     expected = [sizes[0], math.prod(sizes[1:]), config.num_samples]
     if u is not None and list(u.shape) != expected:
         raise ValueError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from amortized.rendering.quadrature import laplace_density
-from amortized.types import AnyScene, DensityScene, Scene
+from amortized.types import DensityScene, FieldScene, Scene
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,6 @@ class DensityVolume:
 Volume = SDFVolume | DensityVolume
 
 
-def volume_of(scene: AnyScene, sharpness: float | Tensor) -> Volume:
+def volume_of(scene: FieldScene, sharpness: float | Tensor) -> Volume:
     """Return the volume of a scene; a `DensityScene` does not use `sharpness`, k of the Laplace density."""
     return DensityVolume(scene) if isinstance(scene, DensityScene) else SDFVolume(scene, sharpness)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amortized.config import Schedule, check_schedule, value_at
 from amortized.training import regularizers
-from amortized.types import Render
+from amortized.types import RaySamples, Render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,27 @@ class LossConfig:
 
 
 def regularization(render: Render, config: LossConfig, progress: float) -> dict[str, Tensor]:
-    """The weighted terms, scalars: means over prompts, so that they do not depend on the number of ranks."""
-    samples = render.samples
-    assert samples is not None, "regularizers need the samples of a training render"
+    """The weighted terms, scalars: means over prompts, so that they do not depend on the number of ranks.
+
+    Raises ValueError if a term needs samples along rays and the render, of splats, has none.
+    """
+
+    def samples(term: str) -> RaySamples:
+        if render.samples is None:
+            raise ValueError(
+                f"losses.{term} reads the signed distances along rays, which splats do not have: set it to 0"
+            )
+        return render.samples
+
     terms = {
         "sparsity": lambda: regularizers.sparsity(render.opacity),
         "opaque": lambda: regularizers.opaque(render.opacity),
-        "eikonal": lambda: regularizers.eikonal(samples),
-        "orient": lambda: regularizers.orient(samples),
-        "z_variance": lambda: regularizers.z_variance(samples),
+        "eikonal": lambda: regularizers.eikonal(samples("eikonal")),
+        "orient": lambda: regularizers.orient(samples("orient")),
+        "z_variance": lambda: regularizers.z_variance(samples("z_variance")),
         "opacity_floor": lambda: regularizers.opacity_floor(render.opacity, config.floor),
         "opacity_cap": lambda: regularizers.opacity_cap(render.opacity, config.cap),
-        "inside": lambda: regularizers.inside_hinge(samples),
+        "inside": lambda: regularizers.inside_hinge(samples("inside")),
     }
     weights = {name: value_at(getattr(config, name), progress) for name in terms}
     return {name: weights[name] * term().mean() for name, term in terms.items() if weights[name] > 0}

@@ -29,6 +29,7 @@ from tests.assets.shapes import (
     waves,
 )
 from tests.rendering.scenes import Balls
+from tests.splats.made import filled_ball
 
 SMALL = AssetConfig(resolution=96, faces=4000, texture=256)
 
@@ -130,3 +131,10 @@ def test_only_the_largest_body_is_printed():
     assert vertices[:, 2].min() == pytest.approx(-0.6 + 0.012, abs=2e-3)  # by the height of the largest body
     mesh = printed(bodies)
     assert mesh.vertices[:, 2].max() < 0.61
+
+
+def test_splats_are_refused_in_one_sentence():
+    splats = filled_ball(0.3, (0.5, 0.5, 0.5))
+    for make in (lambda: make_asset(splats, SMALL, Source(prompt="a ball"), CPU), lambda: surface(splats)):
+        with pytest.raises(AssetError, match="splats have no surface .* write them as .ply or .splat"):
+            make()

@@ -115,3 +115,10 @@ def test_durations():
         "1 h 0 min",
         "11 h 6 min",
     ]
+
+
+def test_the_page_says_how_splats_are_scored():
+    for splats in (True, False):
+        rows = [row("a cube", splats=splats)]
+        html = page(summarize(rows, name="run", gallery=9, settings={}, seed=0), History(note="none"))
+        assert ("Splats have no surface" in html) == splats

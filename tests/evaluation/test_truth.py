@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from amortized.evaluation.truth import grid_points, mark_sides, rotate_z, score_truths, surface_points
+from tests.splats.made import filled_ball
 
 
 def test_grid_is_made_of_cell_centers():
@@ -123,6 +124,16 @@ def test_a_mark_off_the_axis_is_probed_along_the_view_direction(toys):
 
     ball = Offset(radius=0.5)
     assert mark_sides(toys.BallScene((ball,)), [ball]) == [(True, False, False, False)]
+
+
+def test_splats_are_scored_as_the_solid_of_their_density(toys):
+    """A ball of splats against the ball, for the trained scene and for the start."""
+    color = (0.9, 0.2, 0.1)
+    splats = filled_ball(0.52, color)
+    truth = toys.Ball(radius=0.55, albedo=color)
+    (scores,) = score_truths(splats, [truth], start_scene=filled_ball(0.3, color), resolution=32)
+    assert scores.iou > 0.85 and scores.iou_start == pytest.approx((0.33 / 0.55) ** 3, abs=0.05)
+    assert scores.color_error < 1e-3
 
 
 @dataclass

@@ -1,11 +1,14 @@
 """The distance lattice: exact for linear fields, evaluated in the ball only, separate for each prompt."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from amortized.rendering.lattice import radius_of, read_lattice, value_lattice
 from amortized.rendering.volumes import volume_of
 from tests.rendering.scenes import Balls, Cubes
+from tests.splats.made import filled_ball
 
 
 class Planes:
@@ -66,3 +69,11 @@ def test_the_radius_holds_all_objects_closely(bounding_radius, shape, radii):
 
 def test_the_radius_of_nothing_is_that_of_the_bounding_ball():
     assert radius_of(Balls(torch.tensor([-1.0]), bounding_radius=0.7), torch.device("cpu")) == 0.7
+
+
+@pytest.mark.parametrize("radius", [0.2, 0.5, 0.99])
+def test_the_radius_of_splats_holds_them(radius: float):
+    splats, device = filled_ball(radius, (0.5, 0.5, 0.5)), torch.device("cpu")
+    assert radius_of(splats, device) == splats.bounding_radius  # none has an opacity of 0.5
+    opaque = replace(splats, logits=splats.logits + 3)
+    assert min(radius, 1.0) <= radius_of(opaque, device) <= min(radius + 0.07, 1.0)

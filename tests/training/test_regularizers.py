@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from amortized.training import regularizers
-from amortized.types import RaySamples
+from amortized.training.losses import LossConfig, regularization
+from amortized.types import RaySamples, Render
 
 
 def images(*values: float) -> torch.Tensor:
@@ -91,6 +92,19 @@ def test_inside_hinge():
     assert value.tolist() == pytest.approx([0.3, 0.05, 0.0])
     value.sum().backward()
     assert sdf.grad.tolist() == [[[0.0, 1.0]], [[1.0, 0.0]], [[0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("term", ["eikonal", "orient", "z_variance", "inside"])
+def test_terms_of_the_field_are_refused_for_splats(term: str):
+    opacity = images(0.5)
+    render = Render(rgb=opacity[..., None].expand(*opacity.shape, 3), opacity=opacity, depth=opacity)
+    with pytest.raises(ValueError, match=f"losses.{term} reads .* splats do not have: set it to 0"):
+        regularization(render, LossConfig(**{term: 1.0}), 0.5)
+    terms = regularization(render, LossConfig(sparsity=2.0, opaque=1.0), 0.5)
+    assert terms["sparsity"].item() == pytest.approx(2 * math.sqrt(0.26)) and set(terms) == {
+        "sparsity",
+        "opaque",
+    }
 
 
 @pytest.mark.parametrize("term", [regularizers.eikonal, regularizers.inside_hinge])
