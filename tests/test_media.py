@@ -2,6 +2,7 @@
 
 import os
 
+import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -45,21 +46,18 @@ def test_turntable_plays_back(tmp_path, height, width):
     frames = levels[:, None, None, None].expand(7, height, width, 3).clone()
     frames[..., 0] = 1.0 - frames[..., 0]
     save_video(tmp_path / "t.mp4", frames, fps=12)
-    played = iio.imread(tmp_path / "t.mp4", plugin="pyav")
+    with av.open(str(tmp_path / "t.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, float(stream.average_rate)) == ("h264", 12)
+        played = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
     assert played.shape == (7, 32, 48, 3)
     assert np.abs(played[:, 8, 8].astype(float) - to_uint8(frames)[:, 8, 8]).max() < 8  # lossy
-    meta = iio.immeta(tmp_path / "t.mp4", plugin="pyav")
-    assert meta["codec"] == "h264" and meta["fps"] == 12
-    properties = iio.improps(tmp_path / "t.mp4", plugin="pyav")
-    assert properties.shape[0] == 7
     data = (tmp_path / "t.mp4").read_bytes()
     assert data.find(b"moov") < data.find(b"mdat")  # starts playing before it is fully loaded
     assert os.listdir(tmp_path) == ["t.mp4"]
 
 
 def test_turntable_pixel_format_plays_in_browsers(tmp_path):
-    import av
-
     save_video(tmp_path / "t.mp4", torch.rand(3, 16, 16, 3), fps=7.5)
     with av.open(str(tmp_path / "t.mp4")) as container:
         stream = container.streams.video[0]
@@ -74,8 +72,6 @@ def test_turntable_pixel_format_plays_in_browsers(tmp_path):
 @pytest.mark.parametrize("fps", [12, 7.5, 30000 / 1001])
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(1, 2, 2), (5, 33, 18), (49, 64, 20)])
 def test_every_frame_is_in_the_video_in_order(tmp_path, fps, num_frames, height, width):
-    import av
-
     levels = torch.linspace(0.1, 0.9, num_frames)
     frames = (torch.full((height, width, 3), float(level)) for level in levels)  # read one by one
     save_video(tmp_path / "t.mp4", frames, fps)

@@ -123,7 +123,11 @@ def run(*command: str, stdin: str = "", timeout: int) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("group", GROUPS)
+# More prompts and views take the same way through the code as one: run by the slow suite.
+ORDINARY = [group if group != "batches" else pytest.param(group, marks=pytest.mark.slow) for group in GROUPS]
+
+
+@pytest.mark.parametrize("group", ORDINARY)
 def test_steps_run_on_device_and_wait_once(group: str):
     cases = GROUPS[group]()
     output = run("-m", "tests.fake_cuda.run", stdin=json.dumps(cases), timeout=280)

@@ -93,7 +93,7 @@ def test_training(disk: Disk, run, prior, sizes: int) -> None:
     sweep(disk, run, small(prior, disk.folder / "run", "device=cpu"), sizes, check)
 
 
-@pytest.mark.parametrize("sizes", [4, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("sizes", [3, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 @pytest.mark.parametrize("command", ["evaluate", "generate", "export", "encode", "convert"])
 def test_other_commands(disk: Disk, run, trained, prior, tmp_path, command: str, sizes: int) -> None:
     prompts = tmp_path / "prompts.txt"

@@ -94,6 +94,7 @@ def test_a_prior_that_cannot_be_sharded_is_one_sentence(tmp_path):
         make_trainer(tmp_path, shard_prior=True)
 
 
+@pytest.mark.slow
 def test_fsdp2_in_bfloat16_matches_ddp_with_autocast(tmp_path):
     changes = {"steps": 4, "generator": "triplane-transformer", "precision": "bfloat16"}
     for strategy in ("ddp", "fsdp2"):
