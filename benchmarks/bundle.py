@@ -4,7 +4,7 @@
     python -m benchmarks.bundle install     unpack the missing packages into gpu-bundle/site
 
 Such a machine has Python 3.12 on x86-64 Linux, a CUDA build of PyTorch, and most packages that depend on it
-(transformers, timm, peft, scipy, pillow, imageio, pytest and so on). Standard library only.
+(transformers, timm, peft, scipy, pillow, pytest and so on). Standard library only.
 """
 
 from __future__ import annotations
