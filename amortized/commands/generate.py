@@ -8,8 +8,8 @@
 
 Writes one strip of views (PNG) and one video (MP4) per prompt and seed, or the chosen formats, named by the
 prompt, index.json with the prompts, the model and the settings, and index.html, a page that shows all
-objects, those with a GLB in 3D. Later calls add to the same folder: what
-is complete is skipped, what was made by another model or with other settings is made again.
+objects, those with a GLB in 3D. Later calls add to the same folder: what is complete is skipped, what was
+made by another model or with other settings is made again.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ def readme_script(text: str) -> str:
     for language, block in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text):
         # `make test` inside of a test would run the whole suite: only that it starts.
         block = re.sub(r"(?m)^make test\b", "make -n test", block)
+        # It serves until Ctrl-C.
+        block = re.sub(r"(?m)^amortized view\b", "timeout --preserve-status --signal=INT 20 \\g<0>", block)
         lines.append(f"python - <<'PYTHON'\n{block}PYTHON" if language == "python" else block)
     return "\n".join(lines)
 
