@@ -93,6 +93,11 @@ def _check_new(folder: Path) -> None:
         raise ValueError(f"{short(folder)} exists: choose another folder, or remove it")
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether an export wrote this file of a partial folder; safetensors writes to .tmpXXXXXX first."""
+    return path.name in OURS or (path.name.startswith(".tmp") and path.is_file())
+
+
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Context: a temporary folder beside `folder`, renamed to it if the block succeeds, else deleted.
@@ -104,7 +109,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
     except FileExistsError:
-        if partial.is_symlink() or not partial.is_dir() or {p.name for p in partial.iterdir()} - OURS:
+        if partial.is_symlink() or not partial.is_dir() or not all(map(_is_ours, partial.iterdir())):
             raise ValueError(f"{short(partial)} is in the way: remove it, or choose another folder") from None
     try:
         lock = FileLock(partial / LOCK)
@@ -122,8 +127,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             if lock.is_current():
                 delete(partial)
             raise ValueError(f"{short(folder)} exists: choose another folder, or remove it")
-        for name in OURS - {LOCK}:
-            (partial / name).unlink(missing_ok=True)
+        for path in partial.iterdir():
+            if path.name != LOCK:
+                path.unlink()
         try:
             yield partial
             for file in (*partial.iterdir(), partial):

@@ -259,3 +259,14 @@ def test_a_corpus_that_changed_under_a_run_is_refused_by_every_command(trained, 
 def test_an_empty_output_is_refused(prior, run, tmp_path, monkeypatch):
     done = run(*small(prior, tmp_path)[:3], "output=")
     assert done.returncode == 2 and "output" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_killed_export_left_is_replaced(trained, tmp_path):
+    """safetensors writes to a hidden temporary file first."""
+    partial = tmp_path / ".partial_out"
+    partial.mkdir()
+    for name in (".lock", ".tmpvu8Rtr", "config.json"):
+        (partial / name).write_bytes(b"cut")
+    export(trained, tmp_path / "out")
+    assert not partial.exists() and not list((tmp_path / "out").glob(".*"))
+    load(tmp_path / "out")
