@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -176,11 +176,14 @@ class WithEnvironment(nn.Module):
         return EnvironmentScene(scene, background)
 
 
-@dataclass(frozen=True, eq=False)
-class EnvironmentScene:
-    """A `Scene` and its learned background: a `SceneWithBackground`."""
+Queried = TypeVar("Queried", Scene, DensityScene)
 
-    scene: Scene
+
+@dataclass(frozen=True, eq=False)
+class _WithBackground(Generic[Queried]):
+    """What both kinds of scenes with a learned background share."""
+
+    scene: Queried
     background: Callable[[Tensor], Tensor]  # unit directions [P, R, 3] => colors [P, R, 3]
 
     @property
@@ -192,6 +195,14 @@ class EnvironmentScene:
     def bounding_radius(self) -> float:
         """Radius of the ball around the origin that contains the object."""
         return self.scene.bounding_radius
+
+    def select(self, index: int) -> Self:
+        """Return the scene and background of prompt `index` alone. Raises IndexError; see `Scene`."""
+        return replace(self, scene=self.scene.select(index), background=of_prompt(self.background, index))
+
+
+class EnvironmentScene(_WithBackground[Scene]):
+    """A `Scene` and its learned background: a `SceneWithBackground`."""
 
     def sdf(self, points: Tensor) -> Tensor:
         """Return signed distances [P, N] at points [P, N, 3]."""
@@ -201,27 +212,9 @@ class EnvironmentScene:
         """Return signed distances [P, N] and albedo [P, N, 3], from one field evaluation."""
         return self.scene.sdf_and_albedo(points)
 
-    def select(self, index: int) -> EnvironmentScene:
-        """Return the scene and background of prompt `index` alone. Raises IndexError; see `Scene`."""
-        return EnvironmentScene(self.scene.select(index), of_prompt(self.background, index))
 
-
-@dataclass(frozen=True, eq=False)
-class EnvironmentDensityScene:
+class EnvironmentDensityScene(_WithBackground[DensityScene]):
     """A `DensityScene` and its learned background."""
-
-    scene: DensityScene
-    background: Callable[[Tensor], Tensor]  # unit directions [P, R, 3] => colors [P, R, 3]
-
-    @property
-    def num_prompts(self) -> int:
-        """P."""
-        return self.scene.num_prompts
-
-    @property
-    def bounding_radius(self) -> float:
-        """Radius of the ball around the origin that contains the object."""
-        return self.scene.bounding_radius
 
     def density(self, points: Tensor) -> Tensor:
         """Return densities [P, N] at points [P, N, 3]."""
@@ -230,7 +223,3 @@ class EnvironmentDensityScene:
     def density_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return densities [P, N] and albedo [P, N, 3], from one field evaluation."""
         return self.scene.density_and_albedo(points)
-
-    def select(self, index: int) -> EnvironmentDensityScene:
-        """Return the scene and background of prompt `index` alone. Raises IndexError; see `Scene`."""
-        return EnvironmentDensityScene(self.scene.select(index), of_prompt(self.background, index))
