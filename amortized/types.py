@@ -167,6 +167,8 @@ class SplatScene:
     logits: Tensor  # [P, N] of the opacities
     colors: Tensor  # [P, N, 3] spherical harmonics of degree 0: rgb = max(0, 0.2820948 * color + 0.5)
     bounding_radius: float  # of the ball around the origin that contains the object
+    # Whether splats get fainter as pixels widen them, so that the object looks the same at every resolution.
+    antialias: bool = True
     # Function from unit directions [P, R, 3] to background colors [P, R, 3] in [0, 1], if it is learned.
     background: Callable[[Tensor], Tensor] | None = None
     statistics: ScreenStatistics | None = None  # to be measured by renders in training

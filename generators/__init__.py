@@ -2,8 +2,8 @@
 
 A generator's file defines a frozen dataclass of settings, with a unique `name` and a method
 `build(text_dim)` that returns the untrained module. The module's `forward(text: TextCondition, z)` returns a
-`Scene` or a `DensityScene`. With a `z_dim`, standard normal z [P, z_dim] varies the scenes of a text;
-otherwise z is ignored.
+`Scene`, a `DensityScene` or a `SplatScene`. With a `z_dim`, standard normal z [P, z_dim] varies the scenes of
+a text; otherwise z is ignored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from generators.conv3d import Conv3DConfig
 from generators.environment import EnvironmentConfig, WithEnvironment
 from generators.hyper_ingp import HyperINGPConfig
 from generators.ingp import INGPConfig
+from generators.splats import SplatsConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
 
 # A new generator is one more member of this union.
-GeneratorConfig = HyperINGPConfig | Conv3DConfig | TriplaneTransformerConfig | INGPConfig
+GeneratorConfig = HyperINGPConfig | Conv3DConfig | TriplaneTransformerConfig | INGPConfig | SplatsConfig
 
 GENERATORS = {config.name: config for config in get_args(GeneratorConfig)}
 DEFAULT_GENERATOR = HyperINGPConfig

@@ -2,28 +2,38 @@
 
 The splats are parameters, one tensor for each kind, because each has a different learning rate. They start
 as a gray ball; `load` replaces them by others, from a file or from a trained generator's surface. Density
-control (`amortized.splats`) changes their number, so a checkpoint with another number of splats loads too.
+control (`amortized.splats`) changes their number: call `resize` before loading a checkpoint.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from amortized.config import check
+from amortized.config import Schedule, check, check_schedule
 from amortized.splats import (
     MAX_SPLATS,
     NAMES,
     Change,
     Parameters,
+    RelocationConfig,
+    SplittingConfig,
     ball,
     bound,
+    clone_split_prune,
     empty_statistics,
+    noisy_means,
     parameters_of,
+    relocate_and_grow,
     replace_parameter,
+    reset_logits,
+    rows,
+    unchanged,
 )
 from amortized.types import ScreenStatistics, SplatScene, TextCondition
 
@@ -31,8 +41,26 @@ STATISTICS = ("gradient", "visits", "radius")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplatRates:
+    """Learning rates of the splats' parameters; schedules are interpolated geometrically.
+
+    They take the place of `optimizer.learning_rate`, whose warm-up and decay still apply.
+    """
+
+    means: Schedule = (1e-3, 1e-5)  # per unit of length
+    colors: Schedule = 1e-2
+    logits: Schedule = 5e-2
+    log_scales: Schedule = 5e-3
+    quaternions: Schedule = 5e-3
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            check_schedule(name, getattr(self, name), positive=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplatsConfig:
-    """Number and bounds of the splats of one object."""
+    """Number, bounds and learning rates of the splats of one object."""
 
     name: Literal["splats"] = "splats"
     count: int = 5000  # of the ball to start from
@@ -40,6 +68,10 @@ class SplatsConfig:
     bounding_radius: float = 1.0
     max_anisotropy: float = 10.0  # ratio of a splat's largest and smallest scale
     max_scale: float = 0.1  # largest standard deviation, as a share of the bounding radius
+    antialias: bool = True  # an object trained at one resolution looks the same at others
+    # How splats are added, moved and removed; null: they stay as many as they were.
+    density_control: RelocationConfig | SplittingConfig | None = field(default_factory=RelocationConfig)
+    learning_rates: SplatRates = field(default_factory=SplatRates)
 
     def __post_init__(self) -> None:
         check(self, "count", at_least=1, limit=MAX_SPLATS)
@@ -69,6 +101,7 @@ class Splats(nn.Module):
     `SplatScene`. Buffers: the measures of renders since the last change, see `ScreenStatistics`.
     """
 
+    rows_of = "means"
     means: nn.Parameter
     quaternions: nn.Parameter
     log_scales: nn.Parameter
@@ -90,11 +123,11 @@ class Splats(nn.Module):
                 f"generator.name=splats is one object, but the batch has {len(text.pooled)} prompts: pass "
                 "one prompt at a time"
             )
-        measures = {name: self.get_buffer(f"screen_{name}")[None] for name in STATISTICS}
         return SplatScene(
             **{name: getattr(self, name)[None] for name in NAMES},
             bounding_radius=self.config.bounding_radius,
-            statistics=ScreenStatistics(**measures) if self.training else None,
+            antialias=self.config.antialias,
+            statistics=ScreenStatistics(**self._statistics()) if self.training else None,
         )
 
     @property
@@ -106,6 +139,17 @@ class Splats(nn.Module):
     def count(self) -> int:
         """N."""
         return len(self.means)
+
+    @property
+    def limit(self) -> int:
+        """The largest N that training can reach."""
+        control = self.config.density_control
+        return max(self.count, 0 if control is None else control.cap)
+
+    @property
+    def learning_rates(self) -> dict[str, Schedule]:
+        """The learning rate of each parameter."""
+        return {name: getattr(self.config.learning_rates, name) for name in NAMES}
 
     def load(self, start: Parameters | SplatScene) -> None:
         """Replace all splats, before an optimizer is built.
@@ -124,31 +168,75 @@ class Splats(nn.Module):
             max_anisotropy=config.max_anisotropy,
         )
 
-    def change(self, change: Change, optimizer: torch.optim.Optimizer) -> None:
+    def control_density(
+        self,
+        optimizer: Optimizer,
+        *,
+        step: int,
+        progress: float,
+        rng: torch.Generator,
+        gather: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Change, disturb and bound the splats after an update; see `DensityControlled`."""
+        control, radius = self.config.density_control, self.config.bounding_radius
+        if isinstance(control, RelocationConfig):
+            if control.changes_at(step, progress):
+                self.change(relocate_and_grow(self.splats, control, radius, rng), optimizer)
+            if control.noise:
+                strength = control.noise * self._rate_of_means(optimizer)
+                self.means.data.copy_(noisy_means(self.splats, strength, rng))
+        elif isinstance(control, SplittingConfig):
+            statistics = self._shared_statistics(gather)
+            if control.densifies_at(step):
+                self.change(clone_split_prune(self.splats, statistics, control, step, radius, rng), optimizer)
+            if control.resets_at(step):
+                limited = reset_logits(self.splats, control.reset_opacity)
+                restarted = replace(unchanged(self.splats), fresh=torch.ones_like(limited, dtype=torch.bool))
+                self.logits = replace_parameter(optimizer, self.logits, limited, restarted)
+        self.bound()
+
+    def change(self, change: Change, optimizer: Optimizer) -> None:
         """Apply a change of density control to the splats and to the optimizer that trains them."""
         for name in NAMES:
             old = getattr(self, name)
             setattr(self, name, replace_parameter(optimizer, old, change.parameters[name], change))
         self._reset_statistics()
 
+    def resize(self, count: int, optimizer: Optimizer | None = None) -> None:
+        """Give the module `count` splats of arbitrary values, which are loaded next.
+
+        A count that is not 1 to a million changes nothing: what has it does not fit.
+        """
+        if count == self.count or not 1 <= count <= MAX_SPLATS:
+            return
+        source = torch.arange(count, device=self.means.device) % self.count
+        change = rows(self.splats, source, torch.ones_like(source, dtype=torch.bool))
+        if optimizer is None:
+            self._set(change.parameters)
+        else:
+            self.change(change, optimizer)
+
+    def _rate_of_means(self, optimizer: Optimizer) -> float:
+        groups = optimizer.param_groups
+        return next(group["lr"] for group in groups if any(p is self.means for p in group["params"]))
+
     def _set(self, parameters: Parameters) -> None:
         for name in NAMES:
             setattr(self, name, nn.Parameter(parameters[name].detach().clone()))
         self._reset_statistics()
 
+    def _statistics(self) -> dict[str, Tensor]:
+        """The measures since the last change [1, N]; renders add to them in place."""
+        return {name: self.get_buffer(f"screen_{name}")[None] for name in STATISTICS}
+
+    def _shared_statistics(self, gather: Callable[[Tensor], Tensor]) -> ScreenStatistics:
+        """The measures, after they were made equal on all ranks: means of the ranks' sums, and maxima."""
+        measures = self._statistics()
+        for name, value in measures.items():
+            values = gather(value)  # [ranks, N]
+            value.copy_(values.amax(0) if name == "radius" else values.mean(0))
+        return ScreenStatistics(**measures)
+
     def _reset_statistics(self) -> None:
         for name, value in vars(empty_statistics(self.count, self.means.detach())).items():
             self.register_buffer(f"screen_{name}", value[0])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take on the number of splats of the state before it is loaded."""
-        means = state_dict.get(f"{prefix}means")
-        if isinstance(means, Tensor) and means.ndim == 2 and 1 <= len(means) <= MAX_SPLATS:
-            self.resize(len(means))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def resize(self, count: int) -> None:
-        """Give the module `count` splats, as new parameters, before their values are loaded."""
-        if count != self.count:
-            rows = torch.arange(count, device=self.means.device) % self.count
-            self._set({name: value[rows] for name, value in self.splats.items()})

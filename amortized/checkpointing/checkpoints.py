@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from amortized.checkpointing.checkpoint import (
 from amortized.checkpointing.config import CheckpointConfig
 from amortized.checkpointing.files import PARTIAL, clean, delete, publish, retire
 from amortized.checkpointing.identity import load_identity, new_identity, save_identity
-from amortized.checkpointing.tensors import check_expected, load_tensors, save_tensors, tensor_names
+from amortized.checkpointing.tensors import check_expected, load_tensors, save_tensors, tensor_sizes
 from amortized.checkpointing.uploader import CheckpointUploader
 from amortized.files import atomic_write_text, sync
 from amortized.parallel import StoppedTogether, World
@@ -44,7 +44,7 @@ class State(Protocol):
     """A state that can be saved and restored; see TrainingState."""
 
     def tensors(self) -> dict[str, Tensor]: ...
-    def load_targets(self, names: set[str]) -> dict[str, Tensor]: ...
+    def load_targets(self, sizes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]: ...
     def finish_loading(self, tensors: dict[str, Tensor], step: int) -> None: ...
 
 
@@ -157,7 +157,7 @@ class Checkpoints:
                 f"{path} was trained with another prior than prior.path now holds: "
                 "restore the original weights, or start over with another output=FOLDER"
             )
-        tensors = state.load_targets(tensor_names(path))
+        tensors = state.load_targets(tensor_sizes(path))
         check_expected(path, "generator", tensors)
         load_tensors(path, tensors, self.world)
         state.finish_loading(tensors, meta.step)

@@ -25,6 +25,7 @@ RESUMABLE_SETTINGS = {
     "generator.compile",
     "generator.grid.engine",
     "renderer.chunk",
+    "renderer.splat_engine",
     "trainer.prompts_per_process",
     "trainer.gradient_accumulation_steps",
     "prior.path",

@@ -28,6 +28,7 @@ from amortized.checkpointing.checkpoint import (
     verify,
 )
 from amortized.checkpointing.shards import stored_tensors
+from amortized.density_control import fit_rows
 from amortized.parallel import World
 from amortized.untrusted import short
 from amortized.wording import command
@@ -95,9 +96,9 @@ def _short_errors(message: str) -> Iterator[None]:
         raise CheckpointError(message.format(" ".join(str(cause).split()).rstrip("."))) from error
 
 
-def tensor_names(checkpoint: Path) -> set[str]:
-    """The names of all tensors in a verified checkpoint."""
-    return set(stored_tensors(checkpoint))
+def tensor_sizes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """The sizes of all tensors in a verified checkpoint, by name."""
+    return {name: entry.shape for name, entry in stored_tensors(checkpoint).items()}
 
 
 def read_part(checkpoint: Path, part: str) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ def find_checkpoint(run: Path, which: str = "newest") -> Path:
 
 def inference_part(checkpoint: Path) -> str:
     """The part to use after training: "ema" if the checkpoint has it, else "generator"."""
-    return "ema" if any(name.startswith("ema.") for name in tensor_names(checkpoint)) else "generator"
+    return "ema" if any(name.startswith("ema.") for name in tensor_sizes(checkpoint)) else "generator"
 
 
 def load_generator(run: Path, generator: nn.Module, which: str = "newest") -> Path:
@@ -168,6 +169,8 @@ def load_weights(checkpoint: Path, generator: nn.Module) -> None:
     Raises CheckpointError if a tensor is missing, unexpected, of another shape, or not finite.
     """
     part = inference_part(checkpoint)
+    stored = tensor_sizes(checkpoint)
+    fit_rows(generator, {name.removeprefix(f"{part}."): shape for name, shape in stored.items()})
     weights = {f"{part}.{name}": value for name, value in generator.state_dict().items()}
     check_expected(checkpoint, part, weights)
     load_tensors(checkpoint, weights, World())
@@ -177,7 +180,7 @@ def load_weights(checkpoint: Path, generator: nn.Module) -> None:
 
 def check_expected(checkpoint: Path, part: str, expected: Iterable[str]) -> None:
     """Raise CheckpointError if a part of a checkpoint has a tensor that is not `expected`."""
-    stored = {name for name in tensor_names(checkpoint) if name.startswith(f"{part}.")}
+    stored = {name for name in tensor_sizes(checkpoint) if name.startswith(f"{part}.")}
     if unexpected := sorted(stored - set(expected)):
         raise CheckpointError(
             f"{checkpoint} does not fit the model of this config (which has no {short(unexpected[0])}): use "

@@ -49,16 +49,24 @@ class RunConfig(BaseRunConfig):
             )
         terms = self.losses.of_distances
         if terms and getattr(self.generator, "geometry", "sdf") == "density":
-            settings = " and ".join(f"losses.{term}" for term in terms)
             raise ValueError(
-                f"{settings} need signed distances, which generator.geometry=density lacks: set to 0, or use "
-                "generator.geometry=sdf"
+                f"{_losses(terms)} need signed distances, which generator.geometry=density lacks: set to 0, "
+                "or use generator.geometry=sdf"
+            )
+        terms = self.losses.along_rays
+        if terms and name == "splats":
+            raise ValueError(
+                f"{_losses(terms)} need samples along rays, which generator.name=splats has not: set to 0"
             )
 
     @property
     def one_object(self) -> bool:
         """Whether the generator holds a single object, whatever the text."""
         return getattr(self.generator, "one_object", False)
+
+
+def _losses(terms: list[str]) -> str:
+    return " and ".join(f"losses.{term}" for term in terms)
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -38,6 +38,7 @@ from amortized.checkpointing import (
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import Schedule, build_config, config_to_dict
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
+from amortized.density_control import fit_rows
 from amortized.devices import local_device
 from amortized.files import in_folders, started_in
 from amortized.generation.config import SceneConfig, sharpness_at
@@ -165,12 +166,15 @@ def _build(config: ModelConfig, stored: Mapping[str, tuple[int, ...]], where: Pa
     for more than there is in the file allocates nothing. Raises ValueError.
     """
     with torch.device("meta"):
-        untrained = build_generator(config.generator, config.environment, config.text_dim).state_dict()
-    for name, value in untrained.items():
+        untrained = build_generator(config.generator, config.environment, config.text_dim)
+        fit_rows(untrained, stored)
+    for name, value in untrained.state_dict().items():
         if stored.get(name) != tuple(value.shape):
             found = "is missing" if name not in stored else f"has the shape {list(stored[name])}"
             raise ValueError(f"{name} {found} in {short(where)}, expected {list(value.shape)}")
-    return build_generator(config.generator, config.environment, config.text_dim)
+    generator = build_generator(config.generator, config.environment, config.text_dim)
+    fit_rows(generator, stored)
+    return generator
 
 
 # ---- an exported folder ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from amortized.config import check
+from amortized.config import Schedule, check, geometric_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +51,27 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer with one parameter group per learning rate, called `name`.
 
-    Parameters of submodules named `surroundings` or `grid` get their own group, all others share one. The
-    last group holds the guidance's reference model `learned`, if there is one, at `learned_rate`.
+    Parameters of submodules named `surroundings` or `grid` get their own group. So does each parameter of a
+    submodule with `learning_rates`, a schedule by parameter name. All others share one. The last group holds
+    the guidance's reference model `learned`, if there is one, at `learned_rate`.
     """
+    rates: dict[str, Schedule | None]
     rates = {"surroundings": config.environment_learning_rate, "grid": config.encoding_learning_rate}
+    for part in module.modules():
+        rates |= getattr(part, "learning_rates", {})
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *rates)}
     for name, parameter in module.named_parameters():
         owners = name.split(".")
         parts[next((part for part in rates if part in owners), "")].append(parameter)
     rate = config.learning_rate
     groups = [
-        {"params": parameters, "lr": rate, "base_lr": rates.get(part) or rate, "name": part or "generator"}
+        {"params": parameters, "lr": rate, "schedule": rates.get(part) or rate, "name": part or "generator"}
         for part, parameters in parts.items()
         if parameters
     ]
     if learned is not None:
         # No weight decay: a zero embedding is not a text, and no better a model of the renders.
-        options = {"lr": learned_rate, "base_lr": learned_rate, "weight_decay": 0.0, "name": "learned"}
+        options = {"lr": learned_rate, "schedule": learned_rate, "weight_decay": 0.0, "name": "learned"}
         groups.append({"params": list(learned.parameters()), **options})
     betas: Any = config.betas
     shared = {"lr": rate, "betas": betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
@@ -88,4 +92,4 @@ def set_learning_rate(groups: list[dict[str, Any]], config: OptimizerConfig, ste
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         factor = config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
     for group in groups:
-        group["lr"] = group["base_lr"] * warmup * factor
+        group["lr"] = geometric_at(group["schedule"], step / steps) * warmup * factor

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from amortized.density_control import fit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +36,18 @@ class TrainingState:
             tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
         return tensors
 
-    def load_targets(self, names: set[str]) -> dict[str, Tensor]:
-        """Tensors to load a checkpoint with these `names` into, in place.
+    def load_targets(self, sizes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Tensors to load a checkpoint into, in place, whose tensors have these names and sizes.
 
         Clears the optimizer: it then has exactly the moments that the checkpoint has, as zeros until loaded.
         """
         self.optimizer.state.clear()
+        for part, module in self.modules().items():
+            prefix = f"{part}."
+            stored = {name.removeprefix(prefix): s for name, s in sizes.items() if name.startswith(prefix)}
+            fit_rows(module, stored, self.optimizer)
         trained = {f"optimizer.{name}": parameter for name, parameter in self._trained().items()}
-        for name in sorted(names):
+        for name in sorted(sizes):
             owner, _, key = name.rpartition(".")
             if (parameter := trained.get(owner)) is not None:
                 scalar = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from amortized.config import check
+from amortized.density_control import density_controlled
 from amortized.guidance import Guidance
 from amortized.parallel.optim import OptimizerConfig
 from amortized.parallel.state import TrainingState
@@ -102,7 +103,10 @@ def build_strategy(
 
 
 class DDPStrategy:
-    """Every process holds everything; DistributedDataParallel averages the generator's gradients."""
+    """Every process holds everything; DistributedDataParallel averages the generator's gradients.
+
+    It cannot follow parameters that density control replaces: theirs are averaged by hand.
+    """
 
     collective_forward = False
 
@@ -112,7 +116,11 @@ class DDPStrategy:
         # Not every step trains the reference model, which DDP cannot express: average its gradients by hand.
         learned = [name for name, _ in trained.loss.named_parameters() if name.startswith("learned.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained.loss, learned)
-        self.module = trained.loss if world.size == 1 else _wrap_ddp(trained.loss, world.device)
+        is_fixed = not density_controlled(trained.generator)
+        wraps = world.size > 1 and is_fixed
+        self.module = _wrap_ddp(trained.loss, world.device) if wraps else trained.loss
+        self.unwrapped = [] if is_fixed else [trained.generator]
+        self.unwrapped += [] if trained.learned is None else [trained.learned]
 
     def __call__(self, batch: Any, progress: float, learn: bool) -> Any:
         return self.module(batch, progress, learn)
@@ -126,8 +134,8 @@ class DDPStrategy:
         return nullcontext()
 
     def update(self, step: int) -> dict[str, Tensor]:
-        if self.trained.learned is not None:
-            average_gradients(self.trained.learned.parameters(), self.world)
+        for module in self.unwrapped:
+            average_gradients(module.parameters(), self.world)
         return update(self.trained, self.state, self.clip_norm, step)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -194,13 +194,13 @@ class DeepSpeedState(TrainingState):
                 tensors[f"optimizer.generator.{name}.step"] = step.clone()
         return tensors
 
-    def load_targets(self, names: set[str]) -> dict[str, Tensor]:
-        targets = super().load_targets(names)
+    def load_targets(self, sizes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        targets = super().load_targets(sizes)
         for name, parameter in self.generator.named_parameters():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             targets[f"generator.{name}"] = torch.empty(shape, device=parameter.device)
             prefix = f"optimizer.generator.{name}."
-            for moment in (moment for moment in names if moment.startswith(prefix)):
+            for moment in (moment for moment in sizes if moment.startswith(prefix)):
                 size = () if moment == f"{prefix}step" else shape
                 targets[moment] = torch.zeros(size, device=parameter.device)
         return targets

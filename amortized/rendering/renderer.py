@@ -34,7 +34,7 @@ from amortized.rendering.quadrature import (
     subdivide,
 )
 from amortized.rendering.shading import ShadingConfig, brightness, field_gradient, normals
-from amortized.rendering.splats import render_splats
+from amortized.rendering.splats import SplatEngine, render_splats
 from amortized.rendering.volumes import SDFVolume, Volume, volume_of
 from amortized.transfer import constant
 from amortized.types import AnyScene, Cameras, HasBackground, RaySamples, Render, SplatScene
@@ -59,6 +59,7 @@ class RendererConfig:
     normal_epsilon: float = 0.01  # step of the finite difference for normals
     shading: ShadingConfig = field(default_factory=ShadingConfig)
     chunk: int | None = None  # field evaluations at once outside training; null: as many as memory allows
+    splat_engine: SplatEngine = "auto"  # of scenes of splats: torch, or gsplat on a GPU if it is installed
 
     def __post_init__(self) -> None:
         check(self, "num_coarse", at_least=1, limit=4096)
@@ -105,10 +106,10 @@ def render(
     Differentiable in the scene and in sharpness, not in the cameras. Autocast is disabled: in bfloat16,
     distances would be off by up to 0.004. A field that is not finite gives an image that is not finite.
 
-    A `SplatScene` goes to `render_splats`: config, sharpness and u have no meaning for it, and there are no
-    `samples`.
+    A `SplatScene` goes to `render_splats`: sharpness, u and all of config but `splat_engine` have no meaning
+    for it, and there are no `samples`.
 
-    Raises ValueError if shapes do not match.
+    Raises ValueError if shapes do not match, or if the engine of splats cannot run.
     """
     if isinstance(scene, SplatScene):
         return render_splats(
@@ -120,6 +121,7 @@ def render(
             training=training,
             show_environment=show_environment,
             want_normal=want_normal,
+            engine=config.splat_engine,
         )
     num_prompts, num_views = cameras.fovy_deg.shape
     check_images(scene.num_prompts, background, (num_prompts, num_views, height, width))

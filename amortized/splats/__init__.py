@@ -1,6 +1,6 @@
 """Gaussian splats as data: parameters, starts, density control, files."""
 
-from amortized.splats.changes import Change, replace_parameter
+from amortized.splats.changes import Change, replace_parameter, rows, unchanged
 from amortized.splats.files import (
     read_points_ply,
     read_splat_file,
@@ -61,7 +61,9 @@ __all__ = [
     "replace_parameter",
     "reset_logits",
     "rotation_matrices",
+    "rows",
     "scene_of",
+    "unchanged",
     "write_splat_file",
     "write_splat_ply",
 ]

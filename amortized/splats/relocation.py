@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ MAX_OPACITY = 1 - 1e-6  # of a copy: its logit must be finite
 
 @dataclass(frozen=True, kw_only=True)
 class RelocationConfig:
-    """When and how far splats are moved and added."""
+    """When and how far splats are moved and added; times are shares of the training."""
 
+    name: Literal["relocation"] = "relocation"
     cap: int = 20_000  # splats at most
     every: int = 100  # steps between two changes
-    start: float = 0.0  # share of training after which they begin
+    start: float = 0.0  # changes begin
     stop: float = 0.8  # and end
     growth: float = 0.05  # share of the splats that are added in a change, up to the cap
     min_opacity: float = 0.005  # splats with less are moved
@@ -39,6 +41,10 @@ class RelocationConfig:
         check(self, "start", "stop", "growth", at_least=0, at_most=1)
         check(self, "min_opacity", above=0, below=1)
         check(self, "noise", at_least=0, limit=1e9)
+
+    def changes_at(self, step: int, progress: float) -> bool:
+        """Whether splats are moved and added after `step`, counted from 1, at `progress` in [0, 1]."""
+        return self.start <= progress <= self.stop and step % self.every == 0
 
 
 def relocate_and_grow(

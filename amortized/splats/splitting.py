@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ SHRINKAGE = 1.6  # of the two splats that replace a split one
 class SplittingConfig:
     """Thresholds and steps; the defaults are those of 3D Gaussian Splatting."""
 
+    name: Literal["splitting"] = "splitting"
     cap: int = 100_000  # splats at most
     gradient: float = 2e-4  # densify from this mean gradient norm per image, in half image sizes
     dense_share: float = 0.01  # splats above this share of `extent` are split, the others cloned
@@ -39,9 +41,7 @@ class SplittingConfig:
     max_radius: float | None = None
     max_radius_from: int = 0  # step
     reset_every: int | None = 3000  # steps between two resets of opacity; null: never
-    reset_opacity: float = (
-        0.01  # a reset's upper limit; below about 0.05, small wide splats lose all gradient
-    )
+    reset_opacity: float = 0.01  # upper limit; below about 0.05, few and wide splats lose all gradient
 
     def __post_init__(self) -> None:
         check(self, "cap", at_least=1, limit=MAX_SPLATS)

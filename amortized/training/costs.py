@@ -7,18 +7,28 @@ from dataclasses import replace
 
 from torch import nn
 
+from amortized.density_control import density_controlled
 from amortized.encodings import HashGrid
 from amortized.guidance import calls_per_image
 from amortized.monitoring import forecast, peak_memory_gib
 from amortized.parallel import DDPStrategy
+from amortized.training.engines import engines
 from amortized.training.metering import Meter
-from amortized.training.trainer import Trainer, grid_engines
+from amortized.training.trainer import Trainer
 from amortized.wording import count
 
 
 def describe(trainer: Trainer, *, num_negatives: int) -> str:
-    """A report of the parts of a run, its denoiser calls and its memory; uses up the trainer's modules."""
+    """A report of the parts of a run, its denoiser calls and its memory; uses up the trainer's modules.
+
+    Memory is that of the largest number of splats, which density control may reach.
+    """
     config, generator, guidance = trainer.config.trainer, trainer.state.generator, trainer.guidance
+    computes_on = engines(generator, trainer.config.renderer, trainer.world.device)
+    growing = list(density_controlled(generator).values())
+    growth = [f"# splats: {part.count:,} at the start, at most {part.limit:,}" for part in growing]
+    for part in growing:
+        part.resize(part.limit, trainer.state.optimizer)
     prior, num_prompts = guidance.prior, len(trainer.trained)
     images = config.prompts_per_process * config.views_per_prompt
     parts = config.gradient_accumulation_steps
@@ -42,7 +52,8 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
     lines = [
         f"# generator: {type(generator).__name__}, {_parameters(generator):,} parameters",
         *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
-        *(f"#   {name} runs on {engine}" for name, engine in grid_engines(generator).items()),
+        *(f"#   {name} runs on {engine}" for name, engine in computes_on.items()),
+        *growth,
         f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
         f"# corpus: {count(num_prompts, 'training prompt')}; {trainer.slots_per_step} per step, "

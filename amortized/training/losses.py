@@ -39,6 +39,12 @@ class LossConfig:
         """The terms in use that only scenes with signed distances have."""
         return [name for name in ("eikonal", "inside") if getattr(self, name) != 0]
 
+    @property
+    def along_rays(self) -> list[str]:
+        """The terms in use that only scenes with samples along rays have."""
+        names = ("eikonal", "orient", "z_variance", "inside")
+        return [name for name in names if getattr(self, name) != 0]
+
     def need_normals(self, progress: float) -> bool:
         """Whether a term needs the field's gradient, which the renderer computes only on request."""
         return any(value_at(schedule, progress) > 0 for schedule in (self.eikonal, self.orient))

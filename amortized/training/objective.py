@@ -16,6 +16,7 @@ from amortized.training.batches import TrainingBatch
 from amortized.training.config import BaseRunConfig
 from amortized.training.losses import regularization
 from amortized.transfer import to_device
+from amortized.types import AnyScene, SplatScene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,13 @@ def mean_numbers(losses: list[StepLosses]) -> dict[str, Tensor]:
         learned = {} if loss.learned is None else {"learned": loss.learned.detach()}
         parts.append({"loss": loss.total.detach(), **learned, **loss.metrics})
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def splat_counts(scene: AnyScene) -> dict[str, Tensor]:
+    """The number of splats of each prompt, to log; nothing for other scenes."""
+    if not isinstance(scene, SplatScene):
+        return {}
+    return {"splats": scene.logits.new_full((), scene.logits.shape[1])}
 
 
 class Objective(nn.Module):
@@ -108,6 +116,7 @@ class Objective(nn.Module):
         metrics = {
             **{name: term.detach() for name, term in terms.items()},
             "opacity": opacity.mean(),
+            **splat_counts(scene),
             "emptied": (opacity < self.config.monitoring.min_opacity).float().mean(),  # share of prompts
             **{f"guidance/{name}": value for name, value in guidance.metrics.items()},
             "denoiser_calls": guidance.loss.new_full((), guidance.num_denoiser_calls),

@@ -13,7 +13,6 @@ from torch import nn
 from amortized.checkpointing import CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
-from amortized.encodings import HashGrid
 from amortized.evaluation import ClipScorer
 from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
@@ -39,7 +38,9 @@ from amortized.parallel import (
 from amortized.priors import fingerprint_of
 from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
 from amortized.training.config import BaseRunConfig
+from amortized.training.density import check_density_control, control_density
 from amortized.training.endings import Leave, explain_failure, interruption, mark_stop, unless_interrupted
+from amortized.training.engines import engines
 from amortized.training.objective import Objective, StepLosses, mean_numbers
 from amortized.training.page import page_facts
 from amortized.training.prefetch import Prefetcher
@@ -76,7 +77,7 @@ class Trainer:
         self.config, self.world = config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(config.output)
         self.corpus, self.trained, self.scorer = corpus, corpus.trained, scorer
-        self._check(z_width(generator))
+        self._check(generator)
         trainer = config.trainer
         self.sampler = BatchSampler(
             seed=config.seed,
@@ -117,8 +118,10 @@ class Trainer:
         self.resumed_at = (0, 0)  # the step at which this process started, and the prompts seen before it
         self.prefetcher = Prefetcher(self.prepare, self.num_parts)
 
-    def _check(self, z_dim: int) -> None:
-        trainer, prior = self.config.trainer, self.guidance.prior
+    def _check(self, generator: nn.Module) -> None:
+        trainer, prior, z_dim = self.config.trainer, self.guidance.prior, z_width(generator)
+        check_density_control(generator, self.config)
+        engines(generator, self.config.renderer, self.world.device)
         views, seeds = prior.views_per_group, trainer.seeds_per_prompt
         if views > 1 and (trainer.views_per_prompt != views or not self.config.cameras.ring):
             raise ValueError(
@@ -241,8 +244,9 @@ class Trainer:
                 stopwatch("backward")
             losses.append(loss)
             digests.append(batch.draws.digests)
-        # 2. The update.
+        # 2. The update, and the change of splats in place and number.
         norms = self.strategy.update(step)
+        control_density(self.state, self.config, step, self.world)
         # 3. Numbers to log: queue one all-reduce and one copy to the host, wait for neither.
         means = mean_numbers(losses)
         for calls in ("denoiser_calls", "gradient_calls"):  # totals of the step, over parts and ranks
@@ -305,7 +309,7 @@ class Trainer:
         """Facts to log when a run starts or resumes."""
         setup = f"{self.world.size} processes, {self.config.distributed.strategy}"
         yield f"{setup}, {self.slots_per_step} prompts per step; rank 0 on {socket.gethostname()}"
-        for name, engine in grid_engines(self.state.generator).items():
+        for name, engine in engines(self.state.generator, self.config.renderer, self.world.device).items():
             yield f"{name} runs on {engine}, device {self.world.device}"
         sample = range(0, len(self.trained), -(-len(self.trained) // PROMPT_SAMPLE))
         texts = [self.prompt(index).text for index in sample]
@@ -339,8 +343,3 @@ class Trainer:
     def _preview_prompts(self) -> list[Prompt]:
         count = min(self.config.monitoring.preview_prompts, len(self.trained))
         return [self.prompt(index) for index in range(count)]
-
-
-def grid_engines(generator: nn.Module) -> dict[str, str]:
-    """The engine of each hash grid in a generator, by dotted module name."""
-    return {name: part.engine for name, part in generator.named_modules() if isinstance(part, HashGrid)}

@@ -162,8 +162,8 @@ def test_stages_and_layers_compile(name: str):
 def test_name_selects_settings():
     from amortized.commands.compose import RunConfig
 
-    # Of one object, without a batch: tests/generators/test_ingp.py.
-    assert {name.split(" ")[0] for name in TINY} == set(GENERATORS) - {"ingp"}
+    # Of one object, without a batch: test_ingp.py and test_splats.py.
+    assert {name.split(" ")[0] for name in TINY} == set(GENERATORS) - {"ingp", "splats"}
     given = ["output=o", "corpus=shapes16", "prior=p"]
     for name, cls in GENERATORS.items():
         chosen = load_config(RunConfig, None, [*given, f"generator.name={name}"]).generator

@@ -17,9 +17,11 @@ from amortized.rendering.splats.projection import NEAR, Projection
 ALPHA_MIN = 1 / 255  # a pair that covers less of its pixel is dropped
 ALPHA_MAX = 0.999  # no pair covers more, so that transmittance stays positive
 TRANSMITTANCE_MIN = 1e-4  # a pair that would leave less is dropped, with all that are behind it
-# At once, before any is dropped; each takes some 200 bytes for a moment. On a CPU they should fit its cache:
-# 2^18 is up to 1.5 times as fast as 2^22. On a GPU the host waits for each part.
+# At once, before any is dropped. On a CPU they should fit its cache: 2^18 is up to 1.5 times as fast as 2^22.
+# On a GPU the host waits for each part.
 MAX_PAIRS = {"cpu": 1 << 18, "cuda": 1 << 22}
+WORKING_BYTES = 200  # per pair, for a moment
+PAIRS_PER_PIXEL = 15  # that an opaque object covers, whatever the number of its splats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,23 @@ def pairs_in(
         splats, pixels, alphas, transmittances = _select(passes, splats, pixels, alphas, transmittances)
         starts = starts_of(pixels, num_pixels)
     return Pairs(splats=splats, pixels=pixels, starts=starts, alphas=alphas, transmittances=transmittances)
+
+
+def expected_pairs(num_pixels: int, like: Tensor) -> Pairs:
+    """Return pairs of no meaning, in the number that an object which fills its image typically has.
+
+    For fake tensors: they have no values, so their pairs cannot be counted.
+    """
+    number = PAIRS_PER_PIXEL * num_pixels
+    like.new_empty(min(number, MAX_PAIRS["cuda"]) * WORKING_BYTES // like.element_size())  # for a moment
+    index = {"dtype": torch.int32, "device": like.device}
+    return Pairs(
+        splats=torch.empty(number, **index),
+        pixels=torch.empty(number, **index),
+        starts=torch.empty(num_pixels + 1, dtype=torch.int64, device=like.device),
+        alphas=like.new_empty(number),
+        transmittances=like.new_empty(number),
+    )
 
 
 def starts_of(pixels: Tensor, num_pixels: int) -> Tensor:

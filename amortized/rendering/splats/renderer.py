@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from amortized.cameras import camera_rays
 from amortized.rendering.backgrounds import check_images
 from amortized.rendering.splats.compositing import composite
 from amortized.rendering.splats.engines import SplatEngine, render_with_gsplat, splat_engine_on
-from amortized.rendering.splats.pairs import MAX_PAIRS, Boxes, boxes_of, pairs_in, row_ranges
+from amortized.rendering.splats.pairs import MAX_PAIRS, Boxes, boxes_of, expected_pairs, pairs_in, row_ranges
 from amortized.rendering.splats.projection import Projection, project, ray_lengths, values_of
 from amortized.types import Cameras, Render, ScreenStatistics, SplatScene
 
@@ -27,7 +28,6 @@ def render_splats(
     *,
     background: Tensor,
     training: bool,
-    antialias: bool = True,
     show_environment: Tensor | None = None,
     want_normal: bool = False,
     engine: SplatEngine = "auto",
@@ -40,10 +40,12 @@ def render_splats(
     times opacity. Normals are the composited shortest axes, of unit length, and zero where nothing is drawn.
     `samples` is None, and `num_evaluations` is the number of (pixel, splat) pairs (0 with gsplat).
 
-    antialias: make splats fainter as pixels widen them, so that a scene looks the same at every resolution;
-    without it, images at another resolution than that of training are too thin or too thick. exact: composite
-    every splat in every pixel, without the cut-offs of coverage and transmittance; slow, and with PyTorch.
-    max_pairs: bounds memory (None: by device); images do not depend on it.
+    A scene without `antialias` looks too thin or too thick at another resolution than that of training.
+    exact: composite every splat in every pixel, without the cut-offs of coverage and transmittance; slow, and
+    with PyTorch. max_pairs: bounds memory (None: by device); images do not depend on it.
+
+    On fake tensors, which have no values, the number of pairs is that of a typical object: see
+    `expected_pairs`.
 
     Without `training` no graph is built. Differentiable once, in the scene. Autocast is disabled. A scene
     with a parameter that is not finite, except for logits, gives images that are not finite.
@@ -62,8 +64,8 @@ def render_splats(
         measured = scene.statistics if training else None
         projection, boxes = None, None
         if exact or splat_engine_on(device, engine, dtype) == "torch":
-            projection = project(scene, cameras, height, width, antialias=antialias)
-            boxes = boxes_of(projection, height, width, exact=exact)
+            projection = project(scene, cameras, height, width, antialias=scene.antialias)
+            boxes = None if is_fake(values) else boxes_of(projection, height, width, exact=exact)
             limit = max_pairs or MAX_PAIRS.get(device.type, MAX_PAIRS["cpu"])
             sums, opacity, num_pairs = _composite_all(
                 projection, boxes, values, height, width, exact=exact, max_pairs=limit
@@ -71,12 +73,12 @@ def render_splats(
             positions = projection.means
         else:
             sums, opacity, info = render_with_gsplat(
-                scene, cameras, values, height, width, antialias=antialias
+                scene, cameras, values, height, width, antialias=scene.antialias
             )
             positions, num_pairs = info["means2d"], 0
             if measured is not None:
                 with torch.no_grad():
-                    projection = project(scene, cameras, height, width, antialias=antialias)
+                    projection = project(scene, cameras, height, width, antialias=scene.antialias)
                 boxes = boxes_of(projection, height, width)
         if measured is not None and projection is not None and boxes is not None:
             _measure(measured, projection.radii / height, boxes.visible, positions, (width, height))
@@ -101,7 +103,7 @@ def render_splats(
 
 def _composite_all(
     projection: Projection,
-    boxes: Boxes,
+    boxes: Boxes | None,
     values: Tensor,
     height: int,
     width: int,
@@ -109,13 +111,20 @@ def _composite_all(
     exact: bool,
     max_pairs: int,
 ) -> tuple[Tensor, Tensor, int]:
-    """Return sums [P, V, H, W, C], opacity [P, V, H, W] and the number of pairs, with PyTorch."""
+    """Return sums [P, V, H, W, C], opacity [P, V, H, W] and the number of pairs, with PyTorch.
+
+    boxes: None for fake tensors.
+    """
     num_prompts, num_views = values.shape[:2]
     means, conics = projection.means.reshape(-1, 2), projection.conics.reshape(-1, 3)
     opacities, table = projection.opacities.reshape(-1), values.flatten(0, 2)
+    num_rows = num_prompts * num_views * height
     strips, num_pairs = [], 0
-    for rows in row_ranges(boxes, num_prompts * num_views * height, max_pairs):
-        pairs = pairs_in(rows, boxes, projection, width, exact=exact)
+    for rows in [(0, num_rows)] if boxes is None else row_ranges(boxes, num_rows, max_pairs):
+        if boxes is None:
+            pairs = expected_pairs(num_rows * width, values)
+        else:
+            pairs = pairs_in(rows, boxes, projection, width, exact=exact)
         sums = composite(
             means, conics, opacities, table, pairs, first_row=rows[0], height=height, width=width
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,12 +38,7 @@ def tensors_of(scene: SplatScene) -> list[Tensor]:
 
 
 def with_tensors(scene: SplatScene, *tensors: Tensor) -> SplatScene:
-    return SplatScene(
-        **dict(zip(NAMES, tensors, strict=True)),
-        bounding_radius=scene.bounding_radius,
-        background=scene.background,
-        statistics=scene.statistics,
-    )
+    return replace(scene, **dict(zip(NAMES, tensors, strict=True)))
 
 
 def needing_grad(scene: SplatScene) -> SplatScene:
@@ -62,6 +58,8 @@ def images(scene: SplatScene, cameras: Cameras, size: int | tuple[int, int], **s
     """Render in training over the gray 0.25."""
     height, width = (size, size) if isinstance(size, int) else size
     background = torch.full((*cameras.fovy_deg.shape, 3), 0.25, dtype=scene.means.dtype)
+    if "antialias" in settings:
+        scene = replace(scene, antialias=settings.pop("antialias"))
     return render_splats(
         scene, cameras, height, width, **{"background": background, "training": True, **settings}
     )
