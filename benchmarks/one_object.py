@@ -43,7 +43,10 @@ def settings_of(method: str) -> tuple[str, ...]:
         return ()
     path = ROOT / f"configs/methods/{method}.yaml"
     guidance = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))["guidance"])
-    changes = [f"guidance.{key}={json.dumps(value)}" for key, value in guidance.items()]
+    changes = [
+        f"guidance.{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in guidance.items()
+    ]
     return (*changes, f"trainer.steps={load_config(RunConfig, path).trainer.steps // 2}")
 
 
