@@ -24,6 +24,7 @@ from benchmarks import (
     diversity,
     guidance,
     mixture,
+    one_object,
     plots,
     rendering,
     scaling,
@@ -75,6 +76,17 @@ def test_each_run_of_a_single_prompt_is_a_sample():
     recall, gain = asd["recall_at_1"], sds["recall_at_1 - asd"]
     assert (recall.mean, recall.low, recall.high) == (0.5, 0.125, 0.875)  # of four values, 1, 0, 0.5 and 0.5
     assert (gain.mean, gain.low, gain.high) == (-0.25, -0.5, 0.0)  # of 0, 0, -0.5 and -0.5
+
+
+@pytest.mark.parametrize("method", one_object.METHODS)
+def test_single_objects_use_the_methods_as_tuned(method: str):
+    """Whatever the representation: the guidance of the method's preset, and half its steps."""
+    preset = "quickstart" if method == "asd" else f"methods/{method}"
+    tuned = load_config(RunConfig, ROOT / f"configs/{preset}.yaml")
+    for study in one_object.STUDIES.values():
+        variant = study.variants[method]
+        config = load_config(RunConfig, variant.path, [*variant.changes, "prompt=a cube"])
+        assert config.guidance == tuned.guidance and config.trainer.steps == tuned.trainer.steps // 2
 
 
 def test_a_run_of_a_preset_that_has_changed_since_is_refused(tmp_path):
