@@ -32,6 +32,7 @@ from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
 
 ASSETS = 16
+Images = Mapping[str, Tensor]  # [assets, H, W, 3] by prompt
 
 
 def measure(
@@ -57,10 +58,8 @@ def measure(
     return rows_of(makers, scorer)
 
 
-def rows_of(
-    makers: Mapping[str, Sequence[Mapping[str, Tensor]]], scorer: ClipScorer
-) -> list[dict[str, object]]:
-    """Return a row per entry of `makers`: the scores of images by prompt and seed, compared with the first's."""
+def rows_of(makers: Mapping[str, Sequence[Images]], scorer: ClipScorer) -> list[dict[str, object]]:
+    """Return a row per entry of `makers`: scores of each seed's images, compared with the first entry's."""
     first = next(iter(makers))
     scores = {name: score(images, scorer) for name, images in makers.items()}
     rows = []
