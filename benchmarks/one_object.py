@@ -3,6 +3,7 @@
   python -m benchmarks.one_object [SECTION ...] [--seeds 0 1 2] [--workers 2] [--output outputs/one-object]
 
 sdf, density, splats  five methods at equal denoiser calls, three prompts, a run for each (half an hour each)
+warm                  runs that start from what a generator makes of the prompt, and the same runs from a ball
 diversity             different outcomes of prompts that leave a word open, by DSD: a run for each of 16 seeds
 
 The runs are ordinary training runs under OUTPUT/runs; finished ones are reused. Prints tables and writes them
@@ -27,7 +28,7 @@ from amortized.config import load_config
 from amortized.config.presets import flatten
 from amortized.evaluation import load_clip
 from amortized.files import atomic_write_text
-from benchmarks import diversity, plots, timing
+from benchmarks import diversity, plots, timing, warm_start
 from benchmarks.studies import ROOT, Job, Study, Variant, digest, run_study, table, train
 
 COLUMNS = ("recall_at_1", "iou", "color_error", "seconds")
@@ -67,8 +68,9 @@ STUDIES = {
 }
 
 
-SECTIONS = (*STUDIES, "diversity")
+SECTIONS = (*STUDIES, "warm", "diversity")
 OPEN = ("a cube", "something red")
+WARM = "Warm and cold starts at equal steps, by ASD"
 DIVERSITY = "Prompts that leave a word open: 16 single objects by DSD"
 
 
@@ -115,13 +117,22 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="concurrent runs")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path("outputs/shapes-comp"),
+        help="run of configs/shapes-comp.yaml from which warm runs start (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/one-object"))
     args = parser.parse_intermixed_args()
     if wrong := set(args.sections) - {*SECTIONS}:
         parser.error(f"unknown section {', '.join(sorted(wrong))}; choose from {', '.join(SECTIONS)}")
     machine = timing.machine(torch.device("cpu"))
     for section in args.sections:
-        if section == "diversity":
+        if section == "warm":
+            title = WARM
+            rows = warm_start.measure(args.source, args.seeds, args.output, args.workers)
+        elif section == "diversity":
             title, rows = DIVERSITY, diversity_rows(args.seeds, args.output, args.workers)
         else:
             study = STUDIES[section]
