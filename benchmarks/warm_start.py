@@ -1,7 +1,7 @@
 """Compare objects that start from a trained generator with those that start cold.
 
-Both kinds take the same steps of the same guidance with the same seeds, and are evaluated on the way. The steps
-saved are those before which the warm run reaches the cold run's score at its end.
+Both kinds take the same steps of the same guidance with the same seeds, and are evaluated on the way. The
+steps saved are those before which the warm run reaches the cold run's score at its end.
 """
 
 from __future__ import annotations
