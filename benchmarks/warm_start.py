@@ -25,7 +25,7 @@ PROMPTS = {
 }
 STEPS = (25, 50, 100, 150, 200, 300)
 COLUMNS = ("iou", "recall_at_1", "color_error")
-# The heads of the source, so that the object is an exact copy of what the source makes.
+# The heads of the source, so that the object is an exact copy of the source's.
 PRESETS = {
     "sdf": ("tiny-ingp", ("generator.hidden=[64]", "generator.shared_width=64")),
     "splats": ("tiny-splats", ("generator.count=2000",)),
@@ -36,7 +36,7 @@ QUICK = ("evaluation.turntable_frames=0", "evaluation.objects=0", "evaluation.gr
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores by step of a warm and a cold run, alike but for their start."""
+    """Scores by step of a warm and a cold run that differ in their start only."""
 
     warm: list[Mapping[str, float]]  # in the order of STEPS
     cold: list[Mapping[str, float]]
