@@ -46,7 +46,8 @@ def surface(
 ) -> list[Mesh]:
     """The surfaces of P scenes on `device`: closed meshes without floaters, their vertices on the field.
 
-    Raises AssetError for an empty scene, one that touches its bounding ball, and one of densities or splats.
+    Those of densities and splats are the surfaces of their solids; see `scenes.level_of`, `SplatSolid`.
+    Raises AssetError for an empty scene, and one that touches its bounding ball.
     """
     config = AssetConfig(resolution=resolution, exact=exact, faces=0, texture=0)
     fields = (Field(scene.select(i), torch.device(device)) for i in range(scene.num_prompts))
@@ -117,7 +118,7 @@ def _surface_of(field: Field, config: AssetConfig, keep: Keep, meter: _Meter) ->
 def measure(field: Field, mesh: Mesh, textured: TexturedMesh | None) -> dict[str, Any]:
     """Compare a finished mesh with its field, at random points of its surface; JSON."""
     points, faces, weights = sample(mesh, SAMPLES)
-    distances = np.abs(field.value(points))
+    distances = field.distance(points, epsilon=1e-3 * field.radius)
     report: dict[str, Any] = {
         **check_mesh(mesh, field.radius),
         "surface_error": {"mean": float(distances.mean()), "max": float(distances.max())},
