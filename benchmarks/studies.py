@@ -100,7 +100,16 @@ def run(job: Job, threads: int) -> Rows:
             stopped = done.returncode == STOPPED and script == "train.py" and list_checkpoints(checkpoints)
             if done.returncode and not stopped:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(results.read_text(encoding="utf-8"))["prompts"]
+    rows = json.loads(results.read_text(encoding="utf-8"))["prompts"]
+    return [{**row, **seconds_of(job.folder)} for row in rows]
+
+
+def seconds_of(run: Path) -> dict[str, float]:
+    """Return the seconds of all steps of a run, without its start, checkpoints and previews."""
+    log = run / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    steps = [value for line in lines for key, value in json.loads(line).items() if key.startswith("time/")]
+    return {"seconds": sum(steps)} if steps else {}
 
 
 def check_settings(job: Job) -> None:
