@@ -57,12 +57,12 @@ class Field:
             raise AssetError("the field of the object is not finite: the generator's weights are damaged")
         return values
 
-    def distance(self, points: np.ndarray, epsilon: float) -> np.ndarray:
-        """Distances [N] >= 0 of points [N, 3] near the surface from it; `epsilon` as in `gradient`."""
-        values = np.abs(self.value(points))
+    def distance(self, points: np.ndarray, max_step: float) -> np.ndarray:
+        """Distances [N] >= 0 of points [N, 3] near the surface from it; no SDF: at most 4 `max_step`."""
         if self.is_distance:
-            return values
-        return values / np.linalg.norm(self.gradient(points, epsilon), axis=1).clip(1e-6)
+            return np.abs(self.value(points))
+        moved = self.project(points, max_step=max_step, epsilon=max_step / 2, steps=4)
+        return np.linalg.norm(moved - points, axis=1)
 
     def cut_by_ball(self, points: np.ndarray) -> np.ndarray:
         """Whether the ball, not the scene, bounds the solid at points [N, 3] of its surface: bool [N]."""
