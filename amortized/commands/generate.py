@@ -3,7 +3,7 @@
   amortized generate outputs/quickstart "a red cube" "a blue sphere"
   amortized generate exported/quickstart --prompts prompts.txt --output pictures --seeds 4
   amortized generate outputs/quickstart "a red cube" --format glb,stl --faces 5000
-  amortized generate outputs/quickstart "a red cube" --format splat --splats 50000
+  amortized generate outputs/quickstart "a red cube" --format splat --splats 5000
   amortized generate outputs/quickstart "a red cube" --camera orbit --show rgb,normal,depth,opacity
   amortized generate outputs/quickstart --interpolate "a red cube" "a blue sphere" --method slerp --loop
 

@@ -134,7 +134,7 @@ def test_keys_pointer_and_wheel_turn_the_object_and_the_picture_follows_the_wind
     assert tab.evaluate(orbit)[0] == pytest.approx(start[0] + math.pi / 12 - 2 * math.pi * 20 / SIZE)
     for notches, sign in ((-15, 1), (22, -1)):  # to the limits
         for _ in range(abs(notches)):
-            tab.mouse.wheel(0, 100 * np.sign(notches))
+            tab.mouse.wheel(0, math.copysign(100, notches))
         tab.wait_for_timeout(100)
         assert (start[2] - tab.evaluate(orbit)[2]) * sign > 0.4 * start[2]
     tab.set_viewport_size({"width": 200, "height": 120})
