@@ -66,7 +66,14 @@ def option_cases() -> list[dict]:
         "ema and clipping": ("trainer.ema_decay=0.99", "optimizer.clip_norm=1", "optimizer.name=adamw"),
         "adan": ("optimizer.name=adan", "optimizer.betas=[0.98, 0.92, 0.99]"),
         "shading": ("renderer.shading.kind=lambert",),
+        "point light, jitter, midpoints, render sizes": (
+            *("renderer.point_light.start=0", "renderer.point_light.share=1", "renderer.stratified=false"),
+            *("cameras.jitter.position=0.1", "trainer.render_size=[16,0.5,24]"),
+            *("views.perp_neg=false", "views.interpolate=true"),
+        ),
         "all regularizers": (
+            "losses.convex=1",
+            "losses.tv=1",
             "losses.orient=1",
             "losses.z_variance=1",
             "losses.opacity_floor=1",
