@@ -27,7 +27,7 @@ ROOMS = {
     "amortized.guidance": ("amortized.conditioning", "amortized.priors"),
     "amortized.splats": (),
     "amortized.rendering": ("amortized.splats",),
-    "amortized.assets": (),
+    "amortized.assets": ("amortized.splats",),
     "amortized.evaluation": ("amortized.pages", "amortized.splats", "amortized.assets"),
     "amortized.gallery": ("amortized.pages",),
     "amortized.comparison": ("amortized.pages", "amortized.evaluation"),
@@ -36,6 +36,7 @@ ROOMS = {
     "amortized.monitoring": ("amortized.pages", "amortized.parallel"),
     "amortized.generation": (
         "amortized.conditioning",
+        "amortized.splats",
         "amortized.rendering",
         "amortized.checkpointing",
         "generators",
@@ -57,6 +58,7 @@ ROOMS = {
     "amortized.commands": (
         "amortized.pages",
         "amortized.cli",
+        "amortized.splats",
         "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",
