@@ -70,13 +70,15 @@ class Trainer:
         bank: TextBank,
         generator: nn.Module,
         scorer: ClipScorer | None = None,
+        start: Sequence[str] = (),
     ) -> None:
-        """`scorer` scores previews; only that of rank 0 is used.
+        """`scorer` scores previews; only that of rank 0 is used. `start` describes what the generator starts
+        from if it is not untrained: it is logged, and shown in a preview of step 0.
 
         Raises ValueError for a combination of config, prior and generator that cannot be trained."""
         self.config, self.world = config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(config.output)
-        self.corpus, self.trained, self.scorer = corpus, corpus.trained, scorer
+        self.corpus, self.trained, self.scorer, self.start = corpus, corpus.trained, scorer, start
         self._check(generator)
         trainer = config.trainer
         self.sampler = BatchSampler(
@@ -188,6 +190,9 @@ class Trainer:
             profiler = stack.enter_context(
                 profile_steps(config.monitoring.profile, self.folder, self.world, step, monitor.best_effort)
             )
+            if self.start and not step:
+                watchdog.beat("the preview of step 0")
+                self._preview(step, monitor)
             # 2. Steps. On a GPU a step's numbers are read after the next step was launched, so that the host
             #    never waits for the device; before a checkpoint or a preview they are read at once, so that
             #    what is saved is known to be finite, and what is shown follows its step in the logs.
@@ -307,6 +312,7 @@ class Trainer:
 
     def _start_notes(self) -> Iterator[str]:
         """Facts to log when a run starts or resumes."""
+        yield from () if self.resumed_at[0] else self.start
         setup = f"{self.world.size} processes, {self.config.distributed.strategy}"
         yield f"{setup}, {self.slots_per_step} prompts per step; rank 0 on {socket.gethostname()}"
         for name, engine in engines(self.state.generator, self.config.renderer, self.world.device).items():
