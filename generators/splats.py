@@ -115,6 +115,7 @@ class Splats(nn.Module):
         self._set({name: torch.zeros(config.count, *width) for name, width in widths.items()})
         if not self.means.is_meta:  # a ball needs numbers
             self._set(ball(config.count, config.ball_radius))
+            self.bound()
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> SplatScene:
         """Return the scene; text and z are not used. Raises ValueError unless there is one prompt."""

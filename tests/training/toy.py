@@ -27,12 +27,14 @@ from amortized.monitoring import MonitorConfig, StepRecord
 from amortized.parallel import DistributedConfig, OptimizerConfig, World, join_world
 from amortized.priors import GaussianMixturePrior, PriorConfig, load_stable_diffusion
 from amortized.rendering import BackgroundConfig, RendererConfig
+from amortized.splats import SplittingConfig
 from amortized.training import BaseRunConfig, LossConfig, Trainer, TrainerConfig
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
 from generators.environment import HashEnvironmentConfig, WithEnvironment
 from generators.hyper_ingp import HyperINGPConfig
+from generators.splats import SplatsConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
 
 COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
@@ -40,6 +42,14 @@ TEXTS = tuple(COLORS)
 SIZE = 8
 
 
+# Splats that are cloned, split, pruned and reset within a dozen steps; one prompt per process.
+SPLATS = SplatsConfig(
+    count=30,
+    ball_radius=0.4,
+    density_control=SplittingConfig(
+        gradient=4e-7, extent=2, start=0, stop=18, every=4, cap=60, reset_every=7, reset_opacity=0.08
+    ),
+)
 TINY = {
     "3dconv-net": Conv3DConfig(
         resolution=8, base_channels=6, num_features=4, z_dim=3, style_dim=8, hidden=(8,)
@@ -97,18 +107,20 @@ def target_images() -> torch.Tensor:
 def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer:
     """Build a trainer over the three colors. `changes` are fields of TrainerConfig, or:
 
-    generator: a module, a key of TINY, or "with-environment"; by default a small Hyper-iNGP with `z_dim`
+    generator: a module, a key of TINY, "splats" or "with-environment"; by default a Hyper-iNGP with `z_dim`
     guidance: a dict of settings that override those of ASD, e.g. another method
     views_per_group: of the prior
     prior: a folder in diffusers format, instead of the mixture
     checkpointing, monitoring: dicts of fields of their configs
     strategy, shard_prior, timeout_s: fields of DistributedConfig
-    losses, optimizer, cameras: configs
+    losses, optimizer, cameras: configs; losses=None: none
+    renderer: a dict of fields of its config
     scorer: of the previews
     """
     generator, z_dim = changes.pop("generator", None), changes.pop("z_dim", 0)
-    scorer = changes.pop("scorer", None)
+    scorer, renderer = changes.pop("scorer", None), changes.pop("renderer", {})
     losses = changes.pop("losses", LossConfig(sparsity=0.0, eikonal=0.01))
+    losses = losses or LossConfig(sparsity=0.0)
     optimizer = changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2, betas=(0.9, 0.99)))
     distributed = DistributedConfig(
         strategy=changes.pop("strategy", "ddp"),
@@ -134,7 +146,7 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     else:
         prior = load_stable_diffusion(prior_path, device=device)
         encoder, width = prior.text_encoder, prior.text_encoder.width
-    renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8)
+    renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8, **renderer)
     world = world or World()
     torch.manual_seed(0)
     grid = HashGridConfig(
@@ -143,6 +155,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     plain = HyperINGPConfig(grid=grid, hidden=(8,), hyper_hidden=8, z_dim=z_dim).build(width)
     if generator == "with-environment":
         generator = WithEnvironment(plain, HashEnvironmentConfig(grid=grid, hidden=4).build(width))
+    elif generator == "splats":
+        generator = SPLATS.build(width)
     elif isinstance(generator, str):
         generator = TINY[generator].build(width)
     generator = generator or plain
