@@ -83,4 +83,6 @@ def _shown(value: object) -> str:
     """A setting's value as it is written on the command line."""
     if isinstance(value, tuple):
         return str(list(value)).replace(" ", "")
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -22,7 +22,7 @@ from amortized.conditioning import TextBank
 from amortized.conditioning.encoder_identity import are_same_encoder
 from amortized.density_control import fit_rows
 from amortized.files import in_project
-from amortized.generation import TextTo3D
+from amortized.generation import TextTo3D, sharpness_at
 from amortized.parallel import World
 from amortized.random import generator_for
 from amortized.splats import Parameters, from_surface, parameters_of, read_start
@@ -93,7 +93,20 @@ def _start(
         else _start_field(target, model, scene, text, bank, rng, device)
     )
     notes = [f"start: {text!r} of {short(path)} ({model.identity}), {scene_note}"]
+    if isinstance(target, INGP) and target.config.geometry == "sdf":
+        notes += _sharpness_note(model.config.sharpness, config)
     return [*notes, *_copy_environment(model.generator, generator)]
+
+
+def _sharpness_note(reached: float, config: RunConfig) -> list[str]:
+    """A note if the object is rendered with a thicker surface at first than at the end of its training."""
+    first = sharpness_at(config.trainer.sharpness, 0, config.trainer.steps)
+    if first >= 0.9 * reached:
+        return []
+    return [
+        f"start: trainer.sharpness begins at {first:g}, which blurs an object that was trained up to "
+        f"{reached:g}: trainer.sharpness={reached:g} shows it as it was"
+    ]
 
 
 def _load_model(path: str, bank: TextBank, device: torch.device) -> TextTo3D:

@@ -1,9 +1,9 @@
 """Fit the field of one object to a scene: regression of distances, or densities, and colors at points.
 
-    distances   |sdf - sdf*| / radius                          + |albedo - albedo*| near the surface
-    densities   |log((density + e) / (density* + e))|          + the same, density* = VolSDF's of sdf*
+    distances   |sdf - sdf*| / radius                                 + |albedo - albedo*| near the surface
+    densities   |log((density + e) / (density* + e))| / log(k / e)    + the same, density* = VolSDF's of sdf*
 
-Densities range over five decades, hence the logarithm; below e they absorb nothing.
+Densities range from e, below which they absorb nothing, to k: hence the logarithm.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BATCH = 2**13  # points per step: 3/4 near the surface, the others anywhere in t
 SURFACE, COPIES = 2**14, 8  # points on the surface, and disturbed copies of each
 SPREADS = (0.01, 0.06)  # standard deviations of the disturbance, of the radius; each has half of the copies
 IN_BALL = 2**16  # points in the ball
-GRID_RATE, HEAD_RATE = 1e-2, 5e-3  # Adam's, decayed to a tenth along a cosine
-SHARPNESS = 50.0  # of the densities to fit, times the radius: what a grid of 40 cells can represent
+GRID_RATE, HEAD_RATE = 3e-2, 1e-2  # Adam's, decayed to a tenth along a cosine
+SHARPNESS = 50.0  # k of the densities, in 1 / radius: what a grid of 40 cells can represent
 NEGLIGIBLE = 1e-3  # e, in 1 / radius
 POINTS_PER_QUERY = 2**16
 MAX_OUTSIDE = 0.01  # share of an object that may be cut off by the bounding ball
@@ -143,7 +143,8 @@ def _errors(scene: FieldScene, points: Tensor, distances: Tensor) -> tuple[Tenso
     density, albedo = scene.density_and_albedo(points[None])
     least = NEGLIGIBLE / radius
     wanted = laplace_density(distances, SHARPNESS / radius)
-    return ((density[0] + least) / (wanted + least)).log().abs(), albedo[0]
+    decades = math.log(SHARPNESS / NEGLIGIBLE)
+    return ((density[0] + least) / (wanted + least)).log().abs() / decades, albedo[0]
 
 
 @torch.no_grad()
