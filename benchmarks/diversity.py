@@ -22,7 +22,7 @@ from amortized.commands.compose import RunConfig, build_parts, guidance_of, load
 from amortized.config import geometric_at, load_config
 from amortized.evaluation import load_clip
 from amortized.evaluation.clip import ClipScorer
-from amortized.generation import z_of, z_width
+from amortized.generation import TextTo3D, z_of, z_width
 from amortized.guidance.playground import optimize
 from amortized.priors import ddim
 from amortized.random import normal
@@ -32,6 +32,7 @@ from benchmarks.studies import compared
 from corpora.shapes.grammar import describe, sentence, singles
 
 ASSETS = 16
+Images = Mapping[str, Tensor]  # [assets, H, W, 3] by prompt
 
 
 def measure(
@@ -44,14 +45,22 @@ def measure(
 
     Intervals sample over every prompt of every seed.
     """
-    first, of_first = next(iter(runs.items()))
+    of_first = next(iter(runs.values()))
     scorer = load_clip(load_config(RunConfig, of_first[0] / "config.yaml").evaluation.clip)
     makers = {name: [assets_of(run, ASSETS) for run in seeds] for name, seeds in runs.items()}
     makers |= {
         f"{name}, latents alone": [latents_of(config, ASSETS) for config in seeds]
         for name, seeds in alone.items()
     }
-    makers["the prior's sampler"] = [samples_of(run, ASSETS) for run in of_first]
+    makers["the prior's sampler"] = [
+        samples_of(load_config(RunConfig, run / "config.yaml"), ASSETS) for run in of_first
+    ]
+    return rows_of(makers, scorer)
+
+
+def rows_of(makers: Mapping[str, Sequence[Images]], scorer: ClipScorer) -> list[dict[str, object]]:
+    """Return a row per entry of `makers`: scores of each seed's images, compared with the first entry's."""
+    first = next(iter(makers))
     scores = {name: score(images, scorer) for name, images in makers.items()}
     rows = []
     for name, columns in scores.items():
@@ -123,9 +132,24 @@ def one_camera_per_asset(config: RunConfig, num_assets: int) -> Cameras:
 
 
 @torch.no_grad()
-def samples_of(run: Path, num_assets: int) -> dict[str, Tensor]:
-    """Return samples [assets, H, W, 3] of the run's prior, with the same view words."""
+def image_of(run: Path, number: int, num_assets: int) -> Tensor:
+    """Return an image [H, W, 3] of the one object of a run, from azimuth 360 number / num_assets."""
+    model = TextTo3D.from_run(run, device="cpu")
     config = load_config(RunConfig, run / "config.yaml")
+    cameras = one_camera_per_asset(config, num_assets)
+    row = Cameras(**{name: value[number : number + 1] for name, value in vars(cameras).items()})
+    rendered = model.images(
+        model.scenes(str(config.prompt)),
+        row,
+        config.evaluation.image_size,
+        background=config.evaluation.background,
+    )
+    return rendered.rgb[0, 0]
+
+
+@torch.no_grad()
+def samples_of(config: RunConfig, num_assets: int) -> dict[str, Tensor]:
+    """Return samples [assets, H, W, 3] of a run's prior, with the same view words."""
     corpus = load_corpus(config)
     prior, bank, _ = build_parts(config, torch.device("cpu"))
     images, cameras = {}, one_camera_per_asset(config, num_assets)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -84,23 +84,44 @@ def run(job: Job, threads: int) -> Rows:
 
     Raises RuntimeError if a command fails.
     """
-    results, checkpoints = job.folder / "evaluation" / "results.json", job.folder / "checkpoints"
+    results = job.folder / "evaluation" / "results.json"
     check_settings(job)
     if not results.exists():
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        for script, arguments in (
-            ("train.py", job.arguments),
-            ("evaluate.py", [str(job.folder), "evaluation.turntable_frames=0", "evaluation.objects=0"]),
-        ):
-            if script == "train.py" and (job.folder / "stopped").exists():
-                continue  # it would stop for the same reason again
-            command = [sys.executable, str(ROOT / script), *arguments]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
-            # A collapsed run is evaluated at its last good checkpoint.
-            stopped = done.returncode == STOPPED and script == "train.py" and list_checkpoints(checkpoints)
-            if done.returncode and not stopped:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(results.read_text(encoding="utf-8"))["prompts"]
+        train(job, threads)
+        options = ("evaluation.turntable_frames=0", "evaluation.objects=0")
+        launch("evaluate.py", (str(job.folder), *options), threads)
+    rows = json.loads(results.read_text(encoding="utf-8"))["prompts"]
+    return [{**row, **seconds_of(job.folder)} for row in rows]
+
+
+def train(job: Job, threads: int) -> None:
+    """Train a run, or resume it. One that collapsed after a checkpoint counts as trained.
+
+    Raises RuntimeError if it fails.
+    """
+    if (job.folder / "stopped").exists():
+        return  # it would stop for the same reason again
+    checkpoints = job.folder / "checkpoints"
+    launch("train.py", job.arguments, threads, may_stop=lambda: bool(list_checkpoints(checkpoints)))
+
+
+def launch(
+    script: str, arguments: Sequence[str], threads: int, may_stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Run a script of this project; RuntimeError if it fails, unless it stopped and `may_stop()`."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode and not (done.returncode == STOPPED and may_stop()):
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+
+
+def seconds_of(run: Path) -> dict[str, float]:
+    """Return the seconds of all steps of a run, without its start, checkpoints and previews."""
+    log = run / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    steps = [value for line in lines for key, value in json.loads(line).items() if key.startswith("time/")]
+    return {"seconds": sum(steps)} if steps else {}
 
 
 def check_settings(job: Job) -> None:

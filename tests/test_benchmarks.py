@@ -24,6 +24,7 @@ from benchmarks import (
     diversity,
     guidance,
     mixture,
+    one_object,
     plots,
     rendering,
     scaling,
@@ -31,6 +32,7 @@ from benchmarks import (
     steps,
     studies,
     timing,
+    warm_start,
 )
 from corpora import open_corpus
 from corpora.shapes.grammar import sentence, singles
@@ -75,6 +77,32 @@ def test_each_run_of_a_single_prompt_is_a_sample():
     recall, gain = asd["recall_at_1"], sds["recall_at_1 - asd"]
     assert (recall.mean, recall.low, recall.high) == (0.5, 0.125, 0.875)  # of four values, 1, 0, 0.5 and 0.5
     assert (gain.mean, gain.low, gain.high) == (-0.25, -0.5, 0.0)  # of 0, 0, -0.5 and -0.5
+
+
+@pytest.mark.parametrize("method", one_object.METHODS)
+def test_single_objects_use_the_methods_as_tuned(method: str):
+    """Whatever the representation: the guidance of the method's preset, and half its steps."""
+    preset = "quickstart" if method == "asd" else f"methods/{method}"
+    tuned = load_config(RunConfig, ROOT / f"configs/{preset}.yaml")
+    for study in one_object.STUDIES.values():
+        variant = study.variants[method]
+        config = load_config(RunConfig, variant.path, [*variant.changes, "prompt=a cube"])
+        assert config.guidance == tuned.guidance and config.trainer.steps == tuned.trainer.steps // 2
+
+
+@pytest.mark.parametrize(
+    ("warm", "saved"),
+    [
+        ([0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 275),  # at the first evaluation, after 25 steps of 300
+        ([0.1, 0.7, 0.9, 0.9, 0.9, 0.9], 225),  # after 75 steps, halfway between 0.7 and 0.9
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.8], 0),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 0),
+    ],
+)
+def test_steps_saved_by_a_warm_start(warm: list[float], saved: float):
+    cold = [{"iou": value} for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.8)]
+    pair = warm_start.Pair(warm=[{"iou": value} for value in warm], cold=cold)
+    assert warm_start.steps_saved(pair, "iou") == pytest.approx(saved)
 
 
 def test_a_run_of_a_preset_that_has_changed_since_is_refused(tmp_path):

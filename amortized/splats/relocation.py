@@ -17,6 +17,7 @@ from amortized.config import check
 from amortized.splats.changes import Change, rows, then, unchanged
 from amortized.splats.parameters import MAX_SPLATS, Parameters, rotation_matrices
 from amortized.splats.starts import neighbor_distances
+from amortized.transfer import to_device
 
 MAX_COPIES = 51  # that share one splat's place in the formula
 MAX_OPACITY = 1 - 1e-6  # of a copy: its logit must be finite
@@ -130,7 +131,7 @@ def noisy_means(parameters: Parameters, strength: float, rng: torch.Generator) -
     """
     means, scales = parameters["means"].detach(), parameters["log_scales"].detach().exp()
     axes = rotation_matrices(parameters["quaternions"].detach()) * scales[:, None]
-    noise = torch.randn(means.shape, generator=rng).to(means)
+    noise = to_device(torch.randn(means.shape, generator=rng), means.device).to(means.dtype)
     noise = noise * (strength * torch.sigmoid(-100 * (opacities_of(parameters) - 0.005)))[:, None]
     return means + (axes @ (axes.mT @ noise[..., None])).squeeze(-1)
 

@@ -13,6 +13,7 @@ from torch import nn
 from amortized.checkpointing import CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
+from amortized.density_control import density_controlled
 from amortized.evaluation import ClipScorer
 from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
@@ -86,7 +87,8 @@ class Trainer:
             order=build_prompt_order(config.prompt_order, corpus, config.seed),
             views=trainer.views_per_prompt,
             render_size=trainer.render_size,
-            num_samples=config.renderer.num_samples,
+            # Splats have no samples along rays.
+            num_samples=0 if density_controlled(generator) else config.renderer.num_samples,
             latent_shape=guidance.prior.latent_shape,
             z_dim=z_width(generator),
             seeds_per_prompt=trainer.seeds_per_prompt,

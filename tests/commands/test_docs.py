@@ -140,7 +140,7 @@ def execute(command: str, run) -> None:
     if "generator.name=film" in arguments:  # test_extending.py builds that generator and trains it
         return None
     short = list(SHORT.get(name, []))
-    if name == "train" and re.search("3dconv|triplane", command):
+    if name == "train" and re.search("3dconv|triplane|splats", command):
         short = [word for word in short if "grid" not in word]
     if name == "evaluate":
         arguments = [re.sub("clip=ViT.*", f"clip={ROOT / 'checkpoints/shapes-clip'}", a) for a in arguments]

@@ -29,7 +29,7 @@ def case(name: str, *overrides: str, generator: str = "hyper-ingp", views: int =
         "name": name,
         "preset": "hyper-ingp-sd21.yaml" if views == 1 else "hyper-ingp-mvdream.yaml",
         "prior": "tiny-sd" if views == 1 else "tiny-mvdream",
-        "overrides": [f"generator.name={generator}", *TINY[generator], *SMALL_RUN, *overrides],
+        "overrides": [f"generator.name={generator}", *TINY.get(generator, ()), *SMALL_RUN, *overrides],
     }
 
 
@@ -98,6 +98,8 @@ def generator_cases() -> list[dict]:
     cases.append(case("ingp sdf", *ingp, "losses.orient=1"))
     density = ("generator.geometry=density", "losses.eikonal=0", "environment.name=shared-hash")
     cases.append(case("ingp density", *ingp, *density, "losses.orient=1"))
+    splats = ("prompt=a cube", "losses.eikonal=0", "trainer.ema_decay=null", "environment.name=sh")
+    cases.append(case("splats", *splats, "trainer.views_per_prompt=3", generator="splats"))
     return cases
 
 
