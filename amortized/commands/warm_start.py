@@ -65,8 +65,8 @@ def warm_start(
     outcome = world.run_on_all(made)[0]
     if outcome is None:
         return []
-    notes, shapes = outcome
-    fit_rows(generator, shapes)
+    notes, sizes = outcome
+    fit_rows(generator, sizes)
     for value in generator.state_dict().values():
         world.copy_from_main(value)
     return notes
@@ -189,7 +189,8 @@ def _start_field(
             f"one ({' '.join(different)})"
         )
     condition = bank.generator_text([text])
-    fit = fit_field(target, lambda: target(condition), scene, rng=rng, device=device)
+    prepare = target.enlarge_outputs
+    fit = fit_field(target, lambda: target(condition), scene, rng=rng, device=device, prepare=prepare)
     hint = "" if different == ["generator.name"] else f"; {' '.join(different)} would copy it exactly"
     return f"fitted in {fit.seconds:.1f} s: {_improvement(fit)}{hint}"
 

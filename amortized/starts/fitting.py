@@ -1,7 +1,7 @@
 """Fit the field of one object to a scene: regression of distances, or densities, and colors at points.
 
-    distances   |sdf - sdf*| / radius                                 + |albedo - albedo*| near the surface
-    densities   |log((density + e) / (density* + e))| / log(k / e)    + the same, density* = VolSDF's of sdf*
+    distances   |sdf - sdf*| / radius                               + |albedo - albedo*| near the surface
+    densities   |log((density + e) / (density* + e))| / log(k / e)  + the same, density* = VolSDF's of sdf*
 
 Densities range from e, below which they absorb nothing, to k: hence the logarithm.
 """
@@ -23,10 +23,10 @@ from amortized.splats import surface_points
 from amortized.types import DensityScene, FieldScene, Scene
 
 STEPS = 300
-BATCH = 2**13  # points per step: 3/4 near the surface, the others anywhere in the ball
+BATCH = 2**13  # points per step: half of them near the surface
 SURFACE, COPIES = 2**14, 8  # points on the surface, and disturbed copies of each
 SPREADS = (0.01, 0.06)  # standard deviations of the disturbance, of the radius; each has half of the copies
-IN_BALL = 2**16  # points in the ball
+IN_BALL = 2**16  # points in the ball, uniform in its volume, and again in the distance from its center
 GRID_RATE, HEAD_RATE = 3e-2, 1e-2  # Adam's, decayed to a tenth along a cosine
 SHARPNESS = 50.0  # k of the densities, in 1 / radius: what a grid of 40 cells can represent
 NEGLIGIBLE = 1e-3  # e, in 1 / radius
@@ -58,10 +58,11 @@ def fit_field(
     *,
     rng: torch.Generator,
     device: torch.device | str = "cpu",
+    prepare: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train `module`, whose scene of one prompt is `scene_of()`, to resemble `source`.
 
-    A pure function of both and of `rng`, a CPU generator, up to rounding on a GPU. Raises ValueError for a
+    `prepare` changes the module after the first comparison. A pure function of both and of `rng`, a CPU generator, up to rounding on a GPU. Raises ValueError for a
     source without a surface, with numbers that are not finite, or that leaves the bounding ball.
     """
     begin = time.perf_counter()
@@ -70,9 +71,11 @@ def fit_field(
     on_surface = on_surface[check_inside(on_surface, radius, "surface")]
     near = _into_ball(_disturbed(on_surface, radius, rng), radius)
     anywhere = in_ball(IN_BALL, radius, rng).to(device)
-    distances, colors = _queried(source, torch.cat([near, anywhere]))
+    # Also more densely around the center, where a density begins as a blob: the hole of a torus is small.
+    points = torch.cat([near, anywhere, in_ball(IN_BALL, radius, rng, power=1).to(device)])
+    distances, colors = _queried(source, points)
     before = agreement(scene_of(), source, on_surface, anywhere)
-    points = torch.cat([near, anywhere])
+    prepare()
     groups = [{"params": [], "lr": HEAD_RATE}, {"params": [], "lr": GRID_RATE}]
     tables = {id(part.table) for part in module.modules() if isinstance(part, HashGrid)}
     for parameter in module.parameters():
@@ -81,7 +84,7 @@ def fit_field(
     decay = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * step / STEPS)
     )
-    num_near = 3 * BATCH // 4
+    num_near = BATCH // 2
     for _ in range(STEPS):
         rows = torch.cat(
             [
@@ -128,10 +131,10 @@ def check_inside(points: Tensor, radius: float, what: str) -> Tensor:
     return inside
 
 
-def in_ball(number: int, radius: float, rng: torch.Generator) -> Tensor:
-    """Return random points [number, 3] of the ball, uniform in its volume."""
+def in_ball(number: int, radius: float, rng: torch.Generator, power: float = 1 / 3) -> Tensor:
+    """Return random points [number, 3] of the ball, uniform in its volume; of power 1, in the distance."""
     directions = nn.functional.normalize(torch.randn(number, 3, generator=rng), dim=-1)
-    return radius * directions * torch.rand(number, 1, generator=rng) ** (1 / 3)
+    return radius * directions * torch.rand(number, 1, generator=rng) ** power
 
 
 def _errors(scene: FieldScene, points: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +144,8 @@ def _errors(scene: FieldScene, points: Tensor, distances: Tensor) -> tuple[Tenso
         sdf, albedo = scene.sdf_and_albedo(points[None])
         return (sdf[0] - distances).abs() / radius, albedo[0]
     density, albedo = scene.density_and_albedo(points[None])
-    least = NEGLIGIBLE / radius
     wanted = laplace_density(distances, SHARPNESS / radius)
+    least = NEGLIGIBLE / radius
     decades = math.log(SHARPNESS / NEGLIGIBLE)
     return ((density[0] + least) / (wanted + least)).log().abs() / decades, albedo[0]
 

@@ -8,13 +8,27 @@ import torch
 from amortized.encodings import HashGridConfig
 from amortized.scenes import albedo_of, level_of
 from amortized.starts import check_inside, fit_field, fitting
-from amortized.types import FieldScene
+from amortized.types import Scene
 from generators.ingp import INGP, INGPConfig
 from tests.generators.helpers import TEXT_DIM, texts
 from tests.rendering.scenes import Balls, Cubes
 
 GRID = HashGridConfig(num_levels=3, features_per_level=4, log2_table_size=12, base_resolution=6, growth=1.7)
-SHAPES = {"ball": Balls(torch.tensor([0.35])), "cube": Cubes(torch.tensor([0.4]))}
+
+
+class Torus(Balls):
+    """A torus around the z axis, whose ring of radius 0.5 is twice `radius` thick."""
+
+    def sdf(self, points):
+        ring = points[..., :2].norm(dim=-1) - 0.5
+        return torch.stack([ring, points[..., 2]], dim=-1).norm(dim=-1) - self.radius[:, None]
+
+
+SHAPES = {
+    "ball": Balls(torch.tensor([0.35])),
+    "cube": Cubes(torch.tensor([0.4])),
+    "torus": Torus(torch.tensor([0.2])),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +44,16 @@ def untrained(geometry: str = "sdf", **changes) -> INGP:
     return config.build(TEXT_DIM)
 
 
-def fitted(target: INGP, source: FieldScene, seed: int = 0) -> fitting.Fit:
+def fitted(target: INGP, source: Scene, seed: int = 0) -> fitting.Fit:
     rng = torch.Generator().manual_seed(seed)
-    return fit_field(target, lambda: target(texts(1)), source, rng=rng)
+    return fit_field(target, lambda: target(texts(1)), source, rng=rng, prepare=target.enlarge_outputs)
 
 
 def distance_of(name: str, points: torch.Tensor) -> torch.Tensor:
     if name == "ball":
         return points.norm(dim=-1) - 0.35
+    if name == "torus":
+        return ((points[..., :2].norm(dim=-1) - 0.5) ** 2 + points[..., 2] ** 2).sqrt() - 0.2
     beyond = points.abs() - 0.4
     return beyond.clamp(min=0).norm(dim=-1) + beyond.amax(-1).clamp(max=0)
 
@@ -56,12 +72,16 @@ def test_a_fitted_field_is_the_shape_and_has_its_colors(name: str, geometry: str
     level = level_of(scene, "cpu")(points[None])[0]
     inside = level < 0
     iou = float((inside & (true < 0)).sum() / (inside | (true < 0)).sum())
-    assert iou > {"sdf": 0.94, "density": 0.84}[geometry] and iou > fit.before.iou + 0.1
-    assert abs(iou - fit.after.iou) < 0.03
+    assert iou > {"sdf": 0.93, "density": 0.8}[geometry] and iou > fit.before.iou + 0.1
+    assert abs(iou - fit.after.iou) < 0.05  # of 500 points inside the ball
     near = true.abs() < 0.03
     colors = torch.sigmoid(3 * points + SHAPES[name].radius)
     error = (albedo_of(scene, points[None])[0] - colors)[near].abs().mean()
     assert error < 0.03 and abs(error - fit.after.color_error) < 0.02 < fit.before.color_error
+    center = 0.05 * torch.randn(1, 500, 3, generator=random)
+    if name == "torus":  # the blob that a density starts as leaves the hole
+        assert (level_of(scene, "cpu")(center) > 0).all()
+        assert geometry == "sdf" or scene.density(center).mean() < 0.5
     if geometry == "sdf":
         assert (level - true)[true.abs() < 0.1].abs().mean() < 0.01
         assert (level - true).abs().mean() < 0.03
