@@ -26,6 +26,21 @@ def level_of(scene: FieldScene, device: torch.device | str) -> Callable[[Tensor]
     return lambda points: surface - scene.density(points)
 
 
+def level_and_albedo_of(
+    scene: FieldScene, device: torch.device | str
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function from points [P, N, 3] to the values of `level_of` and albedo [P, N, 3] in [0, 1]."""
+    if not isinstance(scene, DensityScene):
+        return scene.sdf_and_albedo
+    surface = surface_densities(scene, device)[:, None]
+
+    def both(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, albedo = scene.density_and_albedo(points)
+        return surface - density, albedo
+
+    return both
+
+
 def albedo_of(scene: FieldScene, points: Tensor) -> Tensor:
     """Return albedo [P, N, 3] in [0, 1] at points [P, N, 3]."""
     if isinstance(scene, DensityScene):

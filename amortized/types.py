@@ -46,7 +46,10 @@ class TextCondition:
 
 @dataclass(frozen=True, kw_only=True)
 class Cameras:
-    """V cameras for each of P prompts, all of which look at the origin."""
+    """V cameras for each of P prompts, all of which look at the origin, up to the jitter of training.
+
+    Angles and distance are those without jitter.
+    """
 
     c2w: Tensor  # [P, V, 4, 4] camera to world
     fovy_deg: Tensor  # [P, V] vertical field of view

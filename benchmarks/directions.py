@@ -119,7 +119,7 @@ def _scene_of(generator, prompts: list[Prompt], config: RunConfig, bank) -> Scen
 @torch.no_grad()
 def _latents(config: RunConfig, prior, scene: Scene, cameras: Cameras) -> Tensor:
     gray = torch.full((*cameras.azimuth_deg.shape, 3), 0.6)
-    size, sharpness = config.trainer.render_size, geometric_at(config.trainer.sharpness, 1.0)
+    size, sharpness = config.trainer.max_render_size, geometric_at(config.trainer.sharpness, 1.0)
     image = render(
         scene,
         cameras,

@@ -3,7 +3,7 @@
   python -m benchmarks.one_object [SECTION ...] [--seeds 0 1 2] [--workers 2] [--output outputs/one-object]
 
 sdf, density, splats  five methods at equal denoiser calls, three prompts, a run for each (half an hour each)
-warm                  runs that start from what a generator makes of the prompt, and the same runs from a ball
+warm                  runs that start from a trained generator's object, and the same runs from a ball
 diversity             different outcomes of prompts that leave a word open, by DSD: a run for each of 16 seeds
 
 The runs are ordinary training runs under OUTPUT/runs; finished ones are reused. Prints tables and writes them
@@ -86,7 +86,7 @@ def diversity_rows(seeds: Sequence[int], folder: Path, workers: int) -> list[dic
 
 
 def assets_of(variant: Variant, seed: int, folder: Path, workers: int) -> dict[str, Tensor]:
-    """Return images [16, H, W, 3] of each prompt of OPEN, each of a run with a seed of its own."""
+    """Return images [16, H, W, 3] of each prompt of OPEN, each of a separate run with another seed."""
     jobs = {
         (prompt, number): Job(
             folder=(run := folder / f"{variant.slug}-{digest(prompt)}-{16 * seed + number}"),

@@ -148,7 +148,7 @@ def measure_public(trainer: Trainer, repeats: int) -> dict[str, Any]:
     baseline = PublicBaseline(
         generator=trainer.state.generator,
         prior=trainer.guidance.prior,  # type: ignore[arg-type]
-        size=trainer.config.trainer.render_size,
+        size=trainer.config.trainer.largest_phase[2],
     )
     step = partial(baseline.step, pieces.generator_text, pieces.prior_text, pieces.cameras, pieces.z)
     step()

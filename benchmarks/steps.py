@@ -45,11 +45,11 @@ class StepParts:
     cameras: Cameras = field(init=False)  # [P, V]
     z: Tensor = field(init=False)  # [P, z_dim]
     background: Tensor = field(init=False)
-    u: Tensor = field(init=False)  # stratification of the ray samples
+    u: Tensor | None = field(init=False)  # stratification of the ray samples
 
     def __post_init__(self) -> None:
         trainer, device = self.trainer, self.trainer.world.device
-        self.batch = trainer.sampler.draw(0, trainer.slots[0], 0)
+        self.batch = trainer.sampler.draw(trainer.config.trainer.largest_phase[0], trainer.slots[0], 0)
         self.texts = [trainer.prompt(index).text for index in self.batch.prompt_indices]
         self.generator_text = trainer.bank.generator_text(self.texts)
         self.prior_text = trainer.bank.prior_text(self.texts, self.batch.cameras)
@@ -62,7 +62,7 @@ class StepParts:
 
     def render_views(self, scene: Scene) -> Render:
         config = self.trainer.config
-        size = config.trainer.render_size
+        size = config.trainer.largest_phase[2]
         return render(
             scene,
             self.cameras,
@@ -90,7 +90,7 @@ class StepParts:
         mark("render")
         latents = self.encode(image)
         mark("encode")
-        regularized = regularization(image, self.trainer.config.losses, PROGRESS)
+        regularized = regularization(image, self.cameras, self.trainer.config.losses, PROGRESS)
         loss = self.apply_guidance(latents).loss + sum(regularized.values())
         mark("denoise")
         self.trainer.state.optimizer.zero_grad(set_to_none=True)

@@ -25,18 +25,20 @@ PROMPTS = {
 }
 STEPS = (25, 50, 100, 150, 200, 300)
 COLUMNS = ("iou", "recall_at_1", "color_error")
-# The heads of the source, so that the object is an exact copy of what the source makes.
+# The heads of the source, so that the object is an exact copy of the source's.
 PRESETS = {
     "sdf": ("tiny-ingp", ("generator.hidden=[64]", "generator.shared_width=64")),
     "splats": ("tiny-splats", ("generator.count=2000",)),
 }
+# A cold SDF begins with a blurred surface, which a finished object does not need.
+WARM = {"sdf": ("trainer.sharpness=200",), "splats": ()}
 EVERY = ("checkpointing.every=25", "checkpointing.keep=100", "monitoring.preview_scores=false")
 QUICK = ("evaluation.turntable_frames=0", "evaluation.objects=0", "evaluation.grid=32", "evaluation.views=4")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores by step of a warm and a cold run, alike but for their start."""
+    """Scores by step of a warm and a cold run that differ in their start only."""
 
     warm: list[Mapping[str, float]]  # in the order of STEPS
     cold: list[Mapping[str, float]]
@@ -72,7 +74,10 @@ def job_of(name: str, prompt: str, seed: int, start: str, source: Path, folder: 
     output = folder / "runs" / f"{name}-{start}-{digest(prompt)}-seed{seed}"
     arguments = (str(ROOT / f"configs/{preset}.yaml"), *changes, *EVERY, "corpus=shapes-comp")
     arguments += (f"prompt={prompt}", f"seed={seed}", f"output={output}")
-    return Job(folder=output, arguments=(*arguments, *((f"start={source}",) if start == "warm" else ())))
+    return Job(
+        folder=output,
+        arguments=(*arguments, f"start={source}", *WARM[name]) if start == "warm" else arguments,
+    )
 
 
 def scores_of(job: Job, threads: int) -> list[Mapping[str, float]]:

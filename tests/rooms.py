@@ -28,7 +28,7 @@ ROOMS = {
     "amortized.splats": (),
     "amortized.rendering": ("amortized.splats",),
     "amortized.starts": ("amortized.encodings", "amortized.splats", "amortized.rendering"),
-    "amortized.assets": (),
+    "amortized.assets": ("amortized.splats",),
     "amortized.evaluation": ("amortized.pages", "amortized.splats", "amortized.assets"),
     "amortized.gallery": ("amortized.pages",),
     "amortized.comparison": ("amortized.pages", "amortized.evaluation"),
@@ -37,6 +37,7 @@ ROOMS = {
     "amortized.monitoring": ("amortized.pages", "amortized.parallel"),
     "amortized.generation": (
         "amortized.conditioning",
+        "amortized.splats",
         "amortized.rendering",
         "amortized.checkpointing",
         "generators",
@@ -58,6 +59,7 @@ ROOMS = {
     "amortized.commands": (
         "amortized.pages",
         "amortized.cli",
+        "amortized.splats",
         "amortized.assets",
         "amortized.conditioning",
         "amortized.priors",

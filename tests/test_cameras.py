@@ -8,10 +8,12 @@ import torch
 from amortized.cameras import (
     SWING_DEG,
     CameraConfig,
+    CameraJitter,
     camera_path,
     camera_rays,
     cameras_at,
     cameras_from_uniform,
+    jitter_cameras,
     orbit,
     repeat_cameras,
     slice_views,
@@ -210,8 +212,68 @@ def test_orbit_does_not_repeat_first_camera():
         ({"fovy_deg": (0.0, 40.0)}, r"^fovy_deg must lie in \(0, 180\)"),
         ({"elevation_deg": (-95.0, 40.0)}, r"^elevation_deg must lie in \[-90, 90\]"),
         ({"uniform_angle_share": 1.5}, r"^uniform_angle_share must lie in \[0, 1\]"),
+        ({"distance": ((1.0, 3.0), 2.0)}, r"^distance must be \[low, high\] with low <= high"),
+        ({"distance": ((0.5, 1.0, 3.0, 0.6, 1.0, 0.7), 2.0)}, r"^distance must be \[low, high\]"),
+        ({"fovy_deg": (40.0, (60.0, 200.0))}, r"^fovy_deg must lie in \(0, 180\)"),
+        ({"azimuth_deg": ((1.0, 2.0, 3.0), 180.0)}, "^azimuth_deg: a schedule is a number"),
+        ({"ring": True, "jitter": CameraJitter(up=0.1)}, "^jitter would take the views off their ring"),
     ],
 )
 def test_bad_ranges_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         CameraConfig(**changes)
+
+
+def test_ranges_grow_over_the_run():
+    """At each time of the run the cameras are those of a fixed range, interpolated by hand."""
+    config = CameraConfig(
+        distance=((5.2, 3.5), (5.5, 5.0)),
+        fovy_deg=((0.2, 18.0, 9.0, 0.6), 34.0),
+        azimuth_deg=((-80.0, -180.0), (80.0, 180.0)),
+    )
+    u = torch.rand(2, 50, 5, generator=torch.Generator().manual_seed(2))
+    for progress in (0.0, 0.2, 0.35, 0.5, 0.6, 1.0):
+        part = min(max((progress - 0.2) / 0.4, 0.0), 1.0)
+        fixed = CameraConfig(
+            distance=(5.2 - 1.7 * progress, 5.5 - 0.5 * progress),
+            fovy_deg=(18.0 - 9.0 * part, 34.0),
+            azimuth_deg=(-80.0 - 100.0 * progress, 80.0 + 100.0 * progress),
+        )
+        cameras, expected = cameras_from_uniform(config, u, progress), cameras_from_uniform(fixed, u)
+        for name, value in vars(cameras).items():
+            torch.testing.assert_close(value, getattr(expected, name), rtol=1e-5, atol=1e-4)
+    assert config.middle == pytest.approx((4.25, 21.5))  # at the end of the run
+
+
+def jittered(jitter: CameraJitter, elevation: float = 20.0, count: int = 4000):
+    generator = torch.Generator().manual_seed(5)
+    u = torch.rand(1, count, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(1, count, 6, generator=generator, dtype=torch.float64)
+    start = repeat_cameras(one(30.0, elevation), count)
+    start = take_cameras(start, torch.arange(count), count)
+    return start, jitter_cameras(start, jitter, u, noise), u, noise
+
+
+@pytest.mark.parametrize("elevation", [-90.0, -20.0, 0.0, 70.0, 90.0])
+def test_no_jitter_changes_no_camera(elevation):
+    start, cameras, _, _ = jittered(CameraJitter(), elevation, count=3)
+    torch.testing.assert_close(cameras.c2w, start.c2w, rtol=0, atol=1e-7)
+
+
+def test_a_jittered_camera_looks_from_its_place_at_its_center_with_its_up():
+    """Each pose is compared with one derived by Gram-Schmidt, and the noise with its distribution."""
+    start, cameras, u, noise = jittered(CameraJitter(position=0.1, center=0.2, up=0.02))
+    position, center, up = cameras.c2w[..., :3, 3], 0.2 * noise[..., :3], 0.02 * noise[..., 3:]
+    shift = position - start.c2w[..., :3, 3]
+    torch.testing.assert_close(shift, 0.2 * (u - 0.5))
+    assert shift.abs().max() <= 0.1 and shift.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.03)
+    forward = center - position
+    forward = forward / forward.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(-cameras.c2w[..., :3, 2], forward)
+    up = up + torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    up = up - (up * forward).sum(-1, keepdim=True) * forward
+    torch.testing.assert_close(cameras.c2w[..., :3, 1], up / up.norm(dim=-1, keepdim=True))
+    rotation = cameras.c2w[..., :3, :3]
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(1, 4000, dtype=torch.float64))
+    assert torch.equal(cameras.azimuth_deg, start.azimuth_deg)
+    assert torch.equal(cameras.distance, start.distance)

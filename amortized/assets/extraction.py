@@ -1,17 +1,23 @@
 """Extract the surface of a field: marching cubes in the blocks that can contain it.
 
+Of a field that is a distance:
+
 1. Cheap distances at the centers of blocks, then of their parts, rule out the blocks that the surface cannot
    reach, by a Lipschitz bound on the field.
 2. Marching cubes (Lewiner et al. 2003) runs block by block: memory is one block plus the mesh. Where the
    surface leaves a block, the neighbor is visited as well, so a wrong bound never tears the surface; it
    could only miss a part that lies in skipped blocks entirely, for which random points are tried.
 3. Vertices on shared faces are equal to the last bit and are welded.
+
+No bound rules out blocks of other fields: densities and splats can change within any length. They are
+evaluated everywhere in the ball, each grid vertex once, plane by plane.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -28,6 +34,10 @@ MIN_LIPSCHITZ = 2.0
 # equal there, and welding them would join sheets that only touch.
 CLEARANCE = 1e-3
 MAX_ON_BALL = 0.01  # share of the area that the bounding ball may cut
+
+Block = tuple[int, int, int]
+Triangles = tuple[np.ndarray, np.ndarray]  # vertices [V, 3] float64, faces [F, 3] int64
+Pieces = dict[Block, Triangles]
 
 
 @dataclass(frozen=True)
@@ -66,20 +76,15 @@ def extract(field: Field, resolution: int = 256, *, exact: bool = False) -> tupl
     """The surface of a field: vertices [V, 3] float64 and faces [F, 3] int64, closed and oriented outward.
 
     resolution  cells per side of the grid, which the bounding ball fills but for 2 cells on each side
-    exact       visit all blocks, whatever the distances say
+    exact       evaluate the field everywhere, whatever the distances say
 
     Raises AssetError if the scene is empty, or if its bounding ball cuts it off.
     """
     grid = grid_of(field.radius, resolution)
-    everything = np.stack(np.meshgrid(*[np.arange(grid.blocks)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    bound = lipschitz_bound(field)
-    chosen = everything if exact else _candidates(field, grid, everything, bound)
-    while True:
-        vertices, faces, visited = _march(field, grid, chosen)
-        missed = [] if exact else _missed(field, grid, everything, visited)
-        if not len(missed):
-            break
-        chosen = np.concatenate([np.array(sorted(visited)).reshape(-1, 3), missed])
+    if exact or not field.is_distance:
+        vertices, faces = _march_everywhere(field, grid)
+    else:
+        vertices, faces = _march_near_surface(field, grid)
     if not len(faces):
         raise AssetError("the object is empty: the field is positive everywhere in the bounding ball")
     vertices, faces = weld(vertices, faces)
@@ -91,6 +96,44 @@ def extract(field: Field, resolution: int = 256, *, exact: bool = False) -> tupl
             "surface lies on the ball"
         )
     return vertices, faces
+
+
+def _march_near_surface(field: Field, grid: Grid) -> Triangles:
+    """Marching cubes in the blocks that the surface may reach."""
+    everything = np.array(list(product(range(grid.blocks), repeat=3)))
+    chosen = _candidates(field, grid, everything, lipschitz_bound(field))
+    while True:
+        found, visited = _march(field, grid, chosen)
+        missed = _missed(field, grid, everything, visited)
+        if not len(missed):
+            return found
+        chosen = np.concatenate([np.array(sorted(visited)).reshape(-1, 3), missed])
+
+
+def _march_everywhere(field: Field, grid: Grid) -> Triangles:
+    """Marching cubes in all blocks; memory is one layer of blocks plus the mesh."""
+    least = CLEARANCE * grid.cell * (1.0 if field.is_distance else lipschitz_bound(field))
+    pieces: Pieces = {}
+    planes = (_apart(_plane(field, grid, x), least) for x in grid.axis)
+    last = next(planes)
+    for x in range(grid.blocks):
+        layer = np.stack([last, *(next(planes) for _ in range(BLOCK))])
+        last = layer[-1]
+        for y, z in product(range(grid.blocks), repeat=2):
+            _, rows, columns = (slice(k * BLOCK, (k + 1) * BLOCK + 1) for k in (x, y, z))
+            _march_block(pieces, (x, y, z), layer[:, rows, columns])
+    return _joined(pieces)
+
+
+def _plane(field: Field, grid: Grid, x: float) -> np.ndarray:
+    """The field [N, N] float32 at the grid's vertices of one x."""
+    y, z = np.meshgrid(grid.axis, grid.axis, indexing="ij")
+    points = np.stack([np.full_like(y, x), y, z], -1).astype(np.float32).reshape(-1, 3)
+    values = (np.linalg.norm(points, axis=1) - field.radius).astype(np.float32)
+    # No edge of the grid that leads to a vertex farther out can cross the surface.
+    near = values < grid.cell
+    values[near] = field.value(points[near])
+    return values.reshape(y.shape)
 
 
 def lipschitz_bound(field: Field) -> float:
@@ -119,52 +162,69 @@ def _candidates(field: Field, grid: Grid, blocks: np.ndarray, bound: float) -> n
     return blocks[near < bound * half_diagonal / PARTS]
 
 
-def _march(
-    field: Field, grid: Grid, blocks: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int, int]]]:
+def _march(field: Field, grid: Grid, blocks: np.ndarray) -> tuple[Triangles, set[Block]]:
     """Marching cubes in the blocks, and in their neighbors wherever the surface crosses a shared face.
 
-    Returns vertices in cells from the grid's vertex 0, faces, and the blocks that were visited. A vertex is
-    an integer plus a float32, so those on shared faces are equal to the last bit.
+    Also returns the blocks that were visited.
     """
-    from skimage.measure import marching_cubes
-
-    pieces: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
+    pieces: Pieces = {}
     pending = [tuple(block) for block in blocks.tolist()]
     visited = set(pending)
     while pending:
         now, pending = pending[:BLOCKS_AT_ONCE], pending[BLOCKS_AT_ONCE:]
         for block, values in zip(now, _values(field, grid, now), strict=True):
-            if values.min() > 0 or values.max() < 0:
+            if not _march_block(pieces, block, values):
                 continue
-            vertices, faces, _, _ = marching_cubes(values, 0.0)
-            pieces[block] = vertices.astype(np.float64) + np.array(block) * BLOCK, faces.astype(np.int64)
             for neighbor in _crossed(block, values, grid.blocks):
                 if neighbor not in visited:
                     visited.add(neighbor)
                     pending.append(neighbor)
+    return _joined(pieces), visited
+
+
+def _march_block(pieces: Pieces, block: Block, values: np.ndarray) -> bool:
+    """Add the surface in a block, with values [17, 17, 17] at its vertices, to `pieces`, if there is one.
+
+    A vertex is an integer plus a float32, so those on shared faces are equal to the last bit.
+    """
+    from skimage.measure import marching_cubes
+
+    if values.min() > 0 or values.max() < 0:
+        return False
+    vertices, faces, _, _ = marching_cubes(values, 0.0)
+    pieces[block] = vertices.astype(np.float64) + np.array(block) * BLOCK, faces.astype(np.int64)
+    return True
+
+
+def _joined(pieces: Pieces) -> Triangles:
+    """The surfaces of all blocks as one, its vertices in cells from the grid's vertex 0, not yet welded."""
     # In the order of the grid: the result does not depend on how the blocks were found.
     vertices, faces, count = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
     for _, (own, corners) in sorted(pieces.items()):
         vertices.append(own)
         faces.append(corners + count)
         count += len(own)
-    return np.concatenate(vertices), np.concatenate(faces), visited
+    return np.concatenate(vertices), np.concatenate(faces)
 
 
-def _values(field: Field, grid: Grid, blocks: list[tuple[int, int, int]]) -> np.ndarray:
-    """The field [N, 33, 33, 33] at the vertices of N blocks."""
+def _values(field: Field, grid: Grid, blocks: list[Block]) -> np.ndarray:
+    """The field [N, 17, 17, 17] at the vertices of N blocks."""
     axis = grid.axis
     points = np.empty((len(blocks), *[BLOCK + 1] * 3, 3), np.float32)
     for i, block in enumerate(blocks):
         x, y, z = (axis[k * BLOCK : (k + 1) * BLOCK + 1] for k in block)
         points[i, ..., 0], points[i, ..., 1], points[i, ..., 2] = x[:, None, None], y[:, None], z
     values = field.value(points.reshape(-1, 3)).reshape(points.shape[:-1])
-    least = np.float32(CLEARANCE * grid.cell)
-    return np.where(np.abs(values) < least, np.where(values > 0, least, -least), values)
+    return _apart(values, CLEARANCE * grid.cell)
 
 
-def _crossed(block: tuple[int, int, int], values: np.ndarray, blocks: int) -> Iterator[tuple[int, int, int]]:
+def _apart(values: np.ndarray, least: float) -> np.ndarray:
+    """Values that are at least so far from 0; see `CLEARANCE`."""
+    limit = np.float32(least)
+    return np.where(np.abs(values) < limit, np.where(values > 0, limit, -limit), values)
+
+
+def _crossed(block: Block, values: np.ndarray, blocks: int) -> Iterator[Block]:
     """The neighbors across those faces of a block on which the field changes sign."""
     for axis in range(3):
         for side, step in ((0, -1), (-1, 1)):
@@ -175,7 +235,7 @@ def _crossed(block: tuple[int, int, int], values: np.ndarray, blocks: int) -> It
                 yield neighbor[0], neighbor[1], neighbor[2]
 
 
-def _missed(field: Field, grid: Grid, blocks: np.ndarray, visited: set[tuple[int, int, int]]) -> np.ndarray:
+def _missed(field: Field, grid: Grid, blocks: np.ndarray, visited: set[Block]) -> np.ndarray:
     """The skipped blocks [N, 3] in which the field has both signs, at a random point and at the center."""
     skipped = np.array([block for block in blocks.tolist() if tuple(block) not in visited]).reshape(-1, 3)
     if not len(skipped):

@@ -1,15 +1,18 @@
-"""The field of one scene: its SDF, closed by the bounding ball."""
+"""The field of one scene: its SDF, or the level of its densities or splats, closed by the bounding ball."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from amortized.assets.mesh import AssetError
-from amortized.types import AnyScene, DensityScene, SplatScene
+from amortized.scenes import level_and_albedo_of, level_of
+from amortized.splats import SplatSolid, as_field
+from amortized.types import AnyScene, DensityScene
 
 CHUNK = 2**18  # evaluations at once
 # Corners of a regular tetrahedron on the unit sphere, for gradients from 4 evaluations.
@@ -22,32 +25,29 @@ Carve = Callable[[Tensor], Tensor]  # points [N, 3] => [N], negative where the s
 class Field:
     """A scene of one prompt as a function of points in NumPy arrays; counts its evaluations.
 
-    The field of a point is max(sdf, |p| - bounding_radius), negative inside: outside the ball the scene is
-    undefined, so there it is evaluated at the nearest point of the ball. `carve` removes more: where it is
-    positive, nothing is left.
+    The field of a point is max(level, |p| - bounding_radius), negative inside, with the level of
+    `scenes.level_of`: an SDF, or, of densities and splats, a function that is no distance. Outside the ball
+    the scene is undefined, so there it is evaluated at the nearest point of the ball. What `carved` removes
+    is positive too.
     """
 
-    def __init__(
-        self, scene: AnyScene, device: torch.device, carve: Carve | None = None, parent: Field | None = None
-    ) -> None:
-        if isinstance(scene, DensityScene):
-            raise AssetError(
-                "the object is given by densities, which have no surface to export: train it with "
-                "generator.geometry=sdf"
-            )
-        if isinstance(scene, SplatScene):
-            raise AssetError(
-                "Gaussian splats have no surface from which to make a mesh: write them as .ply or .splat"
-            )
-        if scene.num_prompts != 1:
-            raise ValueError(f"a field is a scene of one prompt, got {scene.num_prompts}: select one")
-        self.scene, self.device, self.carve, self.parent = scene, device, carve, parent
-        self.radius = float(scene.bounding_radius)
+    def __init__(self, scene: AnyScene, device: torch.device) -> None:
+        solid = as_field(scene)
+        if solid.num_prompts != 1:
+            raise ValueError(f"a field is a scene of one prompt, got {solid.num_prompts}: select one")
+        self.device = device
+        self.level, self.level_and_albedo = level_of(solid, device), level_and_albedo_of(solid, device)
+        self.is_distance = not isinstance(solid, DensityScene | SplatSolid)
+        self.radius = float(solid.bounding_radius)
         self.evaluations = 0
+        self.carve: Carve | None = None
+        self.parent: Field | None = None
 
     def carved(self, carve: Carve) -> Field:
-        """The same scene with more removed; its evaluations count for this field too."""
-        return Field(self.scene, self.device, carve, self)
+        """The same field, positive also where `carve` is; its evaluations count for this field too."""
+        field = copy(self)
+        field.evaluations, field.carve, field.parent = 0, carve, self
+        return field
 
     def value(self, points: np.ndarray) -> np.ndarray:
         """The field [N] float32 at points [N, 3]. Raises AssetError if it is not finite."""
@@ -57,13 +57,20 @@ class Field:
             raise AssetError("the field of the object is not finite: the generator's weights are damaged")
         return values
 
+    def distance(self, points: np.ndarray, max_step: float) -> np.ndarray:
+        """Distances [N] >= 0 of points [N, 3] near the surface from it; no SDF: at most 4 `max_step`."""
+        if self.is_distance:
+            return np.abs(self.value(points))
+        moved = self.project(points, max_step=max_step, epsilon=max_step / 2, steps=4)
+        return np.linalg.norm(moved - points, axis=1)
+
     def cut_by_ball(self, points: np.ndarray) -> np.ndarray:
-        """Whether the ball, not the SDF, bounds the solid at points [N, 3] of its surface: bool [N]."""
+        """Whether the ball, not the scene, bounds the solid at points [N, 3] of its surface: bool [N]."""
         found = [np.zeros(0, bool)]
         for chunk in self._chunks(points):
             with torch.no_grad():
                 inside, norm = self._into_ball(chunk)
-                found.append((norm - self.radius > self.scene.sdf(inside[None])[0]).cpu().numpy())
+                found.append((norm - self.radius > self.level(inside[None])[0]).cpu().numpy())
         return np.concatenate(found)
 
     def gradient(self, points: np.ndarray, epsilon: float) -> np.ndarray:
@@ -91,7 +98,7 @@ class Field:
         values, colors = [np.zeros(0)], [np.zeros((0, 3), np.float32)]
         for chunk in self._chunks(points):
             with torch.no_grad():
-                value, albedo = self.scene.sdf_and_albedo(self._into_ball(chunk)[0][None])
+                value, albedo = self.level_and_albedo(self._into_ball(chunk)[0][None])
             values.append(value[0].cpu().numpy())
             colors.append(albedo[0].float().clamp(0, 1).cpu().numpy())
         return np.concatenate(values), np.concatenate(colors)
@@ -122,8 +129,8 @@ class Field:
     @torch.no_grad()
     def _value(self, points: Tensor) -> Tensor:
         inside, norm = self._into_ball(points)
-        sdf = self.scene.sdf(inside[None])[0].float()
-        value = torch.maximum(sdf, norm - self.radius)
+        level = self.level(inside[None])[0].float()
+        value = torch.maximum(level, norm - self.radius)
         if self.carve is not None:
             value = torch.maximum(value, self.carve(points))
         return value

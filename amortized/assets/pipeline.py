@@ -46,7 +46,8 @@ def surface(
 ) -> list[Mesh]:
     """The surfaces of P scenes on `device`: closed meshes without floaters, their vertices on the field.
 
-    Raises AssetError for an empty scene, one that touches its bounding ball, and one of densities or splats.
+    Those of densities and splats are the surfaces of their solids; see `scenes.level_of`, `SplatSolid`.
+    Raises AssetError for an empty scene, and one that touches its bounding ball.
     """
     config = AssetConfig(resolution=resolution, exact=exact, faces=0, texture=0)
     fields = (Field(scene.select(i), torch.device(device)) for i in range(scene.num_prompts))
@@ -76,7 +77,7 @@ def make_asset(scene: AnyScene, config: AssetConfig, source: Source, device: tor
             printable = _surface_of(solid, config, "largest", _Meter(solid))[0]
     # 4. How far all that is from the field.
     with meter("measure"):
-        report = measure(field, mesh, textured)
+        report = measure(field, mesh, textured, step)
     report |= {
         "prompt": source.prompt,
         "seconds": meter.seconds,
@@ -114,10 +115,13 @@ def _surface_of(field: Field, config: AssetConfig, keep: Keep, meter: _Meter) ->
 # ---- measures -------------------------------------------------------------------------------------
 
 
-def measure(field: Field, mesh: Mesh, textured: TexturedMesh | None) -> dict[str, Any]:
-    """Compare a finished mesh with its field, at random points of its surface; JSON."""
+def measure(field: Field, mesh: Mesh, textured: TexturedMesh | None, step: float) -> dict[str, Any]:
+    """Compare a finished mesh with its field, at random points of its surface; JSON.
+
+    `step` is the longest one towards the surface of a field that is not a distance.
+    """
     points, faces, weights = sample(mesh, SAMPLES)
-    distances = np.abs(field.value(points))
+    distances = field.distance(points, max_step=step)
     report: dict[str, Any] = {
         **check_mesh(mesh, field.radius),
         "surface_error": {"mean": float(distances.mean()), "max": float(distances.max())},

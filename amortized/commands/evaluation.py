@@ -116,7 +116,7 @@ def evaluate_share(
     if world.is_main:
         for note in model.texts.notes_on([prompt.text for prompt in prompts], generator_only=True):
             print(f"note: {note}")
-    missing = can_make_objects() if settings.objects else ""
+    missing = can_make_objects() if settings.objects and not model.makes_splats else ""
     if missing and world.is_main:
         print(f"note: the report has no objects in 3D: {missing}")
     share = list(prompts[world.rank :: world.size])

@@ -3,13 +3,14 @@
   amortized generate outputs/quickstart "a red cube" "a blue sphere"
   amortized generate exported/quickstart --prompts prompts.txt --output pictures --seeds 4
   amortized generate outputs/quickstart "a red cube" --format glb,stl --faces 5000
+  amortized generate outputs/quickstart "a red cube" --format splat --splats 5000
   amortized generate outputs/quickstart "a red cube" --camera orbit --show rgb,normal,depth,opacity
   amortized generate outputs/quickstart --interpolate "a red cube" "a blue sphere" --method slerp --loop
 
 Writes one strip of views (PNG) and one video (MP4) per prompt and seed, or the chosen formats, named by the
 prompt, index.json with the prompts, the model and the settings, and index.html, a page that shows all
-objects, those with a GLB in 3D. Later calls add to the same folder: what is complete is skipped, what was
-made by another model or with other settings is made again.
+objects, those with a GLB or splats in 3D. Later calls add to the same folder: what is complete is skipped,
+what was made by another model or with other settings is made again. A run of one prompt needs no PROMPT.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from amortized import arguments
 from amortized.arguments import names, path, path_text, whole
-from amortized.commands import asset_options, picture_options
+from amortized.commands import asset_options, picture_options, splat_options
 from amortized.commands.asset_options import AssetJob, ModelSource
 from amortized.commands.picture_options import num_views
 
@@ -45,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        type=names((*picture_options.FORMATS, *asset_options.FORMATS)),
-        help="what to write: png, mp4, webp, glb, ply, obj, stl, 3mf, usdz (default: png,mp4)",
+        type=names((*picture_options.FORMATS, *asset_options.FORMATS, *splat_options.FORMATS)),
+        help="what to write: png, mp4, webp, glb, ply, obj, stl, 3mf, usdz, splat, splat-ply "
+        "(default: png,mp4; of splats png,mp4,splat)",
     )
     parser.add_argument(
         "--seed", type=whole(0, 2**31), default=0, help="the first variant (default: %(default)s)"
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
     picture_options.add_picture_arguments(parser)
     asset_options.add_asset_arguments(parser)
+    splat_options.add_splat_arguments(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +79,10 @@ class Job:
 def run(args: argparse.Namespace) -> int:
     """Generate as `args` say; returns the exit status: 1 if an object has no surface to export."""
     formats = picture_options.picture_formats(args)
-    formats += [format for format in args.format or () if format in asset_options.FORMATS]
-    if args.interpolate and (solid := [format for format in formats if format in asset_options.FORMATS]):
+    solid = [format for format in args.format or () if format not in picture_options.FORMATS]
+    if args.interpolate and solid:
         raise ValueError(f"--interpolate makes pictures and videos, no {solid[0]}: omit one of the two")
+    formats += solid
     source = _checked_source(args)
     from amortized.commands.generated import open_index, read_index
     from amortized.gallery import PAGE
@@ -90,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--interpolate needs exactly two different prompts, got {len(texts)}")
     read_index(args.output)  # refuse a folder of others before loading the model
     model = source.load()
+    texts = _checked_texts(texts, model)
+    splat_options.check_splats(args, model)
+    if args.format is None and model.makes_splats and not args.interpolate:
+        formats += splat_options.DEFAULT
     look = picture_options.look_of(args, model)
     picture_options.check_memory(args, formats, on_cpu=model.device.type == "cpu")
     sample = texts[:PROMPTS_CHECKED]
@@ -97,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     with open_index(args.output) as index:
         # 2. What is missing.
-        records = {format: _settings(args, look, format) for format in formats}
+        records = {format: _settings(args, model, look, format) for format in formats}
         total, todo, remade = 0, [], 0
         for total, job in enumerate(_jobs(args, texts), 1):  # noqa: B007
             missing = [f for f in formats if not index.has(job.name, f, _record(job, f, model, records[f]))]
@@ -109,11 +117,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"note: {count(remade, 'object')} of another model or other settings: made again")
         # 3. Make it.
         _make_pictures(args, model, look, todo, records, index)
-        failed = _make_assets(args, source, model, todo, records, index)
+        failed = _make_splats(args, model, todo, records, index)
+        failed += _make_assets(args, source, model, todo, records, index)
     for prompt, reason in failed:
         print(f"note: {prompt!r} has no asset: {reason}")
     print(
-        f"{count(total, 'object')} in {args.output}" + (f", {len(failed)} without an asset" if failed else "")
+        f"{count(total, 'object')} in {args.output}"
+        + (f", {len(dict.fromkeys(failed))} without an asset" if failed else "")
     )
     if index.without_page:
         print(f"note: there is no page: {index.without_page}")
@@ -152,6 +162,41 @@ def _make_pictures(
                 record["depth_range"] = pictures.depth_range
             index.add(job.name, job.about, {format: record})
     progress(len(chosen), len(chosen))
+
+
+def _make_splats(
+    args: argparse.Namespace,
+    model: TextTo3D,
+    todo: Sequence[tuple[Job, list[str]]],
+    records: dict[str, dict[str, Any]],
+    index: Index,
+) -> list[tuple[str, str]]:
+    """Make the missing files of splats; returns the prompts whose objects have none, with the reasons."""
+    from amortized.cli import progress_bar
+    from amortized.evaluation.folder import writing
+
+    chosen = [(job, [f for f in missing if f in splat_options.FORMATS]) for job, missing in todo]
+    chosen = [(job, missing) for job, missing in chosen if missing]
+    progress, failed, numbers = progress_bar("splats", quiet=not chosen), [], set[int]()
+    for done, (job, missing) in enumerate(chosen):
+        progress(done, len(chosen))
+        made = {format: _record(job, format, model, records[format]) for format in missing}
+        paths = {format: args.output / record["file"] for format, record in made.items()}
+        try:
+            scene = splat_options.splats_of(args, model, job.prompts[0], job.seed)
+        except ValueError as error:
+            failed.append((job.prompts[0], str(error)))
+            continue
+        with writing(args.output):
+            number = splat_options.save_splats(scene, paths)
+        numbers.add(number)
+        index.add(
+            job.name, job.about, {format: record | {"splats": number} for format, record in made.items()}
+        )
+    progress(len(chosen), len(chosen))
+    if numbers:
+        print(f"note: {' or '.join(f'{number:,}' for number in sorted(numbers))} splats for each object")
+    return failed
 
 
 def _make_assets(
@@ -226,14 +271,16 @@ def _pictures(args: argparse.Namespace, model: TextTo3D, job: Job, look: Look) -
     return pictures_between(model, (first, second), job.seed, look, method=method, loop=args.loop, **sizes)
 
 
-def _settings(args: argparse.Namespace, look: Look, format: str) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, model: TextTo3D, look: Look, format: str) -> dict[str, Any]:
     if format in asset_options.FORMATS:
         return asset_options.asset_settings(args, format)
+    if format in splat_options.FORMATS:
+        return splat_options.splat_settings(args, model)
     return picture_options.settings_of(args, look, format)
 
 
 def _record(job: Job, format: str, model: TextTo3D, settings: dict[str, Any]) -> dict[str, Any]:
-    suffix = asset_options.SUFFIXES.get(format, f".{format}")
+    suffix = (asset_options.SUFFIXES | splat_options.SUFFIXES).get(format, f".{format}")
     return {"file": f"{job.name}{suffix}", "model": model.identity, "settings": settings}
 
 
@@ -246,11 +293,33 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(corpus[i].text for corpus in corpora for i in range(len(corpus))))
 
 
+def _checked_texts(texts: list[str], model: TextTo3D) -> list[str]:
+    """The texts to generate: those given, or the prompt that the model was trained on alone.
+
+    Raises ValueError if there is none, or for texts that a single object ignores.
+    """
+    from corpora.prompts import normalized
+
+    if not texts and model.prompt is None:
+        raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
+    texts = texts or [model.prompt or ""]
+    if not model.one_object:
+        return texts
+    if model.prompt is None and len(texts) > 1:
+        raise ValueError(f"the model is one object, whatever the text: give one PROMPT, not {len(texts):,}")
+    if model.prompt is None:
+        print("note: the model is one object, whatever the text")
+    elif others := [text for text in texts if normalized(text) != normalized(model.prompt)]:
+        raise ValueError(
+            f"the model is one object, {model.prompt!r}, and ignores the text {others[0]!r}: omit it, or "
+            "train another run"
+        )
+    return [model.prompt or texts[0]]
+
+
 def _checked_source(args: argparse.Namespace) -> ModelSource:
     """The source of the model. Raises ValueError for options that do not fit it."""
     is_run = (Path(args.model) / "config.yaml").exists()
-    if not args.texts and args.prompts is None:
-        raise ValueError("there is nothing to generate: give a PROMPT, or --prompts FILE")
     if is_run and args.text_encoder:
         raise ValueError("--text-encoder is for exported folders: a run names its text encoder itself")
     if not is_run and args.checkpoint != "newest":

@@ -38,7 +38,7 @@ COMMANDS = (
     Command("train", "train", "train a generator over a corpus, or one object from a prompt", interrupted=75),
     Command("evaluate", "evaluate", "render and score the prompts of a run"),
     Command("compare", "amortized.commands.compare", "compare evaluated runs, prompt by prompt"),
-    Command("generate", "amortized.commands.generate", "turn prompts into pictures and turntables"),
+    Command("generate", "amortized.commands.generate", "turn prompts into pictures, videos and 3D files"),
     Command("view", "amortized.commands.view", "show the pages of a folder in a browser, objects in 3D"),
     Command("export", "amortized.commands.export", "export a run's generator to a self-contained folder"),
     Command("corpora", "corpora.__main__", "list, import, convert and show corpora"),

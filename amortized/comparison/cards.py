@@ -22,7 +22,8 @@ class Media:
     """The files that show a prompt of a run, by their paths relative to the page."""
 
     picture: Picture | None = None
-    object: str | None = None  # a GLB in OBJECTS
+    object: str | None = None  # a GLB or splats in OBJECTS
+    antialias: bool = True  # of splats
     turntable: str | None = None
 
 
@@ -104,9 +105,10 @@ def _card(comparison: Comparison, media: Shown, index: int, prompt: str) -> str:
 def _buttons(comparison: Comparison, media: Shown, prompt: str) -> str:
     """Buttons that open the objects of all runs in 3D, and their turntables, side by side."""
     labels = {run.label: media.get((number, prompt), Media()) for number, run in enumerate(comparison.runs)}
-    objects = {one.object[len(OBJECTS) : -len(".glb")]: label for label, one in labels.items() if one.object}
+    objects = {one.object[len(OBJECTS) :]: label for label, one in labels.items() if one.object}
+    classic = [one.object[len(OBJECTS) :] for one in labels.values() if one.object and not one.antialias]
     turntables = {one.turntable: label for label, one in labels.items() if one.turntable}
-    buttons = objects_button(OBJECTS, objects, prompt) if objects else ""
+    buttons = objects_button(OBJECTS, objects, prompt, classic) if objects else ""
     buttons += video_button(turntables, prompt) if turntables else ""
     return f'<div role="cell" class="buttons">{buttons}</div>' if buttons else ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from amortized.comparison.cards import Shown, cards, controls, signed
 from amortized.comparison.evaluations import CURVES, Evaluated
 from amortized.comparison.paired import LOWER_IS_BETTER, Comparison, Difference
-from amortized.evaluation.results import LABELS
+from amortized.evaluation.results import LABELS, SOLID_OF_SPLATS
 from amortized.pages import Line, asset, charts, document, key, navigation, number, section, text
 from amortized.wording import count
 
@@ -82,14 +82,20 @@ def _differences(comparison: Comparison) -> str:
         cells = "".join(_cell(some.get(name)) for some in comparison.differences)
         lower = "<small>lower is better</small>" if name in LOWER_IS_BETTER else ""
         body += f'<tr><th scope="row">{text(LABELS[name])}{lower}</th>{cells}</tr>'
+    labels = ", ".join(f"<bdi>{text(run.label, 60)}</bdi>" for run in comparison.runs if _has_splats(run))
+    solid = f'<p class="note">{labels}: {SOLID_OF_SPLATS}</p>' if labels else ""
     return (
         f'<p class="note">Minus <bdi>{text(first.label, 60)}</bdi>, over the prompts that both have. In '
         "brackets the 95&#8201;% bootstrap interval over prompts, then the two means. A difference is called "
         "better or worse if its interval excludes 0.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Differences by score">'
         f'<table class="paired"><thead><tr><th scope="col">Score</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>{solid}"
     )
+
+
+def _has_splats(run: Evaluated) -> bool:
+    return any(row.splats for row in run.rows.values())
 
 
 def _cell(difference: Difference | None) -> str:

@@ -15,7 +15,7 @@ from amortized.evaluation.folder import INDEX, link_or_copy, writing
 from amortized.evaluation.report import inert
 from amortized.files import atomic_write_text
 from amortized.names import slug
-from amortized.pages import Picture, find_media, find_picture, write_script, write_viewer
+from amortized.pages import SUFFIXES, Picture, find_media, find_picture, write_script, write_viewer
 from amortized.untrusted import inside
 
 
@@ -45,7 +45,8 @@ def _collect(folder: Path, comparison: Comparison) -> Shown:
             place = number + 1
             found[number, text] = Media(
                 picture=_picture(folder, run, row.strip, f"pictures/{place}/{name}.png"),
-                object=_object(folder, run, row.object, f"{OBJECTS}{name}-{place}.glb"),
+                object=_object(folder, run, row.object, f"{OBJECTS}{name}-{place}"),
+                antialias=row.antialias,
                 turntable=_linked(folder, run, row.turntable, f"turntables/{place}/{name}.mp4"),
             )
             if (None, text) not in found:
@@ -69,8 +70,9 @@ def _linked(folder: Path, run: Evaluated, path: str | None, target: str) -> str 
     return target
 
 
-def _object(folder: Path, run: Evaluated, path: str | None, target: str) -> str | None:
+def _object(folder: Path, run: Evaluated, path: str | None, stem: str) -> str | None:
     """As `_linked`, with what shows an object from disk: nothing that runs comes from the evaluation."""
+    target = stem + next((suffix for suffix in SUFFIXES if (path or "").endswith(suffix)), ".glb")
     if _linked(folder, run, path, target) is None:
         return None
     if not (folder / OBJECTS / "viewer").exists():

@@ -6,7 +6,7 @@ one view-dependent text for each image.
 """
 
 from amortized.conditioning.bank import TextBank, TextConfig
-from amortized.conditioning.perp_neg import perp_neg_text
+from amortized.conditioning.perp_neg import interpolated_text, perp_neg_text
 from amortized.conditioning.rows import expand_row, mix_rows, take_rows
 from amortized.conditioning.shards import ShardStore
 from amortized.conditioning.text_encoder import CLIPTextEncoder, load_text_encoder
@@ -28,6 +28,7 @@ __all__ = [
     "azimuth_word",
     "elevation_word",
     "expand_row",
+    "interpolated_text",
     "load_text_encoder",
     "mix_rows",
     "perp_neg_text",

@@ -9,7 +9,7 @@ import torch
 
 from amortized.conditioning.cached_encoder import CachedTextEncoder, TextKey
 from amortized.conditioning.fitting import num_overlong, unknown_words
-from amortized.conditioning.perp_neg import perp_neg_text
+from amortized.conditioning.perp_neg import interpolated_text, perp_neg_text
 from amortized.conditioning.rows import move_rows
 from amortized.conditioning.shards import ShardStore
 from amortized.conditioning.text_encoder import TextEncoder
@@ -201,8 +201,9 @@ class TextBank:
             text = plain_text(move_rows(self.prior_encoder.encode_uncached(keys), device), unconditional)
         else:
             rows = move_rows(self.prior_encoder.encode(self._view_keys(prompts, cameras)), device)
-            if config.perp_neg:
-                text = perp_neg_text(rows, unconditional, cameras, config)
+            if config.interpolates:
+                between = perp_neg_text if config.perp_neg else interpolated_text
+                text = between(rows, unconditional, cameras, config)
             else:
                 text = plain_text(rows, unconditional)
         empty = self.encode_for_prior([""], device)
@@ -210,10 +211,10 @@ class TextBank:
         return add_shared_texts(text, empty=empty, negatives=negatives, weights=config.negative_weights)
 
     def _view_keys(self, prompts: Sequence[str], cameras: Cameras) -> list[TextKey]:
-        """Return the view texts to cache: P * 4 for Perp-Neg, none for numbered directions, else P * V."""
+        """Return the view texts to cache: P * 4 to interpolate, none for numbered directions, else P * V."""
         if self.config.direction_step_deg:
             return []
-        if self.config.perp_neg:
+        if self.config.interpolates:
             return [(prompt, suffix) for prompt in prompts for suffix in self.config.suffixes]
         return _image_keys(prompts, cameras, self.config)
 

@@ -2,68 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from amortized.conditioning.rows import expand_row, mix_rows, take_rows
-from amortized.conditioning.views import BACK, FRONT, NUM_VIEWS, OVERHEAD, SIDE, ViewText, ViewTextConfig
+from amortized.conditioning.rows import mix_rows, take_rows
+from amortized.conditioning.views import (
+    BACK,
+    FRONT,
+    NUM_VIEWS,
+    OVERHEAD,
+    SIDE,
+    ViewText,
+    ViewTextConfig,
+    plain_text,
+)
 from amortized.types import Cameras, TextCondition
+
+
+def interpolated_text(
+    texts_by_view: TextCondition, unconditional: TextCondition, cameras: Cameras, config: ViewTextConfig
+) -> ViewText:
+    """Return the text of B = P * V images, interpolated by azimuth between views, without negatives.
+
+    `texts_by_view` has P * 4 rows, row p * 4 + v being prompt p in view v of VIEW_NAMES;
+    `unconditional` has one row. Raises ValueError if `texts_by_view` has another number of rows.
+    """
+    _check_rows(texts_by_view, cameras)
+    first, second, share = _neighbors(cameras, config)
+    positive = mix_rows(
+        _pick(texts_by_view, first),
+        _pick(texts_by_view, second),
+        share.flatten().to(texts_by_view.pooled.device),
+    )
+    return plain_text(positive, unconditional)
 
 
 def perp_neg_text(
     texts_by_view: TextCondition, unconditional: TextCondition, cameras: Cameras, config: ViewTextConfig
 ) -> ViewText:
-    """Return the text of B = P * V images, interpolated between views, with two weighted negatives each.
-
-    `texts_by_view` has P * 4 rows, row p * 4 + v being prompt p in view v of VIEW_NAMES;
-    `unconditional` has one row. Raises ValueError if `texts_by_view` has another number of rows.
-    """
-    num_prompts, num_views = cameras.azimuth_deg.shape
-    if texts_by_view.pooled.shape[0] != num_prompts * NUM_VIEWS:
-        raise ValueError(
-            f"texts_by_view must have {NUM_VIEWS} rows for each of {num_prompts} prompts, "
-            f"got {texts_by_view.pooled.shape[0]} rows"
-        )
-    device = texts_by_view.pooled.device
-    first_row = NUM_VIEWS * torch.arange(num_prompts, device=device)[:, None]  # [P, 1]
-
-    def pick(view: Tensor) -> TextCondition:  # view [P, V], indices into VIEW_NAMES
-        return take_rows(texts_by_view, (first_row + view.to(device)).flatten())
-
-    first, second, share, negatives, weights = _interpolation(cameras, config)
-    null = expand_row(unconditional, num_prompts * num_views)
-    return ViewText(
-        positive=mix_rows(pick(first), pick(second), share.flatten().to(device)),
-        unconditional=null,
-        empty=null,
-        negatives=tuple(pick(view) for view in negatives),
+    """Return the text of B = P * V images, as `interpolated_text`, with two weighted negatives each."""
+    text = interpolated_text(texts_by_view, unconditional, cameras, config)
+    negatives, weights = _negatives(cameras, config)
+    return replace(
+        text,
+        negatives=tuple(_pick(texts_by_view, view) for view in negatives),
         negative_weights=weights.flatten(1).to(texts_by_view.pooled),
     )
 
 
-def _interpolation(
-    cameras: Cameras, config: ViewTextConfig
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Return (first, second, share, negatives, weights) for P * V cameras.
+def _check_rows(texts_by_view: TextCondition, cameras: Cameras) -> None:
+    num_prompts, num_rows = len(cameras.azimuth_deg), texts_by_view.pooled.shape[0]
+    if num_rows != num_prompts * NUM_VIEWS:
+        raise ValueError(
+            f"texts_by_view must have {NUM_VIEWS} rows for each of {num_prompts} prompts, got {num_rows} rows"
+        )
 
-    The positive text is share * first + (1 - share) * second; first, second and share are [P, V]. The two
-    negatives are views [P, V], their weights [2, P, V].
 
-    The interpolation and the constants follow ScaleDreamer's implementation of Perp-Neg. In the front half,
-    r = 1 - |azimuth| / 90 is the share of the front view, and the negatives are front and side. In the back
-    half, r = 2 - |azimuth| / 90 is the share of the side view, and the negatives are side and front. Overhead
-    images get the plain overhead text and zero weights.
+def _pick(texts_by_view: TextCondition, view: Tensor) -> TextCondition:
+    """Return the text of each image, B rows, for views [P, V], indices into VIEW_NAMES."""
+    device = texts_by_view.pooled.device
+    first_row = NUM_VIEWS * torch.arange(len(view), device=device)[:, None]  # [P, 1]
+    return take_rows(texts_by_view, (first_row + view.to(device)).flatten())
+
+
+def _neighbors(cameras: Cameras, config: ViewTextConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (first, second, share), each [P, V]: the text is share * first + (1 - share) * second.
+
+    In the front half, share = 1 - |azimuth| / 90 is that of the front view, the other view is the side. In
+    the back half, share = 2 - |azimuth| / 90 is that of the side view, the other view is the back. Overhead
+    images get the plain overhead text.
+    """
+    azimuth = cameras.azimuth_deg.abs()
+    in_front, overhead = azimuth < 90, cameras.elevation_deg > config.overhead_deg
+    first = torch.where(in_front, FRONT, SIDE).where(~overhead, OVERHEAD)
+    share = torch.where(in_front, 1 - azimuth / 90, 2 - azimuth / 90)
+    return first, torch.where(in_front, SIDE, BACK), torch.where(overhead, 1.0, share)
+
+
+def _negatives(cameras: Cameras, config: ViewTextConfig) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return two negative views [P, V] and their weights [2, P, V].
+
+    The constants follow ScaleDreamer's implementation of Perp-Neg. With r the share of `_neighbors`, the
+    negatives are front and side in the front half, side and front in the back half. Overhead images get zero
+    weights.
     """
     azimuth = cameras.azimuth_deg.abs()
     in_front = azimuth < 90
     share = torch.where(in_front, 1 - azimuth / 90, 2 - azimuth / 90)
-
-    def constant(view: int) -> Tensor:
-        return torch.full_like(azimuth, view, dtype=torch.long)
-
-    front, side, back = constant(FRONT), constant(SIDE), constant(BACK)
-    first, second = torch.where(in_front, front, side), torch.where(in_front, side, back)
-    negatives = (torch.where(in_front, front, side), torch.where(in_front, side, front))
+    negatives = (torch.where(in_front, FRONT, SIDE), torch.where(in_front, SIDE, FRONT))
     weights = torch.stack(
         [
             torch.where(in_front, _decay(4.0, -2.426, share), _decay(1.0, -0.606, share)),
@@ -71,10 +99,7 @@ def _interpolation(
         ]
     )
     overhead = cameras.elevation_deg > config.overhead_deg
-    first = torch.where(overhead, constant(OVERHEAD), first)
-    share = torch.where(overhead, 1.0, share)
-    weights = torch.where(overhead, 0.0, config.perp_neg_weight * weights)
-    return first, second, share, negatives, weights
+    return negatives, torch.where(overhead, 0.0, config.perp_neg_weight * weights)
 
 
 def _decay(scale: float, shift: float, x: Tensor) -> Tensor:

@@ -23,11 +23,14 @@ class ViewTextConfig:
 
     # Appended to the prompt, in the order of VIEW_NAMES: front, side, back, overhead.
     suffixes: tuple[str, str, str, str] = (", front view", ", side view", ", back view", ", overhead view")
-    front_deg: float = 45.0  # front within this of azimuth 0, back within this of 180; unused by Perp-Neg
+    # Front within this of azimuth 0, back within this of 180; not used for interpolated texts.
+    front_deg: float = 45.0
     overhead_deg: float = 60.0  # overhead above this elevation
     # If positive, append azimuth and elevation rounded to this multiple: ", front view az30 el-10".
     direction_step_deg: int = 0
     negative_prompt: str = ""  # the text of the unconditional branch
+    # Interpolate the text by azimuth: front to side to back. Costs no denoiser images. null: with perp_neg.
+    interpolate: bool | None = None
     perp_neg: bool = False  # interpolate between views and push away from the wrong ones
     perp_neg_weight: float = -0.5  # factor on Perp-Neg's negative weights
     # Further texts to push every view away from, and their weights.
@@ -41,8 +44,11 @@ class ViewTextConfig:
             )
         check(self, "front_deg", "direction_step_deg", at_least=0, at_most=90)
         check(self, "overhead_deg", at_least=-90, at_most=90)
-        if self.direction_step_deg > 0 and self.perp_neg:
-            raise ValueError("perp_neg interpolates between the four views: it needs direction_step_deg=0")
+        if self.perp_neg and self.interpolate is False:
+            raise ValueError("perp_neg interpolates between views: set interpolate=true, or perp_neg=false")
+        if self.direction_step_deg > 0 and self.interpolates:
+            name = "perp_neg" if self.perp_neg else "interpolate"
+            raise ValueError(f"{name} interpolates between the four views: it needs direction_step_deg=0")
         if self.perp_neg_weight > 0:
             raise ValueError(
                 f"perp_neg_weight must not be positive, got {self.perp_neg_weight}: "
@@ -58,6 +64,11 @@ class ViewTextConfig:
                 f"negative_weights must not be positive, got {list(self.negative_weights)}: "
                 "a positive weight pulls the image toward the text it should avoid"
             )
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the text of an image lies between those of two views."""
+        return self.perp_neg or bool(self.interpolate)
 
     @property
     def num_negatives(self) -> int:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 
 from amortized.evaluation.metrics import Interval
-from amortized.evaluation.results import COMPARED, LABELS, SIDES, PromptRow, Results
+from amortized.evaluation.results import COMPARED, LABELS, SIDES, SOLID_OF_SPLATS, PromptRow, Results
 from amortized.evaluation.scales import scale
-from amortized.pages import link, number, text, view_button
+from amortized.pages import link, number, objects_button, text
 from amortized.pages.cards import (
     MAX_CARDS,
     card_controls,
@@ -69,8 +69,9 @@ def _object(row: PromptRow) -> str:
     if not row.object:
         return ""
     folder, _, file = row.object.rpartition("/")
-    button = view_button(f"{folder}/", file.removesuffix(".glb"), row.text)
-    return f'<p class="object">{button} <a href="{link(row.object)}" download>GLB</a></p>'
+    button = objects_button(f"{folder}/", {file: ""}, row.text, () if row.antialias else (file,))
+    kind = "splats" if file.endswith(".splat") else "GLB"
+    return f'<p class="object">{button} <a href="{link(row.object)}" download>{kind}</a></p>'
 
 
 def _scores(row: PromptRow, values: Mapping[str, float | None]) -> str:
@@ -141,10 +142,7 @@ def _notes(results: Results) -> str:
     if "iou_start" in results.metrics or "iou_best_sphere" in results.metrics:
         notes.append("Ticks on an IoU line: the untrained start and the best sphere.")
     if any(row.splats for row in results.prompts):
-        notes.append(
-            "Splats have no surface: for IoU, color error and the front mark, a point is inside if the sum "
-            "of opacity × exp(−d²/2) over all splats exceeds 0.5 (d: its Mahalanobis distance from each)."
-        )
+        notes.append(SOLID_OF_SPLATS)
     if len(results.prompts) > MAX_CARDS:
         notes.append(
             f"The first {MAX_CARDS:,} of {len(results.prompts):,} prompts are shown here; "

@@ -75,7 +75,7 @@ class EvaluationConfig:
     turntable_frames: int = 24  # 0 writes no turntables
     turntable_size: int = 160  # px; the report shows them at this size
     turntable_fps: float = 12.0
-    objects: int = 64  # the first so many prompts get a GLB, which the report shows in 3D; 0: none
+    objects: int = 64  # the first so many prompts have an object that the report shows in 3D; 0: none
     show_truth: bool = True  # a strip of the true object beside the result, if the corpus knows it
     grid: int = 64  # cells per side for the volumetric IoU
     prompts_per_batch: int = 4
@@ -126,7 +126,7 @@ def evaluate(
         folder: receives the media; the rows hold paths relative to it.
         names: the file name of each prompt id, from `file_names` of all processes' prompts; None: there is
             one process.
-        with_object: ids of the prompts to write a GLB of; an object without a surface has none.
+        with_object: ids of the prompts to write a GLB of, or splats; an object without a surface has none.
         progress: called with (prompts done, prompts in total) after each batch.
 
     Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.files import sync
-from amortized.pages import VIEWER_FILES, script_of
+from amortized.pages import SUFFIXES, VIEWER_FILES, script_of
 from amortized.untrusted import MiB, read_json, reason_of, short
 
 INDEX = "index.json"
@@ -115,7 +115,7 @@ def _listed_files(folder: Path, writer: Writer) -> set[str]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries):
         return set()
     listed = {str(value) for entry in entries for value in media_of(entry)}
-    objects = {path for path in listed if path.endswith(".glb")}
+    objects = {path for path in listed if path.endswith(SUFFIXES)}
     scripts = {script_of(Path(path)).as_posix() for path in objects}
     viewers = {f"{path.rpartition('/')[0]}/{name}" for path in objects for name in VIEWER_FILES}
     return {*writer.pages, *listed, *scripts, *viewers}

@@ -44,6 +44,10 @@ LABELS = {
     "front_shown": "Front mark",
     "janus": "Janus",
 }
+SOLID_OF_SPLATS = (
+    "Splats have no surface: for IoU, color error and the front mark, a point is inside if the sum "
+    "of opacity × exp(−d²/2) over all splats exceeds 0.5 (d: its Mahalanobis distance from each)."
+)
 SIDES = ("front", "left", "back", "right")
 
 
@@ -71,8 +75,9 @@ class PromptRow:
     strip: str | None = None  # media paths, relative to the folder of the results
     truth_strip: str | None = None  # the same views of the true object
     turntable: str | None = None
-    object: str | None = None  # a GLB
+    object: str | None = None  # a GLB, or splats
     splats: bool = False  # the scene has splats, whose solid is defined by their density
+    antialias: bool = True  # of splats: they were trained with antialiasing, which viewers should know
 
 
 @dataclass(frozen=True, kw_only=True)

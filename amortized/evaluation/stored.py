@@ -15,6 +15,7 @@ from amortized.untrusted import MiB, inside, read_json_object, short
 RESULTS = "results.json"
 LIMIT = 512 * MiB  # bytes; a prompt takes some 700
 TEXTS = ("id", "text", "split")
+FLAGS = ("splats", "antialias")
 OPTIONAL_TEXTS = ("kind", "near_train", "slug", "strip", "truth_strip", "turntable", "object")
 MAX_TEXT = 100_000  # characters
 
@@ -68,6 +69,7 @@ def _row(data: Any, number: int) -> PromptRow:
         if not isinstance(value, str) or len(value) > MAX_TEXT:
             raise ValueError(f"prompt {number} has no valid {key}")
         values[key] = value.encode(errors="replace").decode()  # JSON can hold half characters
+    values |= {key: data[key] for key in FLAGS if isinstance(data.get(key), bool)}
     for key in METRICS:
         if (value := data.get(key)) is not None and finite(value) is None:
             raise ValueError(f"prompt {number} has no valid {key}")

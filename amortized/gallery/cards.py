@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from amortized.gallery.objects import File, Generated
-from amortized.pages import Picture, find_picture, link, text, view_button
+from amortized.pages import SUFFIXES, Picture, find_picture, frame_address, link, objects_button, text
 from amortized.pages.cards import pixels, sides, stage_color, strip, video
 from amortized.pages.markup import one_line
 from amortized.wording import count
 
-MAX_IN_BROWSER = 100_000_000  # bytes of a GLB that a browser opens without trouble
+MAX_IN_BROWSER = 100_000_000  # bytes of an object that a browser opens without trouble
 UNITS = ("B", "kB", "MB", "GB", "TB")
-LABELS = {"webp": "WebP", "obj": "OBJ, zipped"}
+LABELS = {"webp": "WebP", "obj": "OBJ, zipped", "splat": ".splat", "splat-ply": "PLY of splats"}
 CUBE = (
     '<svg class="cube" viewBox="0 0 48 48" width="72" height="72" aria-hidden="true">'
     '<path d="M24 5 41 14.5v19L24 43 7 33.5v-19zM7 14.5 24 24l17-9.5M24 24v19"/></svg>'
@@ -27,7 +28,7 @@ class Context:
 
     folder: Path
     settings: Mapping[str, int]  # the number of the table with an object's settings, by its name
-    from_disk: Collection[str]  # the GLBs that open in 3D without a server
+    from_disk: Collection[str]  # the files that open in 3D without a server
 
 
 def card(made: Generated, index: int, context: Context) -> str:
@@ -67,7 +68,6 @@ def moves(made: Generated) -> bool:
 def _stage(made: Generated, title: str, picture: Picture | None) -> str:
     """The moving picture, else the first view, else a sign; over it the button for 3D."""
     is_way = len(made.prompts) > 1
-    glb = made.files.get("glb")
     seen = next((made.files[f] for f in ("mp4", "webp", "png") if f in made.files), None)
     size, rows = _frame(seen, picture)
     dimensions = sides(size, size * rows if size else None)
@@ -88,17 +88,25 @@ def _stage(made: Generated, title: str, picture: Picture | None) -> str:
             f'alt="{text(words + title, 200)}">'
         )
     else:
-        shown = CUBE + ("" if glb else '<p class="missing">No picture</p>')
+        shown = CUBE + ("" if made.in_3d else '<p class="missing">No picture</p>')
         style = "bare"
-    button = view_button("", glb.name.removesuffix(".glb"), title) if glb and opens(glb) else ""
+    opened = [file for file in made.in_3d if opens(file)]
+    labels = {file.name: "mesh" if file.format == "glb" else "splats" for file in opened}
+    labels = labels if len(labels) > 1 else dict.fromkeys(labels, "")
+    button = objects_button("", labels, title, classic_of(opened)) if opened else ""
     variables = [f"--size:{size or 160}px;--rows:{rows}"]
     variables += filter(None, [stage_color(seen.settings.get("background")) if seen else ""])
     return f'<div class="stage {style}" data-stage style="{";".join(variables)}">{shown}{button}</div>'
 
 
-def opens(glb: File) -> bool:
-    """Whether a browser can open a GLB: from disk if it has a script, else through a server."""
-    return glb.size <= MAX_IN_BROWSER and glb.name.endswith(".glb")
+def opens(file: File) -> bool:
+    """Whether a browser can show a file in 3D: from disk if it has a script, else through a server."""
+    return file.size <= MAX_IN_BROWSER and file.name.endswith(SUFFIXES)
+
+
+def classic_of(files: Collection[File]) -> list[str]:
+    """The names of the splats that were trained without antialiasing."""
+    return [file.name for file in files if file.settings.get("antialias") is False]
 
 
 def _frame(seen: File | None, picture: Picture | None) -> tuple[int | None, int]:
@@ -148,19 +156,20 @@ def _details(made: Generated, context: Context) -> str:
         rows.append(("License", text("; ".join(made.licenses))))
     if made.report:
         rows.append(("Asset report", f'<a href="{link(made.report)}">checks and times</a>'))
-    if glb := made.files.get("glb"):
-        rows.append(("In 3D", _in_3d(glb, context)))
+    if made.in_3d:
+        rows.append(("In 3D", "<br>".join(_in_3d(file, context) for file in made.in_3d)))
     body = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<details><summary>Details</summary><dl>{body}</dl></details>"
 
 
-def _in_3d(glb: File, context: Context) -> str:
+def _in_3d(file: File, context: Context) -> str:
     """A link to the object in a window to itself, and when it opens."""
-    if not opens(glb):
-        return "too large for a browser: download the GLB"
-    name = glb.name.removesuffix(".glb")
-    window = f'<a href="viewer/viewer.html#{link(name)}" target="_blank">full window</a>'
-    return window if glb.name in context.from_disk else f"{window}, with <code>amortized view</code> only"
+    kind = text(LABELS.get(file.format, file.format.upper()))
+    if not opens(file):
+        return f"{kind}: too large for a browser"
+    address = escape(frame_address("", {file.name: ""}, classic_of([file])))
+    window = f'{kind}: <a href="{address}" target="_blank">full window</a>'
+    return window if file.name in context.from_disk else f"{window}, with <code>amortized view</code> only"
 
 
 def settings_key(made: Generated) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_SETTINGS = 40  # of a file; generate writes 14
-MAX_FORMATS = 16  # of an object; generate writes 9
+MAX_FORMATS = 16  # of an object; generate writes 11
 PICTURES, VIDEOS = ("png", "webp"), ("mp4",)
 
 
@@ -36,6 +36,12 @@ class Generated:
     seed: int | None
     files: Mapping[str, File]  # by format, at least one
     report: str | None = None  # the file that tells how its assets were made
+
+    @property
+    def in_3d(self) -> tuple[File, ...]:
+        """The files that open in 3D: the mesh, and the splats in one of their formats."""
+        splats = "splat" if "splat" in self.files else "splat-ply"
+        return tuple(self.files[format] for format in ("glb", splats) if format in self.files)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ UNITS = {"deg": "degrees", "mm": "mm", "m": "m"}  # by the last part of a settin
 def page(folder: Path, objects: Sequence[Generated], from_disk: Collection[str]) -> str:
     """The page of all objects of a folder, of which it shows the last `MAX_CARDS`.
 
-    `from_disk` are the GLBs that open in 3D without a server.
+    `from_disk` are the files that open in 3D without a server.
     """
     shown = objects[-MAX_CARDS:]
     groups: dict[str, list[Generated]] = {}
@@ -90,10 +90,10 @@ def _notes(objects: Sequence[Generated], shown: Sequence[Generated], from_disk: 
         notes.append(
             f"The last {len(shown):,} of {len(objects):,} objects are shown here; index.json lists all."
         )
-    glbs = [made.files["glb"] for made in shown if "glb" in made.files]
-    if any(opens(glb) and glb.name not in from_disk for glb in glbs):
+    files = [file for made in shown for file in made.in_3d]
+    if any(opens(file) and file.name not in from_disk for file in files):
         notes.append(
-            f"From disk, browsers show {len(from_disk):,} of {count(len(glbs), 'GLB')} in 3D: the newest "
+            f"From disk, browsers show {len(from_disk):,} of {count(len(files), 'file')} in 3D: the newest "
             f"ones, of at most {size_text(MAX_FROM_DISK)} each. <code>amortized view FOLDER</code> shows the "
             "others too."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.files import atomic_write_text
+from amortized.gallery.cards import opens
 from amortized.gallery.objects import Generated, objects_of
 from amortized.gallery.page import KIND, page
 from amortized.pages import MAX_FROM_DISK, is_page_of, remove_scripts, write_script, write_viewer
@@ -16,7 +17,8 @@ from amortized.untrusted import inside, open_regular, reason_of, short
 
 PAGE = "index.html"
 PAGE_LIMIT = 2**30  # bytes of a file in its place
-# Bytes of the GLBs that a page opens from disk, the newest first: the copies that this needs take 4/3 of it.
+# Bytes of the files that a page opens in 3D from disk, the newest first: the copies that this needs take 4/3
+# of it.
 TOTAL_FROM_DISK = 250_000_000
 
 
@@ -54,19 +56,19 @@ def check_ours(folder: Path, name: str, kind: str) -> None:
 
 
 def _write_scripts(folder: Path, objects: Sequence[Generated]) -> set[str]:
-    """Write what a page needs to open GLBs from disk; returns the names of those that it can open."""
-    glbs = [made.files["glb"] for made in objects if "glb" in made.files]
-    if not glbs:
+    """Write what a page needs to open objects from disk; returns the names of the files that it can open."""
+    files = [file for made in objects for file in made.in_3d]
+    if not files:
         return set()
     check_ours(folder, "viewer/viewer.html", "viewer")
     write_viewer(folder)
     names: set[str] = set()
     total = 0
-    for glb in reversed(glbs):
-        if glb.size <= MAX_FROM_DISK and total + glb.size <= TOTAL_FROM_DISK and glb.name.endswith(".glb"):
-            with suppress(ValueError):  # not a GLB that can be read
-                if write_script(folder / glb.name) is not None:
-                    names.add(glb.name)
-                    total += glb.size
+    for file in reversed(files):
+        if opens(file) and file.size <= min(MAX_FROM_DISK, TOTAL_FROM_DISK - total):
+            with suppress(ValueError):  # not a file that can be read
+                if write_script(folder / file.name) is not None:
+                    names.add(file.name)
+                    total += file.size
     remove_scripts(folder, names)
     return names

@@ -29,7 +29,7 @@ pipeline_tag: text-to-3d
 
 # {_plain(name)}
 
-A {generator} generator: any text to a 3D object (signed distance and color) in one forward pass. Trained by
+{_kind(generator, training.get("prompt"))} Trained by
 score distillation with amortized3d {config["amortized3d"]}, without 3D data.
 
 ```python
@@ -57,6 +57,14 @@ images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [1, 4, 1
 amortized3d is under Apache-2.0 and claims no rights in these weights. A generator distilled from a
 diffusion model may inherit the terms of use of that model and of the corpus: check them before publishing.
 """
+
+
+def _kind(generator: str, prompt: str | None) -> str:
+    """What the generator makes, in a sentence."""
+    made = "Gaussian splats" if generator == "splats" else "a 3D object as a field of shape and color"
+    if prompt is None:
+        return f"A {generator} generator: any text to {made} in one forward pass."
+    return f"A {generator} generator, trained on one prompt, {_plain(prompt)}: {made}."
 
 
 def _scores(run: Path) -> str:

@@ -59,6 +59,7 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
         guidance = {name: str(settings["guidance"][name]) for name in ("noise", "reference")}
         training = {
             "corpus": str(settings["corpus"]),
+            "prompt": settings.get("prompt"),
             "step": load_meta(path).step,
             "guidance": {**settings["guidance"], **guidance},
             "prior": str(settings["prior"]["path"]),

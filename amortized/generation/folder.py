@@ -51,7 +51,7 @@ from generators.environment import EnvironmentConfig
 FORMAT = 2
 CONFIG, WEIGHTS, CARD, LOCK = "config.json", "model.safetensors", "README.md", ".lock"
 UNREAD = (CARD, LOCK, ".git", ".gitattributes", ".gitignore", ".cache")  # expected beside them
-Parts = tuple[nn.Module, TextBank, SceneConfig, str]  # the arguments of TextTo3D
+Parts = tuple[nn.Module, TextBank, SceneConfig, str, str | None]  # the arguments of TextTo3D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ def load_run(
     encoder = load_encoder(config.text_encoder, chosen, allow_network)
     shards = [url for url in shards if allow_network or "://" not in url]  # a cache only
     parts = _assemble(generator, encoder, config, chosen, shards)
-    return *parts, _identity(path.name, load_manifest(path), config)
+    prompt = _prompt_in(settings)
+    return *parts, _identity(path.name, load_manifest(path), config), prompt
 
 
 def checkpoint_of(run: Path, checkpoint: str = "newest") -> tuple[str, int]:
@@ -211,7 +212,15 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
             f"'{source.path}' is another one ({encoder.fingerprint()}): pass the folder of the original as "
             "text_encoder="
         )
-    return *_assemble(generator, encoder, config, chosen, ()), _identity(path.resolve().name, files, config)
+    prompt = _prompt_in(data.get("training"))
+    parts = _assemble(generator, encoder, config, chosen, ())
+    return *parts, _identity(path.resolve().name, files, config), prompt
+
+
+def _prompt_in(settings: Any) -> str | None:
+    """The only prompt of a training, by a run's settings or an export's summary of them; None: several."""
+    prompt = settings.get("prompt") if isinstance(settings, Mapping) else None
+    return prompt if isinstance(prompt, str) else None
 
 
 def _exported_config(data: Mapping[str, Any]) -> ModelConfig:

@@ -24,10 +24,13 @@ from amortized.generation.folder import load_exported, load_run
 from amortized.generation.interpolation import Method, between
 from amortized.generation.variants import z_of, z_width
 from amortized.names import text_hash
+from amortized.random import generator_for
 from amortized.rendering import render
+from amortized.splats import from_surface, scene_of
 from amortized.transfer import to_device
-from amortized.types import AnyScene, Cameras, Prompt, Render
+from amortized.types import AnyScene, Cameras, Prompt, Render, SplatScene
 from generators.environment import WithEnvironment
+from generators.splats import Splats
 
 
 class TextTo3D:
@@ -37,14 +40,20 @@ class TextTo3D:
     """
 
     def __init__(
-        self, generator: nn.Module, texts: TextBank, config: SceneConfig, identity: str = ""
+        self,
+        generator: nn.Module,
+        texts: TextBank,
+        config: SceneConfig,
+        identity: str = "",
+        prompt: str | None = None,
     ) -> None:
         """`generator` maps (TextCondition, z) to a scene; `texts` encodes what it takes.
 
         `identity` is a name and a digest of weights and settings; two models with the same one are the same.
+        `prompt` is the only one that it was trained on, if there is one.
         """
         self.generator, self.texts, self.config, self.identity = generator, texts, config, identity
-        self.device = texts.device
+        self.prompt, self.device = prompt, texts.device
 
     @property
     def text_dim(self) -> int:
@@ -55,6 +64,21 @@ class TextTo3D:
     def has_environment(self) -> bool:
         """Whether its scenes have a learned background."""
         return isinstance(self.generator, WithEnvironment)
+
+    @property
+    def one_object(self) -> bool:
+        """Whether it holds a single object, whatever the text."""
+        return getattr(getattr(self._foreground, "config", None), "one_object", False)
+
+    @property
+    def makes_splats(self) -> bool:
+        """Whether its scenes are Gaussian splats."""
+        return isinstance(self._foreground, Splats)
+
+    @property
+    def _foreground(self) -> nn.Module:
+        """The generator without its environment."""
+        return self.generator.generator if isinstance(self.generator, WithEnvironment) else self.generator
 
     @classmethod
     def from_run(cls, run: str | Path, *, checkpoint: str = "newest", device: str = "auto") -> TextTo3D:
@@ -85,6 +109,18 @@ class TextTo3D:
         rows = [_as_prompt(prompt) for prompt in chosen]
         text = self.texts.generator_text([prompt.text for prompt in rows])
         return self.generator.eval()(text, self.z_of(rows, seed).to(self.device))
+
+    @torch.no_grad()
+    def splats(self, prompt: str | Prompt, seed: int = 0, *, count: int = 20_000) -> SplatScene:
+        """The object of a prompt as Gaussian splats: its own, or `count` on its surface, in its colors.
+
+        Raises ValueError for densities, and an object without a surface; see `from_surface`.
+        """
+        scene = self.scenes([prompt], seed)
+        if isinstance(scene, SplatScene):
+            return scene
+        rng = generator_for(self.config.seed, "surface splats", seed)
+        return scene_of(from_surface(scene, count, rng, device=self.device), scene.bounding_radius)
 
     @torch.no_grad()
     def interpolate(

@@ -43,10 +43,11 @@ def build_guidance(
 
 def check_guidance(config: GuidanceConfig, prior: PriorConfig, views: ViewTextConfig) -> None:
     """Raise ValueError if settings of guidance, prior and view texts exclude each other."""
-    if config.trajectory.cache and (views.direction_step_deg or views.perp_neg):
+    if config.trajectory.cache and (views.direction_step_deg or views.interpolates):
         raise ValueError(
             "guidance.trajectory.cache stores a trajectory for each view text of a prompt, and there are too "
-            "many of them here: set views.direction_step_deg=0 and views.perp_neg=false"
+            "many of them here: set views.direction_step_deg=0, views.perp_neg=false and "
+            "views.interpolate=null"
         )
     if config.learned is not None and prior.offload:
         raise ValueError(

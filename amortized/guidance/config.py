@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from amortized.config import Schedule, build_config, check, check_schedule, value_at
+from amortized.config import Schedule, build_config, check, check_schedule, times_of, value_at
 from amortized.guidance.method_table import METHODS
 
 Weighting = Literal["one_minus_alphas_cumprod", "uniform", "sqrt", "sigma_over_alpha"]
@@ -50,6 +50,7 @@ class LearnedConfig:
     # that a small network predicts from the prompt's tokens; lora: a LoRA of the prior.
     kind: Literal["null", "prompt-nulls", "adapter", "lora"] = "null"
     learning_rate: float = 1e-5
+    weight_decay: float | None = None  # for optimizer.name=adamw or adan; null: none
     weight: float = 1.0  # of its loss
     every: int = 1  # steps between updates
     width: int = 64  # adapter: hidden width
@@ -59,6 +60,7 @@ class LearnedConfig:
 
     def __post_init__(self) -> None:
         check(self, "learning_rate", "weight", "lora_scale", above=0)
+        check(self, "weight_decay", at_least=0, limit=1)
         check(self, "every", at_least=1, limit=10**9)
         check(self, "width", "rank", at_least=1, limit=2**16)
 
@@ -146,7 +148,7 @@ class GuidanceConfig:
             check_schedule(name, getattr(self, name))
         check(self, "shift_start", at_least=0, at_most=1)
         # Both are piecewise linear: if the order holds at all knots, it holds between them.
-        for progress in sorted({*_knots(self.t_min), *_knots(self.t_max)}):
+        for progress in sorted({0.0, 1.0, *times_of(self.t_min), *times_of(self.t_max)}):
             low, high = value_at(self.t_min, progress), value_at(self.t_max, progress)
             if not low <= high <= 1:
                 raise ValueError(
@@ -178,10 +180,3 @@ def _parts(config: GuidanceConfig) -> tuple[object, ...]:
     """The choices that distinguish the published methods from each other."""
     null = config.learned.kind == "lora" if config.learned is not None and config.null == "learned" else None
     return config.noise, config.reference, config.null, config.shift, null
-
-
-def _knots(schedule: Schedule) -> tuple[float, ...]:
-    """Return the progress values at which a schedule can change its slope."""
-    if isinstance(schedule, (int, float)) or len(schedule) == 2:
-        return 0.0, 1.0
-    return 0.0, schedule[0], *schedule[3::2], 1.0

@@ -99,6 +99,11 @@ class Guidance:
         return 0.0 if self.config.learned is None else self.config.learned.learning_rate
 
     @property
+    def weight_decay(self) -> float:
+        """The reference model's weight decay; 0 without one."""
+        return (self.config.learned and self.config.learned.weight_decay) or 0.0
+
+    @property
     def learns_every(self) -> int:
         """The number of steps between updates of the reference model."""
         return 1 if self.config.learned is None else self.config.learned.every

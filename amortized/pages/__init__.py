@@ -10,13 +10,14 @@ from amortized.pages.pictures import Picture, find_picture, image
 from amortized.pages.skeleton import asset, digest, document, is_page_of, navigation, section
 from amortized.pages.viewing import (
     MAX_FROM_DISK,
+    SUFFIXES,
     VIEWER_FILES,
     find_media,
+    frame_address,
     objects_button,
     remove_scripts,
     script_of,
     video_button,
-    view_button,
     write_script,
     write_viewer,
 )
@@ -24,6 +25,7 @@ from amortized.pages.viewing import (
 __all__ = [
     "MAX_FROM_DISK",
     "PREVIEW_SCORES",
+    "SUFFIXES",
     "VIEWER_FILES",
     "History",
     "Line",
@@ -37,6 +39,7 @@ __all__ = [
     "find_media",
     "find_picture",
     "finite",
+    "frame_address",
     "image",
     "is_page_of",
     "key",
@@ -52,7 +55,6 @@ __all__ = [
     "section",
     "text",
     "video_button",
-    "view_button",
     "write_script",
     "write_viewer",
 ]

@@ -20,6 +20,8 @@ class OptimizerConfig:
     learning_rate: float = 4e-3
     encoding_learning_rate: float | None = None  # of modules named `grid` (hash grids); null: learning_rate
     environment_learning_rate: float | None = None  # of the learned background; null: learning_rate
+    # Of its hash grid; null: environment_learning_rate.
+    environment_encoding_learning_rate: float | None = None
     betas: tuple[float, ...] = (0.0, 0.99)  # two; for adan three: gradient, its difference, its square
     epsilon: float = 1e-8
     weight_decay: float = 0.0  # adamw and adan
@@ -31,6 +33,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check(self, "learning_rate", "epsilon", "clip_norm", above=0)
         check(self, "encoding_learning_rate", "environment_learning_rate", above=0)
+        check(self, "environment_encoding_learning_rate", above=0)
         num_betas = 3 if self.name == "adan" else 2
         if len(self.betas) != num_betas:
             example = "[0.98, 0.92, 0.99]" if num_betas == 3 else "[0.9, 0.99]"
@@ -47,22 +50,29 @@ class OptimizerConfig:
 
 
 def build_optimizer(
-    config: OptimizerConfig, module: nn.Module, learned: nn.Module | None = None, learned_rate: float = 0.0
+    config: OptimizerConfig,
+    module: nn.Module,
+    learned: nn.Module | None = None,
+    learned_rate: float = 0.0,
+    learned_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
     """An optimizer with one parameter group per learning rate, called `name`.
 
-    Parameters of submodules named `surroundings` or `grid` get their own group. So does each parameter of a
-    submodule with `learning_rates`, a schedule by parameter name. All others share one. The last group holds
-    the guidance's reference model `learned`, if there is one, at `learned_rate`.
+    Parameters of submodules named `surroundings` or `grid` get their own group; so does the grid inside
+    `surroundings` if it has a learning rate. So does each parameter of a submodule with `learning_rates`, a
+    schedule by parameter name. All others share one. The last group holds the guidance's reference model
+    `learned`, if there is one, at `learned_rate` and with `learned_decay`.
     """
     rates: dict[str, Schedule | None]
     rates = {"surroundings": config.environment_learning_rate, "grid": config.encoding_learning_rate}
+    if config.environment_encoding_learning_rate is not None:
+        rates = {"surroundings.grid": config.environment_encoding_learning_rate, **rates}
     for part in module.modules():
         rates |= getattr(part, "learning_rates", {})
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *rates)}
     for name, parameter in module.named_parameters():
-        owners = name.split(".")
-        parts[next((part for part in rates if part in owners), "")].append(parameter)
+        owners = set(name.split("."))
+        parts[next((part for part in rates if owners >= set(part.split("."))), "")].append(parameter)
     rate = config.learning_rate
     groups = [
         {"params": parameters, "lr": rate, "schedule": rates.get(part) or rate, "name": part or "generator"}
@@ -70,8 +80,9 @@ def build_optimizer(
         if parameters
     ]
     if learned is not None:
-        # No weight decay: a zero embedding is not a text, and no better a model of the renders.
-        options = {"lr": learned_rate, "schedule": learned_rate, "weight_decay": 0.0, "name": "learned"}
+        # By default no decay: a zero embedding is not a text, and no better a model of the renders.
+        options = {"lr": learned_rate, "schedule": learned_rate, "weight_decay": learned_decay}
+        options |= {"name": "learned"}
         groups.append({"params": list(learned.parameters()), **options})
     betas: Any = config.betas
     shared = {"lr": rate, "betas": betas, "eps": config.epsilon, "weight_decay": config.weight_decay}

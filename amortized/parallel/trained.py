@@ -20,6 +20,7 @@ class Trained:
     generator: nn.Module  # a submodule of `loss`
     learned: nn.Module | None = None  # another one, the guidance's reference model; None: it has none
     learned_rate: float = 0.0  # its learning rate
+    learned_decay: float = 0.0  # its weight decay
     ema: Ema | None = None  # averaged weights of the generator
     dtype: torch.dtype = torch.float32  # that autocast computes the generator in
     batch_size: int = 1  # prompts in one forward pass
@@ -29,9 +30,15 @@ class Trained:
         return TrainingState(
             generator=self.generator,
             ema=None if self.ema is None else self.ema.module,
-            optimizer=build_optimizer(config, self.generator, self.learned, self.learned_rate),
+            optimizer=self.build_optimizer(config, self.generator, self.learned),
             learned=self.learned,
         )
+
+    def build_optimizer(
+        self, config: OptimizerConfig, module: nn.Module, learned: nn.Module | None
+    ) -> torch.optim.Optimizer:
+        """A new optimizer over the parameters of `module`, and of `learned` with the settings above."""
+        return build_optimizer(config, module, learned, self.learned_rate, self.learned_decay)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

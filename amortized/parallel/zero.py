@@ -50,9 +50,7 @@ class DeepSpeedStrategy:
         self.base_optimizer = build_optimizer(optimizer, trained.generator)
         learned = trained.learned
         self.learned_optimizer = (
-            None
-            if learned is None
-            else build_optimizer(optimizer, nn.Module(), learned, trained.learned_rate)
+            None if learned is None else trained.build_optimizer(optimizer, nn.Module(), learned)
         )
         self.engine: Any = self.deepspeed.initialize(
             model=_GeneratorOnly(trained),

@@ -25,6 +25,7 @@ from amortized.config import check
 from amortized.rendering.backgrounds import check_images
 from amortized.rendering.chunks import chunk_size
 from amortized.rendering.lattice import read_lattice, value_lattice
+from amortized.rendering.point_light import PointLightConfig, PointLights, shade
 from amortized.rendering.quadrature import (
     compositing_weights,
     even_edges,
@@ -33,6 +34,7 @@ from amortized.rendering.quadrature import (
     sphere_bounds,
     subdivide,
 )
+from amortized.rendering.rays import all_rays, compact, gather_rays, points_at
 from amortized.rendering.shading import ShadingConfig, brightness, field_gradient, normals
 from amortized.rendering.splats import SplatEngine, render_splats
 from amortized.rendering.volumes import SDFVolume, Volume, volume_of
@@ -58,6 +60,9 @@ class RendererConfig:
     min_optical_depth: float = 1e-3  # rays with less in the coarse pass show the background
     normal_epsilon: float = 0.01  # step of the finite difference for normals
     shading: ShadingConfig = field(default_factory=ShadingConfig)
+    point_light: PointLightConfig | None = None  # of training images; null: none
+    # Place training samples at random in their intervals (null, true), or at the midpoints (false).
+    stratified: bool | None = None
     chunk: int | None = None  # field evaluations at once outside training; null: as many as memory allows
     splat_engine: SplatEngine = "auto"  # of scenes of splats: torch, or gsplat on a GPU if it is installed
 
@@ -70,6 +75,11 @@ class RendererConfig:
         check(self, "normal_epsilon", above=0, limit=1)
         if self.lattice == 1:
             raise ValueError("lattice must be 0 (none) or at least 2, got 1")
+        if self.point_light is not None and self.shading.kind != "none":
+            raise ValueError(
+                f"point_light and shading.kind={self.shading.kind} would shade images twice: set "
+                "point_light=null, or shading.kind=none"
+            )
 
     @property
     def num_samples(self) -> int:
@@ -89,6 +99,7 @@ def render(
     training: bool,
     u: Tensor | None = None,
     show_environment: Tensor | None = None,
+    lights: PointLights | None = None,
     want_normal: bool = False,
 ) -> Render:
     """Render P scenes from V cameras each.
@@ -96,18 +107,19 @@ def render(
     background: color [P, V, 3] in [0, 1]. show_environment: bool [P, V], the images that show the scene's
     learned background instead if it has one; None: no image. sharpness: k of the Laplace density, in
     1/length; not used for a `DensityScene`. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1),
-    one per interval, that place its sample; None: at the midpoint.
+    one per interval, that place its sample; None: at the midpoint. lights: in training only; None: images
+    are shaded by `config.shading`.
 
     Training keeps the graph of all rays and returns the `samples` of the rendered ones. Otherwise no graph
     is built and rays are rendered in chunks; images depend neither on the chunks nor on which other prompts
     are in the batch. Normals (unit, or zero for rays that were not rendered) cost 4 field evaluations per
-    rendered ray and are computed only for shading or if `want_normal`.
+    rendered ray and are computed only for shading and lights, or if `want_normal`.
 
     Differentiable in the scene and in sharpness, not in the cameras. Autocast is disabled: in bfloat16,
     distances would be off by up to 0.004. A field that is not finite gives an image that is not finite.
 
-    A `SplatScene` goes to `render_splats`: sharpness, u and all of config but `splat_engine` have no meaning
-    for it, and there are no `samples`.
+    A `SplatScene` goes to `render_splats`: sharpness, u, lights and all of config but `splat_engine` have no
+    meaning for it, and there are no `samples`.
 
     Raises ValueError if shapes do not match, or if the engine of splats cannot run.
     """
@@ -126,6 +138,7 @@ def render(
     num_prompts, num_views = cameras.fovy_deg.shape
     check_images(scene.num_prompts, background, (num_prompts, num_views, height, width))
     _check_inputs(u, sharpness, (num_prompts, num_views, height, width), config)
+    assert training or lights is None, "lights are those of a training batch"
     keep_graph = training and torch.is_grad_enabled()
     with torch.autocast(cameras.c2w.device.type, enabled=False), torch.set_grad_enabled(keep_graph):
         rays = camera_rays(cameras, height, width)  # origins, directions: [P, V * H * W, 3]
@@ -139,7 +152,9 @@ def render(
             volume=volume,
             lattice=lattice,
             config=config,
-            want_normal=want_normal or config.shading.kind != "none",
+            lights=lights,
+            pixels=height * width,
+            want_normal=want_normal or config.shading.kind != "none" or lights is not None,
             training=training,
         )
         # Bound the largest evaluation: coarse edges, samples, or the 4 points of a normal. Training keeps the
@@ -182,6 +197,8 @@ class _RayMarcher:
     volume: Volume
     lattice: Tensor | None  # [P, G, G, G] values for the coarse pass; None: it evaluates the field
     config: RendererConfig
+    lights: PointLights | None
+    pixels: int  # of an image
     want_normal: bool
     training: bool
 
@@ -196,11 +213,11 @@ class _RayMarcher:
         origins = torch.where(valid[..., None], origins, 0.0)
         # On a GPU, reading the lattice for all rays is cheaper than waiting for the number of rays that hit.
         if self.lattice is not None and _reading_blocks_host(origins.device):
-            index = _all_rays(valid)
+            index = all_rays(valid)
         else:
-            index = _compact(valid)
+            index = compact(valid)
             origins, directions, near, far, valid = (
-                _gather_rays(values, index) for values in (origins, directions, near, far, valid)
+                gather_rays(values, index) for values in (origins, directions, near, far, valid)
             )
         edges = even_edges(near, far, self.config.num_coarse)  # [P, K, S + 1]
 
@@ -213,13 +230,13 @@ class _RayMarcher:
                 origins, directions, valid, edges, min_rays=min_rays
             )
             origins, directions, index = (
-                _gather_rays(values, selected) for values in (origins, directions, index)
+                gather_rays(values, selected) for values in (origins, directions, index)
             )
 
         # 3. Evaluate the field at one position per interval and composite front to back. From here on, edges
         #    are constants: gradients flow through field values, not through sample positions.
-        t_positions = positions_in(edges, None if u is None else _gather_rays(u, index))  # [P, K, S]
-        values, albedo = self.volume.values_and_albedo(_points(origins, directions, t_positions))
+        t_positions = positions_in(edges, None if u is None else gather_rays(u, index))  # [P, K, S]
+        values, albedo = self.volume.values_and_albedo(points_at(origins, directions, t_positions))
         num_evaluations += values.numel()
         values = values.view_as(t_positions)  # [P, K, S]
         albedo = albedo.unflatten(1, t_positions.shape[1:])  # [P, K, S, 3]
@@ -235,9 +252,10 @@ class _RayMarcher:
         if self.want_normal:
             # `depth` is premultiplied by opacity. Detached: normals are not differentiable in their position.
             surface = (depth / opacity.clamp(min=1e-12)).detach()  # [P, K, 1]
+            points = points_at(origins, directions, surface)  # [P, K, 3]
             gradient = field_gradient(
                 self.volume.values,
-                _points(origins, directions, surface),
+                points,
                 self.config.normal_epsilon,
                 self.volume.scene.bounding_radius,
             )
@@ -248,6 +266,9 @@ class _RayMarcher:
             normal = normals(gradient)  # [P, K, 3]
             if self.config.shading.kind != "none":
                 rgb = rgb * brightness(normal, self.config.shading)
+            if self.lights is not None:
+                view = index // self.pixels
+                rgb = shade(self.lights, view, rgb, opacity, points=points, normal=normal)
             channels.append(normal * valid[..., None])
 
         # 5. Scatter the K rendered rays back to all R; the others stay zero: fully transparent.
@@ -277,7 +298,7 @@ class _RayMarcher:
         of them are valid (not padding) [P, K'], and their edges [P, K', num_fine + 1].
         """
         config = self.config
-        points = _points(origins, directions, edges)
+        points = points_at(origins, directions, edges)
         if self.lattice is None:
             values = self.volume.values(points).view_as(edges)
         else:
@@ -292,41 +313,15 @@ class _RayMarcher:
             threshold = torch.minimum(threshold, optical_depth.topk(min_rays, dim=1).values[:, -1])
         # Negated, so that a NaN selects the ray and shows in the image.
         valid = hit & ~(optical_depth < threshold[:, None])
-        selected = _compact(valid)
-        weights = compositing_weights(_gather_rays(densities, selected), _gather_rays(lengths, selected))
-        new_edges = importance_edges(
-            _gather_rays(fine_edges, selected), weights.nan_to_num(), config.num_fine
-        )
-        return selected, _gather_rays(valid, selected), new_edges
-
-
-def _compact(wanted: Tensor) -> Tensor:
-    """Return indices [P, K] of each prompt's wanted rays (bool [P, R]) in order, then of others as padding.
-
-    K is the busiest prompt's count. It determines shapes, so the host waits for it.
-    """
-    count = max(int(wanted.sum(dim=1).amax()), 1)
-    return torch.argsort(wanted.byte(), dim=1, descending=True, stable=True)[:, :count]
+        selected = compact(valid)
+        weights = compositing_weights(gather_rays(densities, selected), gather_rays(lengths, selected))
+        new_edges = importance_edges(gather_rays(fine_edges, selected), weights.nan_to_num(), config.num_fine)
+        return selected, gather_rays(valid, selected), new_edges
 
 
 def _reading_blocks_host(device: torch.device) -> bool:
     """Return whether the host waits to read a number from the device."""
     return device.type == "cuda"
-
-
-def _all_rays(wanted: Tensor) -> Tensor:
-    """Return indices [P, R] of all rays, in order."""
-    return torch.arange(wanted.shape[1], device=wanted.device).expand_as(wanted)
-
-
-def _gather_rays(values: Tensor, index: Tensor) -> Tensor:
-    """Return the rays index [P, K] of values [P, R, ...]: [P, K, ...]."""
-    return values[torch.arange(len(index), device=index.device)[:, None], index]
-
-
-def _points(origins: Tensor, directions: Tensor, distances: Tensor) -> Tensor:
-    """Return points [P, K * S, 3] at distances [P, K, S] along K rays."""
-    return (origins[:, :, None] + distances[..., None] * directions[:, :, None]).flatten(1, 2)
 
 
 def _check_inputs(

@@ -23,7 +23,6 @@ from amortized.splats.parameters import (
 )
 from amortized.splats.relocation import RelocationConfig, noisy_means, relocate, relocate_and_grow
 from amortized.splats.splitting import (
-    PUBLISHED,
     SplittingConfig,
     clone_split_prune,
     empty_statistics,
@@ -35,7 +34,6 @@ from amortized.splats.surface import from_surface, surface_points
 __all__ = [
     "MAX_SPLATS",
     "NAMES",
-    "PUBLISHED",
     "Change",
     "Parameters",
     "RelocationConfig",

@@ -59,35 +59,6 @@ class SplittingConfig:
         return self.reset_every is not None and step < self.stop and step % self.reset_every == 0
 
 
-# As published. Limits of 20 px are shares of the images of that training, 512 or 1024 px. LODS and
-# GaussianDreamer add the gradients of a step's views as vectors; here, norms are added.
-PUBLISHED = {
-    "3dgs": SplittingConfig(),
-    "lods": SplittingConfig(
-        dense_share=0.003, extent=3.5, start=300, stop=1000, max_radius=20 / 512, reset_every=None
-    ),
-    "gaussian-dreamer": SplittingConfig(
-        extent=4.0,
-        start=300,
-        stop=900,
-        min_opacity=0.05,
-        max_radius=20 / 1024,
-        max_radius_from=500,
-        reset_every=None,
-    ),
-    "lucid-dreamer": SplittingConfig(
-        gradient=7.5e-4,
-        dense_share=0.003,
-        extent=3.5,
-        start=100,
-        stop=3000,
-        max_radius=20 / 512,
-        max_radius_from=300,
-        reset_every=300,
-    ),
-}
-
-
 def empty_statistics(count: int, like: Tensor) -> ScreenStatistics:
     """Return the statistics of one object with `count` splats before any render, [1, N] each."""
     return ScreenStatistics(

@@ -62,8 +62,9 @@ def fit_field(
 ) -> Fit:
     """Train `module`, whose scene of one prompt is `scene_of()`, to resemble `source`.
 
-    `prepare` changes the module after the first comparison. A pure function of both and of `rng`, a CPU generator, up to rounding on a GPU. Raises ValueError for a
-    source without a surface, with numbers that are not finite, or that leaves the bounding ball.
+    `prepare` changes the module after the first comparison. A pure function of both and of `rng`, a CPU
+    generator, up to rounding on a GPU. Raises ValueError for a source without a surface, with numbers that
+    are not finite, or that leaves the bounding ball.
     """
     begin = time.perf_counter()
     radius = scene_of().bounding_radius

@@ -13,14 +13,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_uniform
+from amortized.cameras import NUM_CAMERA_DRAWS, CameraConfig, cameras_from_uniform, jitter_cameras
 from amortized.conditioning import ViewText
-from amortized.generation import asset_seed, asset_z
+from amortized.config import Steps, step_at
+from amortized.density_control import density_controlled
+from amortized.generation import asset_seed, asset_z, z_width
 from amortized.guidance import GuidanceDraws
 from amortized.random import derive_seed, generator_for
-from amortized.rendering import BackgroundConfig, background_from_uniform
+from amortized.rendering import (
+    NUM_LIGHT_DRAWS,
+    BackgroundConfig,
+    PointLightConfig,
+    PointLights,
+    background_from_uniform,
+    point_lights,
+)
+from amortized.training.config import BaseRunConfig
 from amortized.training.prompt_order import PromptOrder
 from amortized.types import Cameras, TextCondition
 
@@ -33,7 +43,8 @@ class BatchDraws:
     cameras: Cameras  # [P, V]
     background: Tensor  # [P, V, 3]
     show_environment: Tensor  # [P, V] bool: which images show the scene's learned background, if it has one
-    stratification: Tensor  # [P, V * H * W, S] in [0, 1)
+    stratification: Tensor | None  # [P, V * H * W, S] in [0, 1); None: samples are at midpoints
+    lights: PointLights | None  # None: no image is shaded by a point light
     guidance: GuidanceDraws  # B images
     z: Tensor  # [P, z_dim] standard normal: the variation that the text leaves open
     digests: Tensor  # [P] int64: a digest of all draws of a slot
@@ -54,14 +65,16 @@ class BatchSampler:
 
     seed: int
     order: PromptOrder
+    steps: int  # of the run
     views: int
-    render_size: int
-    num_samples: int  # stratified samples per ray
+    render_size: Steps
+    num_samples: int  # stratified samples per ray; 0: samples are at midpoints
     latent_shape: tuple[int, int, int]  # C, h, w
     z_dim: int  # 0 if the generator takes no z
     seeds_per_prompt: int | None  # None: a new z at every visit
     cameras: CameraConfig
     background: BackgroundConfig
+    point_light: PointLightConfig | None
 
     def draw(self, step: int, slots: Sequence[int], start: int) -> BatchDraws:
         """The given slots of a step, whose slot 0 is at position `start` of the prompt order.
@@ -72,15 +85,24 @@ class BatchSampler:
         rows = [self._draw_slot(step, slot) for slot in slots]
         stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         digests = [
-            _digest(index, *(row[name] for name in ("camera", "timestep", "shift", "noise", "z")))
+            _digest(index, *(row[name] for name in _DIGESTED if name in row))
             for index, row in zip(prompts, rows, strict=True)
         ]
+        progress = step / self.steps
+        cameras, lights = cameras_from_uniform(self.cameras, stacked["camera"], progress), None
+        if self.cameras.jitter is not None:
+            noise = stacked["camera_noise"]
+            cameras = jitter_cameras(cameras, self.cameras.jitter, stacked["camera_jitter"], noise)
+        if self.point_light is not None:
+            noise = stacked["light_noise"]
+            lights = point_lights(self.point_light, cameras, stacked["light"], noise, progress)
         return BatchDraws(
             prompt_indices=prompts,
-            cameras=cameras_from_uniform(self.cameras, stacked["camera"]),
+            cameras=cameras,
             background=background_from_uniform(self.background, stacked["background"]),
             show_environment=stacked["show_environment"] < self.background.environment_share,
-            stratification=stacked["stratification"],
+            stratification=stacked["stratification"] if self.num_samples else None,
+            lights=lights,
             guidance=GuidanceDraws(
                 u_timestep=stacked["timestep"].flatten(),
                 u_shift=stacked["shift"].flatten(),
@@ -96,13 +118,13 @@ class BatchSampler:
 
     def _draw_slot(self, step: int, slot: int) -> dict[str, Tensor]:
         random = generator_for(self.seed, "slot", step, slot)
-        views, pixels = self.views, self.views * self.render_size**2
+        views, pixels = self.views, self.views * step_at(self.render_size, step / self.steps) ** 2
         keys = [derive_seed(self.seed, "image", step, slot, view) for view in range(views)]
         asset = derive_seed(self.seed, "asset", step, slot) % (self.seeds_per_prompt or 1)
         z = torch.randn(self.z_dim, generator=random)
         if self.seeds_per_prompt is not None:
             z = asset_z(self.seed, asset, self.z_dim)
-        return {  # the order of the draws determines the random stream: append new ones at the end
+        draws = {  # the order of the draws determines the random stream: append new ones at the end
             "camera": torch.rand(views, NUM_CAMERA_DRAWS, generator=random),
             "background": torch.rand(views, 3, generator=random),
             "timestep": torch.rand(views, generator=random),
@@ -115,6 +137,36 @@ class BatchSampler:
             "key": torch.tensor(keys),
             "seed": torch.tensor(asset_seed(self.seed, asset)),
         }
+        if self.cameras.jitter is not None:
+            draws["camera_jitter"] = torch.rand(views, 3, generator=random)
+            draws["camera_noise"] = torch.randn(views, 6, generator=random)
+        if self.point_light is not None:
+            draws["light"] = torch.rand(views, NUM_LIGHT_DRAWS, generator=random)
+            draws["light_noise"] = torch.randn(views, NUM_LIGHT_DRAWS, generator=random)
+        return draws
+
+
+def build_sampler(
+    config: BaseRunConfig, order: PromptOrder, generator: nn.Module, latent_shape: tuple[int, int, int]
+) -> BatchSampler:
+    """The sampler of a run; `latent_shape` is that of the prior."""
+    trainer, renderer = config.trainer, config.renderer
+    # Splats have no samples along rays.
+    stratified = renderer.stratified is not False and not density_controlled(generator)
+    return BatchSampler(
+        seed=config.seed,
+        order=order,
+        steps=trainer.steps,
+        views=trainer.views_per_prompt,
+        render_size=trainer.render_size,
+        num_samples=renderer.num_samples if stratified else 0,
+        latent_shape=latent_shape,
+        z_dim=z_width(generator),
+        seeds_per_prompt=trainer.seeds_per_prompt,
+        cameras=config.cameras,
+        background=config.background,
+        point_light=renderer.point_light,
+    )
 
 
 def assign_slots(rank: int, world_size: int, num_parts: int, prompts: int) -> list[list[int]]:
@@ -125,6 +177,11 @@ def assign_slots(rank: int, world_size: int, num_parts: int, prompts: int) -> li
     """
     starts = [(part * world_size + rank) * prompts for part in range(num_parts)]
     return [list(range(start, start + prompts)) for start in starts]
+
+
+# The draws that the digest covers, of those that a run makes.
+_DIGESTED = ("camera", "timestep", "shift", "noise", "z", "camera_jitter", "camera_noise", "light")
+_DIGESTED += ("light_noise",)
 
 
 def _digest(prompt_index: int, *draws: Tensor) -> int:

@@ -8,7 +8,17 @@ from typing import ClassVar, Literal
 from amortized.cameras import CameraConfig
 from amortized.checkpointing import CheckpointConfig
 from amortized.conditioning import TextConfig, ViewTextConfig
-from amortized.config import PathText, Schedule, check, check_schedule
+from amortized.config import (
+    PathText,
+    Schedule,
+    Steps,
+    check,
+    check_schedule,
+    check_steps,
+    largest_of,
+    starts_of,
+    step_at,
+)
 from amortized.config.renamed import RENAMED_RUN_SETTINGS
 from amortized.evaluation import EvaluationConfig
 from amortized.guidance import GuidanceConfig
@@ -35,18 +45,19 @@ class TrainerConfig:
     # Train each prompt as this many assets, each with its own z and trajectory (guidance.noise=seed), the
     # same for all prompts. null: a new z at every visit, and one trajectory.
     seeds_per_prompt: int | None = None
-    render_size: int = 64  # px
+    render_size: Steps = 64  # px; [64, 0.4, 256]: 64 until 40 % of the run, then 256
     sharpness: Schedule = 30.0  # k of the density, 1 / length; interpolated geometrically
     precision: Literal["float32", "bfloat16"] = "float32"  # of the generator; scenes are always float32
     ema_decay: float | None = None  # of the averaged weights, which evaluation prefers; null: none
 
     def __post_init__(self) -> None:
         check(self, "steps", at_least=1, limit=10**9)
-        check(self, "prompts_per_process", "views_per_prompt", "render_size", at_least=1, limit=4096)
+        check(self, "prompts_per_process", "views_per_prompt", at_least=1, limit=4096)
+        check_steps("render_size", self.render_size, limit=4096)
         check(self, "gradient_accumulation_steps", "seeds_per_prompt", at_least=1, limit=10**6)
         check(self, "ema_decay", above=0, below=1)
         check_schedule("sharpness", self.sharpness, positive=True)
-        rays = self.prompts_per_process * self.views_per_prompt * self.render_size**2
+        rays = self.prompts_per_process * self.views_per_prompt * self.max_render_size**2
         if rays > MAX_RAYS:
             raise ValueError(
                 f"render_size, prompts_per_process and views_per_prompt make {rays:.2g} rays in one forward "
@@ -57,6 +68,24 @@ class TrainerConfig:
                 f"gradient_accumulation_steps times prompts_per_process must be at most {MAX_SLOTS:,}, got "
                 f"{self.gradient_accumulation_steps:,} times {self.prompts_per_process:,}"
             )
+
+    @property
+    def max_render_size(self) -> int:
+        """The largest size of the run, px."""
+        return largest_of(self.render_size)
+
+    @property
+    def largest_phase(self) -> tuple[int, int, int]:
+        """The phase of the largest size, as in `phases`."""
+        return max(self.phases, key=lambda phase: phase[2])
+
+    @property
+    def phases(self) -> list[tuple[int, int, int]]:
+        """Each render size with the steps that have it: (first step, number of steps, px), none empty."""
+        starts = starts_of(self.render_size, self.steps)
+        ends = [*starts[1:], self.steps]
+        parts = [(start, end - start) for start, end in zip(starts, ends, strict=True) if end > start]
+        return [(start, n, step_at(self.render_size, start / self.steps)) for start, n in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +125,9 @@ class BaseRunConfig:
             raise ValueError("output is empty: name a folder for the run")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("prompt is empty: give a text, or null to train on the corpus")
+        decay = self.guidance.learned and self.guidance.learned.weight_decay
+        if decay and self.optimizer.name == "adam":
+            raise ValueError(
+                f"guidance.learned.weight_decay={decay} needs optimizer.name=adamw or adan: adam would mix "
+                "it into its moments"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from amortized.density_control import density_controlled
@@ -12,6 +13,8 @@ from amortized.encodings import HashGrid
 from amortized.guidance import calls_per_image
 from amortized.monitoring import forecast, peak_memory_gib
 from amortized.parallel import DDPStrategy
+from amortized.rendering import PointLights, RendererConfig
+from amortized.training.batches import TrainingBatch
 from amortized.training.engines import engines
 from amortized.training.metering import Meter
 from amortized.training.trainer import Trainer
@@ -69,16 +72,22 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
 
 
 def measure(trainer: Trainer) -> str:
-    """Lines of a report: the times of two training steps, and a forecast. Writes nothing. Collective."""
-    seconds = []
-    for step in range(2):
-        start = time.perf_counter()
-        trainer.step(step).values.tolist()  # waits for the device
-        seconds.append(time.perf_counter() - start)
+    """Lines of a report: the times of two training steps of each render size, a forecast, and the memory.
+
+    Writes nothing. Collective.
+    """
+    config, lines = trainer.config.trainer, []
+    for start, num_steps, size in config.phases:
+        seconds = []
+        for step in range(start, start + 2):
+            begin = time.perf_counter()
+            trainer.step(step).values.tolist()  # waits for the device
+            seconds.append(time.perf_counter() - begin)
+        name = "time" if len(config.phases) == 1 else f"time at {size} px"
+        lines.append(f"# {name}: {forecast(seconds, max(num_steps - 2, 1))}")
     trainer.prefetcher.close()
-    steps = trainer.config.trainer.steps
     memory = peak_memory_gib(trainer.world.device)
-    return f"\n# time: {forecast(seconds, max(steps - 2, 1))}\n# peak memory: {memory:.2f} GiB"
+    return "\n" + "\n".join([*lines, f"# peak memory: {memory:.2f} GiB"])
 
 
 RAY_SHARE = 0.6  # of the rays hit the object, if it fills most of the image; the others are not rendered
@@ -93,8 +102,9 @@ def step_memory(trainer: Trainer) -> int:
     if not isinstance(trainer.strategy, DDPStrategy) or trainer.config.distributed.shard_prior:
         return 0
     config, objective = trainer.config.trainer, trainer.objective
-    batch = trainer.prepare(0, 0)
-    meter = Meter(integer=max(1, int(RAY_SHARE * config.views_per_prompt * config.render_size**2)))
+    step, _, size = config.largest_phase
+    batch = _with_lights(trainer.prepare(step, 0), trainer.config.renderer)
+    meter = Meter(integer=max(1, int(RAY_SHARE * config.views_per_prompt * size**2)))
     prior = trainer.guidance.prior
     for module in (objective, *prior.modules()):
         _without_kernels(module)
@@ -102,10 +112,20 @@ def step_memory(trainer: Trainer) -> int:
     if hasattr(prior, "graphs"):
         prior.graphs = False  # type: ignore[attr-defined]  # fake tensors cannot be recorded
     with meter, meter.section("step") as cost:
-        losses = objective(batch, 0.0, True)
+        losses = objective(batch, step / config.steps, True)
         (losses.total if losses.learned is None else losses.total + losses.learned).backward()
     gradients = (p.grad for p in objective.parameters() if p.grad is not None)
     return max(0, cost.peak - sum(gradient.nbytes for gradient in gradients))
+
+
+def _with_lights(batch: TrainingBatch, config: RendererConfig) -> TrainingBatch:
+    """The batch with all its images shaded, if some batches of the run are: that takes the most memory."""
+    if config.point_light is None:
+        return batch
+    position = batch.draws.cameras.c2w[..., :3, 3]
+    ambient = torch.zeros_like(position[..., 0])
+    lights = PointLights(position=position, ambient=ambient, white=ambient.bool())
+    return replace(batch, draws=replace(batch.draws, lights=lights))
 
 
 def _without_kernels(module: nn.Module) -> None:

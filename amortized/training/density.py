@@ -11,7 +11,7 @@ from amortized.training.config import BaseRunConfig
 
 
 def check_density_control(generator: nn.Module, config: BaseRunConfig) -> None:
-    """Raise ValueError for settings that cannot follow a changing number of parameters."""
+    """Raise ValueError for settings that exclude splats, or cannot follow their changing number."""
     if not density_controlled(generator):
         return
     if config.distributed.strategy != "ddp":
@@ -23,6 +23,10 @@ def check_density_control(generator: nn.Module, config: BaseRunConfig) -> None:
         raise ValueError(
             f"trainer.ema_decay={config.trainer.ema_decay} averages weights over steps, and splats move and "
             "change their number: set trainer.ema_decay=null"
+        )
+    if config.renderer.point_light is not None:
+        raise ValueError(
+            "renderer.point_light shades by the normals of a field, which splats do not have: set it to null"
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amortized.config import Schedule, check_schedule, value_at
 from amortized.training import regularizers
-from amortized.types import RaySamples, Render
+from amortized.types import Cameras, RaySamples, Render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,14 @@ class LossConfig:
     opacity_floor: Schedule = 0.0
     opacity_cap: Schedule = 0.0
     inside: Schedule = 0.0
+    convex: Schedule | None = None
+    tv: Schedule | None = None  # total variation of the colors
     floor: float = 0.08  # of `opacity_floor`: the minimal mean opacity of an image
     cap: float = 0.4  # of `opacity_cap`: the maximal one
 
     def __post_init__(self) -> None:
         for term in fields(self):
-            check_schedule(term.name, getattr(self, term.name))
+            check_schedule(term.name, getattr(self, term.name) or 0.0)
         if not 0 <= self.floor < self.cap <= 1:
             raise ValueError(
                 f"floor and cap must satisfy 0 <= floor < cap <= 1, got {self.floor} and {self.cap}"
@@ -47,10 +49,13 @@ class LossConfig:
 
     def need_normals(self, progress: float) -> bool:
         """Whether a term needs the field's gradient, which the renderer computes only on request."""
-        return any(value_at(schedule, progress) > 0 for schedule in (self.eikonal, self.orient))
+        schedules = (self.eikonal, self.orient, self.convex or 0.0)
+        return any(value_at(schedule, progress) > 0 for schedule in schedules)
 
 
-def regularization(render: Render, config: LossConfig, progress: float) -> dict[str, Tensor]:
+def regularization(
+    render: Render, cameras: Cameras, config: LossConfig, progress: float
+) -> dict[str, Tensor]:
     """The weighted terms, scalars: means over prompts, so that they do not depend on the number of ranks.
 
     Raises ValueError if a term needs samples along rays and the render, of splats, has none.
@@ -72,6 +77,8 @@ def regularization(render: Render, config: LossConfig, progress: float) -> dict[
         "opacity_floor": lambda: regularizers.opacity_floor(render.opacity, config.floor),
         "opacity_cap": lambda: regularizers.opacity_cap(render.opacity, config.cap),
         "inside": lambda: regularizers.inside_hinge(samples("inside")),
+        "convex": lambda: regularizers.convex(render, cameras),
+        "tv": lambda: regularizers.tv(render.rgb),
     }
-    weights = {name: value_at(getattr(config, name), progress) for name in terms}
+    weights = {name: value_at(getattr(config, name) or 0.0, progress) for name in terms}
     return {name: weights[name] * term().mean() for name, term in terms.items() if weights[name] > 0}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from amortized.config import geometric_at
+from amortized.config import geometric_at, step_at
 from amortized.encodings import HashGrid
 from amortized.guidance import Guidance
 from amortized.rendering import render
@@ -69,7 +69,7 @@ class Objective(nn.Module):
         config, draws = self.config.trainer, batch.draws
         # 1. To the device: the tensors that the step computes with. `draws.guidance` stays on the host, which
         #    decides by it how often to call the denoiser.
-        prior_text, generator_text, cameras, z, background, show_environment, u = to_device(
+        prior_text, generator_text, cameras, z, background, show_environment, u, lights = to_device(
             (
                 batch.prior_text,
                 batch.generator_text,
@@ -78,6 +78,7 @@ class Objective(nn.Module):
                 draws.background,
                 draws.show_environment,
                 draws.stratification,
+                draws.lights,
             ),
             self.device,
         )
@@ -89,17 +90,19 @@ class Objective(nn.Module):
         bfloat16 = config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             scene = self.generator(generator_text, z)
+        size = step_at(config.render_size, progress)
         renders = render(
             scene,
             cameras,
-            config.render_size,
-            config.render_size,
+            size,
+            size,
             config=self.config.renderer,
             background=background,
             sharpness=geometric_at(config.sharpness, progress),
             training=True,
             u=u,
             show_environment=show_environment,
+            lights=lights,
             want_normal=self.config.losses.need_normals(progress),
         )
         # 3. Images to latents to guidance. If the residual is not taken in latent space, its gradient enters
@@ -111,7 +114,8 @@ class Objective(nn.Module):
             latents, prior_text, draws.guidance, progress, cameras, images=images, learn=learn
         )
         # 4. The loss, and the numbers to log.
-        terms = {"guidance": guidance.loss, **regularization(renders, self.config.losses, progress)}
+        regularized = regularization(renders, cameras, self.config.losses, progress)
+        terms = {"guidance": guidance.loss, **regularized}
         opacity = renders.opacity.detach().mean(dim=(1, 2, 3))  # [P]
         metrics = {
             **{name: term.detach() for name, term in terms.items()},

@@ -1,8 +1,9 @@
 """Regularizers of geometry: plain functions, unweighted, one value per prompt [P].
 
 `opacity` is a render's [P, V, H, W] in [0, 1]; `samples` are a training render's. The first five are
-ScaleDreamer's (arXiv 2407.02040); the last three prevent collapse: an empty scene, or one that fills the
-image, gets no guidance gradient to recover by.
+ScaleDreamer's (arXiv 2407.02040); the next three prevent collapse: an empty scene, or one that fills the
+image, gets no guidance gradient to recover by. `convex` follows SDI (arXiv 2405.15891), `tv` LucidDreamer
+(arXiv 2311.11284).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amortized.types import RaySamples
+from amortized.types import Cameras, RaySamples, Render
+
+CONVEX_SIZE = 8  # px, of the image of normals that `convex` compares
 
 
 def sparsity(opacity: Tensor) -> Tensor:
@@ -72,6 +75,31 @@ def inside_hinge(samples: RaySamples, margin: float = 0.1) -> Tensor:
     It has a gradient even for invisible objects, for which opacity has none.
     """
     return (_distances(samples).flatten(1).amin(dim=1) + margin).relu()
+
+
+def convex(render: Render, cameras: Cameras) -> Tensor:
+    """-(mean sine of the angle by which neighboring normals open), over views: low if the object is convex.
+
+    Normals times opacity are reduced to 8 x 8 px. Of two neighbors in a row, the sine is the component of
+    their cross product along the camera's up; of two in a column, along its right. The published code takes
+    the world's z for both, and of the colors of the normals, (n + 1) / 2, for which the sign depends on the
+    side of the object.
+    """
+    assert render.normal is not None, "the render has no normals: set want_normal"
+    weighted = (render.normal * render.opacity[..., None]).flatten(0, 1).movedim(-1, 1)  # [B, 3, H, W]
+    small = torch.nn.functional.interpolate(weighted, (CONVEX_SIZE, CONVEX_SIZE), mode="bilinear")
+    normal = small.movedim(1, -1).unflatten(0, render.opacity.shape[:2])  # [P, V, 8, 8, 3]
+    right, up = cameras.c2w[..., None, None, :3, 0], cameras.c2w[..., None, None, :3, 1]
+    along_rows = torch.linalg.cross(normal[..., :-1, :], normal[..., 1:, :])  # left x right
+    along_columns = torch.linalg.cross(normal[..., :-1, :, :], normal[..., 1:, :, :])  # upper x lower
+    opening = (along_rows * up).sum(-1).mean((2, 3)) + (along_columns * right).sum(-1).mean((2, 3))
+    return -opening.mean(dim=1)
+
+
+def tv(rgb: Tensor) -> Tensor:
+    """Twice the mean squared difference of vertical and of horizontal neighbors of rgb [P, V, H, W, 3]."""
+    rows, columns = rgb.diff(dim=2).square(), rgb.diff(dim=3).square()
+    return 2 * (rows.mean(dim=(1, 2, 3, 4)) + columns.mean(dim=(1, 2, 3, 4)))
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import nn
 from amortized.checkpointing import CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
-from amortized.density_control import density_controlled
 from amortized.evaluation import ClipScorer
 from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
@@ -37,7 +36,7 @@ from amortized.parallel import (
     weight_sums,
 )
 from amortized.priors import fingerprint_of
-from amortized.training.batches import BatchSampler, TrainingBatch, assign_slots
+from amortized.training.batches import TrainingBatch, assign_slots, build_sampler
 from amortized.training.config import BaseRunConfig
 from amortized.training.density import check_density_control, control_density
 from amortized.training.endings import Leave, explain_failure, interruption, mark_stop, unless_interrupted
@@ -81,19 +80,8 @@ class Trainer:
         self.corpus, self.trained, self.scorer, self.start = corpus, corpus.trained, scorer, start
         self._check(generator)
         trainer = config.trainer
-        self.sampler = BatchSampler(
-            seed=config.seed,
-            order=build_prompt_order(config.prompt_order, corpus, config.seed),
-            views=trainer.views_per_prompt,
-            render_size=trainer.render_size,
-            # Splats have no samples along rays.
-            num_samples=0 if density_controlled(generator) else config.renderer.num_samples,
-            latent_shape=guidance.prior.latent_shape,
-            z_dim=z_width(generator),
-            seeds_per_prompt=trainer.seeds_per_prompt,
-            cameras=config.cameras,
-            background=config.background,
-        )
+        order = build_prompt_order(config.prompt_order, corpus, config.seed)
+        self.sampler = build_sampler(config, order, generator, guidance.prior.latent_shape)
         # The fingerprint needs whole weights: take it before they are sharded.
         self.prior_fingerprint = fingerprint_of(guidance.prior)
         if config.distributed.shard_prior:
@@ -105,6 +93,7 @@ class Trainer:
             generator=generator,
             learned=self.objective.learned,
             learned_rate=guidance.learning_rate,
+            learned_decay=guidance.weight_decay,
             ema=ema,
             dtype=getattr(torch, trainer.precision),
             batch_size=trainer.prompts_per_process,
@@ -324,6 +313,8 @@ class Trainer:
         every, previews = self.config.monitoring.preview_every, self.folder / "previews"
         yield f"progress, curves and previews: {self.folder / 'index.html'}"
         yield f"previews every {every:,} steps in {previews}; curves: tensorboard --logdir {self.folder}"
+        for start, _, size in self.config.trainer.phases[1:]:
+            yield f"from step {start + 1:,}, images have {size} px: a step then takes another time and memory"
         if size := self.cache_bytes:
             yield f"the trajectory cache will grow to {size / 2**20:,.0f} MiB"
 

@@ -73,7 +73,7 @@ def take_step(config: RunConfig, prior: str | None = None, *, rays: float = RAYS
     prior  one of PRIORS, in the config's precision; None loads the config's folder
     rays   the rendered share of all rays; on a GPU it depends on the object
     """
-    size = config.trainer.views_per_prompt * config.trainer.render_size**2
+    size = config.trainer.views_per_prompt * config.trainer.max_render_size**2
     gpu = FakeGPU(integer=max(1, int(rays * size)))
     prefetch_waits: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder, gpu, _instrumented(), _without_constants():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from amortized.assets.extraction import extract
 from amortized.assets.field import AssetError, Field
 from amortized.assets.pipeline import make_asset, surface
 from amortized.assets.printable import printable_field
+from amortized.splats import SplatSolid, scene_of
+from amortized.types import SplatScene
 from benchmarks.assets import iou
 from tests.assets.shapes import (
     CPU,
@@ -29,7 +32,7 @@ from tests.assets.shapes import (
     waves,
 )
 from tests.rendering.scenes import Balls
-from tests.splats.made import filled_ball
+from tests.splats.made import cloud, filled_ball
 
 SMALL = AssetConfig(resolution=96, faces=4000, texture=256)
 
@@ -133,8 +136,63 @@ def test_only_the_largest_body_is_printed():
     assert mesh.vertices[:, 2].max() < 0.61
 
 
-def test_splats_are_refused_in_one_sentence():
-    splats = filled_ball(0.3, (0.5, 0.5, 0.5))
-    for make in (lambda: make_asset(splats, SMALL, Source(prompt="a ball"), CPU), lambda: surface(splats)):
-        with pytest.raises(AssetError, match="splats have no surface .* write them as .ply or .splat"):
-            make()
+# ---- what is no distance ------------------------------------------------------------------------
+
+
+@dataclass
+class DensityBall:
+    """A `DensityScene` of one ball, steep or soft, whose density falls to half at its radius."""
+
+    softness: float
+    peak: float
+    num_prompts: int = 1
+    bounding_radius: float = 1.0
+
+    def density(self, points):
+        return self.peak * torch.sigmoid((0.5 - points.norm(dim=-1)) / self.softness)
+
+    def density_and_albedo(self, points):
+        return self.density(points), points.new_tensor((0.5, 0.1, 0.4)).expand_as(points)
+
+    def select(self, index):
+        return self
+
+
+@pytest.mark.parametrize("scene", [DensityBall(1e-3, 1000.0), DensityBall(0.02, 30.0)])
+def test_a_mesh_of_densities_is_their_level(scene):
+    asset = make_asset(scene, SMALL, Source(prompt="a ball"), CPU)
+    assert is_closed(asset.mesh.faces) and euler_number(asset.mesh.vertices, asset.mesh.faces) == 2
+    # The level is half of the mean density, which the soft shell lowers a little.
+    assert np.abs(np.linalg.norm(asset.mesh.vertices, axis=1) - 0.5).max() < 0.02  # a cell
+    assert np.abs(asset.mesh.colors - (0.5, 0.1, 0.4)).max() < 1e-6
+    assert asset.report["surface_error"]["mean"] < 1e-2  # a length, not a density
+
+
+def many_splats(seed: int) -> SplatScene:
+    """Splats of random shape, with sheets, gaps and bodies that only a few of them make."""
+    parameters = {name: value.float() for name, value in cloud(100, seed=seed).items()}
+    parameters["logits"] += 1.5
+    return scene_of(parameters, 1.5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mesh_of_splats_is_closed_and_lies_on_their_density_of_a_half(seed):
+    scene = many_splats(seed)
+    field = Field(scene, CPU)
+    vertices, faces = extract(field, 48)
+    assert is_closed(faces) and not field.is_distance
+    density = 0.5 - SplatSolid(scene).sdf(torch.from_numpy(vertices).float()[None])[0]
+    assert (density - 0.5).abs().quantile(0.95) < 0.05
+    assert iou(vertices, faces, field) > 0.97
+
+
+def test_splats_fill_their_ball_and_print():
+    config = AssetConfig(resolution=32, faces=1000, texture=32, printable=True)
+    asset = make_asset(filled_ball(0.5, (0.9, 0.2, 0.1)), config, Source(prompt="a ball"), CPU)
+    volume = volume_of(asset.mesh.vertices, asset.mesh.faces)
+    assert volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.1) and is_closed(asset.mesh.faces)
+    assert np.abs(asset.textured.texture.reshape(-1, 3) / 255 - (0.9, 0.2, 0.1)).max() < 0.01
+    assert (
+        is_closed(asset.printable.faces)
+        and bodies_of(asset.printable.faces, len(asset.printable.vertices))[0] == 1
+    )

@@ -11,15 +11,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import corpora
 from amortized.cli import preset_paths
 from amortized.commands.main import COMMANDS
 from amortized.commands.view import pages_of
+from amortized.splats import from_points, scene_of, write_splat_ply
 from amortized.starts import fitting
 from corpora.published import PUBLISHED, Published
 from tests.commands.runs import small
@@ -113,6 +115,8 @@ def workspace(tmp_path, trained, exported, prior, run, monkeypatch) -> Path:
     (tmp_path / "exported/quickstart").symlink_to(exported)
     for name in ("prompts.txt", "sentences.txt"):
         (tmp_path / name).write_text("a red cube\na blue sphere\n")
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 0.3
+    write_splat_ply(tmp_path / "points.ply", scene_of(from_points(points), 1.0))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red cube"}\n')
     public = tmp_path / "dreamfusion_415_prompt_library.json"
     public.write_text(json.dumps({"train": ["a red cube"], "val": ["a cone"], "test": ["a red cube"]}))
@@ -216,7 +220,15 @@ def test_all_commands_of_the_pages_are_read():
     assert len(commands) > 30 and "amortized export outputs/mine exported/mine" in commands
 
 
-@pytest.mark.parametrize("preset", preset_paths(), ids=lambda path: path.stem)
+def cases_of(presets: Iterable[Path]) -> Iterator[object]:
+    """Presets as cases of a test: those of published runs are many, so every change only loads them."""
+    for path in presets:
+        marks = [pytest.mark.slow] if "published" in path.parts else []
+        name = path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+        yield pytest.param(path, marks=marks, id=name)
+
+
+@pytest.mark.parametrize("preset", cases_of(preset_paths()))
 def test_the_commands_of_a_preset_run_as_printed(preset, workspace, run):
     for command in commands_in(header(preset)):
         execute(command, run)

@@ -286,7 +286,8 @@ MISTAKES = (
     (("a", "--checkpoint", "step_9"), "step_9"),
     (
         ("a", "--format", "gif"),
-        "--format must be of png, mp4, webp, glb, ply, obj, stl, 3mf, usdz, separated by commas, got gif",
+        "--format must be of png, mp4, webp, glb, ply, obj, stl, 3mf, usdz, splat, splat-ply, separated by "
+        "commas, got gif",
     ),
     (("a", "--format", ""), "--format must be of png, mp4, webp"),
     (("a", "--show", "rgb,albedo"), "--show must be of rgb, normal, depth, opacity"),

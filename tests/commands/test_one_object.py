@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,8 +37,7 @@ def test_one_object_is_trained_evaluated_generated_and_exported(run, prior, tmp_
     results = json.loads((folder / "evaluation/results.json").read_text())
     (row,) = results["prompts"]
     assert row["text"] == PROMPT and 0 < row["iou"] < 1
-    # Only an SDF has a surface to show in 3D.
-    assert (row.get("object") is not None) == (geometry == "sdf")
+    assert (folder / "evaluation" / row["object"]).is_file()
 
     exported = tmp_path / "exported"
     assert run("amortized", "export", str(folder), str(exported)).returncode == 0
@@ -53,14 +53,35 @@ def test_one_object_is_trained_evaluated_generated_and_exported(run, prior, tmp_
         assert made.returncode == 0 and list(output.glob("*.png")), made.stderr
 
 
-def test_a_density_has_no_mesh(run, prior, tmp_path):
+def test_a_density_has_a_mesh_but_no_surface_to_lay_splats_on(run, prior, tmp_path):
     assert run(*command(prior, tmp_path / "run", "density")).returncode == 0
-    arguments = ("--format", "glb", "--workers", "1", "--output", str(tmp_path / "out"))
-    refused = run("amortized", "generate", str(tmp_path / "run"), PROMPT, *arguments)
-    assert refused.returncode != 0 and "Traceback" not in refused.stderr
-    assert "given by densities, which have no surface to export: train it with" in (
-        refused.stderr + refused.stdout
-    )
+    small = ("--resolution", "32", "--texture", "32", "--workers", "1", "--output", str(tmp_path / "out"))
+    made = run("amortized", "generate", str(tmp_path / "run"), "--format", "ply", *small)
+    assert made.returncode == 0 and list((tmp_path / "out").glob("*.ply")), made.stdout
+    refused = run("amortized", "generate", str(tmp_path / "run"), "--format", "splat", *small)
+    assert refused.returncode == 1 and not list((tmp_path / "out").glob("*.splat"))
+    (note,) = [line for line in refused.stdout.splitlines() if "asset:" in line]
+    assert "this scene has densities: train it with generator.geometry=sdf" in note
+
+
+@pytest.mark.parametrize("geometry", PRESETS)
+def test_one_object_refuses_another_text(run, prior, tmp_path, geometry):
+    folder, exported = tmp_path / "run", tmp_path / "exported"
+    assert run(*command(prior, folder, geometry)).returncode == 0
+    assert run("amortized", "export", str(folder), str(exported)).returncode == 0
+    for model in (folder, exported):
+        out = ("--format", "png", "--size", "16", "--output", str(tmp_path / f"of {model.name}"))
+        for texts in (["a red cube"], [PROMPT, "a red cube"]):
+            refused = run("amortized", "generate", str(model), *texts, *out)
+            assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+            assert f"is one object, '{PROMPT}', and ignores the text 'a red cube'" in refused.stderr
+            assert not Path(out[-1]).exists()
+        for texts in (
+            [],
+            ["A blue  sphere."],
+        ):  # its own, in any spelling
+            assert run("amortized", "generate", str(model), *texts, *out).returncode == 0
+        assert len(list(Path(out[-1]).glob("*.png"))) == 1
 
 
 @pytest.mark.parametrize(

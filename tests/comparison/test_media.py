@@ -96,7 +96,7 @@ def test_a_button_opens_those_of_all_runs_that_have_one(folder, glbs):
                 if kind == "data-videos":
                     assert (folder / path).read_bytes()[4:8] == b"ftyp"
                     continue
-                assert (folder / "objects" / f"{path}.glb").read_bytes() == glbs[list(RUNS).index(label)]
+                assert (folder / "objects" / path).read_bytes() == glbs[list(RUNS).index(label)]
     # Nothing that runs comes from an evaluation: the scripts hold the objects, and are written here.
     scripts = list(folder.rglob("*.glb.js"))
     assert len(scripts) == 3
@@ -140,12 +140,12 @@ def test_what_is_not_an_object_inside_the_evaluation_is_left_out(tmp_path, glbs,
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_buttons_hold_any_label(text):
-    for button, key in ((objects_button("o/", {"x-1": text, "x-2": ""}, text), "data-frame"),
+    for button, key in ((objects_button("o/", {"x-1.glb": text, "x-2.splat": ""}, text), "data-frame"),
                         (video_button({"v/x 1.mp4": text}, text), "data-videos")):  # fmt: skip
         ((tag, attributes),) = parse(button).elements
         assert tag == "button" and len(attributes) == 5 and attributes["class"] == "view"
         names = dict(parse_qsl(attributes[key].rpartition("#")[2], keep_blank_values=True))
-        assert list(names) == (["x-1", "x-2"] if key == "data-frame" else ["v/x 1.mp4"])
+        assert list(names) == (["x-1.glb", "x-2.splat"] if key == "data-frame" else ["v/x 1.mp4"])
         assert {one_line(text, 60), ""} >= set(names.values()) and one_line(text, 60) in names.values()
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from amortized.cameras import cameras_at
-from amortized.conditioning import ViewTextConfig, expand_row, mix_rows, perp_neg_text, view_suffixes
+from amortized.conditioning import (
+    ViewTextConfig,
+    expand_row,
+    interpolated_text,
+    mix_rows,
+    perp_neg_text,
+    view_suffixes,
+)
 from amortized.types import Cameras, TextCondition
 
 
@@ -89,6 +96,19 @@ def test_perp_neg_against_the_formula_by_hand(azimuth, elevation):
             assert torch.equal(text.tokens[0], table.tokens[view])
 
 
+@pytest.mark.parametrize("azimuth", [0, 30, 45, 89, 90, 91, 135, 180, -45, -135])
+@pytest.mark.parametrize("elevation", [-10, 60, 61])
+def test_interpolated_text_is_that_of_perp_neg_without_its_negatives(azimuth, elevation):
+    table, null = texts(4), texts(1, seed=1)
+    config = ViewTextConfig(interpolate=True)
+    got = interpolated_text(table, null, cameras([[azimuth]], elevation), config)
+    share = torch.tensor(by_hand(azimuth, elevation)[0], dtype=torch.float64)
+    torch.testing.assert_close(got.positive.pooled[0], share @ table.pooled)
+    torch.testing.assert_close(got.positive.tokens[0], torch.einsum("v,vld->ld", share, table.tokens))
+    assert torch.equal(got.unconditional.tokens, null.tokens)
+    assert got.negatives == () and got.negative_weights.shape == (0, 1) and config.num_negatives == 0
+
+
 # (negative "front", negative "side") at five azimuths, from the published constants, to 4 digits.
 PUBLISHED = {
     0: (-0.0001, -0.7870),
@@ -141,7 +161,9 @@ def test_expanding_needs_one_row():
         ({"front_deg": 120.0}, "front_deg must lie"),
         ({"overhead_deg": -91.0}, "overhead_deg must lie"),
         ({"direction_step_deg": 91}, "direction_step_deg must lie"),
-        ({"direction_step_deg": 10, "perp_neg": True}, "needs direction_step_deg=0"),
+        ({"direction_step_deg": 10, "perp_neg": True}, "perp_neg .* needs direction_step_deg=0"),
+        ({"direction_step_deg": 10, "interpolate": True}, "interpolate .* needs direction_step_deg=0"),
+        ({"interpolate": False, "perp_neg": True}, "set interpolate=true, or perp_neg=false"),
         ({"perp_neg_weight": 0.5}, "perp_neg_weight must not be positive"),
         ({"negatives": ("a", "b"), "negative_weights": (-1.0,)}, "has 2 texts and .* 1 weights"),
         ({"negatives": ("a",), "negative_weights": (0.1,)}, "negative_weights must not be positive"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from amortized.config import check_schedule, geometric_at, value_at
+from amortized.config import check_schedule, check_steps, geometric_at, starts_of, step_at, value_at
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,40 @@ def test_geometric_interpolates_logarithms():
 def test_mistakes_name_the_setting(schedule, message):
     with pytest.raises(ValueError, match=rf"losses.sparsity.*{message}"):
         check_schedule("losses.sparsity", schedule)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 7, 10, 97, 1000])
+@pytest.mark.parametrize("steps", [64, (64, 0.4, 256), (8, 0.1, 4, 0.3, 16), (1, 0.7, 2, 0.95, 3)])
+def test_each_step_has_the_value_of_the_last_time_that_has_passed(steps, num_steps):
+    written = [steps] if isinstance(steps, int) else list(steps)
+    expected = []
+    for step in range(num_steps):
+        value = written[0]
+        for time, next_value in zip(written[1::2], written[2::2], strict=True):
+            if step / num_steps >= time:
+                value = next_value
+        expected.append(value)
+    assert [step_at(steps, step / num_steps) for step in range(num_steps)] == expected
+    starts = starts_of(steps, num_steps)
+    assert starts[0] == 0 and len(starts) == len(written[::2])
+    for start, time in zip(starts[1:], written[1::2], strict=True):
+        assert start / num_steps >= time and (start - 1) / num_steps < time
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (0, "must be at least 1, got 0"),
+        (4097, "must be at most 4,096, got 4097"),
+        ((64, 0.4), "must be an integer, or .value, time, value, ...."),
+        ((64,), "must be an integer, or"),
+        ((64, 0.5, 128.5), "must have integers as values"),
+        ((64, 0.5, 10**6), "must be at most 4,096"),
+        ((64, 2, 128), r"must have times that increase within \(0, 1\)"),
+        ((64, 0.5, 128, 0.5, 256), "must have times that increase"),
+        ((64, 0, 128), "must have times that increase"),
+    ],
+)
+def test_mistakes_in_steps_name_the_setting(steps, message):
+    with pytest.raises(ValueError, match=f"^size {message}"):
+        check_steps("size", steps, limit=4096)

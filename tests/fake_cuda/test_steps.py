@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from amortized.commands.compose import RunConfig
+from amortized.config import largest_of, load_config
 from amortized.guidance import METHODS
 from benchmarks.sd_steps import TINY, TINY_RUN
 
@@ -66,7 +68,14 @@ def option_cases() -> list[dict]:
         "ema and clipping": ("trainer.ema_decay=0.99", "optimizer.clip_norm=1", "optimizer.name=adamw"),
         "adan": ("optimizer.name=adan", "optimizer.betas=[0.98, 0.92, 0.99]"),
         "shading": ("renderer.shading.kind=lambert",),
+        "point light, jitter, midpoints, render sizes": (
+            *("renderer.point_light.start=0", "renderer.point_light.share=1", "renderer.stratified=false"),
+            *("cameras.jitter.position=0.1", "trainer.render_size=[16,0.5,24]"),
+            *("views.perp_neg=false", "views.interpolate=true"),
+        ),
         "all regularizers": (
+            "losses.convex=1",
+            "losses.tv=1",
             "losses.orient=1",
             "losses.z_variance=1",
             "losses.opacity_floor=1",
@@ -103,7 +112,21 @@ def generator_cases() -> list[dict]:
     return cases
 
 
+def published_cases() -> list[dict]:
+    """Every published run of one object at its full size, at its largest resolution."""
+    cases = []
+    for path in sorted((ROOT / "configs/published").glob("*.yaml")):
+        size = largest_of(load_config(RunConfig, path).trainer.render_size)
+        prior = "mvdream" if "-mv-" in path.stem else "sd21"
+        overrides = [f"trainer.render_size={size}"]
+        cases.append(
+            {"name": path.stem, "preset": f"published/{path.name}", "prior": prior, "overrides": overrides}
+        )
+    return cases
+
+
 GROUPS = {
+    "published": published_cases,
     "methods": method_cases,
     "batches": batch_cases,
     "options": option_cases,
@@ -125,8 +148,9 @@ def run(*command: str, stdin: str = "", timeout: int) -> str:
     return result.stdout
 
 
-# More prompts and views take the same way through the code as one: run by the slow suite.
-ORDINARY = [group if group != "batches" else pytest.param(group, marks=pytest.mark.slow) for group in GROUPS]
+# More prompts and views, and larger sizes, take the same way through the code: run by the slow suite.
+SLOW = ("batches", "published")
+ORDINARY = [pytest.param(group, marks=[pytest.mark.slow] if group in SLOW else []) for group in GROUPS]
 
 
 @pytest.mark.parametrize("group", ORDINARY)

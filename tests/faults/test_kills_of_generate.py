@@ -61,5 +61,5 @@ def test_kills_of_generate_change_no_file_and_leave_no_process(tmp_path: Path) -
     for folder in folders:
         finish(*generate, "--output", str(folder))
     cut, expected = map(contents, folders)
-    # GLB, its script, STL and report of each; the index, and three files of the viewer.
-    assert cut == expected and len(expected) == 4 * len(prompts) + 4
+    # GLB, its script, STL and report of each; the index, and four files of the viewer.
+    assert cut == expected and len(expected) == 4 * len(prompts) + 5

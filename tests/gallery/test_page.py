@@ -71,7 +71,7 @@ def test_links_lead_to_files_and_every_file_is_linked(folder):
                 assert address[1:] in targets
             elif not address.startswith("data:"):
                 linked.add(address)
-    assert linked - {"index.json", "viewer/viewer.html#a_0", "viewer/viewer.html#c_0"} == set(
+    assert linked - {"index.json", "viewer/viewer.html#a_0.glb=", "viewer/viewer.html#c_0.glb="} == set(
         os.listdir(folder)
     )
 

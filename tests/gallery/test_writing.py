@@ -94,7 +94,7 @@ def test_the_newest_glbs_open_from_disk_up_to_a_bound(tmp_path, monkeypatch):
     # From the newest back, each that still fits: 50, 100, 101 is one too many, then 100.
     assert opened == {"e", "d", "a"}
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert html.count('class="view"') == 5 and "browsers show 3 of 5 GLBs" in html
+    assert html.count('class="view"') == 5 and "browsers show 3 of 5 files" in html
     assert html.count("with <code>amortized view</code> only") == 2
 
 

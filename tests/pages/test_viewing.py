@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amortized.assets import AssetConfig, Source, make_asset, save_asset
-from amortized.pages import MAX_FROM_DISK, document, view_button, write_script, write_viewer
+from amortized.pages import MAX_FROM_DISK, document, objects_button, write_script, write_viewer
 from amortized.pages.skeleton import asset
 from tests.assets.shapes import CPU, Shape, box
 from tests.pages.chromium import launched
@@ -29,7 +29,9 @@ def folder(tmp_path_factory):
     for name in NAMES:
         assert write_script(save_asset(made, folder / "objects" / name, "glb")) is not None
     write_viewer(folder / "objects")
-    buttons = "".join(f"<div data-stage>{view_button('objects/', name, '<b>')}</div>" for name in NAMES)
+    buttons = "".join(
+        f"<div data-stage>{objects_button('objects/', {f'{name}.glb': ''}, '<b>')}</div>" for name in NAMES
+    )
     page = document(title="objects", body=buttons, script=SCRIPT, frames=True)
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder
@@ -61,7 +63,9 @@ def test_an_object_is_drawn_and_one_at_a_time(browser, folder):
     assert problems == []
 
 
-@pytest.mark.parametrize("name", ["", "../secret", "missing", "%3Cscript%3E", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["", "../secret.glb", "missing.glb", "cube", "missing.splat", "%3Cscript%3E.glb", "a/b.glb"]
+)
 def test_other_names_are_refused(browser, folder, name):
     tab = browser.new_page()
     tab.goto(f"{folder.as_uri()}/objects/viewer/viewer.html#{name}")

@@ -105,3 +105,44 @@ def test_a_fused_optimizer_skips_the_update_if_found_inf_is_set():
     optimizer.found_inf = torch.tensor(0.0)
     optimizer.step()
     assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("environment", [None, 0.5])
+@pytest.mark.parametrize("encoding", [None, 0.25])
+def test_the_grid_of_the_environment_may_have_its_own_learning_rate(environment, encoding):
+    model = nn.ModuleDict({"grid": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    model["surroundings"] = nn.ModuleDict({"grid": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    config = OptimizerConfig(
+        learning_rate=0.1,
+        encoding_learning_rate=1.0,
+        environment_learning_rate=environment,
+        environment_encoding_learning_rate=encoding,
+    )
+    groups = build_optimizer(config, model).param_groups
+    set_learning_rate(groups, config, 0, 10)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    shared = environment or 0.1
+    expected = {"head": 0.1, "grid": 1.0, "surroundings.head": shared}
+    expected["surroundings.grid"] = encoding or shared
+    for part, rate in expected.items():
+        assert {rates[id(p)] for p in model.get_submodule(part).parameters()} == {rate}, part
+    names = [group["name"] for group in groups]
+    assert names == ["generator", *["surroundings.grid"] * (encoding is not None), "surroundings", "grid"]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adan"])
+@pytest.mark.parametrize("decay", [0.0, 0.01, 0.3])
+def test_the_reference_model_has_its_own_weight_decay(name, decay):
+    """With zero gradients the weights shrink by their decay alone: AdamW by 1 - rate * decay a step."""
+    if name == "adam" and decay:
+        return  # refused by the config
+    betas = (0.98, 0.92, 0.99) if name == "adan" else (0.9, 0.99)
+    generator, learned = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    start = learned.weight.detach().clone()
+    optimizer = build_optimizer(OptimizerConfig(name=name, betas=betas), generator, learned, 0.1, decay)
+    for _ in range(3):
+        for p in (*generator.parameters(), *learned.parameters()):
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    factor = 1 / (1 + 0.1 * decay) if name == "adan" else 1 - 0.1 * decay
+    torch.testing.assert_close(learned.weight, factor**3 * start)

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 import torch
 
-from amortized.cameras import CameraConfig
+from amortized.cameras import CameraConfig, CameraJitter
 from amortized.generation import asset_seed, asset_z, z_of
 from amortized.monitoring.monitor import batch_digest
-from amortized.rendering import BackgroundConfig
+from amortized.rendering import BackgroundConfig, PointLightConfig
 from amortized.training.batches import BatchSampler, assign_slots
 from amortized.training.prompt_order import Shuffle
 from amortized.types import Prompt
@@ -18,6 +18,7 @@ def make_sampler(**changes) -> BatchSampler:
     settings = {
         "seed": 3,
         "order": Shuffle(5, 3),
+        "steps": 100,
         "views": 2,
         "render_size": 4,
         "num_samples": 3,
@@ -26,6 +27,7 @@ def make_sampler(**changes) -> BatchSampler:
         "seeds_per_prompt": None,
         "cameras": CameraConfig(),
         "background": BackgroundConfig(kind="random-rgb"),
+        "point_light": None,
     }
     return BatchSampler(**{**settings, **changes})
 
@@ -123,3 +125,54 @@ def test_z_for_inference_is_that_of_an_asset_or_depends_on_the_prompt():
     for number in range(3):
         expected = asset_z(5, number % 2, 3)
         assert torch.equal(z_of(prompts, 3, 5, 2, number), torch.stack([expected, expected]))
+
+
+JITTER = CameraConfig(jitter=CameraJitter(position=0.1, center=0.2, up=0.02))
+LIGHT = PointLightConfig(start=0.0, share=0.9)
+
+
+@pytest.mark.parametrize("changes", [{"cameras": JITTER}, {"point_light": LIGHT}])
+def test_optional_draws_change_no_other_draw(changes):
+    plain, changed = make_sampler().draw(4, range(6), 24), make_sampler(**changes).draw(4, range(6), 24)
+    for name in ("background", "show_environment", "stratification", "z"):
+        assert torch.equal(getattr(plain, name), getattr(changed, name)), name
+    for name, value in vars(plain.guidance).items():
+        assert torch.equal(value, getattr(changed.guidance, name)), name
+    assert torch.equal(plain.cameras.azimuth_deg, changed.cameras.azimuth_deg)
+    assert torch.equal(plain.cameras.c2w, changed.cameras.c2w) == ("cameras" not in changes)
+    assert plain.lights is None and not torch.equal(plain.digests, changed.digests)
+
+
+def test_jitter_and_lights_of_a_batch_equal_those_of_its_slots():
+    sampler = make_sampler(cameras=JITTER, point_light=LIGHT)
+    batch = sampler.draw(4, range(6), 24)
+    for slot in range(6):
+        one = sampler.draw(4, [slot], 24)
+        assert torch.equal(one.cameras.c2w[0], batch.cameras.c2w[slot])
+        assert torch.equal(one.digests[0], batch.digests[slot])
+        for name, value in vars(batch.lights).items():
+            assert one.lights is None or torch.equal(getattr(one.lights, name)[0], value[slot])
+    assert not torch.equal(sampler.draw(5, range(6), 30).cameras.c2w, batch.cameras.c2w)
+
+
+@pytest.mark.parametrize("step", [0, 39, 40, 99])
+def test_the_number_of_rays_follows_the_render_size(step):
+    """All that is drawn before the stratification is that of a run with a fixed size."""
+    scheduled, fixed = make_sampler(render_size=(4, 0.4, 6)), make_sampler()
+    batch, plain = scheduled.draw(step, range(3), 3 * step), fixed.draw(step, range(3), 3 * step)
+    size = 4 if step < 40 else 6
+    assert batch.stratification.shape == (3, 2 * size**2, 3)
+    assert torch.equal(batch.cameras.c2w, plain.cameras.c2w)
+    assert torch.equal(batch.guidance.noise, plain.guidance.noise)
+    assert torch.equal(batch.z, plain.z) and torch.equal(batch.digests, plain.digests)
+
+
+def test_unstratified_rays_draw_nothing():
+    assert make_sampler(num_samples=0).draw(0, range(3), 0).stratification is None
+
+
+def test_camera_ranges_follow_the_step():
+    sampler = make_sampler(cameras=CameraConfig(distance=((5.0, 3.0), (5.0, 3.0))))
+    for step in (0, 50, 100):
+        distance = sampler.draw(step, range(4), 4 * step).cameras.distance
+        torch.testing.assert_close(distance, torch.full_like(distance, 5 - 2 * step / 100))

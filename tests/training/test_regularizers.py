@@ -2,12 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from amortized.cameras import camera_rays, orbit, take_cameras
 from amortized.training import regularizers
 from amortized.training.losses import LossConfig, regularization
 from amortized.types import RaySamples, Render
+
+CAMERAS = orbit(1, 2, elevation_deg=20, distance=3, fovy_deg=40)
 
 
 def images(*values: float) -> torch.Tensor:
@@ -99,8 +103,8 @@ def test_terms_of_the_field_are_refused_for_splats(term: str):
     opacity = images(0.5)
     render = Render(rgb=opacity[..., None].expand(*opacity.shape, 3), opacity=opacity, depth=opacity)
     with pytest.raises(ValueError, match=f"losses.{term} reads .* splats do not have: set it to 0"):
-        regularization(render, LossConfig(**{term: 1.0}), 0.5)
-    terms = regularization(render, LossConfig(sparsity=2.0, opaque=1.0), 0.5)
+        regularization(render, CAMERAS, LossConfig(**{term: 1.0}), 0.5)
+    terms = regularization(render, CAMERAS, LossConfig(sparsity=2.0, opaque=1.0), 0.5)
     assert terms["sparsity"].item() == pytest.approx(2 * math.sqrt(0.26)) and set(terms) == {
         "sparsity",
         "opaque",
@@ -113,3 +117,71 @@ def test_terms_of_distances_refuse_a_scene_of_densities(term):
     assert regularizers.orient(samples).isfinite().all()
     with pytest.raises(ValueError, match="need signed distances"):
         term(samples)
+
+
+def sphere(cameras, size: int, sign: float = 1.0) -> Render:
+    """The exact normals of a ball of radius 0.6, or of the hollow half that its light shines into."""
+    rays = camera_rays(cameras, size, size)
+    shape = (*cameras.fovy_deg.shape, size, size)
+    along = -(rays.origins * rays.directions).sum(-1, keepdim=True)
+    half = 0.36 - (rays.origins + along * rays.directions).square().sum(-1, keepdim=True)
+    hit = half > 0
+    points = rays.origins + (along - sign * half.clamp(min=0).sqrt()) * rays.directions
+    normal = torch.where(hit, sign * points / 0.6, 0.0).view(*shape, 3)
+    opacity = hit.to(points.dtype).view(shape)
+    return Render(rgb=normal, opacity=opacity, depth=opacity, normal=normal)
+
+
+def convex_by_hand(render: Render, cameras) -> list[float]:
+    """Loops in numpy. For sizes of 16 n, bilinear reduction is the mean of the middle pixels of each part."""
+    values = []
+    for p, view in np.ndindex(*render.opacity.shape[:2]):
+        weighted = (render.normal[p, view] * render.opacity[p, view, ..., None]).numpy()
+        n, total = len(weighted) // 8, {"rows": [], "columns": []}
+        middle = [slice(n * k + n // 2 - 1, n * k + n // 2 + 1) for k in range(8)]
+        small = [[weighted[rows, columns].mean((0, 1)) for columns in middle] for rows in middle]
+        right, up = cameras.c2w[p, view, :3, 0].numpy(), cameras.c2w[p, view, :3, 1].numpy()
+        for k in range(8):
+            for m in range(7):
+                total["rows"].append(np.cross(small[k][m], small[k][m + 1]) @ up)
+                total["columns"].append(np.cross(small[m][k], small[m + 1][k]) @ right)
+        values.append(-np.mean(total["rows"]) - np.mean(total["columns"]))
+    return np.reshape(values, render.opacity.shape[:2]).mean(1).tolist()
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_convex_is_the_mean_sine_between_neighboring_normals(size: int):
+    """Equal from all sides for a ball, with the opposite sign for a hollow one."""
+    cameras = orbit(2, 3, elevation_deg=20, distance=3, fovy_deg=30)
+    cameras = type(cameras)(**{name: value.double() for name, value in vars(cameras).items()})
+    ball, hollow = sphere(cameras, size), sphere(cameras, size, -1.0)
+    value = regularizers.convex(ball, cameras)
+    assert value.tolist() == pytest.approx(convex_by_hand(ball, cameras))
+    assert (value < -0.1).all() and (regularizers.convex(hollow, cameras) > 0.1).all()
+    for view in range(3):
+        one = take_cameras(cameras, torch.tensor([view]), 1)
+        assert regularizers.convex(sphere(one, size), one).item() == pytest.approx(value[0].item(), rel=1e-6)
+
+
+def test_tv_is_twice_the_mean_squared_difference_of_neighbors():
+    rgb = torch.rand(2, 3, 4, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value = regularizers.tv(rgb)
+    for p in range(2):
+        image = rgb[p].numpy()
+        rows = [(image[v, y + 1, x, c] - image[v, y, x, c]) ** 2
+                for v, y, x, c in np.ndindex(3, 3, 5, 3)]  # fmt: skip
+        columns = [(image[v, y, x + 1, c] - image[v, y, x, c]) ** 2
+                   for v, y, x, c in np.ndindex(3, 4, 4, 3)]  # fmt: skip
+        assert value[p].item() == pytest.approx(2 * (np.mean(rows) + np.mean(columns)))
+    assert regularizers.tv(torch.full((1, 1, 4, 4, 3), 0.3)).item() == 0
+
+
+def test_new_terms_are_weighted_and_off_by_default():
+    cameras = orbit(1, 2, elevation_deg=20, distance=3, fovy_deg=30)
+    render = sphere(cameras, 16)
+    config = LossConfig(sparsity=0.0, convex=(0.0, 1.0, 0.1, 0.4), tv=3.0)
+    terms = regularization(render, cameras, config, 0.2)
+    assert terms["convex"].item() == pytest.approx(0.55 * regularizers.convex(render, cameras).item())
+    assert terms["tv"].item() == pytest.approx(3 * regularizers.tv(render.rgb).item())
+    assert config.need_normals(0.2) and not LossConfig().need_normals(0.2)
+    assert set(regularization(render, cameras, LossConfig(), 0.5)) == {"sparsity"}
