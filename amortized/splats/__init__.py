@@ -29,8 +29,8 @@ from amortized.splats.splitting import (
     empty_statistics,
     reset_logits,
 )
-from amortized.splats.starts import ball, from_points
-from amortized.splats.surface import from_surface
+from amortized.splats.starts import ball, from_points, read_start
+from amortized.splats.surface import from_surface, surface_points
 
 __all__ = [
     "MAX_SPLATS",
@@ -55,6 +55,7 @@ __all__ = [
     "read_points_ply",
     "read_splat_file",
     "read_splat_ply",
+    "read_start",
     "relocate",
     "relocate_and_grow",
     "replace_parameter",
@@ -62,6 +63,7 @@ __all__ = [
     "rotation_matrices",
     "rows",
     "scene_of",
+    "surface_points",
     "unchanged",
     "write_points_ply",
     "write_splat_file",

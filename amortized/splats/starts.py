@@ -1,15 +1,18 @@
-"""Splats to start training from: a ball of random points, or given points."""
+"""Splats to start training from: a ball of random points, given points, or a file."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from amortized.splats.parameters import MAX_SPLATS, Parameters, coefficients_of
+from amortized.splats.files import PROPERTIES, read_points_ply, read_splat_file, read_splat_ply
+from amortized.splats.parameters import MAX_SPLATS, Parameters, coefficients_of, parameters_of
+from amortized.splats.ply_reader import read_vertices
 
 MIN_SCALE = math.sqrt(1e-7)  # if points coincide
 START_OPACITY = 0.1
@@ -39,6 +42,20 @@ def from_points(points: Tensor, rgb: Tensor | None = None, *, opacity: float = S
         "logits": points.new_full((len(points),), math.log(opacity / (1 - opacity))),
         "colors": torch.zeros_like(points) if rgb is None else coefficients_of(rgb).to(points),
     }
+
+
+def read_start(path: str | Path) -> Parameters:
+    """Return the splats of a file: `.splat`, 3D Gaussian Splatting's PLY, or else a PLY of points.
+
+    A PLY with an opacity, a scale or a rotation holds splats. Splats have y up in files; points are taken in
+    our axes, z up and +x in front. Raises ValueError; see the readers.
+    """
+    if Path(path).suffix.lower() == ".splat":
+        return parameters_of(read_splat_file(path))
+    of_splats = set(PROPERTIES[PROPERTIES.index("opacity") :])
+    if of_splats & set(read_vertices(path, ()).dtype.names or ()):
+        return parameters_of(read_splat_ply(path))
+    return from_points(*read_points_ply(path))
 
 
 def check_points(points: Tensor, rgb: Tensor | None = None) -> None:
