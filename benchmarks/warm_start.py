@@ -23,7 +23,7 @@ PROMPTS = {
     "held out": "a red torus on top of a blue capsule",
     "unseen": "a cyan cone on top of a red cube",
 }
-STEPS = (25, 50, 100, 150, 200, 300)
+STEPS = (25, 50, 100, 200, 300)
 # The heads of the source, so that the object is an exact copy of the source's.
 PRESETS = {
     "sdf": ("tiny-ingp", ("generator.hidden=[64]", "generator.shared_width=64")),
