@@ -5,6 +5,7 @@ from amortized.splats.files import (
     read_points_ply,
     read_splat_file,
     read_splat_ply,
+    write_points_ply,
     write_splat_file,
     write_splat_ply,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "scene_of",
     "surface_points",
     "unchanged",
+    "write_points_ply",
     "write_splat_file",
     "write_splat_ply",
 ]
