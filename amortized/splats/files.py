@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from amortized.files import atomic_write_bytes
-from amortized.splats.parameters import MAX_SPLATS, SH0, Parameters, parameters_of, scene_of
+from amortized.splats.parameters import MAX_SPLATS, SH0, Parameters, check_points, parameters_of, scene_of
 from amortized.splats.ply_reader import columns, read_vertices
-from amortized.splats.starts import check_points
 from amortized.types import SplatScene
 from amortized.untrusted import read_bytes, short
 

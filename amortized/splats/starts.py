@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from amortized.splats.files import PROPERTIES, read_points_ply, read_splat_file, read_splat_ply
-from amortized.splats.parameters import MAX_SPLATS, Parameters, coefficients_of, parameters_of
+from amortized.splats.parameters import Parameters, check_points, coefficients_of, parameters_of
 from amortized.splats.ply_reader import read_vertices
 
 MIN_SCALE = math.sqrt(1e-7)  # if points coincide
@@ -56,18 +56,6 @@ def read_start(path: str | Path) -> Parameters:
     if of_splats & set(read_vertices(path, ()).dtype.names or ()):
         return parameters_of(read_splat_ply(path))
     return from_points(*read_points_ply(path))
-
-
-def check_points(points: Tensor, rgb: Tensor | None = None) -> None:
-    """Raise ValueError unless there are 1 to a million finite points [N, 3] and as many finite colors."""
-    if not 1 <= len(points) <= MAX_SPLATS:
-        raise ValueError(f"splats need 1 to {MAX_SPLATS:,} points to start from, got {len(points):,}")
-    for name, values in (("points", points), ("colors", rgb)):
-        if values is not None and not values.isfinite().all():
-            broken = int((~values.isfinite()).any(1).sum())
-            raise ValueError(
-                f"the {name} to start splats from are not finite in {broken:,} rows: remove them"
-            )
 
 
 def neighbor_distances(points: Tensor, number: int) -> Tensor:
