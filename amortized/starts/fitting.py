@@ -72,7 +72,7 @@ def fit_field(
     on_surface = on_surface[check_inside(on_surface, radius, "surface")]
     near = _into_ball(_disturbed(on_surface, radius, rng), radius)
     anywhere = in_ball(IN_BALL, radius, rng).to(device)
-    # Also more densely around the center, where a density begins as a blob: the hole of a torus is small.
+    # Also more densely around the center, at which a density begins as a blob: a hole there is small.
     points = torch.cat([near, anywhere, in_ball(IN_BALL, radius, rng, power=1).to(device)])
     distances, colors = _queried(source, points)
     before = agreement(scene_of(), source, on_surface, anywhere)
