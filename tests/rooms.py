@@ -29,7 +29,12 @@ ROOMS = {
     "amortized.rendering": ("amortized.splats",),
     "amortized.starts": ("amortized.encodings", "amortized.splats", "amortized.rendering"),
     "amortized.assets": ("amortized.splats",),
-    "amortized.evaluation": ("amortized.pages", "amortized.splats", "amortized.assets"),
+    "amortized.evaluation": (
+        "amortized.pages",
+        "amortized.splats",
+        "amortized.rendering",
+        "amortized.assets",
+    ),
     "amortized.gallery": ("amortized.pages",),
     "amortized.comparison": ("amortized.pages", "amortized.evaluation"),
     "amortized.parallel": ("amortized.guidance",),

@@ -46,7 +46,8 @@ LABELS = {
 }
 SOLID_OF_SPLATS = (
     "Splats have no surface: for IoU, color error and the front mark, a point is inside if the sum "
-    "of opacity × exp(−d²/2) over all splats exceeds 0.5 (d: its Mahalanobis distance from each)."
+    "of opacity × exp(−d²/2) over all splats exceeds 0.5 (d: its Mahalanobis distance from each). For IoU, "
+    "it is inside, too, if none of 48 cameras around the object can see it: splats may be a shell."
 )
 SIDES = ("front", "left", "back", "right")
 

@@ -3,6 +3,7 @@
 Independent of the corpus that the truth comes from. A scene is queried through `Scene`, for all prompts of
 a batch at once, and only inside its bounding ball: outside it a scene is empty by contract. The inside of a
 scene of densities begins at its `surface_densities`, and that of splats at a sum of 0.5: see `SplatSolid`.
+For IoU, the points that no camera can look into are inside splats too: see `carved`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amortized.evaluation.carving import carved
 from amortized.evaluation.metrics import best_sphere_iou, color_error, iou
 from amortized.scenes import albedo_of, level_of
-from amortized.splats import as_field
+from amortized.splats import SplatSolid, as_field
 from amortized.types import AnyScene, FieldScene, GroundTruth
 
 NUM_AZIMUTHS = 8
@@ -123,12 +125,17 @@ def rotate_z(points: Tensor, degrees: float) -> Tensor:
 
 
 def level_on(scene: FieldScene, points: Tensor) -> Tensor:
-    """Values [P, N] of `level_of` for all prompts at the same points [N, 3]; +1 outside the bounding ball."""
+    """Values [P, N] of `level_of` for all prompts at the same points [N, 3]; +1 outside the bounding ball.
+
+    -1 where splats show a solid, although they may be a shell: see `carved`.
+    """
     in_ball = (points.norm(dim=-1) <= scene.bounding_radius).nonzero().squeeze(1)
     values_at, num_prompts = level_of(scene, points.device), scene.num_prompts
     level = points.new_ones(num_prompts, len(points))
     for chunk in in_ball.split(max(1, POINTS_PER_QUERY // num_prompts)):
         level[:, chunk] = values_at(points[chunk].expand(num_prompts, -1, -1)).to(level.dtype)
+    if isinstance(scene, SplatSolid):
+        level[carved(scene.splats, points)] = -1.0
     return level
 
 

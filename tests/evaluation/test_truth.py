@@ -1,10 +1,12 @@
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from amortized.evaluation.carving import carved
 from amortized.evaluation.truth import grid_points, mark_sides, rotate_z, score_truths, surface_points
+from amortized.splats import NAMES, from_surface, scene_of
 from tests.splats.made import filled_ball
 
 
@@ -134,6 +136,33 @@ def test_splats_are_scored_as_the_solid_of_their_density(toys):
     (scores,) = score_truths(splats, [truth], start_scene=filled_ball(0.3, color), resolution=32)
     assert scores.iou > 0.85 and scores.iou_start == pytest.approx((0.33 / 0.55) ** 3, abs=0.05)
     assert scores.color_error < 1e-3
+
+
+def test_a_shell_of_splats_counts_as_the_ball_that_it_shows(toys):
+    """Splats placed on a surface are flat. A shell without its upper part can be looked into."""
+    ball = toys.Ball(radius=0.55)
+    splats = from_surface(toys.BallScene((ball,)), 2000, torch.Generator().manual_seed(0))
+    (closed,) = score_truths(scene_of(splats, 1.0), [ball], resolution=32)
+    assert closed.iou > 0.93
+    below = splats["means"][:, 2] < 0.1
+    (opened,) = score_truths(scene_of({k: v[below] for k, v in splats.items()}, 1.0), [ball], resolution=32)
+    assert opened.iou < 0.3
+
+
+def test_what_cameras_see_of_a_batch_equals_that_of_each(toys):
+    """Against the balls in closed form; points outside the bounding ball are outside."""
+    generator = torch.Generator().manual_seed(0)
+    shells = [
+        from_surface(toys.BallScene((toys.Ball(radius=radius),)), 2000, generator) for radius in (0.3, 0.6)
+    ]
+    batch = scene_of({k: torch.stack([shell[k] for shell in shells]) for k in shells[0]}, 1.0)
+    batch = replace(batch, **{name: getattr(batch, name)[0] for name in NAMES})
+    points = torch.rand(4000, 3, generator=generator) * 2.4 - 1.2
+    inside = carved(batch, points)
+    assert torch.equal(inside, torch.cat([carved(batch.select(p), points) for p in range(2)]))
+    for row, radius in zip(inside, (0.3, 0.6), strict=True):
+        distance = points.norm(dim=-1)
+        assert row[distance < radius - 0.03].all() and not row[distance > radius + 0.03].any()
 
 
 @dataclass
