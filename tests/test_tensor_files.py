@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -38,7 +37,8 @@ def test_a_file_that_names_code_is_refused_and_nothing_runs(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Harmful()}, tmp_path / "bad.pt")
     torch.save({"state_dict": STATE, "callbacks": Harmful()}, tmp_path / "beside.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harmful()))
+    protocol_4 = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0ctouch harmed\x85R."
+    (tmp_path / "plain.pt").write_bytes(protocol_4)
     (tmp_path / "old.pt").write_bytes(b"cposix\nsystem\n(S'touch harmed'\ntR.")
     for file in sorted(tmp_path.iterdir()):
         with pytest.raises(

