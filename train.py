@@ -3,6 +3,7 @@
   python train.py configs/quickstart.yaml                        a whole corpus, one process
   torchrun --nproc-per-node 8 train.py configs/quickstart.yaml   the same on eight
   python train.py configs/quickstart.yaml prompt="a red cube"    one object
+  python train.py configs/tiny-ingp.yaml start=outputs/quickstart   one object, from a trained generator
 
 Every setting can be overridden as KEY=VALUE, with dots: trainer.steps=2000 guidance.method=csd
 output=outputs/mine. --dry-run lists them all; --measure also times two steps. A run writes into the folder

@@ -79,10 +79,10 @@ class INGP(nn.Module):
         grid_width = config.grid.num_features + 3 * config.include_position
         self.shared = None if config.shared_width is None else nn.Linear(grid_width, config.shared_width)
         # Grid features start at 1e-4, and so do the heads' outputs, as published. Positions are of order 1.
-        last_scale = 0.01 if config.include_position or self.shared is not None else 1.0
+        self.last_scale = 0.01 if config.include_position or self.shared is not None else 1.0
         widths = (config.num_features, *config.hidden)
-        self.head_geometry = _head((*widths, 1), config.bias, last_scale)
-        self.head_rgb = _head((*widths, 3), config.bias, last_scale)
+        self.head_geometry = _head((*widths, 1), config.bias, self.last_scale)
+        self.head_rgb = _head((*widths, 3), config.bias, self.last_scale)
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> FeatureField | DensityField:
         """Return the scene, a `Scene` or a `DensityScene`. Raises ValueError for several prompts."""
@@ -107,6 +107,16 @@ class INGP(nn.Module):
             sphere_radius=config.sphere_radius,
             bounding_radius=config.bounding_radius,
         )
+
+    @torch.no_grad()
+    def enlarge_outputs(self) -> None:
+        """Undo the small scale of the heads' last layers, for a fit at high learning rates.
+
+        From a small scale, all weights of a layer take the sign of the first steps, and ReLU layers without
+        biases then cannot change the sign of their output: the blob of a density stays in a torus's hole.
+        """
+        for head in (self.head_geometry, self.head_rgb):
+            head[-1].weight.div_(self.last_scale)  # type: ignore[operator]  # of a linear layer
 
     def _features(self, points: Tensor) -> Tensor:
         """Return features [1, N, num_features] at points [1, N, 3] in [-1, 1]."""

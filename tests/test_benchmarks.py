@@ -93,14 +93,14 @@ def test_single_objects_use_the_methods_as_tuned(method: str):
 @pytest.mark.parametrize(
     ("warm", "saved"),
     [
-        ([0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 275),  # at the first evaluation, after 25 steps of 300
-        ([0.1, 0.7, 0.9, 0.9, 0.9, 0.9], 225),  # after 75 steps, halfway between 0.7 and 0.9
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.8], 0),
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 0),
+        ([0.9, 0.9, 0.9, 0.9, 0.9], 275),  # at the first evaluation, after 25 steps of 300
+        ([0.1, 0.7, 0.9, 0.9, 0.9], 225),  # after 75 steps, halfway between 0.7 and 0.9
+        ([0.1, 0.2, 0.3, 0.4, 0.8], 0),
+        ([0.1, 0.2, 0.3, 0.4, 0.6], 0),
     ],
 )
 def test_steps_saved_by_a_warm_start(warm: list[float], saved: float):
-    cold = [{"iou": value} for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.8)]
+    cold = [{"iou": value} for value in (0.1, 0.2, 0.3, 0.4, 0.8)]
     pair = warm_start.Pair(warm=[{"iou": value} for value in warm], cold=cold)
     assert warm_start.steps_saved(pair, "iou") == pytest.approx(saved)
 

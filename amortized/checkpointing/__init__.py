@@ -12,7 +12,7 @@ from amortized.checkpointing.checkpoint import (
     parse_digests,
     unlisted_note,
 )
-from amortized.checkpointing.checkpoints import Checkpoints
+from amortized.checkpointing.checkpoints import Checkpoints, can_resume
 from amortized.checkpointing.config import CheckpointConfig
 from amortized.checkpointing.files import PARTIAL, delete
 from amortized.checkpointing.identity import check_corpus
@@ -36,6 +36,7 @@ __all__ = [
     "Checkpoints",
     "FileDigest",
     "Resume",
+    "can_resume",
     "check_corpus",
     "check_digest",
     "delete",

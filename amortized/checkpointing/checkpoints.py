@@ -219,6 +219,16 @@ class Checkpoints:
             self._messages.append(message)
 
 
+def can_resume(folder: Path, config: CheckpointConfig) -> bool:
+    """Whether a run in `folder` would resume, from a checkpoint there or from an uploaded copy.
+
+    Raises ValueError if the URL of the copies cannot be read.
+    """
+    if list_checkpoints(folder / "checkpoints"):
+        return True
+    return config.upload is not None and CheckpointUploader(str(config.upload), keep=config.keep).has_copies()
+
+
 def _make_empty(folder: Path) -> None:
     delete(folder)
     folder.mkdir(parents=True)

@@ -38,9 +38,9 @@ from amortized.untrusted import CONFIG_LIMIT
 class CheckpointUploader:
     """Uploads the newest checkpoints to a URL. A copy is complete once its manifest is there.
 
-    Call `claim` before the other methods. One upload runs at a time; if several checkpoints are written
-    meanwhile, only the newest follows. A failed upload is reported in a message and does not stop training:
-    the run has its local copy.
+    Call `claim` before the other methods, except `has_copies`. One upload runs at a time; if several
+    checkpoints are written meanwhile, only the newest follows. A failed upload is reported in a message and
+    does not stop training: the run has its local copy.
     """
 
     def __init__(self, url: str, *, keep: int) -> None:
@@ -61,6 +61,13 @@ class CheckpointUploader:
     def in_use(self) -> set[Path]:
         """The checkpoints that must not be removed yet."""
         return {path for path in (self._current, self._next) if path is not None}
+
+    def has_copies(self) -> bool:
+        """Whether there is a copy at the URL, whoever's. Raises CheckpointError if it cannot be read."""
+        try:
+            return bool(self._copies())
+        except Exception as error:  # of whichever library implements the storage
+            raise CheckpointError(f"cannot use checkpointing.upload={self.url} ({_short(error)})") from error
 
     def upload(self, checkpoint: Path) -> None:
         """Upload a checkpoint in the background, after the running upload."""

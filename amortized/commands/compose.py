@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from amortized.commands.warm_start import warm_start
 from amortized.conditioning import ShardStore, TextBank, load_text_encoder
 from amortized.config import config_to_dict, load_config, map_paths
 from amortized.config.presets import flatten
@@ -24,6 +25,7 @@ from amortized.priors import Prior, StableDiffusionPrior, load_prior
 from amortized.random import derive_seed
 from amortized.training import BaseRunConfig, Trainer
 from amortized.types import Corpus, Prompt
+from amortized.untrusted import short
 from corpora import open_corpus, prompt_list
 from generators import DEFAULT_GENERATOR, GeneratorConfig, build_generator
 from generators.environment import EnvironmentConfig
@@ -46,6 +48,11 @@ class RunConfig(BaseRunConfig):
                 f"trainer.prompts_per_process={slots} trains as many scenes in a step, but "
                 f"generator.name={name} is one object: set trainer.prompts_per_process=1, and "
                 "trainer.views_per_prompt for more images in a step"
+            )
+        if self.start is not None and not self.one_object:
+            raise ValueError(
+                f"start={short(self.start)} starts a single object, but generator.name={name} makes one of "
+                "every prompt: set generator.name=ingp or generator.name=splats, or start=null"
             )
         terms = self.losses.of_distances
         if terms and getattr(self.generator, "geometry", "sdf") == "density":
@@ -238,6 +245,7 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
         )
     scorer = load_scorer(config, world)  # first: it takes the least time, and names a missing folder
     prior, bank, generator = build_parts(config, world.device)
+    start = warm_start(config, corpus, bank, generator, world)
     guidance = guidance_of(config, prior, bank, len(corpus.trained))
     return Trainer(
         config,
@@ -247,4 +255,5 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
         bank=bank,
         generator=generator,
         scorer=scorer,
+        start=start,
     )

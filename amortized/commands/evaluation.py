@@ -122,7 +122,10 @@ def evaluate_share(
     share = list(prompts[world.rank :: world.size])
     if not share:
         return []
-    untrained = TextTo3D(build_untrained(config, model.text_dim, world.device), model.texts, model.config)
+    untrained = None  # a run with a `start`, which may be gone, did not begin as an untrained generator
+    if config.start is None:
+        generator = build_untrained(config, model.text_dim, world.device)
+        untrained = TextTo3D(generator, model.texts, model.config)
 
     def look(scene: AnyScene, cameras: Cameras, height: int, width: int) -> Render:
         return model.images(
@@ -135,7 +138,10 @@ def evaluate_share(
 
     return evaluate(
         EvaluatedModel(
-            scene_for=model.scenes, start_scene_for=untrained.scenes, render=look, device=world.device
+            scene_for=model.scenes,
+            start_scene_for=None if untrained is None else untrained.scenes,
+            render=look,
+            device=world.device,
         ),
         share,
         gallery=gallery,

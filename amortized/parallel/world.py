@@ -74,6 +74,11 @@ class World:
         dist.all_gather(parts, values, group=self.group)
         return torch.cat(parts)
 
+    def copy_from_main(self, values: Tensor) -> None:
+        """Overwrite `values` with those of rank 0."""
+        if self.size > 1:
+            dist.broadcast(values, 0, group=self.group)
+
     def gather_objects(self, value: Any) -> list[Any]:
         """All-gather of picklable objects, in rank order."""
         if self.size == 1:

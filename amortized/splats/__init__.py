@@ -5,6 +5,7 @@ from amortized.splats.files import (
     read_points_ply,
     read_splat_file,
     read_splat_ply,
+    write_points_ply,
     write_splat_file,
     write_splat_ply,
 )
@@ -28,8 +29,8 @@ from amortized.splats.splitting import (
     empty_statistics,
     reset_logits,
 )
-from amortized.splats.starts import ball, from_points
-from amortized.splats.surface import from_surface
+from amortized.splats.starts import ball, from_points, read_start
+from amortized.splats.surface import from_surface, surface_points
 
 __all__ = [
     "MAX_SPLATS",
@@ -54,6 +55,7 @@ __all__ = [
     "read_points_ply",
     "read_splat_file",
     "read_splat_ply",
+    "read_start",
     "relocate",
     "relocate_and_grow",
     "replace_parameter",
@@ -61,7 +63,9 @@ __all__ = [
     "rotation_matrices",
     "rows",
     "scene_of",
+    "surface_points",
     "unchanged",
+    "write_points_ply",
     "write_splat_file",
     "write_splat_ply",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from amortized.files import atomic_write_bytes
-from amortized.splats.parameters import MAX_SPLATS, SH0, Parameters, parameters_of, scene_of
+from amortized.splats.parameters import MAX_SPLATS, SH0, Parameters, check_points, parameters_of, scene_of
 from amortized.splats.ply_reader import columns, read_vertices
 from amortized.types import SplatScene
 from amortized.untrusted import read_bytes, short
@@ -22,6 +22,7 @@ from amortized.untrusted import read_bytes, short
 TO_VIEWER = [1, 2, 0]  # the file's x, y, z are these of our axes
 FROM_VIEWER = [2, 0, 1]
 POSITION, NORMAL, COLOR = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
+CHANNELS = ("red", "green", "blue")  # of point clouds
 SCALE, ROTATION = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
 PROPERTIES = (*POSITION, *NORMAL, *COLOR, "opacity", *SCALE, *ROTATION)
 SPLAT = np.dtype(
@@ -77,13 +78,33 @@ def read_points_ply(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """
     vertices = read_vertices(path, POSITION)
     names = vertices.dtype.names or ()
-    rgb, channels = None, ("red", "green", "blue")
-    if all(channel in names for channel in channels):
+    rgb = None
+    if all(channel in names for channel in CHANNELS):
         scale = 255 if vertices.dtype["red"].kind in "iu" else 1
-        rgb = torch.from_numpy(columns(vertices, channels, path) / scale).clamp(0, 1)
+        rgb = torch.from_numpy(columns(vertices, CHANNELS, path) / scale).clamp(0, 1)
     elif all(channel in names for channel in COLOR):
         rgb = torch.from_numpy(columns(vertices, COLOR, path) * SH0 + 0.5).clamp(0, 1)
     return torch.from_numpy(columns(vertices, POSITION, path)), rgb
+
+
+def write_points_ply(path: str | Path, points: Tensor, rgb: Tensor | None = None) -> None:
+    """Write points [N, 3] with colors [N, 3] in [0, 1], or without, as a PLY file: z up and +x in front.
+
+    Such a file starts splats (`start=FILE`). Raises ValueError as `from_points`.
+    """
+    check_points(points, rgb)
+    fields: list = [(name, "<f4") for name in POSITION]
+    if rgb is not None:
+        fields += [(name, "u1") for name in CHANNELS]
+    table = np.empty(len(points), fields)
+    for axis, name in enumerate(POSITION):
+        table[name] = points[:, axis].detach().cpu().numpy()
+    for axis, name in enumerate(CHANNELS if rgb is not None else ()):
+        table[name] = (255 * rgb[:, axis].detach().clamp(0, 1)).round().cpu().numpy()  # type: ignore[index]
+    kinds = {"<f4": "float", "u1": "uchar"}
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    header += [*(f"property {kinds[kind]} {name}" for name, kind in fields), "end_header"]
+    atomic_write_bytes(path, ("\n".join(header) + "\n").encode("ascii") + table.tobytes())
 
 
 def write_splat_file(path: str | Path, scene: SplatScene) -> None:

@@ -64,6 +64,18 @@ def parameters_of(scene: SplatScene) -> Parameters:
     return {name: getattr(scene, name)[0][visible] for name in NAMES}
 
 
+def check_points(points: Tensor, rgb: Tensor | None = None) -> None:
+    """Raise ValueError unless there are 1 to a million finite points [N, 3] and as many finite colors."""
+    if not 1 <= len(points) <= MAX_SPLATS:
+        raise ValueError(f"splats need 1 to {MAX_SPLATS:,} points to start from, got {len(points):,}")
+    for name, values in (("points", points), ("colors", rgb)):
+        if values is not None and not values.isfinite().all():
+            broken = int((~values.isfinite()).any(1).sum())
+            raise ValueError(
+                f"the {name} to start splats from are not finite in {broken:,} rows: remove them"
+            )
+
+
 def scene_of(parameters: Parameters, bounding_radius: float) -> SplatScene:
     """Return the parameters of one object as a scene with P = 1."""
     return SplatScene(

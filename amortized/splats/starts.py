@@ -1,15 +1,18 @@
-"""Splats to start training from: a ball of random points, or given points."""
+"""Splats to start training from: a ball of random points, given points, or a file."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from amortized.splats.parameters import MAX_SPLATS, Parameters, coefficients_of
+from amortized.splats.files import PROPERTIES, read_points_ply, read_splat_file, read_splat_ply
+from amortized.splats.parameters import Parameters, check_points, coefficients_of, parameters_of
+from amortized.splats.ply_reader import read_vertices
 
 MIN_SCALE = math.sqrt(1e-7)  # if points coincide
 START_OPACITY = 0.1
@@ -41,16 +44,18 @@ def from_points(points: Tensor, rgb: Tensor | None = None, *, opacity: float = S
     }
 
 
-def check_points(points: Tensor, rgb: Tensor | None = None) -> None:
-    """Raise ValueError unless there are 1 to a million finite points [N, 3] and as many finite colors."""
-    if not 1 <= len(points) <= MAX_SPLATS:
-        raise ValueError(f"splats need 1 to {MAX_SPLATS:,} points to start from, got {len(points):,}")
-    for name, values in (("points", points), ("colors", rgb)):
-        if values is not None and not values.isfinite().all():
-            broken = int((~values.isfinite()).any(1).sum())
-            raise ValueError(
-                f"the {name} to start splats from are not finite in {broken:,} rows: remove them"
-            )
+def read_start(path: str | Path) -> Parameters:
+    """Return the splats of a file: `.splat`, 3D Gaussian Splatting's PLY, or else a PLY of points.
+
+    A PLY with an opacity, a scale or a rotation holds splats. Splats have y up in files; points are taken in
+    our axes, z up and +x in front. Raises ValueError; see the readers.
+    """
+    if Path(path).suffix.lower() == ".splat":
+        return parameters_of(read_splat_file(path))
+    of_splats = set(PROPERTIES[PROPERTIES.index("opacity") :])
+    if of_splats & set(read_vertices(path, ()).dtype.names or ()):
+        return parameters_of(read_splat_ply(path))
+    return from_points(*read_points_ply(path))
 
 
 def neighbor_distances(points: Tensor, number: int) -> Tensor:

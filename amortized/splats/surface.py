@@ -46,7 +46,7 @@ def from_surface(
         raise ValueError(f"splats start from the surface of one prompt, got {scene.num_prompts}: select one")
     if not 1 <= count <= MAX_SPLATS:
         raise ValueError(f"count must lie in [1, {MAX_SPLATS:,}], got {count:,}")
-    points, area = _candidates(scene, OVERSAMPLING * count, rng, device)
+    points, area = surface_points(scene, OVERSAMPLING * count, rng, device)
     spacing = math.sqrt(area / count)
     points = points[_spaced(points, count, spacing)]
     normals = torch.nn.functional.normalize(_gradient(scene, points), dim=-1)
@@ -61,10 +61,13 @@ def from_surface(
     }
 
 
-def _candidates(
-    scene: Scene, number: int, rng: torch.Generator, device: torch.device | str
+@torch.no_grad()
+def surface_points(
+    scene: Scene, number: int, rng: torch.Generator, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, float]:
-    """Return at least `number` points [N, 3] of the surface, uniform by area, and the surface's area.
+    """Return `number` points [N, 3] of a scene's surface, uniform by area, and the surface's area.
+
+    Raises ValueError for a field that is not finite, or without a surface in its bounding ball.
 
     Points in a thin shell around the surface are uniform by area once projected. The shell is |sdf| < band *
     |gradient|, so that a field which is not an exact distance has the same shell.
@@ -93,7 +96,7 @@ def _candidates(
             break
     if total < number:
         raise ValueError(
-            f"the scene has almost no surface in its bounding ball of radius {radius:g} to start splats "
+            f"the scene has almost no surface in its bounding ball of radius {radius:g} to start "
             "from: train it further or take another prompt"
         )
     volume = 4 / 3 * math.pi * radius**3
@@ -136,7 +139,7 @@ def _sdf(scene: Scene, points: Tensor) -> Tensor:
     points = points * (scene.bounding_radius / norm.clamp(min=scene.bounding_radius))
     sdf = scene.sdf(points[None])[0].float()
     if not sdf.isfinite().all():
-        raise ValueError("the scene to start splats from is not finite: its generator's weights are damaged")
+        raise ValueError("the scene to start from is not finite: its generator's weights are damaged")
     return sdf
 
 

@@ -99,6 +99,9 @@ class BaseRunConfig:
     # Hold out this share of all prompts, by a hash of their words; null: the corpus's own split.
     held_out: float | None = None
     prompt: str | None = None  # train on this prompt alone
+    # Start one object as what a run or an exported generator makes of the prompt, or splats as a .ply or
+    # .splat file. Not read again when the run resumes.
+    start: PathText | None = None
     prior: PriorConfig
     seed: int = 0
     device: str = "auto"  # auto: CUDA if available, the GPU of LOCAL_RANK; or cpu, cuda, cuda:N

@@ -57,6 +57,7 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         *(f"#   {name}: {_parameters(part):,}" for name, part in generator.named_children()),
         *(f"#   {name} runs on {engine}" for name, engine in computes_on.items()),
         *growth,
+        *(f"# {note}" for note in trainer.start),
         f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
         f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
         f"# corpus: {count(num_prompts, 'training prompt')}; {trainer.slots_per_step} per step, "

@@ -70,13 +70,14 @@ class Trainer:
         bank: TextBank,
         generator: nn.Module,
         scorer: ClipScorer | None = None,
+        start: Sequence[str] = (),
     ) -> None:
-        """`scorer` scores previews; only that of rank 0 is used.
+        """`scorer` scores previews; only that of rank 0 is used. `start` says how a warm start was made.
 
         Raises ValueError for a combination of config, prior and generator that cannot be trained."""
         self.config, self.world = config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(config.output)
-        self.corpus, self.trained, self.scorer = corpus, corpus.trained, scorer
+        self.corpus, self.trained, self.scorer, self.start = corpus, corpus.trained, scorer, start
         self._check(generator)
         trainer = config.trainer
         order = build_prompt_order(config.prompt_order, corpus, config.seed)
@@ -179,11 +180,12 @@ class Trainer:
             profiler = stack.enter_context(
                 profile_steps(config.monitoring.profile, self.folder, self.world, step, monitor.best_effort)
             )
+            if self.start:  # only a run that does not resume has one
+                self._preview(step, monitor)
             # 2. Steps. On a GPU a step's numbers are read after the next step was launched, so that the host
             #    never waits for the device; before a checkpoint or a preview they are read at once, so that
             #    what is saved is known to be finite, and what is shown follows its step in the logs.
-            stop, unread = False, []
-            lag = 1 if self.world.device.type == "cuda" else 0
+            stop, unread, lag = False, [], int(self.world.device.type == "cuda")
             while step < steps and not stop:
                 watchdog.beat(f"step {step + 1}")
                 with explain_failure(monitor, self.state, self.world, step + 1, unread):
@@ -298,6 +300,7 @@ class Trainer:
 
     def _start_notes(self) -> Iterator[str]:
         """Facts to log when a run starts or resumes."""
+        yield from self.start
         setup = f"{self.world.size} processes, {self.config.distributed.strategy}"
         yield f"{setup}, {self.slots_per_step} prompts per step; rank 0 on {socket.gethostname()}"
         for name, engine in engines(self.state.generator, self.config.renderer, self.world.device).items():

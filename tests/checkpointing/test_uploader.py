@@ -12,6 +12,7 @@ from amortized.checkpointing import (
     CheckpointConfig,
     CheckpointError,
     Checkpoints,
+    can_resume,
     list_checkpoints,
     load_generator,
     read_part,
@@ -30,7 +31,11 @@ def test_a_new_machine_resumes_from_an_uploaded_copy(tmp_path):
     assert first.train(quiet=True) == 20
     assert [path.name for path in list_checkpoints(tmp_path / "bucket")] == ["step_000010", "step_000020"]
     assert (tmp_path / "bucket/latest").read_text() == "step_000020\n"
+    assert can_resume(tmp_path / "lost", CheckpointConfig())
     shutil.rmtree(tmp_path / "lost")
+    assert can_resume(tmp_path / "lost", CheckpointConfig(upload=url))
+    assert not can_resume(tmp_path / "lost", CheckpointConfig(upload=f"{url}/empty"))
+    assert not can_resume(tmp_path / "lost", CheckpointConfig())
     second = make_trainer(tmp_path / "lost", checkpointing={"upload": url})
     second.train(quiet=True)
     assert "step_000020 from file://" in (tmp_path / "lost/events.jsonl").read_text()

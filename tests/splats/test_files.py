@@ -19,6 +19,7 @@ from amortized.splats import (
     read_splat_ply,
     rotation_matrices,
     scene_of,
+    write_points_ply,
     write_splat_file,
     write_splat_ply,
 )
@@ -148,6 +149,19 @@ def test_point_clouds_of_every_format(format: str, tmp_path: Path):
     points, rgb = read_points_ply(tmp_path / "a.ply")
     torch.testing.assert_close(points, torch.tensor(rows)[:, [0, 3, 2]])
     assert rgb is None
+
+
+@pytest.mark.parametrize("colored", [True, False])
+def test_points_are_read_as_they_were_written(colored: bool, tmp_path: Path):
+    points, rgb = torch.randn(7, 3), torch.rand(7, 3) * 1.2 - 0.1
+    write_points_ply(tmp_path / "points.ply", points, rgb if colored else None)
+    read, colors = read_points_ply(tmp_path / "points.ply")
+    assert torch.equal(read, points) and (colors is not None) == colored
+    if colors is not None:
+        torch.testing.assert_close(colors, rgb.clamp(0, 1), rtol=0, atol=0.5 / 255 + 1e-6)
+    with pytest.raises(ValueError, match="not finite in 1 rows"):
+        write_points_ply(tmp_path / "broken.ply", torch.tensor([[0.0, torch.nan, 0.0]]))
+    assert not (tmp_path / "broken.ply").exists()
 
 
 def test_colors_of_point_clouds(tmp_path: Path):

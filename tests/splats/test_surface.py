@@ -92,7 +92,7 @@ def test_a_start_is_a_function_of_its_generator():
         ([0.5], 0, "count must lie in"),
         ([0.5], 2_000_000, "count must lie in"),
         ([math.nan], 10, "is not finite: its generator's weights are damaged"),
-        ([-1.0], 10, "has almost no surface in its bounding ball of radius 1 to start splats from"),
+        ([-1.0], 10, "has almost no surface in its bounding ball of radius 1 to start from"),
     ],
 )
 def test_scenes_without_a_usable_surface_are_refused(radius: list, count: int, message: str, monkeypatch):
