@@ -26,7 +26,7 @@ from amortized.encodings import (
     split_mlp_weights,
 )
 from amortized.types import DensityScene, Scene, SplatScene, TextCondition
-from generators.field import PerPrompt, of_prompt
+from generators.field import PerPrompt, colors_of, of_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,12 @@ class SHEnvironmentConfig:
     name: Literal["sh"] = "sh"
     num_bands: int = 3  # of spherical harmonics
     hidden: tuple[int, ...] = (16, 16)  # hidden widths of the MLP
+    rgb_padding: float | None = None  # p: colors are (1 + 2 p) sigmoid(x) - p; null: sigmoid(x)
 
     def __post_init__(self) -> None:
         check(self, "num_bands", at_least=1, at_most=MAX_BANDS)
         check(self, "hidden", at_least=1, limit=2**17)
+        check(self, "rgb_padding", at_least=0, at_most=0.1)
 
     def build(self, text_dim: int) -> nn.Module:
         """Build the untrained module; `text_dim` is not used."""
@@ -125,7 +127,7 @@ class SHEnvironment(nn.Module):
 
     def __init__(self, config: SHEnvironmentConfig) -> None:
         super().__init__()
-        self.num_bands = config.num_bands
+        self.num_bands, self.rgb_padding = config.num_bands, config.rgb_padding
         self.head = BiasFreeMLP((config.num_bands**2, *config.hidden, 3))
 
     def forward(self, text: TextCondition) -> Callable[[Tensor], Tensor]:
@@ -134,7 +136,7 @@ class SHEnvironment(nn.Module):
 
     def _colors(self, directions: Tensor) -> Tensor:
         """Return colors [P, R, 3] of unit directions [P, R, 3]."""
-        return torch.sigmoid(self.head(spherical_harmonics(directions, self.num_bands)))
+        return colors_of(self.head(spherical_harmonics(directions, self.num_bands)), self.rgb_padding)
 
 
 class SharedHashEnvironment(nn.Module):

@@ -44,7 +44,7 @@ class FeatureField:
         sdf(x) = head_sdf(f(x)) + |x| - sphere_radius       albedo(x) = sigmoid(head_rgb(f(x)))
 
     Heads start near zero, so every prompt starts as a mid-gray ball. A function is either the same for all
-    prompts, or a `PerPrompt`.
+    prompts, or a `PerPrompt`. See `colors_of` for `rgb_padding`.
     """
 
     features: Callable[[Tensor], Tensor]  # points [P, N, 3] in the unit ball => [P, N, F]
@@ -53,6 +53,7 @@ class FeatureField:
     num_prompts: int
     sphere_radius: float
     bounding_radius: float
+    rgb_padding: float | None = None
 
     def sdf(self, points: Tensor) -> Tensor:
         """Return signed distances [P, N] at points [P, N, 3]."""
@@ -61,7 +62,7 @@ class FeatureField:
     def sdf_and_albedo(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return signed distances [P, N] and albedo [P, N, 3] in (0, 1), from the same features."""
         features = self.features(points / self.bounding_radius)
-        return self._sdf(points, features), torch.sigmoid(self.head_rgb(features))
+        return self._sdf(points, features), colors_of(self.head_rgb(features), self.rgb_padding)
 
     def select(self, index: int) -> FeatureField:
         """Return the scene of prompt `index` alone. Raises IndexError unless 0 <= index < P."""
@@ -79,6 +80,15 @@ class FeatureField:
         """Return signed distances [P, N] at points [P, N, 3] with features [P, N, F]."""
         sphere = torch.linalg.vector_norm(points, dim=-1) - self.sphere_radius
         return sphere + self.head_sdf(features).squeeze(-1)
+
+
+def colors_of(raw: Tensor, padding: float | None) -> Tensor:
+    """Return colors in (0, 1), or in (-padding, 1 + padding), of raw outputs of any shape.
+
+    With a padding, black and white are reached without a saturated sigmoid (mip-NeRF, arXiv 2103.13415).
+    """
+    colors = torch.sigmoid(raw)
+    return colors if padding is None else colors * (1 + 2 * padding) - padding
 
 
 def check_sizes(config: Any, *names: str) -> None:

@@ -50,6 +50,10 @@ class TriplaneTransformerConfig:
     hidden: tuple[int, ...] = (64, 64)  # hidden widths of the two heads
     text: Literal["tokens", "pooled"] = "tokens"  # attend to all tokens, or to the pooled embedding
     smooth: bool = False  # filter the planes, and initialize them smooth
+    # As in the published code, off by default (null):
+    attention_bias: bool | None = None  # biases of the attention's outputs
+    attend_padding: bool | None = None  # attend to the padding of a text too
+    rgb_padding: float | None = None  # p, 0.001 there: colors are (1 + 2 p) sigmoid(x) - p
     sphere_radius: float = 0.8  # of the sphere that every prompt starts from
     bounding_radius: float = 1.0
     checkpointing: bool = False  # recompute each layer in the backward pass instead of storing it
@@ -58,6 +62,9 @@ class TriplaneTransformerConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "hidden", "plane_tokens", "width", "num_layers", "num_heads", "plane_channels")
         check(self, "plane_tokens", "num_layers", limit=1024)
+        check(self, "rgb_padding", at_least=0, at_most=0.1)
+        if self.attend_padding and self.text == "pooled":
+            raise ValueError("attend_padding is about tokens: set text=tokens, or attend_padding=null")
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
 
@@ -78,7 +85,8 @@ class TriplaneTransformer(nn.Module):
         by_token = config.text == "tokens"
         self.text_in = None if by_token else nn.Linear(text_dim, width)
         self.layers = nn.ModuleList(
-            _Layer(width, config.num_heads, text_dim if by_token else None) for _ in range(config.num_layers)
+            _Layer(width, config.num_heads, text_dim if by_token else None, bool(config.attention_bias))
+            for _ in range(config.num_layers)
         )
         if config.compile:
             for layer in self.layers:
@@ -93,7 +101,7 @@ class TriplaneTransformer(nn.Module):
         self.head_rgb = BiasFreeMLP((features, *config.hidden, 3))
 
     def forward(self, text: TextCondition, z: Tensor | None = None) -> FeatureField:
-        """Return P scenes for the masked text.tokens [P, L, D], or for text.pooled [P, D]; z is ignored.
+        """Return P scenes for text.tokens [P, L, D], masked or not, or for text.pooled [P, D]; z is ignored.
 
         Raises ValueError if the tokens have no mask.
         """
@@ -101,7 +109,8 @@ class TriplaneTransformer(nn.Module):
         x = self.tokens.expand(num_prompts, -1, -1)  # [P, 3 * side^2, width]
         if self.text_in is None:
             context, mask = checked_tokens(text)
-            mask = mask[:, None, None]  # [P, 1, 1, L]: the same for all heads and queries
+            # [P, 1, 1, L]: the same for all heads and queries.
+            mask = None if self.config.attend_padding else mask[:, None, None]
         else:
             context, mask = self.text_in(text.pooled)[:, None], None  # [P, 1, width]
         for layer in self.layers:
@@ -121,6 +130,7 @@ class TriplaneTransformer(nn.Module):
             num_prompts=num_prompts,
             sphere_radius=self.config.sphere_radius,
             bounding_radius=self.config.bounding_radius,
+            rgb_padding=self.config.rgb_padding,
         )
 
 
@@ -163,19 +173,20 @@ class _Layer(nn.Module):
     Without a `text_dim`, the context joins the tokens in self-attention instead.
     """
 
-    def __init__(self, width: int, num_heads: int, text_dim: int | None) -> None:
+    def __init__(self, width: int, num_heads: int, text_dim: int | None, bias: bool) -> None:
         super().__init__()
         self.text_norm = None if text_dim is None else nn.LayerNorm(width, eps=1e-6)
-        self.text_attention = None if text_dim is None else _Attention(width, num_heads, text_dim)
+        self.text_attention = None if text_dim is None else _Attention(width, num_heads, text_dim, bias)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.attention = _Attention(width, num_heads, width)
+        self.attention = _Attention(width, num_heads, width, bias)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Return tokens [P, T, width] from tokens x [P, T, width].
 
-        context: [P, L, text_dim] with mask [P, 1, 1, L]; without a `text_dim`, [P, 1, width] and None.
+        context: [P, L, text_dim] with mask [P, 1, 1, L], or None to attend to all of it; without a
+        `text_dim`, [P, 1, width] and None.
         """
         if self.text_norm is None or self.text_attention is None:
             x = torch.cat([context, x], dim=1)
@@ -188,15 +199,15 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention without biases, with PyTorch's fused kernels if available."""
+    """Multi-head attention, with PyTorch's fused kernels if available; only its output may have a bias."""
 
-    def __init__(self, width: int, num_heads: int, context_width: int) -> None:
+    def __init__(self, width: int, num_heads: int, context_width: int, bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(context_width, width, bias=False)
         self.value = nn.Linear(context_width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend from x [P, T, width] to context [P, L, context_width]; returns [P, T, width].

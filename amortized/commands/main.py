@@ -45,16 +45,17 @@ COMMANDS = (
     Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),
     Command("doctor", "amortized.doctor.__main__", "check this machine, and a config against it"),
     Command("playground", "amortized.guidance.playground", "optimize images with a guidance method"),
-    Command("convert-mvdream", "amortized.priors.convert_mvdream", "convert MVDream's weights to a prior"),
+    Command("convert", "amortized.commands.convert", "convert published weights: ScaleDreamer, MVDream"),
     Command("bench", "benchmarks.__main__", "run the benchmarks (from a checkout)"),
 )
+RENAMED = {"convert-mvdream": ("convert", "mvdream")}  # old names work for one release
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand. Imports nothing but that command's module, so that `--help` is quick."""
     if "_ARGCOMPLETE" in os.environ:
         _complete()
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = _current(sys.argv[1:] if argv is None else argv)
     command = next((one for one in COMMANDS if [one.name] == arguments[:1]), None)
     name = f"amortized {command.name}" if command else "amortized"
     interrupted = command.interrupted if command else 1
@@ -68,6 +69,15 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(parser)
         return module.run(parse(parser, [*command.prefix, *arguments[1:]])) or 0
     return 0
+
+
+def _current(arguments: list[str]) -> list[str]:
+    """The arguments under a command's name in this release; a note names it if the old one was given."""
+    if not arguments or arguments[0] not in RENAMED:
+        return arguments
+    words = RENAMED[arguments[0]]
+    print(f"`amortized {arguments[0]}` is now `amortized {' '.join(words)}`", file=sys.stderr)
+    return [*words, *arguments[1:]]
 
 
 def _load(command: Command) -> Any:

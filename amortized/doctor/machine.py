@@ -20,7 +20,7 @@ GIB = 2**30
 NEEDED_GIB = 1  # of disk and of memory: the use of a process without its corpus (docs/scaling.md)
 FIXES = {  # instead of pip install NAME
     "python": "make install PYTHON=python3.12, once .venv is removed",
-    "checkpoints/mvdream": "amortized convert-mvdream --help",
+    "checkpoints/mvdream": "amortized convert mvdream --help",
 }
 
 

@@ -20,8 +20,40 @@ METRICS = {
 
 def model_card(run: Path, name: str, config: Mapping[str, Any]) -> str:
     """The card in Markdown: what the generator is, how to use it, how it was trained, how it scores."""
+    training, guidance = config["training"], config["training"]["guidance"]
+    origin = f"Trained by\nscore distillation with amortized3d {config['amortized3d']}, without 3D data."
+    rows = {
+        "training corpus": training["corpus"],
+        "steps": f"{training['step']:,}",
+        "guidance": f"noise {guidance['noise']}, reference {guidance['reference']}",
+        "2D prior": training["prior"],
+    }
+    return _card(name, config, origin, rows, _scores(run))
+
+
+def converted_card(name: str, file: str, config: Mapping[str, Any]) -> str:
+    """The card of a generator that another project trained, converted from a file of that name."""
+    training = config["training"]
+    source, step = training["converted_from"], training["step"]
+    origin = (
+        f"Trained by\nscore distillation with the public code of {_plain(source['project'])}, converted by "
+        f"amortized3d {config['amortized3d']}."
+    )
+    rows = {
+        "converted from": f"{file}, SHA-256 {source['files'][file]['sha256']}",
+        "training corpus": training["corpus"],
+        "steps": "unknown" if step is None else f"{step:,}",
+        "guidance": training["guidance"]["method"].upper(),
+        "2D prior": training["prior"],
+    }
+    return _card(name, config, origin, rows, "Not evaluated here.")
+
+
+def _card(name: str, config: Mapping[str, Any], origin: str, rows: Mapping[str, str], scores: str) -> str:
+    """A card: `origin` is a sentence on who trained it, `rows` say how, as plain text."""
     training, encoder = config["training"], config["text_encoder"]
-    generator, guidance = config["generator"]["name"], training["guidance"]
+    table = "\n".join(f"| {label} | {_plain(value)} |" for label, value in rows.items())
+    fingerprint = f"fingerprint `{encoder['fingerprint']}`" if encoder["fingerprint"] else "not verified"
     return f"""---
 library_name: amortized3d
 pipeline_tag: text-to-3d
@@ -29,8 +61,7 @@ pipeline_tag: text-to-3d
 
 # {_plain(name)}
 
-{_kind(generator, training.get("prompt"))} Trained by
-score distillation with amortized3d {config["amortized3d"]}, without 3D data.
+{_kind(config["generator"]["name"], training.get("prompt"))} {origin}
 
 ```python
 from amortized.generation import TextTo3D
@@ -42,15 +73,12 @@ images = model.images(scene, model.orbit(num_views=4), size=128).rgb  # [1, 4, 1
 
 | | |
 |---|---|
-| training corpus | {_plain(training["corpus"])} |
-| steps | {training["step"]:,} |
-| guidance | noise {_plain(guidance["noise"])}, reference {_plain(guidance["reference"])} |
-| 2D prior | {_plain(training["prior"])} |
-| text encoder (not included) | {_plain(encoder["path"])}, fingerprint `{encoder["fingerprint"]}` |
+{table}
+| text encoder (not included) | {_plain(encoder["path"])}, {fingerprint} |
 
 ## Scores
 
-{_scores(run)}
+{scores}
 
 ## License
 

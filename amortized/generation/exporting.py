@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from amortized import __version__
 from amortized.checkpointing import (
@@ -51,7 +53,7 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
     or its checkpoint cannot be read, its text encoder is missing, the folder exists, another process exports
     to it, or it cannot be written.
     """
-    _check_new(folder)
+    check_new(folder)
     settings = run_settings(run)
     path = find_checkpoint(run, checkpoint)
     config = config_to_dict(model_config(settings, path))
@@ -72,20 +74,30 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
     if name := first_not_finite(weights):
         raise ValueError(f"{path} cannot be exported ({name} has values that are not finite)")
     data = {"format": FORMAT, "amortized3d": __version__, **config, "training": training}
+    write_folder(folder, weights, data, model_card(run, folder.name, data))
+    return path
+
+
+def write_folder(folder: Path, weights: dict[str, Tensor], data: dict[str, Any], card: str) -> None:
+    """Write an exported folder: weights, config.json from `data`, to which the digests are added, and a card.
+
+    It appears complete or not at all. Raises ValueError if it exists, another process writes it, or it cannot
+    be written.
+    """
     try:
         with _new_folder(folder) as partial:
             save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
             data["files"] = file_digests([partial / WEIGHTS])
             (partial / CONFIG).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            (partial / CARD).write_text(model_card(run, folder.name, data), encoding="utf-8")
+            (partial / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"cannot write {short(folder)} ({reason_of(error)}): free disk space, or choose another folder"
         ) from error
-    return path
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
+    """Raise ValueError if a folder exists, or its name cannot be one."""
     try:
         exists = os.path.lexists(folder)
     except (OSError, ValueError) as error:

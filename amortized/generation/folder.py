@@ -213,6 +213,7 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
             "text_encoder="
         )
     prompt = _prompt_in(data.get("training"))
+    check_width(encoder, config.text_dim, folder, source.path)
     parts = _assemble(generator, encoder, config, chosen, ())
     return *parts, _identity(path.resolve().name, files, config), prompt
 
@@ -268,6 +269,15 @@ def load_encoder(config: TextEncoderConfig, device: torch.device, allow_network:
             f"this generator needs the text encoder '{path}', which cannot be loaded here: {remedy}, or pass "
             f"its folder as text_encoder= ({error})"
         ) from error
+
+
+def check_width(encoder: Any, text_dim: int, folder: str | Path, path: str) -> None:
+    """Raise ValueError unless an encoder's embeddings, `path` in messages, have the width of a generator."""
+    if encoder.width != text_dim:
+        raise ValueError(
+            f"{short(folder)} takes text embeddings of width {text_dim}, but those of '{path}' have "
+            f"{encoder.width}: it needs the text encoder that it was trained with"
+        )
 
 
 def _assemble(

@@ -12,6 +12,7 @@ use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,6 +70,11 @@ class TextTo3D:
     def one_object(self) -> bool:
         """Whether it holds a single object, whatever the text."""
         return getattr(getattr(self._foreground, "config", None), "one_object", False)
+
+    @property
+    def attends_padding(self) -> bool:
+        """Whether the padding of a text is a part of it for the generator."""
+        return bool(getattr(getattr(self._foreground, "config", None), "attend_padding", None))
 
     @property
     def makes_splats(self) -> bool:
@@ -143,7 +149,10 @@ class TextTo3D:
             positions = torch.linspace(0, 1, steps, dtype=torch.float64)
         else:
             positions = torch.tensor(steps, dtype=torch.float64)
-        text = between(self.texts.generator_text([prompt_a, prompt_b]), positions, method)
+        ends = self.texts.generator_text([prompt_a, prompt_b])
+        if self.attends_padding:  # then no position is without a token in one of the texts
+            ends = replace(ends, mask=torch.ones_like(ends.mask))
+        text = between(ends, positions, method)
         z = self.z_of([_as_prompt(prompt_a)], seed).expand(len(positions), -1)
         return self.generator.eval()(text, z.to(self.device))
 

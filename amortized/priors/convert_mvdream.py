@@ -1,15 +1,10 @@
-"""Convert MVDream's published checkpoint to a folder in diffusers format.
+"""Convert MVDream's published checkpoint, a state dict with CompVis names, to a folder in diffusers format.
 
-  amortized convert-mvdream sd-v2.1-base-4view.pt FOLDER --tokenizer SD2_FOLDER
-
-The checkpoint is a state dict with CompVis names. It is loaded with `weights_only=True`, which refuses files
-that contain anything but tensors. It has no tokenizer: use that of any Stable Diffusion 2 folder. The names
-are converted by functions of diffusers.
+It has no tokenizer: use that of any Stable Diffusion 2 folder. Functions of diffusers convert the names.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amortized.arguments import path, path_text
-from amortized.model_folders import first_line, load_tokenizer, local_folder
+from amortized.model_folders import load_tokenizer, local_folder
 from amortized.priors.multi_view import CAMERA_WIDTH, VIEWS_FILE
-from amortized.untrusted import open_regular
+from amortized.tensor_files import read_tensor_file
 
 
 def _unet() -> dict[str, Any]:
@@ -69,23 +63,6 @@ class NetworkConfigs:
     unet: Mapping[str, Any] = field(default_factory=_unet)
     vae: Mapping[str, Any] = field(default_factory=_vae)
     text: Mapping[str, Any] = field(default_factory=_text)  # without the unused 24th layer
-
-
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Load a state dict; raises ValueError if the file is unreadable or contains anything but tensors."""
-    with open_regular(file, 2**40):  # neither a pipe nor a device
-        pass
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # refused by the unpickler, a damaged archive, a missing file
-        reason = first_line(error)
-        raise ValueError(
-            f"{file} cannot be loaded as a file of tensors only, and other files are refused: {reason}"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} is not a state dict: every value must be a tensor")
-    return state
 
 
 def convert_networks(state: Mapping[str, Tensor], configs: NetworkConfigs) -> dict[str, nn.Module]:
@@ -146,7 +123,8 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
     from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
 
     configs = configs or NetworkConfigs()
-    for name, network in convert_networks(read_state_dict(file), configs).items():
+    state, _ = read_tensor_file(file)
+    for name, network in convert_networks(state, configs).items():
         network.to(torch.float16).save_pretrained(folder / name)  # type: ignore[operator]
     own = load_tokenizer(local_folder(tokenizer) / "tokenizer", "CLIPTokenizer")
     own.save_pretrained(folder / "tokenizer")
@@ -160,18 +138,3 @@ def convert(file: Path, folder: Path, tokenizer: str, configs: NetworkConfigs | 
         prediction_type="epsilon",
     ).save_pretrained(folder / "scheduler")
     (folder / VIEWS_FILE).write_text(json.dumps({"num_views": configs.num_views}) + "\n", encoding="utf-8")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=path, help="sd-v2.1-base-4view.pt")
-    parser.add_argument("folder", type=path, help="output folder of the converted prior")
-    parser.add_argument(
-        "--tokenizer", type=path_text, required=True, help="a Stable Diffusion 2.x folder, for its tokenizer"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Convert as `args` say; returns the exit status."""
-    convert(args.file, args.folder, args.tokenizer)
-    print(f"wrote {args.folder}; train with prior={args.folder}")
-    return 0

@@ -168,7 +168,8 @@ PATH_OPTIONS = [
     ("playground", "--output"),
     ("playground", "--prior"),
     ("playground", "--prompt"),
-    ("convert-mvdream", "x.pt", "folder", "--tokenizer"),
+    ("convert", "mvdream", "x.pt", "folder", "--tokenizer"),
+    ("convert", "scaledreamer", "x.pth", "folder", "--corpus", "mg15", "--text-encoder"),
 ]
 
 

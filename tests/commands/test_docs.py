@@ -55,7 +55,7 @@ SHORT = {
     "playground": ["steps=6", "images=1"],
 }
 # Parsed, not run: they need a download, or are long and covered by other tests.
-ONLY_PARSED = ("convert-mvdream", "bench")
+ONLY_PARSED = ("convert", "bench")
 
 
 def shell_lines(text: str) -> Iterator[str]:

@@ -101,7 +101,7 @@ COMMANDS = [
     ("encode", "shapes16", "--encoder", "NAMES_HUB", "--output", "to"),
     ("doctor", PRESET, f"prior={HUB}", "evaluation.clip=ViT-L-14/openai"),
     ("playground", "--prior", HUB),
-    ("convert-mvdream", "none.pt", "to", "--tokenizer", HUB),
+    ("convert", "mvdream", "none.pt", "to", "--tokenizer", HUB),
     ("bench", PRESET, f"prior={HUB}", "--only", "step"),
 ]
 

@@ -111,7 +111,7 @@ def test_a_published_clip_is_downloaded_by_the_evaluation(capsys) -> None:
 
 def test_a_prior_that_must_be_converted_first(repo_copy: Path) -> None:
     row = named_row(models.model_rows(models.resources_of(["configs/hyper-ingp-mvdream.yaml"])), "prior.path")
-    assert row.state == "missing" and "amortized convert-mvdream" in row.fix
+    assert row.state == "missing" and "amortized convert mvdream" in row.fix
 
 
 def test_shards(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,7 @@
 """The hash grid against published sizes, hand-computed rows and a slow point-by-point reference."""
 
+import ctypes
+import ctypes.util
 import itertools
 import math
 
@@ -22,6 +24,11 @@ def random_grid(config: HashGridConfig) -> HashGrid:
     return grid.double()
 
 
+def float32(number: float) -> float:
+    """Round a number to float32."""
+    return ctypes.c_float(number).value
+
+
 def reference(grid: HashGrid, points: torch.Tensor) -> torch.Tensor:
     """Return features [N, L * F] of points [N, 3], one by one."""
     table = grid.table.tolist()
@@ -35,8 +42,9 @@ def reference_point(config: HashGridConfig, table: list[list[float]], point: lis
     features: list[float] = []
     offset = 0
     for level in range(config.num_levels):
-        scale = config.base_resolution * config.growth**level - 1
-        resolution = math.ceil(scale - 1e-6) + 1
+        power = float32(2 ** float32(level * float32(math.log2(float32(config.growth)))))
+        scale = float32(float32(power * config.base_resolution) - 1)
+        resolution = math.ceil(config.base_resolution * config.growth**level - 1 - 1e-6) + 1
         size = min((resolution**3 + 7) // 8 * 8, 2**config.log2_table_size)
         position = [x * scale + 0.5 for x in point]
         cell = [math.floor(x) for x in position]
@@ -61,9 +69,33 @@ def test_published_parameter_count():
     levels = module.grid_levels(HashGridConfig())
     assert levels[-1].offset + levels[-1].size == 12_599_920 // 2
     assert [level.resolution for level in levels[:3]] == [16, 24, 34]
-    assert levels[-1].resolution == 4098  # 16 * 1.4473^15 = 4097.3
+    assert levels[-1].resolution == 4096
     assert [level.dense for level in levels[:6]] == [True] * 5 + [False]  # 71^3 <= 2^19 < 102^3
     assert all(level.offset % 8 == 0 for level in levels)
+
+
+def test_scales_are_those_of_a_c_program_in_float32():
+    """tiny-cuda-nn's exp2f(level * log2f(growth)) * base - 1; a C library may be off by one float32."""
+    assert module.grid_levels(HashGridConfig())[-1].scale == 4094.99853515625
+    library = ctypes.CDLL(ctypes.util.find_library("m"))
+    exp2f, log2f = library.exp2f, library.log2f
+    for function in (exp2f, log2f):
+        function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float]
+    for growth in (1.0, 1.3819, 1.4473, 1.447269237440378, 1.71, 2.0, 10 ** (1 / 3)):
+        for number, level in enumerate(module.grid_levels(HashGridConfig(growth=growth, num_levels=12))):
+            expected = float32(exp2f(number * log2f(growth)) * 16) - 1
+            assert level.scale == pytest.approx(expected, rel=2**-23)
+            assert level.scale == float32(level.scale)
+
+
+def test_rounded_scales_change_no_table():
+    """Tables of earlier exports fit: resolutions come from the scale that is not rounded."""
+    for growth in (1.25, 1.5, 1.71, 2 ** (1 / 2), 5 ** (1 / 3), 256 ** (1 / 15)):
+        config = HashGridConfig(num_levels=16, growth=growth)
+        for number, level in enumerate(module.grid_levels(config)):
+            exact = 16 * growth**number - 1
+            assert level.resolution == math.ceil(exact - 1e-6) + 1
+            assert level.scale == pytest.approx(exact, rel=4e-6)
 
 
 def test_table_initialization():

@@ -128,8 +128,54 @@ def test_conditioning_follows_setting(config: TriplaneTransformerConfig, conditi
             assert torch.allclose(planes_of(generator(changed)), planes, atol=1e-4) == (name != conditioning)
 
 
+PUBLISHED = TriplaneTransformerConfig(
+    **{**vars(TINY), "attention_bias": True, "attend_padding": True, "rgb_padding": 0.001}
+)
+
+
+def test_settings_of_the_published_code_are_off_by_default():
+    """Biases add 2 * 768 parameters a layer; without them names and initial weights stay those of earlier."""
+    with torch.device("meta"):
+        plain, biased = (TriplaneTransformerConfig(attention_bias=on).build(1024) for on in (None, True))
+    added = {name: value for name, value in biased.state_dict().items() if name not in plain.state_dict()}
+    assert all(name.endswith("attention.out.bias") for name in added)
+    assert sum(value.numel() for value in added.values()) == 12 * 2 * 768
+    off = TriplaneTransformerConfig(
+        **{**vars(TINY), "attention_bias": False, "attend_padding": False, "rgb_padding": 0.0}
+    )
+    generator, other, text = perturbed(TINY), perturbed(off), texts(3)
+    points = 2 * torch.rand(3, 20, 3) - 1
+    for ours, theirs in zip(
+        generator(text).sdf_and_albedo(points), other(text).sdf_and_albedo(points), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_padding_counts_if_requested(checkpointing: bool):
+    config = TriplaneTransformerConfig(**{**vars(PUBLISHED), "checkpointing": checkpointing})
+    generator, text = perturbed(config), texts(3)
+    whole = TextCondition(pooled=text.pooled, tokens=text.tokens, mask=torch.ones_like(text.mask))
+    masked = perturbed(TriplaneTransformerConfig(**{**vars(config), "attend_padding": None}))
+    torch.testing.assert_close(planes_of(generator(text)), planes_of(masked(whole)))
+    assert not torch.allclose(planes_of(generator(text))[1:], planes_of(masked(text))[1:], atol=1e-3)
+
+
+def test_padded_colors_reach_beyond_black_and_white():
+    scene = perturbed(PUBLISHED)(texts(2))
+    points = 2 * torch.rand(2, 20, 3) - 1
+    plain = torch.sigmoid(scene.head_rgb(scene.features(points)))
+    torch.testing.assert_close(scene.sdf_and_albedo(points)[1], 1.002 * plain - 0.001)
+    assert scene.select(1).rgb_padding == 0.001
+
+
 def test_bad_sizes_raise():
     text = texts(2)
+    with pytest.raises(ValueError, match="attend_padding is about tokens: set text=tokens"):
+        TriplaneTransformerConfig(text="pooled", attend_padding=True)
+    for padding in (-0.1, 0.2):
+        with pytest.raises(ValueError, match=r"rgb_padding must lie in \[0, 0.1\] or be null"):
+            TriplaneTransformerConfig(rgb_padding=padding)
     with pytest.raises(ValueError, match=r"tokens \[2, 5, 6\] need a bool mask \[2, 5\], got none"):
         perturbed(TINY)(TextCondition(pooled=text.pooled, tokens=text.tokens, mask=None))
     for name, value in (("num_heads", 7), ("plane_tokens", 0), ("hidden", (0,)), ("sphere_radius", 1.0)):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from amortized.priors import load_stable_diffusion
-from amortized.priors.convert_mvdream import NetworkConfigs, convert, convert_networks, read_state_dict
+from amortized.priors.convert_mvdream import NetworkConfigs, convert, convert_networks
 from tests.priors.multi_view_inputs import V, denoiser_inputs
 from tests.tiny_sd import make_tiny_sd
 
@@ -218,22 +218,6 @@ def test_a_converted_checkpoint_has_its_weights_under_the_right_names(tmp_path):
     assert prior.predict_noise(latents_noisy.float(), times, encoded, cameras).isfinite().all()
 
 
-def test_a_file_with_more_than_tensors_is_refused(tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return print, ("run",)
-
-    torch.save({"model.diffusion_model.camera_embed.0.weight": Harmful()}, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="bad.pt cannot be loaded as a file of tensors"):
-        read_state_dict(tmp_path / "bad.pt")
-    (tmp_path / "plain.pt").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match="cannot be loaded as a file of tensors"):
-        read_state_dict(tmp_path / "plain.pt")
-    torch.save({"a": 3}, tmp_path / "number.pt")
-    with pytest.raises(ValueError, match="every value must be a tensor"):
-        read_state_dict(tmp_path / "number.pt")
-
-
 def test_other_checkpoints_are_refused(tmp_path):
     state = published(TINY, (16, 32))
     with pytest.raises(ValueError, match="camera_embed.*this is not an MVDream checkpoint"):
@@ -241,8 +225,3 @@ def test_other_checkpoints_are_refused(tmp_path):
     state["model.diffusion_model.time_embed.0.weight"] = torch.zeros(3, 3)
     with pytest.raises(ValueError, match="the weights of the unet do not fit: size mismatch"):
         convert_networks(state, TINY)
-
-
-def test_a_nested_state_dict_is_loaded(tmp_path):
-    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "wrapped.pt")
-    assert list(read_state_dict(tmp_path / "wrapped.pt")) == ["a"]
