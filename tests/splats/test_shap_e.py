@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,8 @@ def test_the_documented_lines_write_the_vertices_of_a_mesh(tmp_path: Path, monke
     assert callable(diffusers.ShapEPipeline.__call__)
     monkeypatch.setattr(diffusers.ShapEPipeline, "from_pretrained", lambda name: pipeline)
     monkeypatch.chdir(tmp_path)
-    exec(block, {})
+    Path("lines.py").write_text(block, encoding="utf-8")
+    runpy.run_path("lines.py")
     points, colors = read_points_ply("points.ply")
     assert torch.equal(points, vertices[::4]) and colors is not None
     torch.testing.assert_close(colors, rgb[::4], rtol=0, atol=0.6 / 255)
