@@ -147,9 +147,9 @@ class RunLog:
         if self.tracker is not None:
             with self.best_effort(self.tracker_name, Exception):
                 self.tracker.finish()
+        self.best_effort.close()  # first: a closed bar shows nothing
         with self.best_effort("the console", (OSError, ValueError)):
             self.bar.close()
-        self.best_effort.close()
 
 
 class _Console(ObjectWrapper):

@@ -162,6 +162,7 @@ def test_these_settings_are_paths() -> None:
         "output",
         "prior.path",
         "prompt_order.by",
+        "start",
         "text.encoder",
         "text.shards",
     ]
@@ -171,7 +172,8 @@ def test_these_settings_are_paths() -> None:
 def test_the_home_folder_expands_in_every_path_and_an_empty_one_is_refused(key: str, monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     form = "[{}]" if key == "text.shards" else "{}"
-    more = ["prompt_order.kind=weighted"] if key == "prompt_order.by" else []
+    splats = ["generator.name=splats", "trainer.prompts_per_process=1", "losses.eikonal=0", "losses.inside=0"]
+    more = {"prompt_order.by": ["prompt_order.kind=weighted"], "start": splats}.get(key, [])
     data = config_to_dict(load_config(RunConfig, PRESET, [*more, f"{key}={form.format('~/a.json')}"]))
     for part in key.split("."):
         data = data[part]
