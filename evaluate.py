@@ -3,10 +3,14 @@
   python evaluate.py outputs/quickstart                          the whole corpus
   torchrun --nproc-per-node 8 evaluate.py outputs/quickstart     the same on eight
   python evaluate.py outputs/quickstart --prompt "a red cone"    any prompt
+  python evaluate.py outputs/quickstart --protocol scaledreamer-clip
+  python evaluate.py RUN --protocol t3bench-quality --judge image-reward=FOLDER --prompts t3bench-single
 
 Writes RUN/evaluation/: index.html, results.json, results.csv, config.yaml, index.json (which files show which
 prompt), strips/, truth/ and turntables/. Other prompts, splits, limits and checkpoints get folders of their
 own in RUN/evaluations/. Repeated, an evaluation replaces its earlier one, once it is complete.
+
+A --protocol other than ring writes scores.json and scores.csv, and resumes if it was stopped.
 """
 
 from __future__ import annotations
@@ -35,6 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", type=text, help="evaluate this prompt instead")
     parser.add_argument(
+        "--protocol",
+        default="ring",
+        help="ring, scaledreamer-clip, scaledreamer-clip-df415, scaledreamer-clip-mvdream, t3bench-quality "
+        "or t3bench-lite (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--judge",
+        type=text,
+        help="of such a protocol: clip, clip-bilinear, image-reward=FOLDER, or module:Class, a class of "
+        "yours (default: the published one)",
+    )
+    parser.add_argument(
         "--output", type=path, help="folder to write to (default: RUN/evaluation, or one in RUN/evaluations)"
     )
 
@@ -56,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         report,
         results_folder,
     )
+    from amortized.commands.judging import choose_scoring, score_run
     from amortized.parallel import join_world
 
     for override in args.overrides:
@@ -63,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{override} would change what the run trained: to evaluate other prompts, use --prompts"
             )
+    scoring = choose_scoring(args.protocol, args.judge)
     # 1. The prompts to evaluate.
     config = load_stored_config(args.run, args.overrides)
     corpus = load_corpus(config)
@@ -77,9 +95,15 @@ def run(args: argparse.Namespace) -> int:
     folder = selection.folder(args.run) if args.output is None else args.output
     with join_world(config.device) as world:
         world.run_on_all(lambda: check_corpus(args.run, corpus) if world.is_main else None)
+        progress = progress_bar("evaluating", quiet=not world.is_main)
+        if scoring is not None:
+            folder = scoring.folder(args.run, selection) if args.output is None else args.output
+            text = score_run(args.run, scoring, config, selection, prompts, folder, world, progress)
+            if world.is_main:
+                print(f"{text}\nscores: {folder / 'scores.json'}")
+            return 0
         with results_folder(folder, world, retain=args.output is None) as new:
             # 2. Each rank renders and scores its share.
-            progress = progress_bar("evaluating", quiet=not world.is_main)
             gallery = build_gallery(config, corpus, prompts)
             truths, checkpoint = corpus.truth, args.checkpoint
             rows = evaluate_share(
