@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,20 +137,21 @@ def _identity(
         "images": "splats" if model.makes_splats else "field",
         "model": model.identity,
         "background": config.evaluation.background if protocol.background is None else protocol.background,
-        "gallery": None if gallery is None else sorted(gallery.texts),
+        "gallery": None if gallery is None else hashlib.sha256("\0".join(gallery.texts).encode()).hexdigest(),
     }
 
 
 def _evaluated(model: TextTo3D, protocol: EvaluationProtocol, gray: float) -> EvaluatedModel:
     """The model, rendered with the background of a protocol."""
     learned = protocol.background is None
+    behind = gray if protocol.background is None else protocol.background
 
     def look(scene: AnyScene, cameras: Cameras, height: int, width: int) -> Render:
         return model.images(
             scene,
             cameras,
             (height, width),
-            background=gray if learned else protocol.background,
+            background=behind,
             show_environment=learned,
         )
 

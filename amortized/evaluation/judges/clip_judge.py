@@ -14,7 +14,8 @@ class ClipJudge:
     """The cosines of a CLIP, whose images are resized as in its training, or by Pillow with `resize`."""
 
     def __init__(self, scorer: ClipScorer, *, resize: Filter | None = None) -> None:
-        self.scorer, self.resize = scorer, resize
+        self.scorer = scorer
+        self.resize: Filter | None = resize
         self.name = "clip" if resize is None else f"clip-{resize}"
         preprocessing = {
             "size": list(scorer.size),

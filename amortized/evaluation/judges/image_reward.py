@@ -182,4 +182,5 @@ def _config_of(file: Path, data: Mapping[str, Any]) -> ImageRewardConfig:
         raise ValueError(f"{short(file)}: 'image_size' must be at most 4096, got {values['image_size']}")
     if values["text_positions"] < TEXT_TOKENS:
         raise ValueError(f"{short(file)}: 'text_positions' must be at least {TEXT_TOKENS}")
-    return ImageRewardConfig(**(values | {"head": tuple(values["head"])}))
+    values["head"] = tuple(values["head"])
+    return ImageRewardConfig(**values)

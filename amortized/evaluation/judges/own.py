@@ -21,6 +21,8 @@ def load_own(name: str, device: torch.device) -> Judge:
     Raises ValueError if the module or class is missing, or if the class is not a judge.
     """
     module_name, _, class_name = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"{short(name)} does not name a judge: write module:Class")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
