@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "yours (default: the published one)",
     )
     parser.add_argument(
+        "--show",
+        type=text,
+        help="the images of such a protocol: field, mesh (the GLB that generate writes), or GLB files, as "
+        "'FOLDER/{slug}.glb', also with {id} or {prompt} (default: field)",
+    )
+    parser.add_argument(
         "--output", type=path, help="folder to write to (default: RUN/evaluation, or one in RUN/evaluations)"
     )
 
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{override} would change what the run trained: to evaluate other prompts, use --prompts"
             )
-    scoring = choose_scoring(args.protocol, args.judge)
+    scoring = choose_scoring(args.protocol, args.judge, args.show)
     # 1. The prompts to evaluate.
     config = load_stored_config(args.run, args.overrides)
     corpus = load_corpus(config)

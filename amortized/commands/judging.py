@@ -10,17 +10,15 @@ from typing import Any
 
 from amortized.commands.compose import RunConfig
 from amortized.commands.evaluation import Selection
-from amortized.config import config_to_dict
-from amortized.evaluation import EvaluatedModel, Gallery
+from amortized.commands.shown import FIELD, Source, build_source, check_show
+from amortized.evaluation import Gallery
 from amortized.evaluation.judged import add_row, open_folder, write_scores
 from amortized.evaluation.judges import Judge, load_judge
-from amortized.evaluation.judging import cost, gallery_of, judge_prompts, show_fields
+from amortized.evaluation.judging import cost, gallery_of, judge_prompts
 from amortized.evaluation.protocols import PROTOCOLS, RING, EvaluationProtocol
-from amortized.generation import TextTo3D
-from amortized.generation.folder import load_run
 from amortized.names import slug
 from amortized.parallel import World
-from amortized.types import AnyScene, Cameras, Prompt, Render
+from amortized.types import Prompt
 
 HASHED = 12  # digits of a digest in messages
 
@@ -31,26 +29,33 @@ class Scoring:
 
     protocol: EvaluationProtocol
     judge: str
+    show: str = FIELD  # the images: FIELD, MESH, or the path of GLB files with a place for the prompt
 
     def folder(self, run: Path, selection: Selection) -> Path:
         """The folder of the scores by default; no two choices share one."""
-        words = [self.protocol.name, self.judge, selection.words]
+        words = [self.protocol.name, self.judge, self.show if self.show != FIELD else "", selection.words]
         return run / "evaluations" / slug(", ".join(word for word in words if word))
 
 
-def choose_scoring(protocol: str, judge: str | None) -> Scoring | None:
-    """The protocol and judge that the options name; None for the evaluation `ring`. Raises ValueError."""
+def choose_scoring(protocol: str, judge: str | None, show: str | None) -> Scoring | None:
+    """The protocol, judge and images that the options name; None for the evaluation `ring`.
+
+    Raises ValueError for names that there are not, and for a judge or images of `ring`.
+    """
     if protocol == RING:
-        if judge is not None:
+        if judge is not None or show is not None:
+            option = f"--show {show}" if judge is None else f"--judge {judge}"
             raise ValueError(
-                f"--judge {judge} needs --protocol, one of {', '.join(PROTOCOLS)}: {RING} scores by the CLIP "
+                f"{option} needs --protocol, one of {', '.join(PROTOCOLS)}: {RING} scores by the CLIP "
                 "of evaluation.clip"
             )
         return None
     if protocol not in PROTOCOLS:
         raise ValueError(f"there is no --protocol {protocol}: it is one of {', '.join((RING, *PROTOCOLS))}")
     chosen = PROTOCOLS[protocol]
-    return Scoring(protocol=chosen, judge=judge or chosen.judge)
+    show = show or FIELD
+    check_show(show)
+    return Scoring(protocol=chosen, judge=judge or chosen.judge, show=show)
 
 
 def score_run(
@@ -75,9 +80,9 @@ def score_run(
         device=world.device,
         allow_network=settings.allow_network,
     )
-    model = TextTo3D(*load_run(run, selection.checkpoint, str(world.device), config_to_dict(config)))
+    source = build_source(scoring.show, run, selection.checkpoint, config, protocol, world.device)
     gallery = gallery_of(protocol, prompts)
-    identity = _identity(protocol, judge, model, config, gallery)
+    identity = _identity(protocol, judge, source, config, gallery)
     # 2. The rows of an evaluation that was stopped.
     opened = world.run_on_all(lambda: open_folder(folder, identity) if world.is_main else None)[0]
     assert opened is not None
@@ -91,7 +96,7 @@ def score_run(
         share,
         protocol=protocol,
         judge=judge,
-        show=show_fields(_evaluated(model, protocol, settings.background), protocol),
+        show=source.show,
         gallery=gallery,
         views_per_render=settings.views_per_render,
     ):
@@ -127,32 +132,15 @@ def _print_start(
 
 
 def _identity(
-    protocol: EvaluationProtocol, judge: Judge, model: TextTo3D, config: RunConfig, gallery: Gallery | None
+    protocol: EvaluationProtocol, judge: Judge, source: Source, config: RunConfig, gallery: Gallery | None
 ) -> dict[str, Any]:
     """Everything that the rows depend on, by key."""
     return {
         "protocol": protocol.name,
         "judge": judge.name,
         "judge_digest": judge.digest,
-        "images": "splats" if model.makes_splats else "field",
-        "model": model.identity,
+        "images": source.kind,
+        "model": source.identity,
         "background": config.evaluation.background if protocol.background is None else protocol.background,
         "gallery": None if gallery is None else hashlib.sha256("\0".join(gallery.texts).encode()).hexdigest(),
     }
-
-
-def _evaluated(model: TextTo3D, protocol: EvaluationProtocol, gray: float) -> EvaluatedModel:
-    """The model, rendered with the background of a protocol."""
-    learned = protocol.background is None
-    behind = gray if protocol.background is None else protocol.background
-
-    def look(scene: AnyScene, cameras: Cameras, height: int, width: int) -> Render:
-        return model.images(
-            scene,
-            cameras,
-            (height, width),
-            background=behind,
-            show_environment=learned,
-        )
-
-    return EvaluatedModel(scene_for=model.scenes, render=look, device=model.device)

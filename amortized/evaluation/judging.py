@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from amortized.assets import AssetConfig, AssetError, check_libraries, surface
+from amortized.assets.read_glb import PaintedPart
 from amortized.evaluation.evaluator import EvaluatedModel
 from amortized.evaluation.gallery import Gallery
 from amortized.evaluation.judges import Judge, checked_scores
+from amortized.evaluation.mesh_views import frame_of_parts, render_parts
 from amortized.evaluation.protocols import EvaluationProtocol
 from amortized.types import AnyScene, Cameras, Prompt
 from amortized.wording import count
@@ -120,6 +122,36 @@ def show_fields(model: EvaluatedModel, protocol: EvaluationProtocol) -> Show:
             moved = moved_to(cameras, center, half)
             on_device = {name: value.to(model.device) for name, value in vars(moved).items()}
             return model.render(scene, Cameras(**on_device), size, size).rgb[0].float().cpu()
+
+        return Shown(look=look)
+
+    return show
+
+
+def show_meshes(
+    parts_of: Callable[[Prompt], list[PaintedPart]],
+    protocol: EvaluationProtocol,
+    *,
+    background: float,
+    device: torch.device | str,
+) -> Show:
+    """Show meshes, unlit. `parts_of` raises AssetError for a prompt without one.
+
+    background  a gray in [0, 1], if the protocol has none
+    """
+    size = protocol.image_size
+    gray = background if protocol.background is None else protocol.background
+
+    def show(prompt: Prompt) -> Shown:
+        try:
+            parts = parts_of(prompt)
+        except AssetError as error:
+            return Shown(look=_black(size), missing=str(error))
+        center, half = frame_of_parts(parts) if protocol.centered else (torch.zeros(3), 1.0)
+
+        def look(cameras: Cameras) -> Tensor:
+            moved = moved_to(cameras, center, half)
+            return render_parts(parts, moved, size, background=gray, device=device)
 
         return Shown(look=look)
 

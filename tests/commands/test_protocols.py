@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from amortized.commands.shown import check_show, path_of
 from amortized.evaluation.protocols import PROTOCOLS
+from amortized.names import slug
+from amortized.types import Prompt
 from amortized.untrusted import read_yaml_object
 from tests.evaluation.judges.published_image_reward import VOCABULARY, make_folder
 from tests.rooms import ROOT
 
+GLB = ("--format", "glb", "--device", "cpu")
 CLIP = f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}"
 OWN = '''
 import torch
@@ -101,10 +105,48 @@ def test_it_resumes_and_starts_over_with_another_judge(run, run_folder, own, tmp
     assert scores(out)["judge"] == "clip" and len(scores(out)["prompts"]) == 1
 
 
+def test_meshes_and_files_are_shown_like_each_other(run, run_folder, own, tmp_path) -> None:
+    options = (str(run_folder), "--protocol", "t3bench-lite", "--judge", "own_judge:Bright")
+    made = run("amortized", "generate", str(run_folder), "a red cube", "--output", str(tmp_path), *GLB)
+    (glb,) = tmp_path.glob("*.glb")
+    assert made.returncode == 0, made
+    (tmp_path / "a_red_cube.glb").write_bytes(glb.read_bytes())
+    one = (*options, "--prompt", "a red cube")
+    found = {}
+    for name, show in (("mesh", "mesh"), ("files", str(tmp_path / "{prompt}.glb"))):
+        done = run("evaluate.py", *one, "--show", show, "--output", str(tmp_path / name))
+        assert done.returncode == 0 and not scores(tmp_path / name)["missing"], done
+        found[name] = scores(tmp_path / name)["prompts"][0]["views"]
+        assert scores(tmp_path / name)["images"] == name
+    assert found["mesh"] == pytest.approx(found["files"], abs=2e-3) and max(found["mesh"]) > 0.05
+    nowhere = ("--show", str(tmp_path / "{id}.glb"), "--output", str(tmp_path / "none"))
+    done = run("evaluate.py", *one, *nowhere)
+    assert done.returncode == 0 and "1 object without a surface scored as black images" in done.stdout, done
+    assert scores(tmp_path / "none")["metrics"]["quality"]["mean"] == 50
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("m/{id}.glb", "m/p1.glb"),
+        ("{prompt}.glb", "a_cat_.._.._etc.glb"),
+        ("{slug}/x.GLB", f"{slug('a cat/../../etc')}/x.GLB"),
+    ],
+)
+def test_the_text_of_a_prompt_leads_to_no_other_folder(pattern, path) -> None:
+    check_show(pattern)
+    assert path_of(pattern, Prompt(id="p1", text="a cat/../../etc")) == Path(path)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--judge", "clip"), "--judge clip needs --protocol, one of scaledreamer-clip"),
+        (("--show", "mesh"), "--show mesh needs --protocol, one of"),
+        (
+            ("--protocol", "t3bench-lite", "--show", "one.glb"),
+            "--show must be field, mesh, or the path of GLB",
+        ),
         (("--protocol", "t4bench"), "there is no --protocol t4bench: it is one of ring, scaledreamer-clip"),
         (("--protocol", "t3bench-lite", "--judge", "best"), "there is no judge best"),
         (("--protocol", "t3bench-lite", "--judge", "no_module:Judge"), "cannot be imported"),

@@ -88,7 +88,7 @@ def test_all_rays_of_the_narrowest_zoom_meet_the_middle() -> None:
 
 
 def quality_by_loops(scores: list[float], subdivisions: int, zooms: int) -> float:
-    """T3Bench's rule: the best zoom of each vertex, three rounds of means with its neighbors, the best mean."""
+    """T3Bench's rule: the best zoom of a vertex, three rounds of means with its neighbors, the best mean."""
     _, faces = icosphere(subdivisions)
     count = len(scores) // zooms
     neighbors: list[set[int]] = [{vertex} for vertex in range(count)]

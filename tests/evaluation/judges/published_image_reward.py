@@ -1,4 +1,4 @@
-"""ImageReward's published file by its names and shapes, a tiny one with random weights, and a forward pass from them.
+"""ImageReward's published file: names and shapes, a tiny one with random weights, a forward pass from them.
 
 The pass uses the published names and nothing of transformers, so it checks the conversion and the network.
 """

@@ -1,4 +1,4 @@
-"""ImageReward: the published file's names, the network against an independent pass, the folder, its refusals."""
+"""ImageReward: the published names, the network against an independent pass, the folder, its refusals."""
 
 from __future__ import annotations
 
