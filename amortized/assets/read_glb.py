@@ -152,7 +152,7 @@ class _File:
                 picture = Image.open(data, formats=("PNG", "JPEG"))
                 if max(picture.size) > MAX_SIDE:
                     raise _Refused(f"a texture has more than {MAX_SIDE:,} pixels on a side")
-                return np.asarray(picture.convert("RGB"))
+                return np.array(picture.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise _Refused("a texture is neither a valid PNG nor a valid JPEG") from error
 

@@ -12,7 +12,7 @@ from amortized.commands.compose import RunConfig
 from amortized.commands.evaluation import Selection
 from amortized.commands.shown import FIELD, Source, build_source, check_show
 from amortized.evaluation import Gallery
-from amortized.evaluation.judged import add_row, open_folder, write_scores
+from amortized.evaluation.judged import SCORES, add_row, open_folder, write_scores
 from amortized.evaluation.judges import Judge, load_judge
 from amortized.evaluation.judging import cost, gallery_of, judge_prompts
 from amortized.evaluation.protocols import PROTOCOLS, RING, EvaluationProtocol
@@ -64,15 +64,17 @@ def score_run(
     config: RunConfig,
     selection: Selection,
     prompts: Sequence[Prompt],
-    folder: Path,
+    output: Path | None,
     world: World,
     progress: Callable[[int, int], None],
-) -> str:
-    """Score the prompts that `folder` has no row of, and summarize all; returns text for rank 0 to print.
+) -> None:
+    """Score the prompts that the folder has no row of, write the scores of all, and print the means.
 
-    Collective. Raises ValueError if the judge or the folder cannot be used.
+    Collective. `output` None: a folder in RUN/evaluations. Raises ValueError if the judge or the folder
+    cannot be used.
     """
     settings, protocol = config.evaluation, scoring.protocol
+    folder = scoring.folder(run, selection) if output is None else output.expanduser()
     # 1. The judge, first: without it nothing is rendered.
     judge = load_judge(
         scoring.judge,
@@ -104,15 +106,15 @@ def score_run(
         new.append(row)
         progress(len(new), len(share))
     rows |= {row.id: row for share in world.gather_objects(new) for row in share}
-    if not world.is_main:
-        return ""
-    return write_scores(
-        folder,
-        [rows[prompt.id] for prompt in prompts],
-        identity=identity,
-        gallery=None if gallery is None else len(gallery),
-        seed=settings.seed,
-    )
+    if world.is_main:
+        text = write_scores(
+            folder,
+            [rows[prompt.id] for prompt in prompts],
+            identity=identity,
+            gallery=None if gallery is None else len(gallery),
+            seed=settings.seed,
+        )
+        print(f"{text}\nscores: {folder / SCORES}")
 
 
 def _print_start(

@@ -1,4 +1,4 @@
-"""Where the images of a protocol come from: a run's fields or splats, their meshes, or GLB files."""
+"""The images of a protocol: of a run's fields or splats, of their meshes, or of GLB files."""
 
 from __future__ import annotations
 

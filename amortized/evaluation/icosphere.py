@@ -45,7 +45,7 @@ def _divided(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def averaging(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """The matrix [V, V] that replaces a value at each vertex by the mean of its own and its neighbors'."""
+    """The matrix [V, V] that replaces a value at each vertex by the mean over it and its neighbors."""
     adjacent = np.eye(len(vertices))
     for a, b in ((0, 1), (1, 2), (2, 0)):
         adjacent[faces[:, a], faces[:, b]] = adjacent[faces[:, b], faces[:, a]] = 1.0

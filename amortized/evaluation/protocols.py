@@ -27,8 +27,9 @@ T3BENCH_DISTANCE = 2.2
 class EvaluationProtocol:
     """Cameras, and a summary of the scores of their images.
 
-    `summarize` takes the scores [V, M] of an object's V images with M texts, and the column of its own text.
-    M is 1, unless there is a `gallery`: then it is the number of distinct texts of all evaluated prompts.
+    `summarize` takes the scores [V, M] of an object's V images with M texts, and the column of the prompt's
+    text. M is 1, unless there is a `gallery`: then it is the number of distinct texts of all evaluated
+    prompts.
     """
 
     name: str

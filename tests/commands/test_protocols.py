@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from amortized.assets import AssetConfig
+from amortized.commands import shown
 from amortized.commands.shown import check_show, path_of
 from amortized.evaluation.protocols import PROTOCOLS
 from amortized.names import slug
@@ -18,7 +21,7 @@ from amortized.untrusted import read_yaml_object
 from tests.evaluation.judges.published_image_reward import VOCABULARY, make_folder
 from tests.rooms import ROOT
 
-GLB = ("--format", "glb", "--device", "cpu")
+GLB = ("--format", "glb", "--device", "cpu", "--resolution", "32", "--faces", "500", "--texture", "64")
 CLIP = f"evaluation.clip={ROOT / 'checkpoints' / 'shapes-clip'}"
 OWN = '''
 import torch
@@ -105,7 +108,9 @@ def test_it_resumes_and_starts_over_with_another_judge(run, run_folder, own, tmp
     assert scores(out)["judge"] == "clip" and len(scores(out)["prompts"]) == 1
 
 
-def test_meshes_and_files_are_shown_like_each_other(run, run_folder, own, tmp_path) -> None:
+def test_meshes_and_files_are_shown_like_each_other(run, run_folder, own, tmp_path, monkeypatch) -> None:
+    small = partial(AssetConfig, resolution=32, faces=500, texture=64)
+    monkeypatch.setattr(shown, "AssetConfig", small)
     options = (str(run_folder), "--protocol", "t3bench-lite", "--judge", "own_judge:Bright")
     made = run("amortized", "generate", str(run_folder), "a red cube", "--output", str(tmp_path), *GLB)
     (glb,) = tmp_path.glob("*.glb")
@@ -145,7 +150,7 @@ def test_the_text_of_a_prompt_leads_to_no_other_folder(pattern, path) -> None:
         (("--show", "mesh"), "--show mesh needs --protocol, one of"),
         (
             ("--protocol", "t3bench-lite", "--show", "one.glb"),
-            "--show must be field, mesh, or the path of GLB",
+            "--show must be field, mesh, or the path",
         ),
         (("--protocol", "t4bench"), "there is no --protocol t4bench: it is one of ring, scaledreamer-clip"),
         (("--protocol", "t3bench-lite", "--judge", "best"), "there is no judge best"),
