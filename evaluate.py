@@ -3,10 +3,12 @@
   python evaluate.py outputs/quickstart                          the whole corpus
   torchrun --nproc-per-node 8 evaluate.py outputs/quickstart     the same on eight
   python evaluate.py outputs/quickstart --prompt "a red cone"    any prompt
+  python evaluate.py RUN --protocol t3bench-quality --judge image-reward=FOLDER --prompts t3bench-single
 
 Writes RUN/evaluation/: index.html, results.json, results.csv, config.yaml, index.json (which files show which
 prompt), strips/, truth/ and turntables/. Other prompts, splits, limits and checkpoints get folders of their
-own in RUN/evaluations/. Repeated, an evaluation replaces its earlier one, once it is complete.
+own in RUN/evaluations/. Repeated, an evaluation replaces its earlier one, once it is complete. A --protocol
+other than ring writes scores.json and scores.csv there, and resumes if it was stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 
 from amortized.arguments import path, path_text, text, whole
 from amortized.cli import parser_for, progress_bar, run_command
+from amortized.commands.protocol_options import add_protocol_arguments
 
 DEFINING = ("corpus=", "held_out=", "prompt=")  # settings of the prompts that the run has trained
 
@@ -34,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", type=path_text, help="evaluate the prompts of this file or corpus instead"
     )
     parser.add_argument("--prompt", type=text, help="evaluate this prompt instead")
+    add_protocol_arguments(parser)
     parser.add_argument(
         "--output", type=path, help="folder to write to (default: RUN/evaluation, or one in RUN/evaluations)"
     )
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         report,
         results_folder,
     )
+    from amortized.commands.judging import choose_scoring, score_run
     from amortized.parallel import join_world
 
     for override in args.overrides:
@@ -63,23 +68,22 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{override} would change what the run trained: to evaluate other prompts, use --prompts"
             )
+    scoring = choose_scoring(args.protocol, args.judge, args.show)
     # 1. The prompts to evaluate.
     config = load_stored_config(args.run, args.overrides)
     corpus = load_corpus(config)
-    selection = Selection(
-        split=args.split,
-        prompts=args.prompts,
-        prompt=args.prompt,
-        limit=args.limit,
-        checkpoint=args.checkpoint,
-    )
+    chosen = {"prompts": args.prompts, "prompt": args.prompt, "limit": args.limit}
+    selection = Selection(split=args.split, checkpoint=args.checkpoint, **chosen)
     prompts = choose_prompts(corpus, selection)
     folder = selection.folder(args.run) if args.output is None else args.output
     with join_world(config.device) as world:
         world.run_on_all(lambda: check_corpus(args.run, corpus) if world.is_main else None)
+        progress = progress_bar("evaluating", quiet=not world.is_main)
+        if scoring is not None:
+            score_run(args.run, scoring, config, selection, prompts, args.output, world, progress)
+            return 0
         with results_folder(folder, world, retain=args.output is None) as new:
             # 2. Each rank renders and scores its share.
-            progress = progress_bar("evaluating", quiet=not world.is_main)
             gallery = build_gallery(config, corpus, prompts)
             truths, checkpoint = corpus.truth, args.checkpoint
             rows = evaluate_share(

@@ -2,9 +2,11 @@
 
   amortized convert scaledreamer MG15_hyper_iNGP.pth exported/mg15 --corpus mg15
   amortized convert mvdream sd-v2.1-base-4view.pt checkpoints/mvdream --tokenizer SD2_FOLDER
+  amortized convert image-reward ImageReward.pt checkpoints/image-reward --vocabulary vocab.txt
 
 `scaledreamer` writes an exported generator, for generate: Hyper-iNGP, 3DConv-net or Triplane-Transformer.
-`mvdream` writes a prior, for prior=FOLDER. Files are read as tensors only: one that holds code is refused.
+`mvdream` writes a prior, for prior=FOLDER. `image-reward` writes a judge, for evaluate. Files
+are read as tensors only: one that holds code is refused.
 """
 
 from __future__ import annotations
@@ -40,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kind.set_defaults(convert=_mvdream)
 
+    kind = kinds.add_parser("image-reward", help="ImageReward, to a judge of evaluate --protocol")
+    kind.add_argument("file", type=path, help="ImageReward.pt")
+    kind.add_argument("folder", type=path, help="the folder to write; must not exist")
+    kind.add_argument(
+        "--vocabulary", type=path, required=True, help="vocab.txt of bert-base-uncased, for its tokenizer"
+    )
+    kind.set_defaults(convert=_image_reward)
+
 
 def run(args: argparse.Namespace) -> int:
     """Convert as `args` say; returns the exit status."""
@@ -60,3 +70,10 @@ def _mvdream(args: argparse.Namespace) -> None:
 
     convert(args.file, args.folder, args.tokenizer)
     print(f"wrote {args.folder}; train with prior={args.folder}")
+
+
+def _image_reward(args: argparse.Namespace) -> None:
+    from amortized.evaluation.judges.convert_image_reward import convert
+
+    convert(args.file, args.folder, args.vocabulary)
+    print(f"wrote {args.folder}; evaluate with --protocol t3bench-quality --judge image-reward={args.folder}")

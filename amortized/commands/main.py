@@ -45,7 +45,11 @@ COMMANDS = (
     Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),
     Command("doctor", "amortized.doctor.__main__", "check this machine, and a config against it"),
     Command("playground", "amortized.guidance.playground", "optimize images with a guidance method"),
-    Command("convert", "amortized.commands.convert", "convert published weights: ScaleDreamer, MVDream"),
+    Command(
+        "convert",
+        "amortized.commands.convert",
+        "convert published weights: ScaleDreamer, MVDream, ImageReward",
+    ),
     Command("bench", "benchmarks.__main__", "run the benchmarks (from a checkout)"),
 )
 RENAMED = {"convert-mvdream": ("convert", "mvdream")}  # old names work for one release
