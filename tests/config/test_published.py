@@ -99,8 +99,8 @@ def test_levels_of_the_grid_open_every_500_steps(step: int, levels: int):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tiny_twin_makes_the_object(name: str, tmp_path: Path):
-    """The right object among 128 texts, and its shape; seeds of DSD's open prompt are free."""
-    overrides = (f"output={tmp_path / 'run'}", "prompt=a green torus", "monitoring.preview_scores=false")
+    """The right object among 128 texts, and its shape."""
+    overrides = (f"output={tmp_path / 'run'}", "prompt=a blue cone", "monitoring.preview_scores=false")
     for command in (
         ("train.py", f"configs/published/tiny/{name}.yaml", *overrides),
         ("evaluate.py", str(tmp_path / "run"), "evaluation.turntable_frames=0", "evaluation.objects=0"),
