@@ -99,7 +99,7 @@ class BaseRunConfig:
     # Hold out this share of all prompts, by a hash of their words; null: the corpus's own split.
     held_out: float | None = None
     prompt: str | None = None  # train on this prompt alone
-    # Start one object as what a run or an exported generator makes of the prompt, or splats as a .ply or
+    # Start one object from a run or an exported generator, as it shows the prompt; or splats from a .ply or
     # .splat file. Not read again when the run resumes.
     start: PathText | None = None
     prior: PriorConfig
