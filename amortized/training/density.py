@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
-from amortized.density_control import density_controlled
+from amortized.density_control import DensityControlled, density_controlled
 from amortized.parallel import TrainingState, World
 from amortized.random import generator_for
 from amortized.training.config import BaseRunConfig
@@ -30,9 +32,15 @@ def check_density_control(generator: nn.Module, config: BaseRunConfig) -> None:
         )
 
 
-def control_density(state: TrainingState, config: BaseRunConfig, step: int, world: World) -> None:
+def control_density(
+    parts: Mapping[str, DensityControlled],
+    state: TrainingState,
+    config: BaseRunConfig,
+    step: int,
+    world: World,
+) -> None:
     """Let splats add, move and remove some of themselves after the update of `step`, from 0. Collective."""
-    for name, part in density_controlled(state.generator).items():
+    for name, part in parts.items():
         part.control_density(
             state.optimizer,
             step=step + 1,

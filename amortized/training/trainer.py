@@ -13,6 +13,7 @@ from torch import nn
 from amortized.checkpointing import CheckpointMeta, Checkpoints
 from amortized.conditioning import TextBank
 from amortized.conditioning.views import NUM_VIEWS
+from amortized.density_control import density_controlled
 from amortized.evaluation import ClipScorer
 from amortized.generation import SceneConfig, TextTo3D, sharpness_at, z_width
 from amortized.guidance import Guidance
@@ -102,6 +103,8 @@ class Trainer:
             config.distributed, trained, config.optimizer, world
         )
         self.state = self.strategy.state
+        # Once: to look through all modules takes milliseconds.
+        self.controlled = density_controlled(self.state.generator)
         self.num_parts = trainer.gradient_accumulation_steps
         self.slots = assign_slots(world.rank, world.size, self.num_parts, trainer.prompts_per_process)
         self.slots_per_step = world.size * self.num_parts * trainer.prompts_per_process
@@ -239,7 +242,7 @@ class Trainer:
             digests.append(batch.draws.digests)
         # 2. The update, and the change of splats in place and number.
         norms = self.strategy.update(step)
-        control_density(self.state, self.config, step, self.world)
+        control_density(self.controlled, self.state, self.config, step, self.world)
         # 3. Numbers to log: queue one all-reduce and one copy to the host, wait for neither.
         means = mean_numbers(losses)
         for calls in ("denoiser_calls", "gradient_calls"):  # totals of the step, over parts and ranks
