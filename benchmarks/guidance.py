@@ -18,21 +18,26 @@ to OUTPUT as JSON, with plots as PNG.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from amortized.checkpointing import list_checkpoints
 from amortized.commands.compose import RunConfig
 from amortized.config import load_config
-from amortized.files import atomic_write_text
 from amortized.guidance import METHODS
-from benchmarks import directions, diversity, mixture, plots, timing
-from benchmarks.studies import ROOT, Study, Variant, jobs_of, run_study, table
+from benchmarks import directions, diversity, mixture, plots
+from benchmarks.studies import (
+    ROOT,
+    Study,
+    Variant,
+    jobs_of,
+    parsed,
+    report,
+    run_study,
+    study_parser,
+    table,
+)
 
 EXACT = ("recall_at_1", "iou", "color_error", "clip_similarity")
 # ASD, the baseline, is the quickstart itself. Every other method has a tuned preset with as many denoiser
@@ -171,29 +176,15 @@ def directions_rows(seeds: Sequence[int], folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.guidance",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="concurrent runs")
-    parser.add_argument("--output", type=Path, default=Path("outputs/guidance"))
-    args = parser.parse_intermixed_args()
-    if wrong := set(args.sections) - set(SECTIONS):
-        parser.error(f"unknown section {', '.join(sorted(wrong))}; choose from {', '.join(SECTIONS)}")
-    machine = timing.machine(torch.device("cpu"))
+    args = parsed(study_parser("guidance", __doc__, SECTIONS), SECTIONS)
     for section in args.sections:
         rows = rows_of(section, args.seeds, args.output, args.workers)
-        text = json.dumps({"machine": machine, "seeds": args.seeds, "rows": rows}, indent=2, default=vars)
-        atomic_write_text(args.output / f"{section}.json", text + "\n")
         title = STUDIES[section].title if section in STUDIES else section.capitalize()
+        report(section, title, rows, args.seeds, args.output)
         if section == "directions":
             plots.lines(rows, directions.TIMES, args.output / "directions.png", title)
         elif section in STUDIES:
             plots.intervals(rows, args.output / f"{section}.png", title)
-        print(f"\n## {title}\n\n{timing.markdown(rows)}", flush=True)
 
 
 if __name__ == "__main__":

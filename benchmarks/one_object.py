@@ -12,7 +12,6 @@ to OUTPUT as JSON, with plots as PNG.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +25,21 @@ from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.config.presets import flatten
 from amortized.evaluation import load_clip
-from amortized.files import atomic_write_text
-from benchmarks import diversity, plots, timing, warm_start
-from benchmarks.studies import ROOT, Job, Study, Variant, digest, launcher, run_study, table, train
+from benchmarks import diversity, plots, warm_start
+from benchmarks.studies import (
+    ROOT,
+    Job,
+    Study,
+    Variant,
+    digest,
+    launcher,
+    parsed,
+    report,
+    run_study,
+    study_parser,
+    table,
+    train,
+)
 
 COLUMNS = ("recall_at_1", "iou", "color_error", "seconds")
 PROMPTS = ("a green torus", "a blue cone", "a yellow cylinder")
@@ -107,25 +118,14 @@ def assets_of(variant: Variant, seed: int, folder: Path, workers: int) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.one_object",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="concurrent runs")
+    parser = study_parser("one_object", __doc__, SECTIONS)
     parser.add_argument(
         "--source",
         type=Path,
         default=Path("outputs/shapes-comp"),
         help="run of configs/shapes-comp.yaml from which warm runs start (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, default=Path("outputs/one-object"))
-    args = parser.parse_intermixed_args()
-    if wrong := set(args.sections) - {*SECTIONS}:
-        parser.error(f"unknown section {', '.join(sorted(wrong))}; choose from {', '.join(SECTIONS)}")
-    machine = timing.machine(torch.device("cpu"))
+    args = parsed(parser, SECTIONS)
     for section in args.sections:
         if section == "warm":
             title = WARM
@@ -137,10 +137,8 @@ def main() -> None:
             title = study.title
             options = {"seeds": args.seeds, "folder": args.output, "workers": args.workers}
             rows = table(study, run_study(study, variants=study.variants, **options))
-        text = json.dumps({"machine": machine, "seeds": args.seeds, "rows": rows}, indent=2, default=vars)
-        atomic_write_text(args.output / f"{section}.json", text + "\n")
+        report(section, title, rows, args.seeds, args.output)
         plots.intervals(rows, args.output / f"{section}.png", title)
-        print(f"\n## {title}\n\n{timing.markdown(rows)}", flush=True)
 
 
 if __name__ == "__main__":

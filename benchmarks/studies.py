@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import json
@@ -22,6 +23,8 @@ from amortized.checkpointing import list_checkpoints
 from amortized.commands.compose import RunConfig
 from amortized.config import load_config
 from amortized.evaluation.metrics import Interval, bootstrap_interval
+from amortized.files import atomic_write_text
+from benchmarks import timing
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # exit status of a training that stopped
@@ -221,3 +224,32 @@ def per_prompt(seeds: Sequence[Rows], column: str) -> list[float]:
 def per_run(seeds: Sequence[Rows], column: str) -> list[float]:
     """Return each prompt's value in each seed's run."""
     return [row[column] for rows in seeds for row in rows]
+
+
+def report(section: str, title: str, rows: list[dict], seeds: Sequence[int], folder: Path) -> None:
+    """Write a section's table to FOLDER/SECTION.json, with the machine and the seeds, and print it."""
+    data = {"machine": timing.machine(torch.device("cpu")), "seeds": list(seeds), "rows": rows}
+    atomic_write_text(folder / f"{section}.json", json.dumps(data, indent=2, default=vars) + "\n")
+    print(f"\n## {title}\n\n{timing.markdown(rows)}", flush=True)
+
+
+def study_parser(name: str, description: str | None, sections: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a module of studies: sections, seeds, workers, output."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(sections))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="concurrent runs")
+    parser.add_argument("--output", type=Path, default=Path("outputs") / name.replace("_", "-"))
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, sections: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments; exits with a sentence for a section that there is not."""
+    args = parser.parse_intermixed_args()
+    if wrong := set(args.sections) - set(sections):
+        parser.error(f"unknown section {', '.join(sorted(wrong))}; choose from {', '.join(sections)}")
+    return args
