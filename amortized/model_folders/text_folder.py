@@ -99,7 +99,8 @@ class TextFolder:
     config_file: Path
     config: Mapping[str, Any]
     weights: Weights
-    tokenizer: Path  # its folder
+    tokenizer: Path | None  # its folder; None: CLIP's published vocabulary, padded with `padding`
+    padding: str = ""
 
     @property
     def width(self) -> int:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amortized.conditioning.text_encoder import build_text_encoder
+from amortized.conditioning.text_encoder import add_to_encoder, build_text_encoder
 from amortized.devices import parse_device
 from amortized.files import in_project, restore_hint
 from amortized.model_folders import (
+    NO_ADDITIONS,
     PARTS,
+    Additions,
     PriorFolder,
     build_empty,
     check_fit,
+    is_single_file,
     load_weights,
     local_folder,
+    read_additions,
     read_prior_folder,
+    read_single_file,
     sentences,
 )
+from amortized.model_folders.lora import UNET, fuse
 from amortized.model_folders.prior_folder import wanted_files
+from amortized.model_folders.single_file import check_schedule
 from amortized.network import network_on_request
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.schedule import usable_schedule
@@ -49,6 +58,8 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
         offload=config.offload,
         text_on_cpu=config.text_on_cpu,
         allow_network=config.allow_network,
+        architecture=config.architecture,
+        additions=read_additions(config.loras, config.lora_scales, config.tokens),
     )
     prior.graphs = should_use_graphs(config, prior.device)
     if config.compile:
@@ -83,43 +94,65 @@ def load_stable_diffusion(
     offload: bool = False,
     text_on_cpu: bool = False,
     allow_network: bool = False,
+    architecture: str | None = None,
+    additions: Additions = NO_ADDITIONS,
 ) -> StableDiffusionPrior:
-    """Load a prior from a folder in diffusers format or a Hub id, which is cached or (if allowed) downloaded.
+    """Load a prior from a folder in diffusers format, a single file or a Hub id.
+
+    A Hub id is cached or (if allowed) downloaded.
 
     variant          of the weights, such as "fp16" for *.fp16.safetensors; None: the plain or only one
     dtype            of all networks
     denoiser_device  the UNet's device; None: `device`
     offload          keep the UNet in CPU memory between calls
     text_on_cpu      run the text encoder on the CPU
+    architecture     of a single file, see `amortized.model_folders.single_file`; None: as the file says
+    additions        LoRAs that are added to the weights, and tokens
 
     Configs and headers are checked before any weights are read, see `amortized.model_folders`. Raises
     ValueError if the folder or a part of it is missing, damaged or not supported.
     """
     path = in_project(path)
-    try:
-        folder = local_folder(
-            path,
-            revision=revision,
-            allow_network=allow_network,
-            wanted=lambda names: wanted_files(names, variant),
-        )
-        files = read_prior_folder(folder, variant)
+    with _one_failure(path, allow_network):
+        if is_single_file(path):
+            files = read_single_file(Path(path), architecture)
+        else:
+            folder = local_folder(
+                path,
+                revision=revision,
+                allow_network=allow_network,
+                wanted=lambda names: wanted_files(names, variant),
+            )
+            files = read_prior_folder(folder, variant)
         unet, vae = _load_networks(files, dtype)
+        encoder = build_text_encoder(
+            files.text,
+            path if revision is None else f"{path} at {revision}",
+            dtype=dtype,
+            device="cpu" if text_on_cpu else device,
+        )
+    if architecture is not None and not is_single_file(path):
+        raise ValueError(f"prior.architecture is for a single file, and '{path}' is not one: set it to null")
+    for lora in additions.loras:
+        fuse(lora, UNET, unet)
+    add_to_encoder(encoder, additions)
+    with _one_failure(path, allow_network):
         return StableDiffusionPrior(
-            text_encoder=build_text_encoder(
-                files.text,
-                path if revision is None else f"{path} at {revision}",
-                dtype=dtype,
-                device="cpu" if text_on_cpu else device,
-            ),
+            text_encoder=encoder,
             unet=unet.to("cpu" if offload else denoiser_device or device),
             vae=vae.to(device),
             alphas_cumprod=_alphas_cumprod(files),
-            identity=_identity(files),
+            identity=_identity(files, additions),
             prediction_type=files.schedule["prediction_type"],
             views_per_group=files.num_views,
             offload=offload,
         )
+
+
+@contextmanager
+def _one_failure(path: str, allow_network: bool) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(_load_failure(path, allow_network, reason=str(error))) from error
 
@@ -146,8 +179,10 @@ def _alphas_cumprod(files: PriorFolder) -> Tensor:
 
     file = files.folder / "scheduler/scheduler_config.json"
     with sentences(f"{file} does not describe a noise schedule"):
-        alphas_cumprod = DDIMScheduler(**files.schedule).alphas_cumprod
-        return usable_schedule(alphas_cumprod)
+        alphas_cumprod = usable_schedule(DDIMScheduler(**files.schedule).alphas_cumprod)
+    if files.folder.is_file():
+        check_schedule(files.folder, alphas_cumprod)
+    return alphas_cumprod
 
 
 def _vae_name(name: str) -> str:
@@ -182,21 +217,22 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
         )
 
 
-def _identity(files: PriorFolder) -> str:
-    """Return what the prior depends on besides its weights: schedule, scaling, sizes."""
+def _identity(files: PriorFolder, additions: Additions) -> str:
+    """Return what the prior depends on besides its weights: schedule, scaling, sizes, words of new tokens."""
     schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
     scaling = {
         key: files.vae.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     }
     sizes = {"sample_size": files.unet["sample_size"], "num_views": files.num_views}
-    return json.dumps([schedule, scaling, sizes], sort_keys=True)
+    tokens = [[new.token for new in additions.tokens]] if additions.tokens else []
+    return json.dumps([schedule, scaling, sizes, *tokens], sort_keys=True)
 
 
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:
     """Return the error message for a prior that cannot be loaded, with a remedy."""
-    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors"
+    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors, or a single file"
     if hint := restore_hint(path):
         remedy = hint
-    elif not Path(path).is_dir() and not allow_network:
+    elif not Path(path).exists() and not allow_network:
         remedy += ", or a Hub id with prior.allow_network=true"
     return f"prior.path '{path}' cannot be loaded: {reason.rstrip('.')}; {remedy}"
