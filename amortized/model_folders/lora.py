@@ -90,11 +90,11 @@ def read_lora(file: Path, scale: float = 1.0) -> Lora:
             raise ValueError(f"{short(file)}: the LoRA of '{short(layer)}' lacks one of its two factors")
         down, up = found[DOWN], found[UP]
         rank = down.shape[0] if down.shape else 0
-        if len(down.shape) not in (2, 4) or len(up.shape) not in (2, 4) or up.shape[1:] != (
+        if rank == 0 or len(down.shape) not in (2, 4) or len(up.shape) not in (2, 4) or up.shape[1:] != (
             rank, *[1] * (len(up.shape) - 2)
         ):  # fmt: skip
             raise ValueError(
-                f"{short(file)}: the factors of '{short(layer)}' have the shapes {list(down.shape)} and "
+                f"{short(file)}: the factors of '{short(layer)}' are {list(down.shape)} and "
                 f"{list(up.shape)}, which have no product"
             )
         layers[kind][layer] = Factors(
@@ -165,7 +165,7 @@ def _alpha(file: Path, settings: Mapping[str, Any], kind: str, layer: str, rank:
 def fuse(lora: Lora, kind: str, network: Any) -> None:
     """Add a LoRA to the weights of `network`, the UNet or the text encoder by `kind`.
 
-    The product is computed in float32, or float64 for such weights. Raises ValueError if layers or shapes do
+    The product is computed in float32, or float64 for such weights. Raises ValueError if layers or sizes do
     not fit the network, or values are not finite.
     """
     import torch

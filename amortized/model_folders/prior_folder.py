@@ -50,12 +50,13 @@ SCHEDULE = {
 # Keys of samplers, which do not change what the model was trained with.
 SAMPLING = frozenset(
     """
-    algorithm_type clip_sample clip_sample_range corrector_order disable_corrector dynamic_thresholding_ratio
-    euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped lower_order_final
-    noise_sampler_seed predict_x0 predictor_order sample_max_value set_alpha_to_one sigma_max sigma_min
-    skip_prk_steps solver_order solver_p solver_type steps_offset tau_func tensor_format thresholding
-    time_shift_type timestep_spacing timestep_type use_beta_sigmas use_dynamic_shifting use_exponential_sigmas
-    use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type
+    algorithm_type clip_sample clip_sample_range corrector_order disable_corrector
+    dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
+    lambda_min_clipped lower_order_final noise_sampler_seed predict_x0 predictor_order sample_max_value
+    set_alpha_to_one sigma_max sigma_min shift_terminal skip_prk_steps solver_order solver_p solver_type
+    steps_offset tau_func tensor_format thresholding time_shift_type timestep_spacing timestep_type
+    use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas
+    use_lu_lambdas variance_type
     """.split()
 )
 # Values of those keys with which the model was not trained by DDPM's betas.
@@ -69,7 +70,7 @@ class PriorFolder:
     folder: Path
     unet: Mapping[str, Any]  # arguments of UNet2DConditionModel
     vae: Mapping[str, Any]  # arguments of AutoencoderKL
-    schedule: Mapping[str, Any]  # arguments of DDIMScheduler: betas and prediction type
+    schedule: Mapping[str, Any]  # arguments of DDPMScheduler: betas and prediction type
     unet_weights: Weights
     vae_weights: Weights
     text: TextFolder
@@ -166,8 +167,8 @@ def _read_schedule(file: Path) -> dict[str, Any]:
             f"{short(file)} {kind}: only models that were trained with DDPM's betas can be distilled, whose "
             f"scheduler is a {SCHEDULERS[0]}, {SCHEDULERS[5]}, {SCHEDULERS[7]} or similar"
         )
-    values = known_values(file, data, SCHEDULE | dict.fromkeys(SAMPLING, "bool | int | float | str | None"))
-    schedule = {key: values[key] for key in SCHEDULE if key in values}
+    # The values of samplers may be anything: the file of a DPMSolverMultistep has minus infinity.
+    schedule = known_values(file, data, SCHEDULE, SAMPLING)
     for key, value in OTHER_PROCESSES.items():
         if data.get(key) == value:
             raise ValueError(

@@ -36,7 +36,7 @@ class PriorConfig:
     variant: str | None = (
         None  # e.g. fp16, of *.fp16.safetensors; null: the plain weights, else the only variant
     )
-    # Of a single file, where it does not say it: whether a Stable Diffusion 2 predicts noise or velocity.
+    # Of a single file of Stable Diffusion 2 that does not say whether it predicts noise or velocity.
     architecture: (
         Literal["stable-diffusion-v1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"] | None
     ) = None

@@ -175,11 +175,11 @@ def _load_networks(files: PriorFolder, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _alphas_cumprod(files: PriorFolder) -> Tensor:
-    from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
+    from diffusers import DDPMScheduler  # pyright: ignore (lazy exports)
 
     file = files.folder / "scheduler/scheduler_config.json"
     with sentences(f"{file} does not describe a noise schedule"):
-        alphas_cumprod = usable_schedule(DDIMScheduler(**files.schedule).alphas_cumprod)
+        alphas_cumprod = usable_schedule(DDPMScheduler(**files.schedule).alphas_cumprod)
     if files.folder.is_file():
         check_schedule(files.folder, alphas_cumprod)
     return alphas_cumprod
