@@ -204,9 +204,10 @@ def published_tokenizer(padding: str, length: int) -> Any:
     begin, end = "<|startoftext|>", "<|endoftext|>"
     tokens = [token for token, _ in sorted(own.encoder.items(), key=lambda item: item[1])][:-2]
     vocab = {token: index for index, token in enumerate([*tokens, begin, end])}
+    merges: Any = list(own.bpe_ranks)  # pairs, though annotated as texts in transformers
     return CLIPTokenizer(
         vocab=vocab,
-        merges=list(own.bpe_ranks),
+        merges=merges,
         bos_token=begin,
         eos_token=end,
         unk_token=end,
