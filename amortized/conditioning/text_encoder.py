@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from amortized.conditioning.fitting import Tokenizing
+from amortized.conditioning.two_encoders import TwoTextEncoders
 from amortized.files import in_project
 from amortized.model_folders import (
     NO_ADDITIONS,
@@ -28,7 +29,7 @@ from amortized.model_folders import (
 )
 from amortized.model_folders.lora import TEXT, fuse
 from amortized.model_folders.new_tokens import add_new_token
-from amortized.model_folders.text_folder import ALIASES, wanted_files
+from amortized.model_folders.text_folder import ALIASES, SECOND, wanted_files, zeroes_empty_texts
 from amortized.model_folders.tokenizers import check_vocabulary, published_tokenizer
 from amortized.network import network_on_request
 from amortized.transfer import to_device
@@ -91,7 +92,7 @@ class CLIPTextEncoder:
         Every row is [begin, words, end, padding] of length L. A text of more than L - 2 tokens keeps its
         first L - 2 *and* the end token: slicing to L would lose the end token, and with it the pooled vector.
         """
-        ids, lengths = self._token_ids(texts)
+        ids, lengths = self.token_ids(texts)
         device = next(self.model.parameters()).device
         ids, lengths = to_device((ids, lengths), device)
         # No attention mask, as in diffusers: the model is causal, so words never attend to padding.
@@ -118,7 +119,7 @@ class CLIPTextEncoder:
         """Tokenize a text, without begin and end tokens."""
         return [piece for word in _word_ids(self.tokenizer, text) for piece in self.pieces.get(word, [word])]
 
-    def _token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids [N, L] (long) and token counts [N], begin and end included."""
         tokenizer, max_words = self.tokenizer, self.max_length - 2
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -188,6 +189,9 @@ class T5TextEncoder:
         return _fingerprint(self.tokenizer, self.model)
 
 
+AnyTextEncoder = CLIPTextEncoder | T5TextEncoder | TwoTextEncoders
+
+
 def _batch_size(model: Any) -> int:
     """On a GPU, a few texts take as long as one. On a CPU, padding to a full batch would only cost time."""
     return 8 if next(model.parameters()).device.type == "cuda" else 1
@@ -218,22 +222,23 @@ def load_text_encoder(
     device: torch.device | str = "cpu",
     allow_network: bool = False,
     additions: Additions = NO_ADDITIONS,
-) -> CLIPTextEncoder | T5TextEncoder:
+) -> AnyTextEncoder:
     """Load the text encoder of a diffusers folder, or a CLIP or T5 in the format of transformers.
 
     `path` is a folder, a single-file checkpoint, or a Hub id that is cached or may be downloaded. Only
     safetensors weights are read. Raises ValueError if it cannot be loaded, or `additions` do not fit it.
     """
     try:
-        local = in_project(path)
+        local, second, zero_empty = in_project(path), None, False
         if is_single_file(local):
             files = read_single_text(Path(local))
         else:
-            files = read_text_folder(
-                local_folder(local, revision=revision, allow_network=allow_network, wanted=wanted_files)
-            )
+            folder = local_folder(local, revision=revision, allow_network=allow_network, wanted=wanted_files)
+            files = read_text_folder(folder)
+            if (folder / SECOND).is_dir():
+                second, zero_empty = read_text_folder(folder, end="_2"), zeroes_empty_texts(folder)
         name = path if revision is None else f"{path} at {revision}"
-        encoder = build_text_encoder(files, name, dtype=dtype, device=device)
+        encoder = build_text_encoders(files, second, zero_empty, name, dtype=dtype, device=device)
     except ValueError as error:
         raise ValueError(
             f"the text encoder '{path}' cannot be loaded: {str(error).rstrip('.')}; give a diffusers folder, "
@@ -243,8 +248,32 @@ def load_text_encoder(
     return encoder
 
 
-def add_to_encoder(encoder: CLIPTextEncoder | T5TextEncoder, additions: Additions) -> None:
+def build_text_encoders(
+    files: TextFolder,
+    second: TextFolder | None,
+    zero_empty: bool,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> AnyTextEncoder:
+    """Load one text encoder, or the two of SDXL; raises ValueError, see `build_text_encoder`."""
+    encoder = build_text_encoder(files, name, dtype=dtype, device=device)
+    if second is None:
+        return encoder
+    if files.kind != "CLIP" or second.kind != "CLIP":
+        raise ValueError("of two text encoders, both must be CLIPs, as those of SDXL")
+    other = build_text_encoder(second, name, dtype=dtype, device=device)
+    return TwoTextEncoders(encoder, other, name, zero_empty=zero_empty)
+
+
+def add_to_encoder(encoder: AnyTextEncoder, additions: Additions) -> None:
     """Add LoRAs and tokens to a text encoder, in place; raises ValueError if they do not fit it."""
+    if isinstance(encoder, TwoTextEncoders) and additions != NO_ADDITIONS:
+        raise ValueError(
+            f"'{encoder.name}' is an SDXL, for which prior.loras and prior.tokens are not supported: set "
+            "them to null"
+        )
     for lora in additions.loras:
         fuse(lora, TEXT, encoder.model)
     for new in additions.tokens:
@@ -260,12 +289,15 @@ def build_text_encoder(
 
     Raises ValueError if tokenizer or weights do not fit the config, or are damaged.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from transformers import CLIPTextConfig, T5Config, T5EncoderModel
+    from transformers import CLIPTextModel as Plain
+    from transformers import CLIPTextModelWithProjection as Projected
 
     if folder.kind == "T5":
         model = build_empty(folder.config_file, lambda: T5EncoderModel(T5Config(**folder.config)))
     else:
-        model = build_empty(folder.config_file, lambda: CLIPTextModel(CLIPTextConfig(**folder.config)))
+        kind = Projected if folder.projected else Plain
+        model = build_empty(folder.config_file, lambda: kind(CLIPTextConfig(**folder.config)))
     expected = model.state_dict()
     headers = check_fit(
         model, folder.weights, lambda given: folder.rename(given, expected), aliases=ALIASES[folder.kind]

@@ -19,7 +19,13 @@ from amortized.model_folders.configs import (
     version_of,
 )
 from amortized.model_folders.formats import UNET, VAE
-from amortized.model_folders.text_folder import TextFolder, read_text_folder
+from amortized.model_folders.text_folder import (
+    SECOND,
+    TextFolder,
+    read_text_folder,
+    second_files,
+    zeroes_empty_texts,
+)
 from amortized.model_folders.weights import Weights, choose_files, read_weights
 from amortized.untrusted import read_json_object, short
 
@@ -75,6 +81,8 @@ class PriorFolder:
     vae_weights: Weights
     text: TextFolder
     num_views: int  # denoised jointly; 1 without multi_view.json
+    text_2: TextFolder | None = None  # of SDXL
+    zero_empty: bool = False  # whether SDXL's text encoders give zeros for the empty text
 
 
 def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
@@ -90,6 +98,7 @@ def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
     unet, unet_weights = _read_network(folder / "unet", "UNet2DConditionModel", UNET, variant)
     vae, vae_weights = _read_network(folder / "vae", "AutoencoderKL", VAE, variant)
     _check_latents(folder / "vae/config.json", vae)
+    is_xl = (folder / SECOND).is_dir()
     return PriorFolder(
         folder=folder,
         unet=unet,
@@ -99,6 +108,8 @@ def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
         vae_weights=vae_weights,
         text=read_text_folder(folder, variant),
         num_views=num_views,
+        text_2=read_text_folder(folder, variant, "_2") if is_xl else None,
+        zero_empty=is_xl and zeroes_empty_texts(folder),
     )
 
 
@@ -228,4 +239,4 @@ def wanted_files(names: list[str], variant: str | None = None) -> list[str]:
         if part in STEMS:
             chosen += choose_files(inside, STEMS[part], variant, Path(part))
         wanted += [f"{part}/{name}" for name in chosen]
-    return wanted
+    return wanted + (second_files(names, variant) if any(name.startswith(SECOND) for name in names) else [])

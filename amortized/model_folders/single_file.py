@@ -231,7 +231,7 @@ def _family_of(file: Path, tensors: Mapping[str, TensorHeader]) -> Architecture:
                 return each
     other = "this is not a checkpoint of Stable Diffusion 1 or 2"
     if any(name.startswith("conditioner.embedders.") for name in tensors):
-        other = "this is a checkpoint of SDXL, and only Stable Diffusion 1 and 2 are supported"
+        other = "this is a checkpoint of SDXL, of which only folders are supported"
     elif any("lora" in name for name in tensors):
         other = "this is a LoRA: give it as prior.loras, and its base model as prior.path"
     raise ValueError(f"{short(file)} has no tensors named {CLIP}* or {OPEN_CLIP}*: {other}")

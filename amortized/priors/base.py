@@ -44,6 +44,11 @@ class PriorConfig:
     loras: tuple[PathText, ...] | None = None
     lora_scales: tuple[float, ...] | None = None
     tokens: tuple[PathText, ...] | None = None  # files of textual inversion: new words for prompts
+    # Of SDXL, what its images are said to be: height and width before cropping, offset from the top and the
+    # left, height and width after it. null: of the prior's own size, not cropped.
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
     num_views: int | None = None  # views the model must denoise jointly; null: any
     # To save memory: the denoiser on another GPU, or in CPU memory between calls; texts encoded on the CPU.
     denoiser_device: str | None = None  # e.g. cuda:1; null: the run's device
@@ -70,6 +75,8 @@ class PriorConfig:
         if self.variant is not None and not re.fullmatch(r"\w{1,40}", self.variant):
             raise ValueError(f"variant must be letters and digits, such as fp16, got {self.variant!r}")
         check_scales(self.loras, self.lora_scales)
+        check(self, "original_size", "target_size", at_least=1, limit=2**16)
+        check(self, "crop", at_least=0, limit=2**16)
         check(self, "num_views", at_least=1, limit=64)
 
 

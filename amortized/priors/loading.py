@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amortized.conditioning.text_encoder import add_to_encoder, build_text_encoder
+from amortized.conditioning.text_encoder import add_to_encoder, build_text_encoders
 from amortized.devices import parse_device
 from amortized.files import in_project, restore_hint
 from amortized.model_folders import (
@@ -37,6 +37,8 @@ from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.schedule import usable_schedule
 from amortized.priors.stable_diffusion import StableDiffusionPrior, check_parts
 
+Size = tuple[int, int] | None
+Sizes = tuple[Size, Size, Size]
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
@@ -60,6 +62,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
         allow_network=config.allow_network,
         architecture=config.architecture,
         additions=read_additions(config.loras, config.lora_scales, config.tokens),
+        sizes=(config.original_size, config.crop, config.target_size),
     )
     prior.graphs = should_use_graphs(config, prior.device)
     if config.compile:
@@ -96,6 +99,7 @@ def load_stable_diffusion(
     allow_network: bool = False,
     architecture: str | None = None,
     additions: Additions = NO_ADDITIONS,
+    sizes: Sizes = (None, None, None),
 ) -> StableDiffusionPrior:
     """Load a prior from a folder in diffusers format, a single file or a Hub id.
 
@@ -108,6 +112,7 @@ def load_stable_diffusion(
     text_on_cpu      run the text encoder on the CPU
     architecture     of a single file, see `amortized.model_folders.single_file`; None: as the file says
     additions        LoRAs that are added to the weights, and tokens
+    sizes            original size, crop and target size of SDXL, see `PriorConfig`
 
     Configs and headers are checked before any weights are read, see `amortized.model_folders`. Raises
     ValueError if the folder or a part of it is missing, damaged or not supported.
@@ -125,24 +130,28 @@ def load_stable_diffusion(
             )
             files = read_prior_folder(folder, variant)
         unet, vae = _load_networks(files, dtype)
-        encoder = build_text_encoder(
+        encoder = build_text_encoders(
             files.text,
+            files.text_2,
+            files.zero_empty,
             path if revision is None else f"{path} at {revision}",
             dtype=dtype,
             device="cpu" if text_on_cpu else device,
         )
     if architecture is not None and not is_single_file(path):
         raise ValueError(f"prior.architecture is for a single file, and '{path}' is not one: set it to null")
+    add_to_encoder(encoder, additions)
     for lora in additions.loras:
         fuse(lora, UNET, unet)
-    add_to_encoder(encoder, additions)
+    size_ids = size_ids_of(files, sizes)
     with _one_failure(path, allow_network):
         return StableDiffusionPrior(
             text_encoder=encoder,
             unet=unet.to("cpu" if offload else denoiser_device or device),
             vae=vae.to(device),
             alphas_cumprod=_alphas_cumprod(files),
-            identity=_identity(files, additions),
+            identity=_identity(files, additions, size_ids),
+            size_ids=size_ids,
             prediction_type=files.schedule["prediction_type"],
             views_per_group=files.num_views,
             offload=offload,
@@ -166,11 +175,14 @@ def _load_networks(files: PriorFolder, dtype: torch.dtype) -> tuple[Any, Any]:
     vae = build_empty(vae_file, lambda: AutoencoderKL(**files.vae))
     unet_headers = check_fit(unet, files.unet_weights)
     vae_headers = check_fit(vae, files.vae_weights, _vae_name)
-    check_parts(unet, vae, files.text.width)
+    second = files.text_2.width if files.text_2 is not None else 0
+    check_parts(unet, vae, files.text.width + second, is_xl=second > 0)
     with sentences(f"{files.folder} does not describe networks that run together"), torch.no_grad():
-        _run_without_memory(unet, vae, files.text.width)
+        _run_without_memory(unet, vae, files.text.width + second, second)
     load_weights(unet, unet_headers, dtype)
-    load_weights(vae, vae_headers, dtype)
+    # The VAE of SDXL overflows float16, and its config says so.
+    overflows = second > 0 and files.vae.get("force_upcast", True) and dtype == torch.float16
+    load_weights(vae, vae_headers, torch.float32 if overflows else dtype)
     return unet, vae
 
 
@@ -193,7 +205,24 @@ def _vae_name(name: str) -> str:
     return name
 
 
-def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
+def size_ids_of(files: PriorFolder, sizes: Sizes) -> tuple[int, ...] | None:
+    """Return original size, crop and target size, six numbers, for an SDXL; None for others.
+
+    Raises ValueError if sizes are set for another model.
+    """
+    if files.text_2 is None:
+        if any(size is not None for size in sizes):
+            raise ValueError(
+                "prior.original_size, prior.crop and prior.target_size are of SDXL, which "
+                f"'{files.folder}' is not: set them to null"
+            )
+        return None
+    side = files.unet["sample_size"] * 2 ** (len(files.vae.get("block_out_channels", (1, 1, 1, 1))) - 1)
+    original, crop, target = sizes
+    return (*(original or (side, side)), *(crop or (0, 0)), *(target or (side, side)))
+
+
+def _run_without_memory(unet: Any, vae: Any, text_width: int, second: int = 0) -> None:
     """Run networks whose weights have no memory, in milliseconds, so that a wrong config fails now."""
     channels, size = vae.config.latent_channels, unet.config.sample_size
     latents = torch.empty(1, channels, size, size, device="meta")
@@ -203,6 +232,12 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
         labels["class_labels"] = torch.empty(1, width, device="meta")
     elif unet.config.class_embed_type is not None:
         return  # refused with a remedy by the prior
+    if second:
+        added = {
+            "text_embeds": torch.empty(1, second, device="meta"),
+            "time_ids": torch.empty(1, 6, device="meta"),
+        }
+        labels["added_cond_kwargs"] = added
     times, text = (
         torch.zeros(1, dtype=torch.long, device="meta"),
         torch.empty(1, 8, text_width, device="meta"),
@@ -217,7 +252,7 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
         )
 
 
-def _identity(files: PriorFolder, additions: Additions) -> str:
+def _identity(files: PriorFolder, additions: Additions, size_ids: tuple[int, ...] | None) -> str:
     """Return what the prior depends on besides its weights: schedule, scaling, sizes, words of new tokens."""
     schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
     scaling = {
@@ -225,7 +260,8 @@ def _identity(files: PriorFolder, additions: Additions) -> str:
     }
     sizes = {"sample_size": files.unet["sample_size"], "num_views": files.num_views}
     tokens = [[new.token for new in additions.tokens]] if additions.tokens else []
-    return json.dumps([schedule, scaling, sizes, *tokens], sort_keys=True)
+    xl = [] if size_ids is None else [size_ids, files.zero_empty]
+    return json.dumps([schedule, scaling, sizes, *tokens, *xl], sort_keys=True)
 
 
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:

@@ -118,7 +118,7 @@ def test_files_that_a_prior_consists_of(tmp_path: Path) -> None:
     save_file({"<x>": torch.zeros(1, 64)}, token := tmp_path / "token.safetensors")
     prior = "prior=checkpoints/shapes-prior"
     for words, state, detail in (
-        ([f"prior={xl}"], "wrong", "SDXL, and only Stable Diffusion 1 and 2"),
+        ([f"prior={xl}"], "wrong", "SDXL, of which only folders are supported"),
         ([f"prior={tmp_path}/none.safetensors"], "missing", "is not a folder"),
         ([prior, f"prior.loras=[{lora}]"], "wrong", "'x' is not of a LoRA"),
         ([prior, f"prior.tokens=[{lora},{token}]"], "ok", "is complete"),

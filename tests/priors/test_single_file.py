@@ -269,7 +269,7 @@ def test_a_version_2_must_say_what_it_predicts(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        ("conditioner.embedders.0.x", "SDXL, and only Stable Diffusion 1 and 2"),
+        ("conditioner.embedders.0.x", "SDXL, of which only folders are supported"),
         ("lora_unet_x.lora_up.weight", "this is a LoRA: give it as prior.loras"),
         ("x", "not a checkpoint of Stable Diffusion"),
     ],
