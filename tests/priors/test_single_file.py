@@ -231,6 +231,10 @@ def states() -> dict[str, dict[str, torch.Tensor]]:
             "the VAE in .* unexpected tensor first_stage_model.sur",
         ),
         ({"control_model.x": torch.zeros(3)}, "unexpected tensor control_model.x"),
+        (
+            {"model.diffusion_model.output_blocks.2.2.conv.bias": torch.zeros(3)},
+            "output_blocks.2.[12].conv.bias' and '.*output_blocks.2.[12].conv.bias' are the same tensor",
+        ),
         ({"alphas_cumprod": torch.linspace(1, 0, 1000)}, "another noise schedule"),
         ({"alphas_cumprod": torch.zeros(3)}, "another noise schedule"),
         (
