@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +28,7 @@ from amortized.config.presets import flatten
 from amortized.evaluation import load_clip
 from amortized.files import atomic_write_text
 from benchmarks import diversity, plots, timing, warm_start
-from benchmarks.studies import ROOT, Job, Study, Variant, digest, run_study, table, train
+from benchmarks.studies import ROOT, Job, Study, Variant, digest, launcher, run_study, table, train
 
 COLUMNS = ("recall_at_1", "iou", "color_error", "seconds")
 PROMPTS = ("a green torus", "a blue cone", "a yellow cylinder")
@@ -99,9 +98,8 @@ def assets_of(variant: Variant, seed: int, folder: Path, workers: int) -> dict[s
         for number in range(diversity.ASSETS)
     }
     missing = [job for job in jobs.values() if not (job.folder / "checkpoints").exists()]
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda job: train(job, threads), missing))
+    with launcher(workers) as launch, ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda job: train(job, launch), missing))
     images = {key: diversity.image_of(job.folder, key[1], diversity.ASSETS) for key, job in jobs.items()}
     return {
         prompt: torch.stack([images[prompt, number] for number in range(diversity.ASSETS)]) for prompt in OPEN

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
+
+import torch
 
 from amortized.checkpointing import list_checkpoints
 from amortized.commands.compose import RunConfig
@@ -21,6 +26,8 @@ from amortized.evaluation.metrics import Interval, bootstrap_interval
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # exit status of a training that stopped
 Rows = list[dict]
+# Runs "train" or "evaluate" with arguments; returns the exit status and what it printed to stderr.
+Launch = Callable[[str, Sequence[str]], tuple[int, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,7 @@ def jobs_of(study: Study, variant: str, seeds: Sequence[int], folder: Path) -> l
     return jobs
 
 
-def run(job: Job, threads: int) -> Rows:
+def run(job: Job, launch: Launch) -> Rows:
     """Return the result rows of a run; train and evaluate it first if necessary.
 
     Raises RuntimeError if a command fails.
@@ -87,33 +94,55 @@ def run(job: Job, threads: int) -> Rows:
     results = job.folder / "evaluation" / "results.json"
     check_settings(job)
     if not results.exists():
-        train(job, threads)
-        options = ("evaluation.turntable_frames=0", "evaluation.objects=0")
-        launch("evaluate.py", (str(job.folder), *options), threads)
+        train(job, launch)
+        evaluate(launch, str(job.folder))
     rows = json.loads(results.read_text(encoding="utf-8"))["prompts"]
     return [{**row, **seconds_of(job.folder)} for row in rows]
 
 
-def train(job: Job, threads: int) -> None:
+def train(job: Job, launch: Launch) -> None:
     """Train a run, or resume it. One that collapsed after a checkpoint counts as trained.
 
     Raises RuntimeError if it fails.
     """
     if (job.folder / "stopped").exists():
         return  # it would stop for the same reason again
-    checkpoints = job.folder / "checkpoints"
-    launch("train.py", job.arguments, threads, may_stop=lambda: bool(list_checkpoints(checkpoints)))
+    status, error = launch("train", job.arguments)
+    if status and not (status == STOPPED and list_checkpoints(job.folder / "checkpoints")):
+        raise RuntimeError(f"train.py {' '.join(job.arguments)} failed:\n{error[-2000:]}")
 
 
-def launch(
-    script: str, arguments: Sequence[str], threads: int, may_stop: Callable[[], bool] = lambda: False
-) -> None:
-    """Run a script of this project; RuntimeError if it fails, unless it stopped and `may_stop()`."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode and not (done.returncode == STOPPED and may_stop()):
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+def evaluate(launch: Launch, *arguments: str) -> None:
+    """Evaluate a run, without videos and files in 3D. Raises RuntimeError if it fails."""
+    status, error = launch("evaluate", (*arguments, "evaluation.turntable_frames=0", "evaluation.objects=0"))
+    if status:
+        raise RuntimeError(f"evaluate.py {' '.join(arguments)} failed:\n{error[-2000:]}")
+
+
+@contextmanager
+def launcher(workers: int) -> Iterator[Launch]:
+    """Context: a function that runs a script in one of `workers` processes, which share the cores.
+
+    They import the project once, which takes longer than some runs.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        yield lambda script, arguments: pool.submit(run_script, script, tuple(arguments)).result()
+
+
+def run_script(name: str, arguments: Sequence[str]) -> tuple[int, str]:
+    """Run train.py or evaluate.py here; returns its exit status and what it printed to stderr."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    printed = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(printed):
+        try:
+            status = importlib.import_module(name).main(list(arguments))
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+    return status, printed.getvalue()
 
 
 def seconds_of(run: Path) -> dict[str, float]:
@@ -141,12 +170,11 @@ def run_study(
     study: Study, *, variants: Iterable[str], seeds: Sequence[int], folder: Path, workers: int
 ) -> dict[str, list[Rows]]:
     """Return the rows of each variant and seed; `workers` concurrent runs share the cores."""
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     jobs = {variant: jobs_of(study, variant, seeds, folder) for variant in variants}
     # Seed by seed, so that an interrupted study has all variants of the first ones.
     order = [job for index in range(len(seeds)) for runs in jobs.values() for job in runs[index]]
-    with ThreadPoolExecutor(workers) as pool:
-        rows = list(pool.map(lambda job: run(job, threads), order))
+    with launcher(workers) as launch, ThreadPoolExecutor(workers) as pool:
+        rows = list(pool.map(lambda job: run(job, launch), order))
     by_folder = {job.folder: job_rows for job, job_rows in zip(order, rows, strict=True)}
     return {
         variant: [[row for job in runs for row in by_folder[job.folder]] for runs in runs_by_seed]

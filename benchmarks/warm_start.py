@@ -7,7 +7,6 @@ steps saved are those before which the warm run reaches the cold run's score at 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from amortized.evaluation.metrics import bootstrap_interval
-from benchmarks.studies import ROOT, Job, digest, launch, train
+from benchmarks.studies import ROOT, Job, Launch, digest, evaluate, launcher, train
 
 # Of shapes-comp, whose run is the source. The third sentence is not in that corpus, not even held out.
 PROMPTS = {
@@ -34,7 +33,7 @@ SCORE = {"sdf": "iou", "splats": "clip_similarity"}
 # A cold SDF begins with a blurred surface, which a finished object does not need.
 WARM = {"sdf": ("trainer.sharpness=200",), "splats": ()}
 EVERY = ("checkpointing.every=25", "checkpointing.keep=100", "monitoring.preview_scores=false")
-QUICK = ("evaluation.turntable_frames=0", "evaluation.objects=0", "evaluation.grid=32", "evaluation.views=4")
+QUICK = ("evaluation.grid=32", "evaluation.views=4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,6 @@ class Pair:
 
 def measure(source: Path, seeds: Sequence[int], folder: Path, workers: int) -> list[dict[str, object]]:
     """Return a row per representation and kind of prompt: scores of both, differences, and steps saved."""
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     jobs = {
         (name, kind, seed, start): job_of(name, prompt, seed, start, source, folder)
         for seed in seeds
@@ -55,8 +53,8 @@ def measure(source: Path, seeds: Sequence[int], folder: Path, workers: int) -> l
         for kind, prompt in PROMPTS.items()
         for start in ("warm", "cold")
     }
-    with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda job: scores_of(job, threads), jobs.values()))
+    with launcher(workers) as launch, ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda job: scores_of(job, launch), jobs.values()))
     scores = dict(zip(jobs, found, strict=True))
     rows = []
     for name in PRESETS:
@@ -81,16 +79,16 @@ def job_of(name: str, prompt: str, seed: int, start: str, source: Path, folder: 
     )
 
 
-def scores_of(job: Job, threads: int) -> list[Mapping[str, float]]:
+def scores_of(job: Job, launch: Launch) -> list[Mapping[str, float]]:
     """Return the scores at each of STEPS; trains and evaluates what is missing."""
     if not (job.folder / "checkpoints" / f"step_{STEPS[-1]:06d}").exists():
-        train(job, threads)
+        train(job, launch)
     rows = []
     for step in STEPS:
         checkpoint, output = f"step_{step:06d}", job.folder / f"evaluation-{step}"
         if not (output / "results.json").exists():
             options = ("--checkpoint", checkpoint, "--output", str(output))
-            launch("evaluate.py", (str(job.folder), *options, *QUICK), threads)
+            evaluate(launch, str(job.folder), *options, *QUICK)
         rows.append(json.loads((output / "results.json").read_text(encoding="utf-8"))["prompts"][0])
     return rows
 

@@ -1,7 +1,8 @@
 """Methods are compared at equal denoiser calls, runs are reused, and tables average correctly."""
 
 import json
-import subprocess
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,55 +116,60 @@ def test_a_run_of_a_preset_that_has_changed_since_is_refused(tmp_path):
     studies.check_settings(job)
     (folder / "config.yaml").write_text(config_to_yaml(replace(saved, seed=4)))
     with pytest.raises(ValueError, match="differ from quickstart.yaml's current ones: remove it, or"):
-        studies.run(job, 1)
+        studies.run(job, lambda script, arguments: (0, ""))
 
 
 def test_every_seed_of_every_variant_runs_once(tmp_path, monkeypatch):
     commands = []
 
-    def pretend(command: list[str], **options) -> subprocess.CompletedProcess:
-        commands.append(command[1:])
-        if command[1].endswith("evaluate.py"):
-            folder = Path(command[2]) / "evaluation"
+    def launch(script: str, arguments: Sequence[str]) -> tuple[int, str]:
+        commands.append((script, *arguments))
+        if script == "evaluate":
+            folder = Path(arguments[0]) / "evaluation"
             folder.mkdir(parents=True)
-            results = rows(float(folder.parent.name.startswith("sds") and command[2].endswith("seed4")))
+            results = rows(float(folder.parent.name.startswith("sds") and arguments[0].endswith("seed4")))
             (folder / "results.json").write_text(json.dumps({"prompts": results}))
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return 0, ""
 
-    monkeypatch.setattr(studies.subprocess, "run", pretend)
+    monkeypatch.setattr(studies, "launcher", lambda workers: nullcontext(launch))
     arguments = {"variants": STUDY.variants, "seeds": [3, 4], "folder": tmp_path, "workers": 2}
     for _ in range(2):
         results = studies.run_study(STUDY, **arguments)
         assert results == {"asd": [rows(0.0), rows(0.0)], "sds": [rows(0.0), rows(1.0)]}
         assert len(commands) == 8
-    trained = [command for command in commands if command[0].endswith("train.py")]
-    assert [str(ROOT / "configs/methods/sds.yaml"), "losses.eikonal=1", "seed=4"] in [c[1:4] for c in trained]
+    trained = [command for command in commands if command[0] == "train"]
+    assert (str(ROOT / "configs/methods/sds.yaml"), "losses.eikonal=1", "seed=4") in [c[1:4] for c in trained]
     separate = replace(STUDY, separate_prompts=("a cube", "a ball"))
     jobs = studies.jobs_of(separate, "asd", [7], tmp_path)
     assert [job.arguments[-2] for job in jobs[0]] == ["prompt=a cube", "prompt=a ball"]
     assert len({job.folder for job in jobs[0]}) == 2
 
 
-def test_a_collapsed_run_is_evaluated_at_its_last_good_checkpoint(tmp_path, monkeypatch):
-    def pretend(command: list[str], **options) -> subprocess.CompletedProcess:
-        if command[1].endswith("evaluate.py"):
+def test_a_collapsed_run_is_evaluated_at_its_last_good_checkpoint(tmp_path):
+    def launch(script: str, arguments: Sequence[str]) -> tuple[int, str]:
+        if script == "evaluate":
             (tmp_path / "evaluation").mkdir()
             (tmp_path / "evaluation/results.json").write_text(json.dumps({"prompts": rows(0.1)}))
-        return subprocess.CompletedProcess(command, int(command[1].endswith("train.py")), "", "emptied")
+        return int(script == "train"), "emptied"
 
-    monkeypatch.setattr(studies.subprocess, "run", pretend)
     job = studies.Job(folder=tmp_path, arguments=("preset.yaml",))
     with pytest.raises(RuntimeError, match="emptied"):  # there is no checkpoint
-        studies.run(job, 1)
+        studies.run(job, launch)
     (tmp_path / "checkpoints/step_000100").mkdir(parents=True)
-    assert studies.run(job, 1) == rows(0.1)
+    assert studies.run(job, launch) == rows(0.1)
 
 
-def test_a_failing_run_raises_with_its_error_output(tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 2, "", "error: no such key")
-    monkeypatch.setattr(studies.subprocess, "run", lambda command, **options: failed)
+def test_a_failing_run_raises_with_its_error_output(tmp_path):
+    job = studies.Job(folder=tmp_path, arguments=("preset.yaml",))
     with pytest.raises(RuntimeError, match="train.py .* failed:\nerror: no such key"):
-        studies.run(studies.Job(folder=tmp_path, arguments=("preset.yaml",)), 1)
+        studies.run(job, lambda script, arguments: (2, "error: no such key"))
+
+
+def test_scripts_run_in_processes_that_share_the_cores():
+    with studies.launcher(1) as launch:
+        status, error = launch("train", ("configs/no-such-preset.yaml",))
+        assert status == 2 and "no-such-preset" in error
+        assert launch("evaluate", ("--help",)) == (0, "")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -20,6 +20,7 @@ class BestEffort:
     def __init__(self, report: Callable[[str], None]) -> None:
         self.report = report
         self.failed: Counter[str] = Counter()
+        self.closed = False
 
     @contextmanager
     def __call__(
@@ -30,14 +31,14 @@ class BestEffort:
             yield
         except errors as error:
             self.failed[name] += 1  # first: the report may itself fail to be written
-            if self.failed[name] == 1:
+            if self.failed[name] == 1 and not self.closed:
                 self.report(f"cannot write {name} ({reason_of(error)}); training continues without it")
 
     def close(self) -> None:
-        """Report the files that miss more than the write reported before."""
+        """Report the files that miss more than the write reported before. Later failures are not reported."""
         for name, count in [(name, count) for name, count in self.failed.items() if count > 1]:
             self.report(f"{count:,} writes to {name} failed in this run")
-        self.failed.clear()
+        self.closed = True
 
 
 def append_whole(path: Path, data: bytes) -> None:

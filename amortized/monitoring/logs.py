@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
 
 from amortized.files import atomic_path
 from amortized.monitoring.best_effort import BestEffort, append_whole, described
@@ -46,6 +48,7 @@ class RunLog:
         self.log, self.events = folder / "log.jsonl", folder / "events.jsonl"
         self.board = Board(folder / "tensorboard", start)
         self.tracker, self.tracker_name = None, f"monitoring.tracker={tracker}"
+        console: Any = _Console(sys.stderr, self.best_effort)
         self.bar = tqdm(
             total=steps,
             initial=start,
@@ -54,6 +57,7 @@ class RunLog:
             dynamic_ncols=True,
             mininterval=1.0,
             disable=quiet,
+            file=console,
         )
         with self.best_effort(described(self.log), (OSError, ValueError)):
             _drop_steps_after(self.log, start, page.add if page is not None else _ignore)
@@ -96,9 +100,10 @@ class RunLog:
 
     def show(self, text: str) -> None:
         """Show a line above the progress bar."""
-        if not self.bar.disable:
+        bar = getattr(self, "bar", None)  # the first display of the bar may itself fail
+        if bar is not None and not bar.disable:
             with self.best_effort("the console", (OSError, ValueError)):  # closed, full, or not Unicode
-                self.bar.write(text)
+                bar.write(text)
 
     def text(self, name: str, text: str) -> None:
         """Add a text to TensorBoard."""
@@ -142,9 +147,35 @@ class RunLog:
         if self.tracker is not None:
             with self.best_effort(self.tracker_name, Exception):
                 self.tracker.finish()
-        self.best_effort.close()
+        self.best_effort.close()  # first: a closed bar shows nothing
         with self.best_effort("the console", (OSError, ValueError)):
             self.bar.close()
+
+
+class _Console(ObjectWrapper):
+    """A stream whose failures are reported, not raised.
+
+    An error would leave the bar's lock acquired for good, and the thread that answers a signal waits for it.
+    """
+
+    def __init__(self, stream: Any, best_effort: BestEffort) -> None:
+        super().__init__(stream)
+        for name in ("write", "flush"):
+            self.wrapper_setattr(name, _forgiving(getattr(stream, name), best_effort))
+
+    def __eq__(self, other: object) -> bool:
+        return self._wrapped == getattr(other, "_wrapped", other)
+
+    def __hash__(self) -> int:
+        return hash(self._wrapped)
+
+
+def _forgiving(function: Callable[..., Any], best_effort: BestEffort) -> Callable[..., Any]:
+    def called(*args: Any) -> Any:
+        with best_effort("the console", (OSError, ValueError)):  # closed, full, or not Unicode
+            return function(*args)
+
+    return called
 
 
 def _import_tracker(name: str) -> Any:

@@ -20,6 +20,9 @@ from amortized.splats.starts import neighbor_distances
 from amortized.transfer import to_device
 
 MAX_COPIES = 51  # that share one splat's place in the formula
+# Share of all splats that move in one change. If a threshold exceeds most opacities, an object of many faint
+# splats would lose them all at once.
+MAX_MOVED = 0.25
 MAX_OPACITY = 1 - 1e-6  # of a copy: its logit must be finite
 
 
@@ -56,12 +59,22 @@ def relocate_and_grow(
     `rng` is a CPU generator; the change is a pure function of its state and the parameters. No splat is
     copied if none is alive. Splats beyond the cap, of a start or another run, stay.
     """
-    dead = opacities_of(parameters) <= config.min_opacity
-    dead |= strays(parameters, bounding_radius)
-    moved = relocate(parameters, dead, rng)
-    count = len(dead)
+    moved = relocate(parameters, _dead(parameters, config.min_opacity, bounding_radius), rng)
+    count = len(parameters["means"])
     added = min(math.ceil(count * (1 + config.growth)), max(config.cap, count)) - count
     return then(moved, grow(moved.parameters, added, config.min_opacity, rng))
+
+
+def _dead(parameters: Parameters, min_opacity: float, bounding_radius: float) -> Tensor:
+    """Return which splats to move, bool [N]: strays and transparent ones, but only a part at once, or all."""
+    opacities = opacities_of(parameters)
+    stray = strays(parameters, bounding_radius)
+    dead = stray | (opacities <= min_opacity)
+    most = max(1, int(MAX_MOVED * len(dead)))
+    if most < int(dead.sum()) < len(dead):
+        order = torch.where(stray, -1.0, opacities).argsort(stable=True)
+        dead[order[most:]] = False
+    return dead
 
 
 def relocate(parameters: Parameters, dead: Tensor, rng: torch.Generator) -> Change:

@@ -175,10 +175,8 @@ def test_the_home_folder_expands_in_every_path_and_an_empty_one_is_refused(key: 
     monkeypatch.setenv("HOME", "/home/me")
     is_list = key in ("text.shards", "prior.loras", "prior.tokens")
     form = "[{}]" if is_list else "{}"
-    more = {
-        "prompt_order.by": ["prompt_order.kind=weighted"],
-        "start": ["generator.name=ingp", "trainer.prompts_per_process=1"],
-    }.get(key, [])
+    splats = ["generator.name=splats", "trainer.prompts_per_process=1", "losses.eikonal=0", "losses.inside=0"]
+    more = {"prompt_order.by": ["prompt_order.kind=weighted"], "start": splats}.get(key, [])
     data = config_to_dict(load_config(RunConfig, PRESET, [*more, f"{key}={form.format('~/a.json')}"]))
     for part in key.split("."):
         data = data[part]

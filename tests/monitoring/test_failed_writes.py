@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,6 +157,26 @@ def test_a_closed_console_does_not_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(tqdm, "write", closed)
     monkeypatch.setattr(tqdm, "update", closed)
     assert make_trainer(tmp_path, steps=2).train() == 2
+    notes = [json.loads(line)["note"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert sum("cannot write the console (Broken pipe)" in note for note in notes) == 1
+
+
+def test_a_closed_console_does_not_block_the_thread_that_answers_a_signal(tmp_path, monkeypatch):
+    """An error inside the bar would leave its lock acquired by the main thread."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    log = RunLog(tmp_path, None, start=0, steps=3)
+    log.bar.mininterval = 0
+    log.advance(loss=0.5)
+    answer = threading.Thread(target=log.show, args=("SIGTERM: training stops",), daemon=True)
+    answer.start()
+    answer.join(10)
+    assert not answer.is_alive()
+    log.close()
     notes = [json.loads(line)["note"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert sum("cannot write the console (Broken pipe)" in note for note in notes) == 1
 

@@ -72,6 +72,19 @@ def test_opaque_splats_are_copied_more_often():
     assert 0.87 < (change.source[2:] == 0).double().mean() < 0.93
 
 
+def test_an_object_of_faint_splats_does_not_vanish():
+    """Nearly all are below the threshold: only a quarter moves, the faintest, so most of the light stays."""
+    parameters = made.cloud(400)
+    rng = torch.Generator().manual_seed(0)
+    parameters["logits"] = torch.logit(0.02 + 0.04 * torch.rand(400, generator=rng, dtype=torch.float64))
+    config = RelocationConfig(cap=400, min_opacity=0.055, growth=0)
+    change = relocate_and_grow(parameters, config, 1.0, torch.Generator().manual_seed(0))
+    before, after = (torch.sigmoid(p["logits"]).sum() for p in (parameters, change.parameters))
+    assert after > 0.7 * before
+    moved = change.source != torch.arange(400)
+    assert moved.sum() <= 100 and parameters["logits"][moved].max() < parameters["logits"].median()
+
+
 def test_if_all_are_dead_nothing_moves():
     parameters = made.cloud(20)
     rng = torch.Generator().manual_seed(0)
