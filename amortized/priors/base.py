@@ -44,8 +44,8 @@ class PriorConfig:
     loras: tuple[PathText, ...] | None = None
     lora_scales: tuple[float, ...] | None = None
     tokens: tuple[PathText, ...] | None = None  # files of textual inversion: new words for prompts
-    # Of SDXL, what its images are said to be: height and width before cropping, offset from the top and the
-    # left, height and width after it. null: of the prior's own size, not cropped.
+    # The sizes that SDXL is conditioned on: an image's height and width before cropping, the crop's offset
+    # from top and left, height and width after it. null: the size of the prior's images, not cropped.
     original_size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None

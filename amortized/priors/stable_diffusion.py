@@ -52,7 +52,7 @@ class StableDiffusionPrior:
         prediction_type  "epsilon" or "v_prediction"
         identity         a text for the fingerprint: schedule, scaling and other properties besides weights
 
-        size_ids         of SDXL: original size, crop and target size that every image is said to have
+        size_ids         of SDXL: original size, crop and target size, the same for every image
 
         Raises ValueError for another prediction type, or parts that do not fit each other.
         """
