@@ -31,6 +31,10 @@ RESUMABLE_SETTINGS = {
     "prior.path",
     "prior.revision",
     "prior.variant",
+    "prior.architecture",
+    "prior.loras",  # their weights are in the fingerprint too, as are the words of the tokens
+    "prior.lora_scales",
+    "prior.tokens",
     "prior.allow_network",
     "prior.denoiser_device",
     "prior.offload",

@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from amortized.conditioning.fitting import Tokenizing
+from amortized.conditioning.two_encoders import TwoTextEncoders
 from amortized.files import in_project
 from amortized.model_folders import (
+    NO_ADDITIONS,
+    Additions,
     TextFolder,
     build_empty,
     check_fit,
+    is_single_file,
     load_tokenizer,
     load_weights,
     local_folder,
+    read_single_text,
     read_text_folder,
     sentences,
 )
-from amortized.model_folders.text_folder import ALIASES, wanted_files
-from amortized.model_folders.tokenizers import check_vocabulary
+from amortized.model_folders.lora import TEXT, fuse
+from amortized.model_folders.new_tokens import add_new_token
+from amortized.model_folders.text_folder import ALIASES, SECOND, wanted_files, zeroes_empty_texts
+from amortized.model_folders.tokenizers import check_vocabulary, published_tokenizer
 from amortized.network import network_on_request
 from amortized.transfer import to_device
 from amortized.types import TextCondition
@@ -58,6 +66,7 @@ class CLIPTextEncoder:
     def __init__(self, tokenizer: Any, model: Any, name: str = "") -> None:
         """Wrap a Hugging Face tokenizer and a CLIPTextModel, which is frozen."""
         self.tokenizer, self.name = tokenizer, name
+        self.pieces: dict[int, list[int]] = {}  # ids for which the id of an added token stands
         self.model = model.eval().requires_grad_(False)
         self.max_length: int = min(int(tokenizer.model_max_length), model.config.max_position_embeddings)
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
@@ -83,7 +92,7 @@ class CLIPTextEncoder:
         Every row is [begin, words, end, padding] of length L. A text of more than L - 2 tokens keeps its
         first L - 2 *and* the end token: slicing to L would lose the end token, and with it the pooled vector.
         """
-        ids, lengths = self._token_ids(texts)
+        ids, lengths = self.token_ids(texts)
         device = next(self.model.parameters()).device
         ids, lengths = to_device((ids, lengths), device)
         # No attention mask, as in diffusers: the model is causal, so words never attend to padding.
@@ -96,24 +105,28 @@ class CLIPTextEncoder:
 
     def is_overlong(self, text: str) -> bool:
         """Return whether `encode` truncates the text."""
-        return len(_word_ids(self.tokenizer, text)) > self.max_length - 2
+        return len(self._word_ids(text)) > self.max_length - 2
 
     def num_pieces(self, word: str) -> int | None:
         """Return the number of tokens of a word; None if it has a letter that is in no token."""
-        return _num_pieces(self.tokenizer, word)
+        return _num_pieces(self._word_ids(word), self.tokenizer)
 
     def fingerprint(self) -> str:
         """Return precision and a digest of weights and vocabulary: "float32 0123456789abcdef"."""
         return _fingerprint(self.tokenizer, self.model)
 
-    def _token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _word_ids(self, text: str) -> list[int]:
+        """Tokenize a text, without begin and end tokens."""
+        return [piece for word in _word_ids(self.tokenizer, text) for piece in self.pieces.get(word, [word])]
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids [N, L] (long) and token counts [N], begin and end included."""
         tokenizer, max_words = self.tokenizer, self.max_length - 2
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         ids = torch.full((len(texts), self.max_length), padding, dtype=torch.long)
         lengths = torch.empty(len(texts), dtype=torch.long)
         for row, text in enumerate(texts):
-            words = _word_ids(tokenizer, text)
+            words = self._word_ids(text)
             sequence = [tokenizer.bos_token_id, *words[:max_words], tokenizer.eos_token_id]
             ids[row, : len(sequence)] = torch.tensor(sequence)
             lengths[row] = len(sequence)
@@ -169,11 +182,14 @@ class T5TextEncoder:
 
     def num_pieces(self, word: str) -> int | None:
         """Return the number of tokens of a word; None if it has a letter that is in no token."""
-        return _num_pieces(self.tokenizer, word)
+        return _num_pieces(_word_ids(self.tokenizer, word), self.tokenizer)
 
     def fingerprint(self) -> str:
         """Return precision and a digest of weights and vocabulary: "float32 0123456789abcdef"."""
         return _fingerprint(self.tokenizer, self.model)
+
+
+AnyTextEncoder = CLIPTextEncoder | T5TextEncoder | TwoTextEncoders
 
 
 def _batch_size(model: Any) -> int:
@@ -186,8 +202,7 @@ def _word_ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _num_pieces(tokenizer: Any, word: str) -> int | None:
-    ids = _word_ids(tokenizer, word)
+def _num_pieces(ids: Sequence[int], tokenizer: Any) -> int | None:
     return None if tokenizer.unk_token_id in ids else len(ids)
 
 
@@ -206,23 +221,65 @@ def load_text_encoder(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     allow_network: bool = False,
-) -> CLIPTextEncoder | T5TextEncoder:
+    additions: Additions = NO_ADDITIONS,
+) -> AnyTextEncoder:
     """Load the text encoder of a diffusers folder, or a CLIP or T5 in the format of transformers.
 
-    `path` is a folder, or a Hub id that is cached or may be downloaded. Only safetensors weights are read.
-    Raises ValueError if it cannot be loaded.
+    `path` is a folder, a single-file checkpoint, or a Hub id that is cached or may be downloaded. Only
+    safetensors weights are read. Raises ValueError if it cannot be loaded, or `additions` do not fit it.
     """
     try:
-        folder = local_folder(
-            in_project(path), revision=revision, allow_network=allow_network, wanted=wanted_files
-        )
+        local, second, zero_empty = in_project(path), None, False
+        if is_single_file(local):
+            files = read_single_text(Path(local))
+        else:
+            folder = local_folder(local, revision=revision, allow_network=allow_network, wanted=wanted_files)
+            files = read_text_folder(folder)
+            if (folder / SECOND).is_dir():
+                second, zero_empty = read_text_folder(folder, end="_2"), zeroes_empty_texts(folder)
         name = path if revision is None else f"{path} at {revision}"
-        return build_text_encoder(read_text_folder(folder), name, dtype=dtype, device=device)
+        encoder = build_text_encoders(files, second, zero_empty, name, dtype=dtype, device=device)
     except ValueError as error:
         raise ValueError(
             f"the text encoder '{path}' cannot be loaded: {str(error).rstrip('.')}; give a diffusers folder, "
             "a CLIP or T5 folder with a tokenizer and .safetensors weights, or a Hub id"
         ) from error
+    add_to_encoder(encoder, additions)
+    return encoder
+
+
+def build_text_encoders(
+    files: TextFolder,
+    second: TextFolder | None,
+    zero_empty: bool,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> AnyTextEncoder:
+    """Load one text encoder, or the two of SDXL; raises ValueError, see `build_text_encoder`."""
+    encoder = build_text_encoder(files, name, dtype=dtype, device=device)
+    if second is None:
+        return encoder
+    if files.kind != "CLIP" or second.kind != "CLIP":
+        raise ValueError("of two text encoders, both must be CLIPs, as those of SDXL")
+    other = build_text_encoder(second, name, dtype=dtype, device=device)
+    return TwoTextEncoders(encoder, other, name, zero_empty=zero_empty)
+
+
+def add_to_encoder(encoder: AnyTextEncoder, additions: Additions) -> None:
+    """Add LoRAs and tokens to a text encoder, in place; raises ValueError if they do not fit it."""
+    if isinstance(encoder, TwoTextEncoders) and additions != NO_ADDITIONS:
+        raise ValueError(
+            f"'{encoder.name}' is an SDXL, for which prior.loras and prior.tokens are not supported: set "
+            "them to null"
+        )
+    for lora in additions.loras:
+        fuse(lora, TEXT, encoder.model)
+    for new in additions.tokens:
+        if not isinstance(encoder, CLIPTextEncoder):
+            raise ValueError(f"prior.tokens: '{new.token}' needs a CLIP, and '{encoder.name}' is a T5")
+        encoder.pieces |= add_new_token(new, encoder.tokenizer, encoder.model)
 
 
 def build_text_encoder(
@@ -232,18 +289,25 @@ def build_text_encoder(
 
     Raises ValueError if tokenizer or weights do not fit the config, or are damaged.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from transformers import CLIPTextConfig, T5Config, T5EncoderModel
+    from transformers import CLIPTextModel as Plain
+    from transformers import CLIPTextModelWithProjection as Projected
 
     if folder.kind == "T5":
         model = build_empty(folder.config_file, lambda: T5EncoderModel(T5Config(**folder.config)))
     else:
-        model = build_empty(folder.config_file, lambda: CLIPTextModel(CLIPTextConfig(**folder.config)))
+        kind = Projected if folder.projected else Plain
+        model = build_empty(folder.config_file, lambda: kind(CLIPTextConfig(**folder.config)))
     expected = model.state_dict()
     headers = check_fit(
         model, folder.weights, lambda given: folder.rename(given, expected), aliases=ALIASES[folder.kind]
     )
-    tokenizer = load_tokenizer(folder.tokenizer, f"{folder.kind}Tokenizer")
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, folder.tokenizer)
+    if folder.tokenizer is None:
+        tokenizer = published_tokenizer(folder.padding, folder.config["max_position_embeddings"])
+    else:
+        tokenizer = load_tokenizer(folder.tokenizer, f"{folder.kind}Tokenizer")
+    rows = model.get_input_embeddings().num_embeddings
+    check_vocabulary(tokenizer, rows, folder.tokenizer or folder.config_file)
     # T5's last layer of each block overflows float16, and transformers computes it in float32.
     load_weights(model, headers, dtype, float32=("wo",) if folder.kind == "T5" else ())
     model.tie_weights()

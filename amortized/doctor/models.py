@@ -25,6 +25,10 @@ class Resources:
     prior: str | None = None
     revision: str | None = None
     variant: str | None = None
+    architecture: str | None = None
+    loras: tuple[str, ...] | None = None
+    lora_scales: tuple[float, ...] | None = None
+    tokens: tuple[str, ...] | None = None
     allow_network: bool = False
     clip: str | None = None
     shards: tuple[str, ...] = ()
@@ -42,7 +46,9 @@ def resources_of(words: Sequence[str]) -> Resources:
 
     layers = layers_of(words)
     keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
-    keys |= {"variant": "prior.variant", "allow_network": "prior.allow_network", "shards": "text.shards"}
+    keys |= {"shards": "text.shards"}
+    names = ("variant", "architecture", "loras", "lora_scales", "tokens", "allow_network")
+    keys |= {name: f"prior.{name}" for name in names}
     values = {name: setting(layers, key) for name, key in keys.items()}
     return build_config(Resources, {name: value for name, value in values.items() if value is not None})
 
@@ -87,27 +93,41 @@ def model_rows(resources: Resources) -> Iterator[Row]:
         required = (key, name) in named_models
         folder = Path(in_project(name.removeprefix("local-dir:"))) if required else PROJECT / name
         local = (".", "/", "checkpoints/", "outputs/", "local-dir:")
-        if not folder.is_dir() and name.count("/") == 1 and not name.startswith(local):
+        if not folder.exists() and name.count("/") == 1 and not name.startswith(local):
             yield hub_row(key, name, resources)
             continue
-        problem = problem_of(folder, key, resources.variant if required else None)
-        otherwise = "-" if named_models and not required else "wrong" if folder.is_dir() else "missing"
+        problem = problem_of(folder, key, resources if required else Resources())
+        otherwise = "-" if named_models and not required else "wrong" if folder.exists() else "missing"
         fix = restore.format(name) if name in embedded else FIXES.get(name, f"{key}=FOLDER")
         label, detail = key if required else "embedded", f"{name} {problem or 'is complete'}"
         yield make_row("models", label, not problem, detail, fix, otherwise)
 
 
-def problem_of(folder: Path, key: str, variant: str | None = None) -> str:
-    """Describe the problem of a model's folder; "" if it is complete.
+def problem_of(folder: Path, key: str, resources: Resources) -> str:
+    """Describe the problem of a model's folder or single file; "" if it is complete.
 
     Reads what the loaders read, but the values of the weights.
     """
-    from amortized.model_folders import read_clip_folder, read_prior_folder
+    from amortized.model_folders import (
+        is_single_file,
+        read_additions,
+        read_clip_folder,
+        read_prior_folder,
+        read_single_file,
+    )
 
-    if not folder.is_dir():
-        return "is not a folder"
     try:
-        read_clip_folder(folder) if key == CLIP else read_prior_folder(folder, variant)
+        single = key == PRIOR and is_single_file(str(folder)) and folder.exists()
+        if not single and not folder.is_dir():
+            return "is not a folder"
+        if key == CLIP:
+            read_clip_folder(folder)
+            return ""
+        if single:
+            read_single_file(folder, resources.architecture)
+        else:
+            read_prior_folder(folder, resources.variant)
+        read_additions(resources.loras, resources.lora_scales, resources.tokens)
     except ValueError as error:
         return f"cannot be loaded: {error}"
     return ""
@@ -124,8 +144,11 @@ def hub_row(key: str, name: str, resources: Resources) -> Row:
         return Row("models", key, "ok", f"{name} is in the Hub cache")
     if resources.allow_network:
         return Row("models", key, "-", f"{name} is not a folder; the run downloads it")
+    from amortized.model_folders.hub import mirror_note
+
     fix = f"hf download {name}" + (f" --revision {resources.revision}" if resources.revision else "")
-    return Row("models", key, "missing", f"{name} is neither a folder nor in the Hub cache", fix)
+    detail = f"{name} is neither a folder nor in the Hub cache{mirror_note(name)}"
+    return Row("models", key, "missing", detail, fix)
 
 
 def shard_rows(shards: Iterable[str]) -> Iterator[Row]:

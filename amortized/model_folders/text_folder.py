@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from amortized.model_folders.tokenizers import FILES, check_tokenizer
 from amortized.model_folders.weights import Weights, choose_files, read_weights
 from amortized.untrusted import read_json_object, short
 
+SECOND, INDEX = "text_encoder_2/", "model_index.json"
 KINDS = {"clip": "CLIP", "clip_text_model": "CLIP", "t5": "T5"}
 CLIP = {
     "vocab_size": "int",
@@ -99,7 +101,9 @@ class TextFolder:
     config_file: Path
     config: Mapping[str, Any]
     weights: Weights
-    tokenizer: Path  # its folder
+    tokenizer: Path | None  # its folder; None: CLIP's published vocabulary, padded with `padding`
+    padding: str = ""
+    projected: bool = False  # whether the model projects its pooled vector, as the second one of SDXL
 
     @property
     def width(self) -> int:
@@ -109,20 +113,25 @@ class TextFolder:
     def rename(self, name: str, expected: Mapping[str, Any]) -> str | None:
         """Return a stored tensor's name in the model, whose own names are in `expected`; None if unused."""
         plain = name.removeprefix("text_model.")
+        if self.projected and plain in expected:
+            return plain
         if plain.startswith(UNUSED[self.kind]):
             return None
         # Whether a CLIP's names start so depends on the version of transformers.
         return next((each for each in (name, plain, f"text_model.{name}") if each in expected), name)
 
 
-def read_text_folder(folder: Path, variant: str | None = None) -> TextFolder:
+def read_text_folder(folder: Path, variant: str | None = None, end: str = "") -> TextFolder:
     """Read a folder in diffusers format with text_encoder and tokenizer, or one in that of transformers.
+
+    end  of both names: "_2" for the second text encoder of SDXL
 
     Raises ValueError if it is neither, or invalid.
     """
     check_no_adapter(folder)
-    layered = (folder / "text_encoder").is_dir()
-    model, tokenizer = (folder / "text_encoder", folder / "tokenizer") if layered else (folder, folder)
+    layered = (folder / f"text_encoder{end}").is_dir()
+    names = (f"text_encoder{end}", f"tokenizer{end}") if layered else ("", "")
+    model, tokenizer = (folder / name for name in names)
     check_no_adapter(model)
     file = model / "config.json"
     data = read_json_object(file)
@@ -148,7 +157,7 @@ def read_text_folder(folder: Path, variant: str | None = None) -> TextFolder:
     weights = read_weights(model, "model", variant)
     check_depth(file, config, len(weights.tensors))
     check_tokenizer(tokenizer)
-    return TextFolder(kind, file, config, weights, tokenizer)
+    return TextFolder(kind, file, config, weights, tokenizer, projected=end != "")
 
 
 def wanted_files(names: list[str]) -> list[str]:
@@ -165,4 +174,28 @@ def wanted_files(names: list[str]) -> list[str]:
         for name in ("config.json", *choose_files(inside, "model", None, Path(prefix or ".")))
     ]
     folder = "tokenizer/" if layered else ""
-    return chosen + [f"{folder}{name}" for name in FILES if f"{folder}{name}" in names]
+    chosen += [f"{folder}{name}" for name in FILES if f"{folder}{name}" in names]
+    if any(name.startswith(SECOND) for name in names):
+        chosen += second_files(names)
+    return chosen
+
+
+def second_files(names: list[str], variant: str | None = None) -> list[str]:
+    """Return which files of a repository belong to the second text encoder of an SDXL."""
+    inside = [name.removeprefix(SECOND) for name in names if name.startswith(SECOND)]
+    chosen = [
+        f"{SECOND}{name}" for name in ("config.json", *choose_files(inside, "model", variant, Path(SECOND)))
+    ]
+    others = (INDEX, *(f"tokenizer_2/{name}" for name in FILES))
+    return chosen + [name for name in others if name in names]
+
+
+def zeroes_empty_texts(folder: Path) -> bool:
+    """Return whether an SDXL's folder says that the empty text is encoded as zeros, as in its training."""
+    key = "force_zeros_for_empty_prompt"
+    if not os.path.lexists(folder / INDEX):
+        return True  # diffusers' default
+    value = read_json_object(folder / INDEX).get(key, True)
+    if type(value) is not bool:
+        raise ValueError(f"{short(folder / INDEX)}: '{key}' must be bool, got {short(repr(value))}")
+    return value

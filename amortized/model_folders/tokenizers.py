@@ -192,6 +192,30 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
     return tokenizer
 
 
+def published_tokenizer(padding: str, length: int) -> Any:
+    """Return the tokenizer of OpenAI's CLIP, for texts of `length` tokens filled with `padding`.
+
+    open_clip carries its merges; the vocabulary follows from them.
+    """
+    import open_clip.tokenizer
+    from transformers import CLIPTokenizer
+
+    own = open_clip.tokenizer.SimpleTokenizer()
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    tokens = [token for token, _ in sorted(own.encoder.items(), key=lambda item: item[1])][:-2]
+    vocab = {token: index for index, token in enumerate([*tokens, begin, end])}
+    merges: Any = list(own.bpe_ranks)  # pairs, though annotated as texts in transformers
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        bos_token=begin,
+        eos_token=end,
+        unk_token=end,
+        pad_token=padding,
+        model_max_length=length,
+    )
+
+
 def check_vocabulary(tokenizer: Any, num_embeddings: int, folder: Path) -> None:
     """Raise ValueError if a tokenizer has ids without an embedding."""
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 OTHER_FORMATS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # that torch.load reads
 FLOATS = ("F16", "BF16", "F32", "F64")
 WRAPPERS = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
@@ -31,6 +33,13 @@ class TensorHeader:
     name: str  # in the file
     shape: tuple[int, ...]
     dtype: str  # safetensors' name, such as F16
+    rows: tuple[int, int] | None = None  # first and last + 1 of the stored tensor's; None: all
+
+    def read(self, tensors: Any) -> torch.Tensor:
+        """Return the values from the open file, in `shape`, which may differ from the stored one."""
+        if self.rows is None:
+            return tensors.get_tensor(self.name).reshape(self.shape)
+        return tensors.get_slice(self.name)[slice(*self.rows)].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,8 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
             shards[int(number or 0), int(count or 0)] = name
     if not found:
         others = sorted(name for name in names if name.endswith(OTHER_FORMATS))
-        remedy = others and (
-            f"; it has {short(others[0])}, which is not read, because such files can run code: if you "
-            "trust it, load it with its library and save it again by "
-            "save_pretrained(FOLDER, safe_serialization=True)"
-        )
-        raise ValueError(f"{short(folder)} has no {stem}.safetensors{remedy or ''}")
+        remedy = f"; it has {_refusal(folder / others[0], stem)}" if others else ""
+        raise ValueError(f"{short(folder)} has no {stem}.safetensors{remedy}")
     if variant is None and "" not in found and len(found) > 1:
         raise ValueError(
             f"{short(folder)} has no {stem}.safetensors but the variants {', '.join(sorted(found))}: choose "
@@ -122,6 +127,27 @@ def choose_files(names: Iterable[str], stem: str, variant: str | None, folder: P
             f"{short(folder)} lacks shards of {stem}.safetensors: it has {', '.join(shards.values())}"
         )
     return [shards[key] for key in sorted(shards)]
+
+
+def check_format(file: Path) -> None:
+    """Raise ValueError for a file of weights in a format that can run code; the message converts it."""
+    if file.suffix in OTHER_FORMATS:
+        raise ValueError(_refusal(file))
+
+
+def _refusal(file: Path, stem: str = "") -> str:
+    """Return why a file is not read, and the command that converts it, which runs no code of the file."""
+    reason = f"{short(file.name)}, which is not read, because such files can run code"
+    if file.suffix not in PICKLES:
+        return f"{reason}: save the model with its library as safetensors"
+    name = re.sub(r"^(pytorch_model|diffusion_pytorch_model|model)(?=[.-])", stem, file.stem + ".")[:-1]
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+        "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
+    )
+    paths = f"{shlex.quote(str(file))} {shlex.quote(str(file.with_name(f'{name}.safetensors')))}"
+    return f'{reason}: convert each such file as by `python -c "{code}" {paths}`'
 
 
 def _read_header(file: Path) -> list[TensorHeader]:
@@ -218,7 +244,7 @@ def load_weights(
         with sentences(f"{short(file)} is damaged"), safe_open(file, "pt") as tensors:
             for name, header in headers.items():
                 if header.file == file:
-                    state[name] = tensors.get_tensor(header.name)
+                    state[name] = header.read(tensors)
     half = dtype == torch.float16
     for name, value in state.items():
         if value.is_floating_point():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amortized.conditioning.text_encoder import TextEncoder
 from amortized.config import PathText, check
+from amortized.model_folders import check_scales
 from amortized.types import Cameras, TextCondition
 
 ADAPTER_EXISTS = "this prior already has an adapter: load another prior for another learned model"
@@ -29,12 +30,25 @@ class PriorConfig:
 
     shorthand: ClassVar[str] = "path"  # `prior: FOLDER` in a preset means `prior: {path: FOLDER}`
 
-    path: PathText  # a folder in diffusers format, or a Hub id
+    path: PathText  # a folder in diffusers format, a single-file checkpoint (.safetensors), or a Hub id
     revision: str | None = None  # branch, tag or commit of a Hub id
     allow_network: bool = False  # download a Hub id that is not cached
     variant: str | None = (
         None  # e.g. fp16, of *.fp16.safetensors; null: the plain weights, else the only variant
     )
+    # Of a single file of Stable Diffusion 2 that does not say whether it predicts noise or velocity.
+    architecture: (
+        Literal["stable-diffusion-v1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"] | None
+    ) = None
+    # LoRAs (.safetensors), added to the weights of UNet and text encoder, each times its scale (null: 1)
+    loras: tuple[PathText, ...] | None = None
+    lora_scales: tuple[float, ...] | None = None
+    tokens: tuple[PathText, ...] | None = None  # files of textual inversion: new words for prompts
+    # The sizes that SDXL is conditioned on: an image's height and width before cropping, the crop's offset
+    # from top and left, height and width after it. null: the size of the prior's images, not cropped.
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
     num_views: int | None = None  # views the model must denoise jointly; null: any
     # To save memory: the denoiser on another GPU, or in CPU memory between calls; texts encoded on the CPU.
     denoiser_device: str | None = None  # e.g. cuda:1; null: the run's device
@@ -60,6 +74,9 @@ class PriorConfig:
             )
         if self.variant is not None and not re.fullmatch(r"\w{1,40}", self.variant):
             raise ValueError(f"variant must be letters and digits, such as fp16, got {self.variant!r}")
+        check_scales(self.loras, self.lora_scales)
+        check(self, "original_size", "target_size", at_least=1, limit=2**16)
+        check(self, "crop", at_least=0, limit=2**16)
         check(self, "num_views", at_least=1, limit=64)
 
 

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amortized.conditioning.text_encoder import build_text_encoder
+from amortized.conditioning.text_encoder import add_to_encoder, build_text_encoders
 from amortized.devices import parse_device
 from amortized.files import in_project, restore_hint
 from amortized.model_folders import (
+    NO_ADDITIONS,
     PARTS,
+    Additions,
     PriorFolder,
     build_empty,
     check_fit,
+    is_single_file,
     load_weights,
     local_folder,
+    read_additions,
     read_prior_folder,
+    read_single_file,
     sentences,
 )
+from amortized.model_folders.lora import UNET, fuse
 from amortized.model_folders.prior_folder import wanted_files
+from amortized.model_folders.single_file import check_schedule
 from amortized.network import network_on_request
 from amortized.priors.base import DTYPES, PriorConfig
 from amortized.priors.schedule import usable_schedule
 from amortized.priors.stable_diffusion import StableDiffusionPrior, check_parts
 
+Size = tuple[int, int] | None
+Sizes = tuple[Size, Size, Size]
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
@@ -49,6 +60,9 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
         offload=config.offload,
         text_on_cpu=config.text_on_cpu,
         allow_network=config.allow_network,
+        architecture=config.architecture,
+        additions=read_additions(config.loras, config.lora_scales, config.tokens),
+        sizes=(config.original_size, config.crop, config.target_size),
     )
     prior.graphs = should_use_graphs(config, prior.device)
     if config.compile:
@@ -83,43 +97,71 @@ def load_stable_diffusion(
     offload: bool = False,
     text_on_cpu: bool = False,
     allow_network: bool = False,
+    architecture: str | None = None,
+    additions: Additions = NO_ADDITIONS,
+    sizes: Sizes = (None, None, None),
 ) -> StableDiffusionPrior:
-    """Load a prior from a folder in diffusers format or a Hub id, which is cached or (if allowed) downloaded.
+    """Load a prior from a folder in diffusers format, a single file or a Hub id.
+
+    A Hub id is cached or (if allowed) downloaded.
 
     variant          of the weights, such as "fp16" for *.fp16.safetensors; None: the plain or only one
     dtype            of all networks
     denoiser_device  the UNet's device; None: `device`
     offload          keep the UNet in CPU memory between calls
     text_on_cpu      run the text encoder on the CPU
+    architecture     of a single file, see `amortized.model_folders.single_file`; None: as the file says
+    additions        LoRAs that are added to the weights, and tokens
+    sizes            original size, crop and target size of SDXL, see `PriorConfig`
 
     Configs and headers are checked before any weights are read, see `amortized.model_folders`. Raises
     ValueError if the folder or a part of it is missing, damaged or not supported.
     """
     path = in_project(path)
-    try:
-        folder = local_folder(
-            path,
-            revision=revision,
-            allow_network=allow_network,
-            wanted=lambda names: wanted_files(names, variant),
-        )
-        files = read_prior_folder(folder, variant)
+    with _one_failure(path, allow_network):
+        if is_single_file(path):
+            files = read_single_file(Path(path), architecture)
+        else:
+            folder = local_folder(
+                path,
+                revision=revision,
+                allow_network=allow_network,
+                wanted=lambda names: wanted_files(names, variant),
+            )
+            files = read_prior_folder(folder, variant)
         unet, vae = _load_networks(files, dtype)
+        encoder = build_text_encoders(
+            files.text,
+            files.text_2,
+            files.zero_empty,
+            path if revision is None else f"{path} at {revision}",
+            dtype=dtype,
+            device="cpu" if text_on_cpu else device,
+        )
+    if architecture is not None and not is_single_file(path):
+        raise ValueError(f"prior.architecture is for a single file, and '{path}' is not one: set it to null")
+    add_to_encoder(encoder, additions)
+    for lora in additions.loras:
+        fuse(lora, UNET, unet)
+    size_ids = size_ids_of(files, sizes)
+    with _one_failure(path, allow_network):
         return StableDiffusionPrior(
-            text_encoder=build_text_encoder(
-                files.text,
-                path if revision is None else f"{path} at {revision}",
-                dtype=dtype,
-                device="cpu" if text_on_cpu else device,
-            ),
+            text_encoder=encoder,
             unet=unet.to("cpu" if offload else denoiser_device or device),
             vae=vae.to(device),
             alphas_cumprod=_alphas_cumprod(files),
-            identity=_identity(files),
+            identity=_identity(files, additions, size_ids),
+            size_ids=size_ids,
             prediction_type=files.schedule["prediction_type"],
             views_per_group=files.num_views,
             offload=offload,
         )
+
+
+@contextmanager
+def _one_failure(path: str, allow_network: bool) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(_load_failure(path, allow_network, reason=str(error))) from error
 
@@ -133,21 +175,26 @@ def _load_networks(files: PriorFolder, dtype: torch.dtype) -> tuple[Any, Any]:
     vae = build_empty(vae_file, lambda: AutoencoderKL(**files.vae))
     unet_headers = check_fit(unet, files.unet_weights)
     vae_headers = check_fit(vae, files.vae_weights, _vae_name)
-    check_parts(unet, vae, files.text.width)
+    second = files.text_2.width if files.text_2 is not None else 0
+    check_parts(unet, vae, files.text.width + second, is_xl=second > 0)
     with sentences(f"{files.folder} does not describe networks that run together"), torch.no_grad():
-        _run_without_memory(unet, vae, files.text.width)
+        _run_without_memory(unet, vae, files.text.width + second, second)
     load_weights(unet, unet_headers, dtype)
-    load_weights(vae, vae_headers, dtype)
+    # The VAE of SDXL overflows float16, and its config says so.
+    overflows = second > 0 and files.vae.get("force_upcast", True) and dtype == torch.float16
+    load_weights(vae, vae_headers, torch.float32 if overflows else dtype)
     return unet, vae
 
 
 def _alphas_cumprod(files: PriorFolder) -> Tensor:
-    from diffusers import DDIMScheduler  # pyright: ignore (lazy exports)
+    from diffusers import DDPMScheduler  # pyright: ignore (lazy exports)
 
     file = files.folder / "scheduler/scheduler_config.json"
     with sentences(f"{file} does not describe a noise schedule"):
-        alphas_cumprod = DDIMScheduler(**files.schedule).alphas_cumprod
-        return usable_schedule(alphas_cumprod)
+        alphas_cumprod = usable_schedule(DDPMScheduler(**files.schedule).alphas_cumprod)
+    if files.folder.is_file():
+        check_schedule(files.folder, alphas_cumprod)
+    return alphas_cumprod
 
 
 def _vae_name(name: str) -> str:
@@ -158,7 +205,24 @@ def _vae_name(name: str) -> str:
     return name
 
 
-def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
+def size_ids_of(files: PriorFolder, sizes: Sizes) -> tuple[int, ...] | None:
+    """Return original size, crop and target size, six numbers, for an SDXL; None for others.
+
+    Raises ValueError if sizes are set for another model.
+    """
+    if files.text_2 is None:
+        if any(size is not None for size in sizes):
+            raise ValueError(
+                "prior.original_size, prior.crop and prior.target_size are of SDXL, which "
+                f"'{files.folder}' is not: set them to null"
+            )
+        return None
+    side = files.unet["sample_size"] * 2 ** (len(files.vae.get("block_out_channels", (1, 1, 1, 1))) - 1)
+    original, crop, target = sizes
+    return (*(original or (side, side)), *(crop or (0, 0)), *(target or (side, side)))
+
+
+def _run_without_memory(unet: Any, vae: Any, text_width: int, second: int = 0) -> None:
     """Run networks whose weights have no memory, in milliseconds, so that a wrong config fails now."""
     channels, size = vae.config.latent_channels, unet.config.sample_size
     latents = torch.empty(1, channels, size, size, device="meta")
@@ -168,6 +232,12 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
         labels["class_labels"] = torch.empty(1, width, device="meta")
     elif unet.config.class_embed_type is not None:
         return  # refused with a remedy by the prior
+    if second:
+        added = {
+            "text_embeds": torch.empty(1, second, device="meta"),
+            "time_ids": torch.empty(1, 6, device="meta"),
+        }
+        labels["added_cond_kwargs"] = added
     times, text = (
         torch.zeros(1, dtype=torch.long, device="meta"),
         torch.empty(1, 8, text_width, device="meta"),
@@ -182,21 +252,23 @@ def _run_without_memory(unet: Any, vae: Any, text_width: int) -> None:
         )
 
 
-def _identity(files: PriorFolder) -> str:
-    """Return what the prior depends on besides its weights: schedule, scaling, sizes."""
+def _identity(files: PriorFolder, additions: Additions, size_ids: tuple[int, ...] | None) -> str:
+    """Return what the prior depends on besides its weights: schedule, scaling, sizes, words of new tokens."""
     schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
     scaling = {
         key: files.vae.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     }
     sizes = {"sample_size": files.unet["sample_size"], "num_views": files.num_views}
-    return json.dumps([schedule, scaling, sizes], sort_keys=True)
+    tokens = [[new.token for new in additions.tokens]] if additions.tokens else []
+    xl = [] if size_ids is None else [size_ids, files.zero_empty]
+    return json.dumps([schedule, scaling, sizes, *tokens, *xl], sort_keys=True)
 
 
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:
     """Return the error message for a prior that cannot be loaded, with a remedy."""
-    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors"
+    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors, or a single file"
     if hint := restore_hint(path):
         remedy = hint
-    elif not Path(path).is_dir() and not allow_network:
+    elif not Path(path).exists() and not allow_network:
         remedy += ", or a Hub id with prior.allow_network=true"
     return f"prior.path '{path}' cannot be loaded: {reason.rstrip('.')}; {remedy}"

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and models of that format, as a prior."""
+"""Stable Diffusion 1.x and 2.x, SDXL, and models of these formats, as a prior."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amortized.conditioning.text_encoder import CLIPTextEncoder, T5TextEncoder
+from amortized.conditioning.text_encoder import AnyTextEncoder
 from amortized.priors.base import ADAPTER_EXISTS
 from amortized.priors.graphs import GraphedFunction
 from amortized.priors.multi_view import VIEWS_FILE, camera_vectors, join_views
@@ -36,13 +36,14 @@ class StableDiffusionPrior:
         *,
         unet: Any,
         vae: Any,
-        text_encoder: CLIPTextEncoder | T5TextEncoder,
+        text_encoder: AnyTextEncoder,
         alphas_cumprod: Tensor,
         prediction_type: str,
         views_per_group: int = 1,
         offload: bool = False,
         graphs: bool = False,
         identity: str = "",
+        size_ids: tuple[int, ...] | None = None,
     ) -> None:
         """Freeze the networks and wrap them.
 
@@ -50,6 +51,8 @@ class StableDiffusionPrior:
         alphas_cumprod   [T], decreasing; last timesteps of pure noise are dropped
         prediction_type  "epsilon" or "v_prediction"
         identity         a text for the fingerprint: schedule, scaling and other properties besides weights
+
+        size_ids         of SDXL: original size, crop and target size, the same for every image
 
         Raises ValueError for another prediction type, or parts that do not fit each other.
         """
@@ -59,7 +62,7 @@ class StableDiffusionPrior:
                 "only epsilon and v_prediction can be distilled"
             )
         alphas_cumprod = usable_schedule(alphas_cumprod)
-        check_parts(unet, vae, text_encoder.width)
+        check_parts(unet, vae, text_encoder.width, is_xl=size_ids is not None)
         if views_per_group > 1:
             join_views(unet, views_per_group)
         elif unet.config.class_embed_type is not None:
@@ -68,6 +71,7 @@ class StableDiffusionPrior:
                 f"the camera of a multi-view prior, its folder needs {VIEWS_FILE}"
             )
         self.views_per_group = views_per_group
+        self._size_ids = None if size_ids is None else torch.tensor([size_ids])  # [1, 6]
         self.identity = identity
         self.unet = unet.eval().requires_grad_(False)
         self._dtype: torch.dtype = unet.dtype
@@ -81,6 +85,8 @@ class StableDiffusionPrior:
             for network in (unet, vae):
                 network.to(memory_format=torch.channels_last)
         self.graphs = graphs
+        # The UNet of SDXL takes the pooled vector of the second encoder only.
+        self._pooled_width: int = getattr(getattr(text_encoder, "second", None), "width", text_encoder.width)
         self._graphed_unet = GraphedFunction(self._run_unet)
         self._graphed_moments = GraphedFunction(self._moments)
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
@@ -144,6 +150,9 @@ class StableDiffusionPrior:
             if cameras is None:
                 raise ValueError("a multi-view prior needs the cameras of its views")
             inputs.append(camera_vectors(cameras).to(**target))
+        elif self._size_ids is not None:
+            inputs.append(text.pooled[:, -self._pooled_width :].to(**target))
+            inputs.append(self._size_ids.to(**target).expand(len(latents_noisy), -1))
         # No graph with an adapter, which is switched on and off, or with the gradient of a learned text.
         use_graph = self.graphs and self.adapter is None and not torch.is_grad_enabled()
         with_adapter = adapted or self.adapter is None
@@ -154,11 +163,14 @@ class StableDiffusionPrior:
         abar = alphas_at(self.alphas_cumprod, timesteps, latents_noisy)
         return velocity_to_noise(prediction, latents_noisy, abar)
 
-    def _run_unet(
-        self, latents_noisy: Tensor, timesteps: Tensor, tokens: Tensor, cameras: Tensor | None = None
-    ) -> Tensor:
-        """Return the UNet's raw prediction [N, C, h, w], in its dtype and on its device."""
-        labels = {} if cameras is None else {"class_labels": cameras}
+    def _run_unet(self, latents_noisy: Tensor, timesteps: Tensor, tokens: Tensor, *more: Tensor) -> Tensor:
+        """Return the UNet's raw prediction [N, C, h, w], in its dtype and on its device.
+
+        more  the cameras of a multi-view model, or the pooled text and the sizes of SDXL
+        """
+        labels: dict[str, Any] = {"class_labels": more[0]} if len(more) == 1 else {}
+        if len(more) == 2:
+            labels["added_cond_kwargs"] = dict(zip(("text_embeds", "time_ids"), more, strict=True))
         outputs = self.unet(
             latents_noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **labels
         )
@@ -216,17 +228,19 @@ def latent_scaling(config: Any) -> tuple[Tensor, Tensor]:
     return shift[:, None, None], config.scaling_factor / std[:, None, None]
 
 
-def check_parts(unet: Any, vae: Any, text_width: int) -> None:
+def check_parts(unet: Any, vae: Any, text_width: int, *, is_xl: bool = False) -> None:
     """Raise ValueError for parts that do not fit each other, or a UNet that needs further conditions."""
     problem, width = None, unet.config.cross_attention_dim
     if unet.config.in_channels != vae.config.latent_channels:
         problem = f"takes {unet.config.in_channels} channels, but its VAE has {vae.config.latent_channels}"
     elif isinstance(width, int) and width != text_width:
         problem = f"takes text of width {width}, but its text encoder has {text_width}"
-    elif unet.config.addition_embed_type not in (None, "text"):
+    elif is_xl and unet.config.addition_embed_type != "text_time":
+        problem = "takes no sizes, but there are two text encoders as in SDXL"
+    elif not is_xl and unet.config.addition_embed_type not in (None, "text"):
         problem = f"needs '{unet.config.addition_embed_type}' in addition to the text"
     if problem is not None:
         raise ValueError(
-            f"this prior's UNet {problem}: only text-to-image models in the format of Stable Diffusion 1 "
-            "and 2 can be distilled"
+            f"this prior's UNet {problem}: only text-to-image models in the format of Stable Diffusion 1, 2 "
+            "and XL can be distilled"
         )

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from amortized.generation import TextTo3D
 from amortized.generation.exporting import export
+from tests.commands.runs import small
 from tests.rooms import ROOT
 from tests.tiny_sd import make_tiny_sd
 
@@ -146,3 +148,25 @@ def test_a_run_finds_its_text_encoder_where_it_was_started(trained, prior, tmp_p
     shutil.rmtree(start / "models")
     with pytest.raises(ValueError, match="needs the text encoder 'models/sd'"):
         TextTo3D.from_run(folder)
+
+
+def test_loras_and_tokens_of_the_text_encoder_belong_to_the_generator(run, prior, tmp_path):
+    """A run and its export load them again, and refuse others; the run resumes only with the same ones."""
+    files = [tmp_path / "lora.safetensors", tmp_path / "token.safetensors"]
+    query = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    ends = {"lora_down.weight": torch.ones(2, 32), "lora_up.weight": torch.ones(32, 2)}
+    save_file({f"{query}.{end}": value for end, value in ends.items()}, files[0])
+    save_file({"<cat>": torch.ones(2, 32)}, files[1])
+    added = [f"prior.loras=[{files[0]}]", "prior.lora_scales=[0.3]", f"prior.tokens=[{files[1]}]"]
+    script, *arguments = small(prior, tmp_path / "run")
+    assert run(script, *arguments, "trainer.steps=1", *added).returncode == 0
+    refused = run(script, *arguments, "trainer.steps=1", "prior.lora_scales=[0.4]", *added[::2])
+    assert refused.returncode == 2 and "another prior" in refused.stderr
+    trained = TextTo3D.from_run(tmp_path / "run", device="cpu")
+    assert run("amortized", "export", str(tmp_path / "run"), str(tmp_path / "out")).returncode == 0
+    exported = TextTo3D.from_pretrained(tmp_path / "out", device="cpu")
+    pooled = [model.texts.generator_text(["a <cat>"]).pooled for model in (trained, exported)]
+    assert torch.equal(*pooled)
+    save_file({"<cat>": torch.zeros(2, 32)}, files[1])
+    with pytest.raises(ValueError, match="is another one"):
+        TextTo3D.from_pretrained(tmp_path / "out", device="cpu")

@@ -33,7 +33,7 @@ def test_each_row_equals_the_model_run_on_the_unpadded_text(encoder):
 
 def test_pooling_by_the_library_goes_wrong_for_a_small_eos_id(encoder):
     """Why `CLIPTextEncoder` pools by position; once this fails, it can use `pooler_output`."""
-    ids, _ = encoder._token_ids(["a zebra", "a cube"])
+    ids, _ = encoder.token_ids(["a zebra", "a cube"])
     library = encoder.model(input_ids=ids).pooler_output
     agrees = torch.allclose(library, encoder.encode(["a zebra", "a cube"]).pooled, atol=1e-5)
     assert agrees == (encoder.model.config.eos_token_id != 2)
@@ -48,7 +48,7 @@ def test_a_text_one_token_too_long_keeps_its_end_token(encoder):
     max_letters = encoder.max_length - 2
     fits, too_long = encoder.encode(["q" * max_letters]), encoder.encode(["q" * (max_letters + 1)])
     # The cut changes the last letter from "q</w>" to "q"; both rows are full, and both end in "end".
-    ids, lengths = encoder._token_ids(["q" * max_letters, "q" * (max_letters + 1)])
+    ids, lengths = encoder.token_ids(["q" * max_letters, "q" * (max_letters + 1)])
     assert lengths.tolist() == [encoder.max_length] * 2
     assert (ids[:, -1] == encoder.tokenizer.eos_token_id).all()
     assert (fits.mask == too_long.mask).all()

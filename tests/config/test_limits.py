@@ -160,7 +160,9 @@ def test_these_settings_are_paths() -> None:
         "corpus",
         "evaluation.clip",
         "output",
+        "prior.loras",
         "prior.path",
+        "prior.tokens",
         "prompt_order.by",
         "start",
         "text.encoder",
@@ -171,17 +173,17 @@ def test_these_settings_are_paths() -> None:
 @pytest.mark.parametrize("key", PATHS)
 def test_the_home_folder_expands_in_every_path_and_an_empty_one_is_refused(key: str, monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    form = "[{}]" if key == "text.shards" else "{}"
+    is_list = key in ("text.shards", "prior.loras", "prior.tokens")
+    form = "[{}]" if is_list else "{}"
     splats = ["generator.name=splats", "trainer.prompts_per_process=1", "losses.eikonal=0", "losses.inside=0"]
     more = {"prompt_order.by": ["prompt_order.kind=weighted"], "start": splats}.get(key, [])
     data = config_to_dict(load_config(RunConfig, PRESET, [*more, f"{key}={form.format('~/a.json')}"]))
     for part in key.split("."):
         data = data[part]
-    assert data == (["/home/me/a.json"] if key == "text.shards" else "/home/me/a.json")
+    assert data == (["/home/me/a.json"] if is_list else "/home/me/a.json")
     for bad in ("", " ", "~nobody-here/x", "a" * 300, "/".join(["a"] * 3000)):
-        message = outcome(
-            *more, f"{key}={form.format(json_text(bad))}" if key == "text.shards" else f"{key}={bad}"
-        )
+        value = form.format(json_text(bad)) if is_list else bad
+        message = outcome(*more, f"{key}={value}")
         assert isinstance(message, str) and key in message and len(message) < 700, message
 
 

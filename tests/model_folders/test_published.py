@@ -275,7 +275,7 @@ def test_the_text_half_of_a_whole_clip(tmp_path) -> None:
     )
     encoder = load_text_encoder(str(folder))
     assert isinstance(encoder, CLIPTextEncoder)
-    expected = whole.text_model(input_ids=encoder._token_ids(["a cube"])[0])[0]
+    expected = whole.text_model(input_ids=encoder.token_ids(["a cube"])[0])[0]
     torch.testing.assert_close(encoder.encode(["a cube"]).tokens, expected.detach())
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import shlex
 import shutil
 from pathlib import Path
 
@@ -100,8 +103,42 @@ def test_shards_and_the_only_variant_are_read(tmp_path, kind, name) -> None:
     refused(kind, folder, "lacks shards")
     (folder / name).with_name(f"{stem}-00001-of-00002.safetensors").unlink()
     refused(kind, folder, f"has no {stem}.safetensors")
-    write((folder / name).with_name(f"{stem}.bin"), b"pickle")
-    refused(kind, folder, f"{stem}.bin, which is not read", "safe_serialization=True")
+    write((folder / name).with_name(f"{stem}.h5"), b"keras")
+    refused(kind, folder, f"{stem}.h5, which is not read")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] != "clip"])
+def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path, kind, name, sharded) -> None:
+    """The command is run here as it stands in the message, once for each shard, in a path with a blank."""
+    (parent := tmp_path / "a folder").mkdir()
+    folder = copy_of(kind, parent)
+    tensors = load_file(folder / name)
+    stem = "diffusion_pytorch_model" if "diffusion" in name else "pytorch_model"
+    expected = {key: value.clone() for key, value in tensors.items()}
+    (folder / name).unlink()
+    keys = sorted(tensors)
+    shards = {"-00001-of-00002": keys[:3], "-00002-of-00002": keys[3:]} if sharded else {"": keys}
+    for end, part in shards.items():
+        torch.save({key: tensors[key] for key in part}, (folder / name).with_name(f"{stem}{end}.bin"))
+    with pytest.raises(ValueError, match=f"{stem}.*bin, which is not read") as caught:
+        LOADERS[kind](folder)
+    assert "\n" not in str(caught.value)
+    found = re.search(r'`python -c "(.*)" (.*)`', str(caught.value))
+    assert found is not None
+    (script := tmp_path / "command.py").write_text(found[1])
+    for end in shards:
+        paths = [
+            path.replace("-00001-", "-00002-") if "2-of" in end else path for path in shlex.split(found[2])
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["-c", *paths])
+            runpy.run_path(str(script))
+    new = {}
+    for file in (folder / name).parent.glob("*.safetensors"):
+        new |= load_file(file)
+    assert new.keys() == expected.keys() and all(torch.equal(new[key], expected[key]) for key in new)
+    LOADERS[kind](folder)
 
 
 def test_a_variant_is_chosen_by_name(tmp_path) -> None:
