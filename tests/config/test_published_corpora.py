@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from amortized.commands.compose import RunConfig
-from amortized.config import config_to_dict, load_config, value_at
+from amortized.config import config_to_dict, value_at
 from amortized.config.presets import flatten
 from corpora import PUBLISHED
 from generators import build_generator
-from tests.config.test_published import EXACT, FOLDER, OF_A_CORPUS, OF_ONE_OBJECT, config_of
+from tests.config.test_published import EXACT, OF_A_CORPUS, OF_ONE_OBJECT, config_of
 from tests.rooms import ROOT
 
 NUM_GPUS = {"asd-sd-3dconv-cp100k": 8, "asd-mv-triplane-dl17k": 8}
@@ -115,7 +115,9 @@ def test_a_dry_run_at_full_size_describes_the_run(name: str):
     command = [sys.executable, "train.py", f"configs/published/{name}.yaml", *overrides, "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    config = load_config(RunConfig, FOLDER / f"{name}.yaml")
-    generator = {"3dconv-net": "Conv3DNet", "triplane-transformer": "TriplaneTransformer"}
-    assert "# generator: WithEnvironment" in done.stdout
-    assert generator.get(config.generator.name, "grid runs on") in done.stdout
+    config = config_of(name)
+    slots = config.trainer.gradient_accumulation_steps
+    assert f"name: {config.generator.name}\n" in done.stdout
+    assert "# generator: WithEnvironment, " in done.stdout
+    assert f"# corpus: 16 training prompts; {slots} per step" in done.stdout
+    assert "MiB activations of a step" in done.stdout
