@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from amortized.monitoring import Watchdog
-from amortized.monitoring.forecast import duration, forecast
+from amortized.monitoring.forecast import forecast
 from amortized.parallel import World
 
 
