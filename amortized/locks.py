@@ -87,6 +87,10 @@ class FileLock:
         except OSError:
             return False
 
+    def fileno(self) -> int:
+        """The locked descriptor: a process that inherits it holds the lock too, also after `close`."""
+        return self._descriptor
+
     def close(self) -> None:
         """Release the lock."""
         os.close(self._descriptor)

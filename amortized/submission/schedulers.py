@@ -47,12 +47,23 @@ def words(state: str) -> State:
     return "waiting" if name in _WAITING else "running" if name in _RUNNING else "ended"
 
 
-def output_of(arguments: Sequence[str], *, fails: bool = False) -> str:
+def output_of(
+    arguments: Sequence[str],
+    *,
+    fails: bool = False,
+    cwd: Path | None = None,
+    timeout_s: float | None = TIMEOUT_S,
+) -> str:
     """What a command prints. Raises ValueError if it fails, unless it `fails` for a job that is gone too."""
     shown = " ".join(arguments[:3])
     try:
         done = subprocess.run(
-            list(arguments), stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False
+            list(arguments),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"`{shown}` failed ({getattr(error, 'strerror', None) or 'no answer'})") from error

@@ -6,6 +6,7 @@ script, a line `set -- ARGUMENTS` that replaces the one that is there, or follow
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from amortized.untrusted import parse_yaml_object
+from amortized.untrusted import parse_yaml_object, short
 
 _SET = re.compile(r"^set -- (?:.*\\\n)*.*\n", re.MULTILINE)
 _START = "set -euo pipefail\n"
 _PLACEHOLDER = "registry.example.com/"
 _NAME = "amortized3d"  # of the objects in a template
+IMAGE_FOLDER = "/app"  # the working directory of the project's image
 
 
 def fill_script(text: str, arguments: Sequence[str], before: Sequence[str] = ()) -> str:
@@ -69,6 +71,9 @@ def fill_kubernetes(text: str, arguments: Sequence[str], name: str) -> tuple[str
         raise ValueError("the args of its container name no preset (configs/NAME.yaml)")
     # Kubernetes replaces $(NAME) in arguments, and $$ by $.
     own = [str(one).replace(_NAME, name) for one in old[:first]]
+    claims = {one.get("name") for one in pod.get("volumes") or () if "persistentVolumeClaim" in one}
+    mounts = [one["mountPath"] for one in container.get("volumeMounts") or () if one.get("name") in claims]
+    _check_output(arguments, container.get("workingDir") or IMAGE_FOLDER, mounts)
     container["args"] = own + [argument.replace("$", "$$") for argument in arguments]
     return _dump(objects), f"{kind.lower()}/{name}"
 
@@ -76,9 +81,21 @@ def fill_kubernetes(text: str, arguments: Sequence[str], name: str) -> tuple[str
 def fill_skypilot(text: str, arguments: Sequence[str], name: str) -> str:
     """A SkyPilot task for a run. Raises ValueError."""
     task = parse_yaml_object(text, "it")
+    _check_output(arguments, "~/sky_workdir", [*(task.get("file_mounts") or ()), *(task.get("volumes") or ())])
     task["name"] = name
     task["run"] = fill_script(_at(task, "run", str), arguments).replace(f"--rdzv-id {_NAME}", f"--rdzv-id {name}")
     return _dump([task])
+
+
+def _check_output(arguments: Sequence[str], folder: str, mounts: Sequence[str]) -> None:
+    """Raise ValueError unless the run's folder is on a volume: it would be lost with the machine."""
+    outputs = [one.removeprefix("output=") for one in arguments if one.startswith("output=")]
+    path = posixpath.normpath(posixpath.join(folder, outputs[-1]))
+    if not any(path.startswith(f"{mount.rstrip('/')}/") for mount in mounts):
+        raise ValueError(
+            f"output={short(outputs[-1])} is on none of its volumes ({', '.join(mounts) or 'it has none'}), so it would "
+            "be lost with the machine: choose a folder on one"
+        )
 
 
 def _at(data: Any, path: str, kind: type) -> Any:

@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "configs" / "launch"
-SCRIPTS = ["one-node.sh", "nodes.sh", "deepspeed.sh", "slurm.sbatch"]
+SCRIPTS = ["one-node.sh", "nodes.sh", "deepspeed.sh", "slurm.sbatch", "ray-job.sh"]
 JOB, OPERATOR, SKY = "kubernetes-indexed-job.yaml", "kubernetes-pytorchjob.yaml", "skypilot.yaml"
 ARGUMENTS = ["configs/quickstart.yaml", "prompt=a red cube", "output=outputs/mine"]
 
