@@ -27,12 +27,15 @@ OUTPUTS = Path("outputs")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, nargs="?", default=OUTPUTS, help="a folder with runs (default: %(default)s)"
+        "folder", type=path, nargs="?", default=OUTPUTS, help=f"a folder with runs (default: {OUTPUTS})"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument("--page", type=path, metavar="FILE.html", help="write a page of all runs as well")
     parser.add_argument(
-        "--watch", type=number(0.5, 86400), metavar="SECONDS", help="repeat until Ctrl-C, every so many seconds"
+        "--watch",
+        type=number(0.5, 86400),
+        metavar="SECONDS",
+        help="repeat until Ctrl-C, every so many seconds",
     )
 
 

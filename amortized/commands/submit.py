@@ -1,14 +1,14 @@
 """Train as a job of a scheduler, or in the background of this machine.
 
   amortized submit configs/quickstart.yaml output=outputs/mine --to local --follow
-  amortized submit configs/hyper-ingp-sd21.yaml corpus=prompts.txt prior=FOLDER --to slurm --option=--partition=gpu
+  amortized submit configs/hyper-ingp-sd21.yaml corpus=prompts.txt prior=FOLDER --to slurm --option=--nodes=4
   amortized submit configs/quickstart.yaml prompt="a red cube" --to ray --dry-run
 
-The same settings as `amortized train` are checked by its dry run. Then a template of configs/launch is filled
+The settings are those of `amortized train`, whose dry run checks them. A template of configs/launch is filled
 with them, written into the run's folder, and handed to the scheduler's own command: sbatch, kubectl apply,
-sky jobs launch or ray job submit; --to local starts a process that outlives the terminal. The same command
-again resumes a run that has ended. `amortized runs` shows the job's state. With kubernetes and skypilot, paths
-are those of the job; an absolute `output` is then represented by outputs/NAME here.
+sky jobs launch or ray job submit. --to local starts a process that outlives the terminal. The same command
+again resumes a run that has ended. `amortized runs` shows the job's state. With kubernetes and skypilot,
+paths are those of the job; if `output` is absolute, launch file and record are in outputs/NAME here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = list_presets()
     parser.add_argument("config", type=path, help="a preset, e.g. configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings over the preset's")
-    parser.add_argument("--to", required=True, choices=TARGETS, help="where to run")
+    parser.add_argument("--to", required=True, choices=TARGETS, help="the scheduler, or local")
     parser.add_argument("--follow", action="store_true", help="show status and log until the job ends")
-    parser.add_argument("--dry-run", action="store_true", help="print the launch file and the command, then exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the launch file and the command, then exit"
+    )
     parser.add_argument(
         "--check",
         choices=("dry-run", "settings"),
@@ -45,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "elsewhere (default: %(default)s)",
     )
     parser.add_argument(
-        "--template", type=path, metavar="FILE", help="instead of the one in configs/launch: an edited copy of it"
+        "--template",
+        type=path,
+        metavar="FILE",
+        help="instead of the one in configs/launch: an edited copy of it",
     )
     parser.add_argument(
         "--option",
@@ -108,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     submission = launch(plan)
     cancel = shlex.join(scheduler.cancel(submission.job))
-    print(f"{folder}: job {submission.job} of {args.to}; status: {command('runs', folder)}; cancel: {cancel}", flush=True)
+    print(
+        f"{folder}: job {submission.job} of {args.to}; status: {command('runs', folder)}; cancel: {cancel}",
+        flush=True,
+    )
     return follow(plan.run, submission) if args.follow else 0
 
 
@@ -127,7 +135,9 @@ def _processes(args: argparse.Namespace, config: Any) -> int | None:
     """Processes of a machine; None: one for each GPU, as the template chooses."""
     if args.processes is not None:
         if args.to not in ("local", "ray"):
-            raise ValueError(f"--processes is for local and ray: {args.to} takes the number from its template")
+            raise ValueError(
+                f"--processes is for local and ray: {args.to} takes the number from its template"
+            )
         return args.processes
     if args.to != "local" or "PROCESSES" in os.environ:
         return None
@@ -137,7 +147,10 @@ def _processes(args: argparse.Namespace, config: Any) -> int | None:
 
 
 def _dry_run(settings: Sequence[str], *, shared: bool) -> None:
-    """Raise ValueError with the sentence of train.py's dry run if that fails. It frees its memory at its end."""
+    """Raise ValueError with the sentence of train.py's dry run if that fails.
+
+    It runs in another process, so that its memory is free afterwards.
+    """
     done = subprocess.run(
         [sys.executable, str(PROJECT / "train.py"), *settings, "--dry-run"],
         stdin=subprocess.DEVNULL,

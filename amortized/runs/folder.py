@@ -1,7 +1,7 @@
 """Runs under a folder, read from their folders alone: settings, last step, loss, time left, how they ended.
 
-Everything in a run's folder may be a stranger's, damaged, or growing. A run that cannot be read has a sentence
-that says why in its place, and never hides the others.
+Everything in a run's folder may be a stranger's, damaged, or growing. For a run that cannot be read a
+sentence says why, and the others are shown.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def read_facts(folder: Path, root: Path) -> Facts:
-    """What the folder of a run says; never raises for what is in it."""
+    """What the folder of a run says; never raises, whatever is in it."""
     values: dict[str, Any] = {}
     problems: list[str] = []
 

@@ -58,7 +58,9 @@ def write_page(path: Path, runs: Sequence[Run], reload_s: int | None = None) -> 
 def page(runs: Sequence[Run], now: datetime, reload_s: int | None = None) -> str:
     """The page as text."""
     # What is alive or was alive last comes first.
-    order = sorted(runs, key=lambda run: (run.status not in ("running", "waiting"), -(run.facts.written or 0)))
+    order = sorted(
+        runs, key=lambda run: (run.status not in ("running", "waiting"), -(run.facts.written or 0))
+    )
     compared = [run for run in order if run.facts.step is not None][:MAX_COMPARED]
     styles = {run.facts.folder: number for number, run in enumerate(compared)}
     histories = [load_history(run.facts.folder / LOG, names=CURVES) for run in compared]
@@ -140,7 +142,11 @@ def _differences(runs: Sequence[Run]) -> str:
         for name in differing[:MAX_SETTINGS]
     )
     more = len(differing) - MAX_SETTINGS
-    note = f'<p class="note">{count(more, "more setting differs", "more settings differ")}.</p>' if more > 0 else ""
+    note = (
+        f'<p class="note">{count(more, "more setting differs", "more settings differ")}.</p>'
+        if more > 0
+        else ""
+    )
     return (
         f'<p class="note">Those in which {count(len(runs), "run")} differ.</p>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Settings that differ">'
@@ -163,7 +169,8 @@ def _details(runs: Sequence[Run]) -> str:
         events = f'<ol class="events" reversed>{events}</ol>' if events else ""
         detail = f'<p class="note">{text(run.detail, 1000)}</p>' if run.detail else ""
         articles.append(
-            f'<article class="run" id="run-{number}"><h3><bdi>{text(run.facts.name, 120)}</bdi> {_status(run)}</h3>'
+            f'<article class="run" id="run-{number}">'
+            f"<h3><bdi>{text(run.facts.name, 120)}</bdi> {_status(run)}</h3>"
             f'<p class="note"><bdi>{text(run.facts.folder, 300)}</bdi></p>{detail}{picture}'
             f"{events}</article>"
         )

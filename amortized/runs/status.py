@@ -6,13 +6,14 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from amortized.locks import is_locked
 from amortized.runs.folder import LOCK, Facts, find_runs, read_facts
 from amortized.submission.queue import queue_states
+from amortized.submission.record import Submission
 from amortized.untrusted import inside, read_text
 
 Status = Literal["running", "waiting", "done", "stopped", "collapsed", "failed", "lost", "unknown"]
@@ -78,18 +79,28 @@ def statuses(all_facts: Sequence[Facts]) -> list[Run]:
         if run.facts.submission is not None and run.status not in ("running", "done", "collapsed")
     }
     for folder, state in queue_states(submitted).items():
-        run, job = runs[folder], submitted[folder]
-        if state == "waiting":
-            runs[folder] = Run(facts=run.facts, status="waiting", detail=f"job {job.job} of {job.to} is queued")
-        elif state == "running":
-            runs[folder] = Run(facts=run.facts, status="running", detail=f"job {job.job} of {job.to} runs")
-        elif state == "ended":
-            if run.status == "lost" and run.facts.step is None:
-                detail = f"job {job.job} of {job.to} ended before the first step: see its log"
-                runs[folder] = Run(facts=run.facts, status="failed", detail=detail)
-        else:
-            runs[folder] = Run(facts=run.facts, status=run.status, detail=f"{run.detail}; {state}".lstrip("; "))
+        runs[folder] = _with_queue(runs[folder], submitted[folder], state)
     return list(runs.values())
+
+
+def _with_queue(run: Run, submission: Submission, state: str) -> Run:
+    """A run whose folder does not tell its status, with the state of its job."""
+    job = (
+        f"job {submission.job} of {submission.to}"
+        if submission.to != "local"
+        else f"process {submission.job}"
+    )
+    match state:
+        case "waiting":
+            return replace(run, status="waiting", detail=f"{job} is queued")
+        case "running":
+            return replace(run, status="running", detail=f"{job} runs")
+        case "ended" if run.status == "lost" and run.facts.step is None:
+            return replace(run, status="failed", detail=f"{job} ended before the first step: see its log")
+        case "ended":
+            return run
+        case _:
+            return replace(run, detail="; ".join(part for part in (run.detail, state) if part))
 
 
 def _status_of_folder(facts: Facts) -> Run:
@@ -106,7 +117,11 @@ def _status_of_folder(facts: Facts) -> Run:
     if ending == "finished":
         return run("done")
     if ending:
-        return run("stopped" if ending == "stopped" else "failed", facts.ending.note if facts.ending else "")
+        return (
+            run("stopped")
+            if ending == "stopped"
+            else run("failed", facts.ending.note if facts.ending else "")
+        )
     if facts.steps is not None and facts.step is not None and facts.step >= facts.steps:
         return run("done")
     if facts.problem and facts.step is None and not facts.events:

@@ -17,8 +17,14 @@ def table(runs: Sequence[Run]) -> str:
         return "no runs"
     rows = [("STATUS", "STEP", "LEFT", "LOSS", "NAME", "CONFIG"), *map(_row, runs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = [f"{one_line(run.facts.name, MAX_NAME)}: {one_line(run.detail, MAX_DETAIL)}" for run in runs if run.detail]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    notes = [
+        f"{one_line(run.facts.name, MAX_NAME)}: {one_line(run.detail, MAX_DETAIL)}"
+        for run in runs
+        if run.detail
+    ]
     return "\n".join([*lines, *([""] if notes else []), *notes, "", _summary(runs)])
 
 

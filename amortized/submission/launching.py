@@ -83,7 +83,9 @@ def make_plan(
     except ValueError as error:
         raise ValueError(f"the template {short(path)} cannot be filled: {error}") from error
     if to in ("slurm", "ray") and not _PLAIN.fullmatch(file):
-        raise ValueError(f"{to} cannot take the path {short(file)}: choose an output of letters, digits and -_./")
+        raise ValueError(
+            f"{to} cannot take the path {short(file)}: choose an output of letters, digits and -_./"
+        )
     match to:
         case "local":
             job, command = None, ["bash", file]
@@ -95,14 +97,25 @@ def make_plan(
         case "skypilot":
             command = ["sky", "jobs", "launch", "--yes", "--detach-run", "--name", name, *options, file]
         case _:
-            command = ["ray", "job", "submit", "--no-wait", "--submission-id", name, *options, "--", "bash", file]
+            command = [
+                "ray",
+                "job",
+                "submit",
+                "--no-wait",
+                "--submission-id",
+                name,
+                *options,
+                "--",
+                "bash",
+                file,
+            ]
     head = f"# Written by `amortized submit --to {to}` from {one_line(path)}.\n"
     launch = launch.replace("\n", f"\n{head}", 1) if launch.startswith("#!") else head + launch
     return Plan(to=to, run=run, root=root, name=name, job=job, launch=launch, command=tuple(command))
 
 
 def _preparation(root: Path, processes: int | None) -> list[str]:
-    """Lines of a script that make it independent of where and by whom it is started."""
+    """Lines of a script for which the working directory and the environment at its start do not matter."""
     programs = Path(sys.executable).parent
     lines = [shlex.join(["cd", "--", str(root)]), f'export PATH={shlex.quote(str(programs))}:"$PATH"']
     return [*lines, *([f"export PROCESSES={processes}"] if processes is not None else [])]
@@ -117,11 +130,13 @@ def check_ready(plan: Plan) -> None:
     scheduler = SCHEDULERS[plan.to]
     if not scheduler.is_installed:
         raise ValueError(
-            f"there is no command {scheduler.program} here, which --to {plan.to} needs: {scheduler.install}, or "
-            "choose another --to"
+            f"there is no command {scheduler.program} here, which --to {plan.to} needs: "
+            f"{scheduler.install}, or choose another --to"
         )
     if plan.to != "kubernetes" and not (plan.root / "train.py").is_file():
-        raise ValueError(f"{short(plan.root)} has no train.py, which the job starts: submit in the project's folder")
+        raise ValueError(
+            f"{short(plan.root)} has no train.py, which the job starts: submit in the project's folder"
+        )
     if is_locked(plan.run / RUN_LOCK):
         raise ValueError(f"a process trains {short(plan.run)} already: wait for it to end")
     earlier = load_submission(plan.run)
@@ -131,8 +146,8 @@ def check_ready(plan: Plan) -> None:
     if state in ("waiting", "running"):
         cancel = shlex.join(SCHEDULERS[earlier.to].cancel(earlier.job))
         raise ValueError(
-            f"{short(plan.run)} is already job {earlier.job} of {earlier.to}, which is {state}: wait for it, or "
-            f"cancel it with `{cancel}`"
+            f"{short(plan.run)} is already job {earlier.job} of {earlier.to}, which is {state}: wait for it, "
+            f"or cancel it with `{cancel}`"
         )
 
 

@@ -15,7 +15,7 @@ MAX_JOBS = 200  # of one scheduler, in one question
 def queue_states(submissions: Mapping[Path, Submission]) -> dict[Path, State | str]:
     """The state of the job of each run's folder, or a sentence that says why it is not known.
 
-    Each scheduler is asked once for all of its jobs.
+    Each scheduler gets one question for all of its jobs.
     """
     states: dict[Path, State | str] = {}
     by_scheduler: dict[str, dict[Path, str]] = {}
@@ -35,6 +35,8 @@ def queue_states(submissions: Mapping[Path, Submission]) -> dict[Path, State | s
             answers = scheduler.states(list(dict.fromkeys(asked.values())))
             states |= {run: answers.get(job, "ended") for run, job in asked.items()}
         except ValueError as error:
-            states |= {run: f"{to} does not report the state of job {job}: {error}" for run, job in asked.items()}
+            states |= {
+                run: f"{to} does not report the state of job {job}: {error}" for run, job in asked.items()
+            }
         states |= {run: f"more than {MAX_JOBS} jobs of {to}" for run in jobs if run not in asked}
     return states

@@ -1,6 +1,6 @@
 """What was submitted for a run: a small JSON file in the run's folder, untrusted when it is read.
 
-    RUN/submission.json
+RUN/submission.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training as data: what a service may accept from a client. Never a path, a command or a URL.
 
-    {"preset": "quickstart", "overrides": {"trainer.steps": 300}, "corpus": "shapes16", "prior": "shapes-prior"}
+    {"preset": "quickstart", "corpus": "at2520", "prior": null, "overrides": {"trainer.steps": 300}}
 
 Presets, corpora and priors are names in a `Catalog` of the server; overrides are a closed list of settings,
 each with its type and range. `arguments` are those of train.py.

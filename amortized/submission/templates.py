@@ -30,7 +30,9 @@ def fill_script(text: str, arguments: Sequence[str], before: Sequence[str] = ())
         try:
             shlex.split(match[0])
         except ValueError:  # an argument with a line break: the rest of it would run as commands
-            raise ValueError("it was filled before: name the template, not a launch file made of it") from None
+            raise ValueError(
+                "it was filled before: name the template, not a launch file made of it"
+            ) from None
         return text[: match.start()] + lines + text[match.end() :]
     start, found, rest = text.partition(_START)
     if not found:
@@ -81,9 +83,13 @@ def fill_kubernetes(text: str, arguments: Sequence[str], name: str) -> tuple[str
 def fill_skypilot(text: str, arguments: Sequence[str], name: str) -> str:
     """A SkyPilot task for a run. Raises ValueError."""
     task = parse_yaml_object(text, "it")
-    _check_output(arguments, "~/sky_workdir", [*(task.get("file_mounts") or ()), *(task.get("volumes") or ())])
+    run = _at(task, "run", str)
+    _check_output(
+        arguments, "~/sky_workdir", [*(task.get("file_mounts") or ()), *(task.get("volumes") or ())]
+    )
     task["name"] = name
-    task["run"] = fill_script(_at(task, "run", str), arguments).replace(f"--rdzv-id {_NAME}", f"--rdzv-id {name}")
+    run = run.replace(f"--rdzv-id {_NAME}", f"--rdzv-id {name}")
+    task["run"] = fill_script(run, arguments)
     return _dump([task])
 
 
@@ -93,8 +99,8 @@ def _check_output(arguments: Sequence[str], folder: str, mounts: Sequence[str]) 
     path = posixpath.normpath(posixpath.join(folder, outputs[-1]))
     if not any(path.startswith(f"{mount.rstrip('/')}/") for mount in mounts):
         raise ValueError(
-            f"output={short(outputs[-1])} is on none of its volumes ({', '.join(mounts) or 'it has none'}), so it would "
-            "be lost with the machine: choose a folder on one"
+            f"output={short(outputs[-1])} would be lost with the machine: choose a folder on one of "
+            f"its volumes ({', '.join(mounts) or 'it has none'})"
         )
 
 
@@ -120,4 +126,6 @@ _Dumper.add_representer(str, _text)
 
 
 def _dump(documents: Sequence[Any]) -> str:
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110, explicit_start=len(documents) > 1)
+    return yaml.dump_all(
+        documents, Dumper=_Dumper, sort_keys=False, width=110, explicit_start=len(documents) > 1
+    )

@@ -46,7 +46,9 @@ class StubFolder:
         """Return the arguments of each call of a program so far."""
         path = self.folder / "calls"
         lines = (
-            [call.split("\037")[:-1] for call in path.read_text().split("\036")[:-1]] if path.exists() else []
+            [call.split("\037")[:-1] for call in path.read_bytes().decode().split("\036")[:-1]]
+            if path.exists()
+            else []
         )
         return [arguments for program, *arguments in lines if program == name]
 
