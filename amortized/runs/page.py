@@ -6,9 +6,10 @@ It has no script, and pictures are inside it, so that the file can be sent alone
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def _overview(runs: Sequence[Run], styles: dict[Path, int]) -> str:
     if not runs:
         return '<p class="note">There is none.</p>'
     titles = ("Run", "Status", "Step", "Time left", "Loss", "Configuration")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles[:-1])
+    head += f'<th scope="col" class="words">{titles[-1]}</th>'
 
     def row(number: int, run: Run) -> str:
         facts = run.facts
@@ -130,7 +132,7 @@ def _differences(runs: Sequence[Run]) -> str:
     """The settings in which the runs differ, a column each."""
     runs = [run for run in runs if run.facts.settings]
     names = dict.fromkeys(name for run in runs for name in run.facts.settings if name != "output")
-    values = {name: [str(run.facts.settings.get(name, "unset"))[:1000] for run in runs] for name in names}
+    values = {name: [_written(run.facts.settings, name) for run in runs] for name in names}
     differing = [name for name, row in values.items() if len(set(row)) > 1]
     if not differing:
         return '<p class="note">There are no differences.</p>'
@@ -153,6 +155,11 @@ def _differences(runs: Sequence[Run]) -> str:
         f'<table class="diff"><thead><tr><th scope="col">Setting</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{note}"
     )
+
+
+def _written(settings: Mapping[str, object], name: str) -> str:
+    value = settings.get(name, "unset")
+    return str(value if isinstance(value, str) else json.dumps(value, default=str))[:1000]
 
 
 def _details(runs: Sequence[Run]) -> str:
@@ -195,5 +202,5 @@ def _preview(folder: Path, limit: int) -> str:
         return ""
     return (
         f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
-        f'loading="lazy" alt="Views of the preview prompts at step {int(newest[1]):,}">'
+        f'alt="Views of the preview prompts at step {int(newest[1]):,}">'
     )

@@ -9,8 +9,8 @@
 # Run it in the folder of train.py, with RAY_ADDRESS=http://HOST:8265. To fill in: the number of GPUs (without that
 # option the job runs on the head node and gets none), and paths on file systems that the machines share; `output`
 # would be lost with the copy of the working directory. The cluster's Python needs this project's packages; PYTHON
-# names another one. PROCESSES=2 starts two processes. The port 8265 lets anyone who reaches it run any command:
-# never open it to a network.
+# names another one. PROCESSES=2 starts two processes. Whoever reaches the cluster's ports (8265 and others) can run
+# any command on it: never open them to a network that others use.
 #
 # If a process fails, all restart, up to MAX_RESTARTS times, and resume from the last checkpoint. Ray starts no job
 # again: submit the same one to resume. `ray job stop` sends SIGTERM, upon which the processes save, and kills them

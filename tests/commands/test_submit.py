@@ -84,7 +84,7 @@ def test_following_shows_status_and_log_until_the_end(run, tmp_path, monkeypatch
     """Of a job that waits, trains to its end, and leaves the queue."""
     stubs = StubFolder(tmp_path)
     stubs.stub("sbatch", "echo 7")
-    stubs.stub("squeue", f"cat '{tmp_path}/state' 2>/dev/null")
+    stubs.stub("squeue", f"cat '{tmp_path}/state' 2>/dev/null || true")
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     folder, moments = tmp_path / "run", []
     (tmp_path / "state").write_text("7 PENDING")
