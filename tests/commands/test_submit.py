@@ -8,6 +8,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_following_shows_status_and_log_until_the_end(run, tmp_path, monkeypatch
             (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
             (tmp_path / "state").unlink()
 
-    monkeypatch.setattr("amortized.commands.following.time.sleep", sleep)
+    monkeypatch.setattr("amortized.commands.following.time", SimpleNamespace(sleep=sleep))
     done = submitted(run, *QUICK, f"output={folder}", "--to", "slurm", "--follow")
     assert done.returncode == 0 and done.stdout.endswith("first\nsecond\n")
     words = [line.split(" ")[0].rstrip(";") for line in done.stderr.splitlines()[1:]]
@@ -113,7 +114,7 @@ def test_following_shows_status_and_log_until_the_end(run, tmp_path, monkeypatch
 def test_a_local_run_that_is_killed_resumes_with_the_same_command(run, prior, tmp_path):
     """Launcher and training are killed after a checkpoint; the second start trains to the last step."""
     folder = tmp_path / "run"
-    _, preset, *settings = small(prior, folder, "trainer.steps=300", "checkpointing.every=5", "device=cpu")
+    _, preset, *settings = small(prior, folder, "trainer.steps=60", "checkpointing.every=5", "device=cpu")
     arguments = [preset, *settings, "--to", "local", "--processes", "1"]
     assert submitted(run, *arguments).returncode == 0
     while not list(folder.glob("checkpoints/step_*")):
@@ -128,10 +129,10 @@ def test_a_local_run_that_is_killed_resumes_with_the_same_command(run, prior, tm
     while read_runs(folder)[0].status == "running":
         time.sleep(0.1)
     (lost,) = read_runs(folder)
-    assert lost.status == "lost" and 5 <= (lost.facts.step or 0) < 300
+    assert lost.status == "lost" and 5 <= (lost.facts.step or 0) < 60
     done = submitted(run, *arguments, "--follow")
-    assert done.returncode == 0 and "trained at step 300" in done.stdout
+    assert done.returncode == 0 and "trained at step 60" in done.stdout
     (ended,) = read_runs(folder)
-    assert ended.status == "done" and ended.facts.step == 300
+    assert ended.status == "done" and ended.facts.step == 60
     starts = [json.loads(line)["step"] for line in Path(folder, "events.jsonl").read_text().splitlines()]
-    assert sorted(set(starts))[1] >= 1 and any(5 <= step < 300 for step in starts)
+    assert sorted(set(starts))[1] >= 1 and any(5 <= step < 60 for step in starts)
