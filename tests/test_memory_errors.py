@@ -75,7 +75,7 @@ def error_line(main: Callable[[list[str]], int], arguments: list[str], capsys) -
         ("generators.hyper_ingp.split_mlp_weights", "the generator", "generator.checkpointing=true"),
         ("amortized.rendering.renderer.camera_rays", "the render", "trainer.render_size"),
         (
-            "amortized.priors.stable_diffusion.StableDiffusionPrior._moments",
+            "amortized.priors.autoencoder.Autoencoder._moments",
             "the prior's image encoder (VAE)",
             "prior.offload=true",
         ),

@@ -21,7 +21,7 @@ from amortized.guidance import Guidance, build_guidance, check_guidance
 from amortized.memory_errors import available_cpu_bytes
 from amortized.names import slug
 from amortized.parallel import World
-from amortized.priors import Prior, StableDiffusionPrior, load_prior
+from amortized.priors import FolderPrior, Prior, load_prior
 from amortized.random import derive_seed
 from amortized.training import BaseRunConfig, Trainer
 from amortized.types import Corpus, Prompt
@@ -117,7 +117,7 @@ def output_of_prompt(config: RunConfig, prompt: Prompt) -> str:
     return earlier if Path(earlier).exists() else f"{config.output}-{slug(prompt.text)}"
 
 
-def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:
+def build_bank(config: RunConfig, prior: FolderPrior, device: torch.device) -> tuple[TextBank, int]:
     """The text embeddings of a run, and the width of those that its generator takes."""
     text, encoder = config.text, None
     if text.encoder is not None:

@@ -202,14 +202,16 @@ def shard_denoiser(guidance: Guidance, world: World) -> None:
     Raises ValueError if ranks could call the denoiser a different number of times (each call is
     collective), or if the prior is not a Stable Diffusion.
     """
-    unet, config = getattr(guidance.prior, "unet", None), guidance.config
-    if unet is None or guidance.learned is not None or config.noise != "gaussian":
+    denoiser, config = getattr(guidance.prior, "denoiser", None), guidance.config
+    if denoiser is None or guidance.learned is not None or config.noise != "gaussian":
         raise ValueError(
             "distributed.shard_prior needs a Stable Diffusion prior that every process calls equally often: "
             "guidance.noise=gaussian and no guidance.learned; else set distributed.shard_prior=false"
         )
     guidance.prior.graphs = False  # type: ignore[attr-defined]  # CUDA graphs need weights at fixed addresses
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+    network = denoiser.network
+    blocks = getattr(network, "transformer_blocks", None)  # of Stable Diffusion 3; others have a UNet
+    for block in blocks or (*network.down_blocks, network.mid_block, *network.up_blocks):
         fully_shard(block, mesh=mesh)
-    fully_shard(unet, mesh=mesh)
+    fully_shard(network, mesh=mesh)
