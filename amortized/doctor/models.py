@@ -139,9 +139,9 @@ def hub_row(key: str, name: str, resources: Resources) -> Row:
         return Row("models", key, "-", f"{name} is not a folder; the first evaluation downloads it")
     from huggingface_hub import try_to_load_from_cache
 
-    marks = ("unet/config.json", "transformer/config.json")  # the latter of a Stable Diffusion 3
-    cached = [try_to_load_from_cache(name, mark, revision=resources.revision) for mark in marks]
-    if any(isinstance(file, str) for file in cached):
+    # Every prior has it, with a UNet or a transformer; a folder of texts alone has not.
+    cached = try_to_load_from_cache(name, "vae/config.json", revision=resources.revision)
+    if isinstance(cached, str):
         return Row("models", key, "ok", f"{name} is in the Hub cache")
     if resources.allow_network:
         return Row("models", key, "-", f"{name} is not a folder; the run downloads it")

@@ -67,7 +67,7 @@ SAMPLING = frozenset(
 )
 # Values of those keys with which the model was not trained by DDPM's betas.
 OTHER_PROCESSES = {"use_flow_sigmas": True, "use_dynamic_shifting": True, "timestep_type": "continuous"}
-# A rectified flow is trained with all times alike; `num_train_timesteps` and `shift` choose those to distill.
+# A rectified flow is trained at all times; `num_train_timesteps` and `shift` choose those that are distilled.
 FLOW_SCHEDULE = {"num_train_timesteps": "int", "shift": "float"}
 FLOW_SAMPLING = SAMPLING | frozenset(
     "base_image_seq_len base_shift invert_sigmas max_image_seq_len max_shift stochastic_sampling".split()
