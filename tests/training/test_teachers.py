@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -155,20 +159,13 @@ def test_twenty_steps_approach_the_images_of_the_priors(name, tmp_path) -> None:
     assert target_error(trainer) < 0.85 * before
 
 
-def two_that_learn(prior: str | None) -> dict:
-    more = {"guidance": {**learning("vsd"), "weight": 0.2}, "prior": prior}
-    return {
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path) -> None:
+    changes = {
         "guidance": learning("lods-embedding"),
-        "more_teachers": [more],
+        "more_teachers": [{"guidance": {**learning("vsd"), "weight": 0.2}}],
         "steps": 8,
         "checkpointing": {"every": 2},
     }
-
-
-@pytest.mark.parametrize("kind", ["mixtures", "with a folder"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(kind, tmp_path) -> None:
-    prior = None if kind == "mixtures" else str(make_tiny_sd(tmp_path / "sd"))
-    changes = two_that_learn(prior)
     uninterrupted = make_trainer(tmp_path / "uninterrupted", **changes)
     start = {name: value.clone() for name, value in weights_of(uninterrupted).items() if "learned" in name}
     rates = {group["name"]: group["lr"] for group in uninterrupted.state.groups if "learned" in group["name"]}
@@ -189,6 +186,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(kind, tmp_path) -
     assert log_lines(tmp_path / "resumed") == log_lines(tmp_path / "uninterrupted")
     saved = read_part(list_checkpoints(tmp_path / "resumed/checkpoints")[-1], "learned")
     assert {name.split(".")[0] for name in saved} == {"teacher_1", "teacher_2"}
+
+
+def test_sharded_and_replicated_reference_models_train_together(tmp_path) -> None:
+    """FSDP2 shards a learned null and replicates a LoRA: one process computes the same bits as without it."""
+    changes = {
+        "guidance": learning("lods-embedding"),
+        "more_teachers": [{"guidance": learning("vsd")}],
+        "steps": 2,
+    }
+    worker = [
+        "-m",
+        "tests.training.toy",
+        str(tmp_path / "fsdp2"),
+        json.dumps({**changes, "strategy": "fsdp2"}),
+    ]
+    subprocess.run(
+        [sys.executable, *worker], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    make_trainer(tmp_path / "ddp", **changes).train(quiet=True)
+    assert log_lines(tmp_path / "fsdp2") == log_lines(tmp_path / "ddp")
 
 
 def test_each_reference_model_is_trained_at_its_own_rate_and_interval(tmp_path) -> None:
