@@ -47,6 +47,7 @@ ROOMS = {
         "amortized.checkpointing",
         "generators",
     ),
+    "amortized.serve": ("amortized.pages", "amortized.assets", "amortized.generation"),
     "amortized.training": (
         "amortized.encodings",
         "amortized.conditioning",
@@ -77,6 +78,7 @@ ROOMS = {
         "amortized.splats",
         "amortized.starts",
         "amortized.generation",
+        "amortized.serve",
         "amortized.training",
         "generators",
         "corpora",
