@@ -57,6 +57,8 @@ class Boundary:
         if scope["type"] != "http":  # no WebSockets here
             return await send({"type": "websocket.close", "code": 1008})
         start, answered = time.monotonic(), 0
+        state = scope.setdefault("state", {})
+        state["owner"] = ""
 
         async def answer(message: Message) -> None:
             nonlocal answered
@@ -74,7 +76,7 @@ class Boundary:
             await send(message)
 
         try:
-            scope.setdefault("state", {})["owner"] = self._owner(scope)
+            state["owner"] = self._owner(scope)
             await self.app(scope, receive, answer)
         except Problem as problem:
             await problem_response(problem)(scope, receive, answer)
@@ -84,11 +86,18 @@ class Boundary:
                 await problem_response(Problem("internal"))(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            seconds, owner = time.monotonic() - start, scope["state"].get("owner", "")
+            seconds = time.monotonic() - start
             self.metrics.request(route, answered, seconds)
             if route not in OPEN:
                 ms = round(1e3 * seconds, 1)
-                log("request", method=scope["method"][:8], route=route, status=answered, ms=ms, owner=owner)
+                log(
+                    "request",
+                    method=scope["method"][:8],
+                    route=route,
+                    status=answered,
+                    ms=ms,
+                    owner=state["owner"],
+                )
         return None
 
     def _owner(self, scope: MutableMapping[str, Any]) -> str:

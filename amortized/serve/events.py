@@ -47,7 +47,7 @@ async def events(
 
 
 async def _of_job(job: Job, after: int, heartbeat_s: float) -> AsyncIterator[bytes]:
-    after = after if after < len(job.events) else 0  # of an earlier process
+    after = after if after <= len(job.events) else 0  # of an earlier process
     while True:
         changed = job.changed
         while after < len(job.events):

@@ -222,7 +222,11 @@ class Jobs:
         except Failure as failure:
             await self._fail(job, failure)
         except StoreFull:
-            await self._fail(job, Failure("storage_full"))
+            failure = Failure("storage_full")
+            if job.accepted.exception() is None:
+                await self._fail(job, failure)
+            else:  # refused: nothing of it is on disk
+                job.end({**job.status, "status": "failed", "error": failure.as_json()})
         except Exception as error:
             log("object failed", level=logging.ERROR, id=job.id, error=where(error))
             await self._fail(job, Failure("engine_failed", type(error).__name__))

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -228,9 +229,6 @@ def _work(connection: Connection, maker: Maker, memory: int | None) -> None:
 def _answer(
     connection: Connection, maker: Maker, task: dict[str, Any], folder: Path, memory: int | None
 ) -> dict[str, Any]:
-    from amortized.assets import AssetError
-    from amortized.memory_errors import out_of_memory_message
-
     def on_stage(stage: str) -> None:
         if stage == "begin":
             limit_memory(memory)
@@ -240,10 +238,15 @@ def _answer(
         return {"report": maker(task, folder, on_stage)}
     except Failure as failure:
         return failure.as_json()
-    except AssetError as error:
-        return {"code": "no_surface", "detail": str(error)}
     except Exception as error:
-        if isinstance(error, MemoryError) or (out_of_memory_message(error) is not None):
+        if "torch" in sys.modules:  # else it is none of these errors, and the import takes seconds
+            from amortized.assets import AssetError
+            from amortized.memory_errors import out_of_memory_message
+
+            if isinstance(error, AssetError):
+                return {"code": "no_surface", "detail": str(error)}
+            error = MemoryError() if out_of_memory_message(error) is not None else error
+        if isinstance(error, MemoryError):
             return {"code": "out_of_memory", "detail": "making the files took more memory than is allowed"}
         full = isinstance(error, OSError) and error.errno in FULL
         log("asset failed", level=logging.ERROR, error=where(error))
