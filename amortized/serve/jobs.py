@@ -340,5 +340,8 @@ class Jobs:
         await asyncio.get_running_loop().run_in_executor(None, self.pool.close)
         if left:
             await asyncio.wait(left, timeout=10)
-        self._io.shutdown(wait=False)
         return len(left)
+
+    def close(self) -> None:
+        """End the threads, once no request comes any more."""
+        self._io.shutdown(wait=False)

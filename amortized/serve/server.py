@@ -157,6 +157,7 @@ async def _serve(
     left = await jobs.drain(config.grace_s)
     server.should_exit = True
     await serving
+    jobs.close()
     log("stopped", left=left)
     return left
 

@@ -195,6 +195,7 @@ async def service(
         yield Service(Client(app), jobs, engine, config)
     finally:
         await jobs.drain(0)
+        jobs.close()
 
 
 def events_of(body: bytes) -> list[tuple[int, str, dict[str, Any]]]:

@@ -24,7 +24,7 @@ def test_tasks_that_fail_fail_alone(tmp_path: Path) -> None:
     """One worker, one task after the other: each failure has its code, and the next task is made."""
 
     async def scenario() -> None:
-        pool, stages = AssetPool(fake_maker, 1, limit_s=2.0, memory=2**30), []
+        pool, stages = AssetPool(fake_maker, 1, limit_s=1.0, memory=2**30), []
         try:
             folder = tmp_path / "object" / ".work"
             first = await pool.make(task("a cube"), folder, stages.append)
@@ -43,7 +43,7 @@ def test_tasks_that_fail_fail_alone(tmp_path: Path) -> None:
             assert [path.name for path in folder.iterdir()] == ["object.glb"]
             with pytest.raises(Failure) as failure:
                 await pool.make(task("slow 30"), folder)
-            assert failure.value.code == "timeout" and "2 s" in failure.value.detail
+            assert failure.value.code == "timeout" and "1 s" in failure.value.detail
             last = await pool.make(task("a cube"), folder)
         finally:
             pool.close()
