@@ -60,7 +60,8 @@ class Worker:
                 return self._attempt(task, folder, on_stage)
             except _Lost:
                 self.kill()
-                log("worker lost", level=logging.WARNING, attempt=attempt)
+                if not self.closed:
+                    log("worker lost", level=logging.WARNING, attempt=attempt)
         raise Failure("worker_lost")
 
     def _attempt(self, task: dict[str, Any], folder: Path, on_stage: OnStage) -> dict[str, Any]:
