@@ -106,9 +106,7 @@ class TextTo3D:
         return cls(*load_exported(folder, text_encoder, device))
 
     @torch.no_grad()
-    def scenes(
-        self, prompts: str | Sequence[str | Prompt], seed: int | Sequence[int] = 0
-    ) -> AnyScene:
+    def scenes(self, prompts: str | Sequence[str | Prompt], seed: int | Sequence[int] = 0) -> AnyScene:
         """The scenes of P prompts from one forward pass.
 
         Another `seed`, one for all prompts or one each, gives other variants, if the generator takes a z; it

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from amortized import __version__
 from amortized.serve.access import Usage
+from amortized.serve.batches import create_batch, summary
 from amortized.serve.boundary import read_json_body
 from amortized.serve.events import events, results, wait_for
 from amortized.serve.health import readiness
@@ -179,21 +180,11 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
     async def post_batch(request: Request) -> Response:
         """Make the objects of many prompts, behind those of single requests."""
         wish = await read(request, BatchRequest, settings.batch_body_bytes)
-        model = jobs.models.get(wish.model)
+        jobs.models.get(wish.model)
         owner = admit(request, wish, wish.prompts, background=True)
-        id, batch = await jobs.create_batch(model, wish.prompts, wish.seed, wish.settings(), owner)
+        id, batch = await create_batch(jobs, wish, owner)
         log("batch accepted", id=id, objects=len(wish.prompts), owner=owner)
-        return json_response(await summary(id, batch), 202, {"Location": f"/v1/batches/{id}"})
-
-    async def summary(id: str, batch: dict[str, Any]) -> dict[str, Any]:
-        counts: dict[str, int] = {}
-        for one in batch["objects"]:
-            status = (await jobs.status(one) or {"status": "deleted"})["status"]
-            counts[status] = counts.get(status, 0) + 1
-        base = f"/v1/batches/{id}"
-        return {"id": id, **batch, "count": len(batch["objects"]), "statuses": counts, "url": base} | {
-            "results": f"{base}/results"
-        }
+        return json_response(await summary(jobs, id, batch), 202, {"Location": f"/v1/batches/{id}"})
 
     async def batch_of(id: str) -> dict[str, Any]:
         batch = await jobs.do(jobs.store.read_batch, id)
@@ -204,7 +195,7 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
     @app.get("/v1/batches/{id}")
     async def get_batch(id: str) -> Response:
         """How many objects of a batch have ended."""
-        return json_response(await summary(id, await batch_of(id)))
+        return json_response(await summary(jobs, id, await batch_of(id)))
 
     @app.get("/v1/batches/{id}/results")
     async def get_results(id: str) -> Response:

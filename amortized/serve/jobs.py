@@ -6,10 +6,11 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from amortized.locks import FileLock
@@ -18,7 +19,7 @@ from amortized.serve.logs import log, where
 from amortized.serve.metrics import Metrics
 from amortized.serve.models import Models, ServedModel
 from amortized.serve.problems import FINAL, Failure, Problem
-from amortized.serve.requests import batch_id, object_id
+from amortized.serve.requests import object_id
 from amortized.serve.store import ENDED, Store, StoreFull
 from amortized.serve.workers import AssetPool
 
@@ -140,26 +141,6 @@ class Jobs:
             except (StoreFull, OSError):
                 pass  # then this owner cannot delete it
 
-    async def create_batch(
-        self, model: ServedModel, prompts: Sequence[str], seed: int, settings: dict[str, Any], owner: str = ""
-    ) -> tuple[str, dict[str, Any]]:
-        """The id and the record of a batch whose objects are accepted. Raises Problem."""
-        self.check_room(len(prompts), background=True)
-        made = await asyncio.gather(
-            *(
-                self.create(model, prompt, seed, settings, owner, background=True, room_checked=True)
-                for prompt in prompts
-            )
-        )
-        ids = [one["id"] if isinstance(one, dict) else one.id for one in made]
-        batch = {"created": time.time(), "model": model.name, "objects": ids}
-        id = batch_id(ids)
-        try:
-            await self.do(self.store.write_batch, id, batch)
-        except StoreFull:
-            raise Problem("storage_full", "ask the operator to make room", retry_after_s=60) from None
-        return id, batch
-
     async def status(self, id: str) -> dict[str, Any] | None:
         """The status of an object as it is; None if there is none."""
         if id in self.active:
@@ -240,8 +221,7 @@ class Jobs:
         """The lock of an object, or None once another replica has made it, which this one follows."""
         following = False
         while True:
-            lock = await self.do(self.store.lock, job.id)
-            stored = await self.do(self.store.read, job.id)
+            lock, stored = await self.do(lambda: (self.store.lock(job.id), self.store.read(job.id)))
             if stored is not None and stored["status"] in ENDED and (following or self._is_result(stored)):
                 if lock is not None:
                     lock.close()
@@ -256,21 +236,22 @@ class Jobs:
             await asyncio.sleep(POLL_S)
 
     async def _make(self, job: Job) -> None:
-        status, store, owner = job.status, self.store, job.owner
+        status, owner = job.status, job.owner
         settings, started = status["settings"], time.monotonic()
         job.update(status="running", started=time.time())
+        files: Path | dict[str, bytes] = {}
         if "views" in settings:
             item = PreviewItem(
                 prompt=status["prompt"], seed=status["seed"], views=settings["views"], size=settings["size"]
             )
             png = await job.model.batcher.submit(item, owner, background=job.background)
-            status["files"] |= await self.do(store.add, job.id, {"preview.png": png})
+            files = {"preview.png": png}
             self.metrics.stage("preview", time.monotonic() - started)
         if settings["formats"]:
-            job.update(progress=AFTER_PREVIEW, kind="preview" if status["files"] else "status")
-            await self.do(store.write, job.id, dict(status))
+            saved = await self._save(job, {**status, "progress": AFTER_PREVIEW}, files)
+            job.update("preview" if files else "status", progress=AFTER_PREVIEW, files=saved["files"])
             task = job.model.engine.task(status["prompt"], status["seed"], settings)
-            folder, began = store.work_folder(job.id), time.monotonic()
+            files, began = self.store.work_folder(job.id), None
 
             def on_stage(stage: str) -> None:
                 nonlocal began
@@ -279,19 +260,32 @@ class Jobs:
 
             try:
                 status["report"] = await self.pool.make(
-                    task, folder, on_stage, owner, background=job.background
+                    task, files, on_stage, owner, background=job.background
                 )
             finally:
-                self._on_seconds(owner, time.monotonic() - began)
-            self.metrics.stage("asset", time.monotonic() - began)
-            status["files"] |= await self.do(store.add, job.id, folder)
-        await self._end(job, {**status, "status": "done", "progress": 100, "finished": time.time()})
+                if began is not None:
+                    self._on_seconds(owner, time.monotonic() - began)
+                    self.metrics.stage("asset", time.monotonic() - began)
+        done = {**status, "status": "done", "progress": 100, "finished": time.time()}
+        await self._end(job, done, files)
         self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
 
-    async def _end(self, job: Job, status: dict[str, Any]) -> None:
+    async def _save(self, job: Job, status: dict[str, Any], files: Path | dict[str, bytes]) -> dict[str, Any]:
+        """Add files, then write the status, which lists them; returns it."""
+
+        def save() -> dict[str, Any]:
+            added = self.store.add(job.id, files) if files else {}
+            saved = {**status, "files": {**status["files"], **added}}
+            self.store.write(job.id, saved)
+            return saved
+
+        return await self.do(save)
+
+    async def _end(
+        self, job: Job, status: dict[str, Any], files: Path | dict[str, bytes] | None = None
+    ) -> None:
         status.pop("stage", None)
-        await self.do(self.store.write, job.id, status)
-        job.end(status)
+        job.end(await self._save(job, status, files or {}))
         log(status["status"], id=job.id, s=round(status["finished"] - status["created"], 3))
 
     async def _fail(self, job: Job, failure: Failure) -> None:

@@ -21,14 +21,15 @@ from amortized.serve.access import Quota, Tokens, Usage, is_loopback
 from amortized.serve.app import Settings, create_app
 from amortized.serve.batcher import Batcher
 from amortized.serve.boundary import OPEN, Boundary
-from amortized.serve.jobs import Jobs, Limits
+from amortized.serve.jobs import ORPHAN_S, Jobs, Limits
 from amortized.serve.logs import log, where
 from amortized.serve.metrics import Metrics
 from amortized.serve.models import EngineLike, Models, ServedModel
 from amortized.serve.store import Store
 from amortized.serve.workers import AssetPool, Maker
 
-EVERY_S = 60.0  # between looks at the store: what is too old, what nobody makes
+EVERY_S = 60.0  # between looks for objects that nobody makes
+SWEEP_S = 600.0  # between looks at the whole store for what is too old or too much
 CLOSE_S = 3.0  # for open streams, at the end
 
 
@@ -139,7 +140,8 @@ async def _serve(
             loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[opened]))
     background = [
-        asyncio.create_task(_every(EVERY_S, lambda: _look_after(jobs))),
+        asyncio.create_task(_every(EVERY_S, lambda: jobs.recover(older_s=ORPHAN_S))),
+        asyncio.create_task(_every(SWEEP_S, lambda: jobs.do(jobs.store.sweep))),
         asyncio.create_task(_warm(jobs, config)),
     ]
     if config.reload_s is not None:
@@ -197,12 +199,6 @@ def build_jobs(
     metrics.gauge("objects", lambda: len(jobs.active))
     metrics.info(__version__, served[0].engine.digest)
     return jobs, lambda engine: batcher_of(engine, sizes)
-
-
-async def _look_after(jobs: Jobs) -> None:
-    if removed := await jobs.do(jobs.store.sweep):
-        log("swept", objects=removed)
-    await jobs.recover(older_s=EVERY_S)
 
 
 async def _every(seconds: float, action: Callable[[], Any]) -> None:

@@ -2,9 +2,11 @@
 
     FOLDER/objects/ab/abcd.../{status.json, preview.png, object.glb, ..., .lock}
     FOLDER/batches/ID.json
+    FOLDER/unfinished/ID    empty: the objects to continue after a restart
 
 A status names the files that are complete, with their digests: whatever else lies in the folder is never
 shown. All writes are atomic. Who makes the files of an object holds its lock, which ends with the process.
+Nothing waits for the disk: after a power cut, damaged files show in their digests, and are made again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from amortized.files import atomic_write_bytes, sync
+from amortized.files import atomic_write_bytes
 from amortized.locks import FileLock, LockedError
 from amortized.serve.problems import dumps
 from amortized.serve.requests import MEDIA_TYPES
@@ -31,6 +33,7 @@ ID = re.compile("[0-9a-f]{64}")
 STATUS_LIMIT, BATCH_LIMIT, FILE_LIMIT = MiB, 4 * MiB, 512 * MiB
 FULL = {errno.ENOSPC, errno.EDQUOT}
 ROOM = 64 * MiB  # is made at once on a full disk
+STALE_S = 600.0
 TOUCH_S = 60.0  # a use is recorded at most this often
 ENDED = ("done", "failed")
 TEXTS = ("id", "status", "prompt", "model", "checkpoint")
@@ -49,7 +52,7 @@ class Store:
         Raises OSError if the folder cannot be written.
         """
         self.folder, self.max_bytes, self.keep_s = folder, max_bytes, keep_s
-        for name in ("objects", "batches"):
+        for name in ("objects", "batches", "unfinished"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         probe = folder / f".write.{secrets.token_hex(4)}"
         probe.touch()
@@ -73,7 +76,16 @@ class Store:
 
     def write(self, id: str, status: dict[str, Any]) -> None:
         """Write a status. Raises StoreFull, and OSError for other reasons."""
-        self._with_room(lambda: atomic_write_bytes(self.path(id) / "status.json", dumps(status)))
+        path, mark = self.path(id) / "status.json", self.folder / "unfinished" / id
+
+        def write() -> None:
+            if status["status"] not in ENDED:
+                mark.touch()
+            _write(path, dumps(status))
+
+        self._with_room(write)
+        if status["status"] in ENDED:
+            mark.unlink(missing_ok=True)
 
     def touch(self, id: str) -> None:
         """Record that an object was used now."""
@@ -97,7 +109,7 @@ class Store:
 
         def write(contents: dict[str, bytes]) -> None:
             for name, data in contents.items():
-                atomic_write_bytes(target / name, data)
+                _write(target / name, data)
                 added[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
         def move(folder: Path) -> None:
@@ -108,7 +120,6 @@ class Store:
                         digest = hashlib.file_digest(opened, "sha256").hexdigest()
                     added[file.name] = {"bytes": file.stat().st_size, "sha256": digest}
                     os.replace(file, target / file.name)
-            sync(target)
             shutil.rmtree(folder, ignore_errors=True)
 
         self._with_room(lambda: write(files) if isinstance(files, dict) else move(files))
@@ -171,6 +182,7 @@ class Store:
     def discard(self, id: str) -> None:
         """Remove an object at once, for the holder of its lock."""
         path, gone = self.path(id), self.folder / f".gone.{secrets.token_hex(8)}"
+        (self.folder / "unfinished" / id).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             os.replace(path, gone)  # whole: nobody sees a part of it
         shutil.rmtree(gone, ignore_errors=True)
@@ -195,17 +207,21 @@ class Store:
 
     def write_batch(self, id: str, batch: dict[str, Any]) -> None:
         """Write a batch. Raises StoreFull."""
-        self._with_room(lambda: atomic_write_bytes(self.folder / "batches" / f"{id}.json", dumps(batch)))
+        self._with_room(lambda: _write(self.folder / "batches" / f"{id}.json", dumps(batch)))
 
     # ---- room ----
 
     def unfinished(self, older_s: float = 0.0) -> Iterator[dict[str, Any]]:
         """The statuses that have not ended, of `older_s` seconds ago or before."""
-        for folder, used, _ in self._objects():
-            if time.time() - used >= older_s:
-                status = self.read(folder.name)
+        for mark in (self.folder / "unfinished").iterdir():
+            with suppress(OSError, ValueError):
+                if time.time() - mark.stat().st_mtime < older_s:
+                    continue
+                status = self.read(mark.name)
                 if status is not None and status["status"] not in ENDED:
                     yield status
+                elif time.time() - mark.stat().st_mtime > STALE_S:  # a kill between two steps left it
+                    mark.unlink()
 
     def sweep(self, at_least: int = 0) -> int:
         """Remove what is too old, and the longest unused results beyond `max_bytes`; returns how many.
@@ -264,6 +280,10 @@ class Store:
             return self.sweep(at_least=ROOM) > 0
         except (OSError, ValueError, StoreFull):
             return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    atomic_write_bytes(path, data, durable=False)
 
 
 def _is_status(status: dict[str, Any]) -> bool:

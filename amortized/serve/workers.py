@@ -99,10 +99,10 @@ class Worker:
         self.kill()
         spawn = multiprocessing.get_context("spawn")  # a process that has run threads cannot be forked
         ours, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_work, args=(theirs, self.maker, self.memory), daemon=True)
-        self.process.start()
+        process = spawn.Process(target=_work, args=(theirs, self.maker, self.memory), daemon=True)
+        process.start()
+        self.process, self._connection = process, ours
         theirs.close()
-        self._connection = ours
         return ours
 
     def kill(self) -> None:

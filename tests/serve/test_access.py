@@ -228,7 +228,7 @@ def test_hostile_prompts_in_headers_files_and_logs(tmp_path: Path, caplog, wante
     caplog.set_level(logging.INFO, "amortized.serve")
     asyncio.run(scenario())
     names = {name for _, folders, files in os.walk(tmp_path / "store") for name in (*folders, *files)}
-    assert names <= {"objects", "batches", "status.json", "preview.png", ".lock"} | {
+    assert names <= {"objects", "batches", "unfinished", "status.json", "preview.png", ".lock"} | {
         n for n in names if len(n) in (2, 64)
     }
     lines = [JsonLines().format(record) for record in caplog.records]

@@ -140,7 +140,7 @@ def test_what_a_drain_leaves_is_made_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_refuses_new_objects_and_fails_those_in_the_making(tmp_path: Path, monkeypatch) -> None:
-    real, is_full = store_module.atomic_write_bytes, True
+    real, is_full = store_module._write, True
 
     def write(path: Path, data: bytes) -> None:
         if is_full and (path.name != "status.json" or b'"queued"' in data and b"second" in data):
@@ -149,7 +149,7 @@ def test_a_full_disk_refuses_new_objects_and_fails_those_in_the_making(tmp_path:
 
     async def scenario() -> None:
         nonlocal is_full
-        monkeypatch.setattr(store_module, "atomic_write_bytes", write)
+        monkeypatch.setattr(store_module, "_write", write)
         async with service(tmp_path) as it:
             made = await it.client.post("first", wait=5)
             assert made.json["status"] == "failed" and made.json["error"]["code"] == "storage_full"
@@ -244,7 +244,7 @@ def test_an_object_of_a_lost_replica_is_taken_over(tmp_path: Path) -> None:
             (it.jobs.store.work_folder(made["id"])).mkdir()
             assert await it.jobs.recover(older_s=60) == 0  # it may be about to take the lock
             then = time.time() - 100
-            os.utime(it.jobs.store.path(made["id"]) / "status.json", (then, then))
+            os.utime(it.jobs.store.folder / "unfinished" / made["id"], (then, then))
             assert await it.jobs.recover(older_s=60) == 1
             assert (await finished(it, made["id"]))["files"].keys() == {"preview.png", "object.glb"}
             assert not it.jobs.store.work_folder(made["id"]).exists()

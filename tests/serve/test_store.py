@@ -112,7 +112,7 @@ def full(*arguments: Any) -> None:
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
     store, id = open_store(tmp_path), IDS[0]
     put(store, id, b"picture", status="running")
-    monkeypatch.setattr(module, "atomic_write_bytes", full)
+    monkeypatch.setattr(module, "_write", full)
     for write in (
         lambda: store.write(id, status_of(id)),
         lambda: store.add(id, {"object.glb": b"new"}),
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_full_disk_makes_room_from_old_results(tmp_path: Path, monkeypatch) -> None:
-    store, real = open_store(tmp_path), module.atomic_write_bytes
+    store, real = open_store(tmp_path), module._write
     put(store, IDS[0], b"old", age_s=100)
     put(store, IDS[1], b"in the making", age_s=200, status="running")
 
@@ -133,7 +133,7 @@ def test_a_full_disk_makes_room_from_old_results(tmp_path: Path, monkeypatch) ->
             full()
         real(path, data)
 
-    monkeypatch.setattr(module, "atomic_write_bytes", write)
+    monkeypatch.setattr(module, "_write", write)
     store.write(IDS[2], status_of(IDS[2]))
     assert [store.read(id) is not None for id in IDS[:3]] == [False, True, True]
 
