@@ -164,6 +164,7 @@ def load_engines(args: argparse.Namespace) -> Engines:
     """Load all models. Raises ValueError."""
     from amortized.generation import ModelSource
     from amortized.serve.engine import Engine, make_asset_files, newer, pinned
+    from amortized.serve.job import PreviewItem
     from amortized.serve.models import names_of
     from amortized.serve.server import Engines
 
@@ -174,5 +175,8 @@ def load_engines(args: argparse.Namespace) -> Engines:
     engines = []
     for name, source in zip(names_of(args.models), sources, strict=True):
         engine = Engine.load(pinned(source))
+        engine.preview_batch(
+            [PreviewItem(prompt="a cube", seed=0, views=1, size=64)]
+        )  # the first one is slow
         engines.append((name, engine, args.batch_size or engine.batch_size()))
     return Engines(engines=engines, maker=make_asset_files, newer=newer)

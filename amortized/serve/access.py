@@ -126,6 +126,7 @@ class Quota:
 
     requests_per_minute: int | None = 600  # that create something
     objects: int | None = 16  # of single requests, which have not ended
+    batch_objects: int | None = 2000  # of batches, likewise
     asset_seconds_per_hour: float | None = 3600.0  # of worker processes
 
 
@@ -137,16 +138,28 @@ class Usage:
         self._requests: dict[str, deque[float]] = {}
         self._assets: dict[str, deque[tuple[float, float]]] = {}
 
-    def check(self, owner: str, unfinished: int, number: int = 0, *, makes_assets: bool = False) -> None:
-        """Count a request that creates `number` objects. Raises Problem if it exceeds the owner's quota."""
+    def check(
+        self,
+        owner: str,
+        unfinished: int,
+        number: int,
+        *,
+        background: bool = False,
+        makes_assets: bool = False,
+    ) -> None:
+        """Count a request that creates `number` objects beside `unfinished` ones of its kind.
+
+        `background`: of batches. Raises Problem if it exceeds the owner's quota.
+        """
         quota, now = self.quota, time.monotonic()
         requests = self._requests.setdefault(owner, deque())
         while requests and now - requests[0] > 60:
             requests.popleft()
         if quota.requests_per_minute is not None and len(requests) >= quota.requests_per_minute:
             raise _too_many(f"{quota.requests_per_minute:,} requests a minute", 60 - (now - requests[0]))
-        if quota.objects is not None and unfinished + number > quota.objects:
-            raise _too_many(f"{quota.objects:,} unfinished objects", 5)
+        objects, kind = (quota.batch_objects, " of batches") if background else (quota.objects, "")
+        if objects is not None and unfinished + number > objects:
+            raise _too_many(f"{objects:,} unfinished objects{kind}", 5)
         if makes_assets and quota.asset_seconds_per_hour is not None:
             assets = self._assets.get(owner, deque())
             while assets and now - assets[0][0] > 3600:

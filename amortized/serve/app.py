@@ -76,8 +76,10 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
         for prompt in prompts:
             if reason := settings.refuse(prompt):
                 raise Problem("refused", reason)
-        number = 0 if background else len(prompts)
-        usage.check(owner, jobs.of_owner(owner), number, makes_assets=bool(options.formats))
+        unfinished = jobs.of_owner(owner, background=background)
+        usage.check(
+            owner, unfinished, len(prompts), background=background, makes_assets=bool(options.formats)
+        )
         return owner
 
     async def create(options: Options, prompt: str, seed: int, owner: str) -> Job | dict[str, Any]:
@@ -261,7 +263,7 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
 
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
-        return front_page([model.name for model in jobs.models])
+        return front_page()
 
     @app.get("/static/{name:path}", include_in_schema=False)
     async def static(name: str) -> Response:

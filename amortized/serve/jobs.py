@@ -72,9 +72,10 @@ class Jobs:
         """How many objects of single requests, or of batches, have not ended."""
         return sum(job.background == background for job in self.active.values())
 
-    def of_owner(self, owner: str) -> int:
-        """How many objects of single requests of an owner have not ended."""
-        return sum(not job.background and owner in job.status["owners"] for job in self.active.values())
+    def of_owner(self, owner: str, *, background: bool = False) -> int:
+        """How many of an owner's objects of single requests, or of batches, have not ended."""
+        jobs = self.active.values()
+        return sum(job.background == background and owner in job.status["owners"] for job in jobs)
 
     def check_room(self, number: int, *, background: bool = False) -> None:
         """Raise Problem if the service is shutting down, or so many objects more would be too many."""
@@ -169,13 +170,13 @@ class Jobs:
                 await self.do(self.store.write, id, status)
             return True
         job = self.active.pop(id, None)
-        await self.do(self.store.hide, id)
         if job is None:
             await self.do(self.store.remove, id)
         else:
             job.deleted = True
             self._leaving[id] = job.task
             job.task.add_done_callback(lambda _: self._leaving.pop(id, None))
+            self.store.hide(id)
             job.emit("deleted", {"id": id})
             job.task.cancel()
         log("deleted", id=id, owner=owner)

@@ -164,7 +164,7 @@ async def _serve(
     return left
 
 
-NO_QUOTA = Quota(requests_per_minute=None, objects=None, asset_seconds_per_hour=None)
+NO_QUOTA = Quota(requests_per_minute=None, objects=None, batch_objects=None, asset_seconds_per_hour=None)
 
 
 def build_jobs(

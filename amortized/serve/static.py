@@ -11,7 +11,7 @@ from importlib import resources
 
 from starlette.responses import Response
 
-from amortized.pages import VIEWER_FILES, document, text
+from amortized.pages import VIEWER_FILES, document
 from amortized.serve.problems import Problem
 
 TYPES = {
@@ -55,12 +55,11 @@ def _read(name: str) -> Static:
     return Static(data, TYPES[name[name.rindex(".") :]])
 
 
-def front_page(models: list[str]) -> Response:
+def front_page() -> Response:
     """The page at /."""
-    names = ", ".join(text(name) for name in models)
     body = (
         "<main><h1>Amortized3D</h1>"
-        f"<p>This service turns text into 3D objects with {names}.</p>"
+        "<p>This service turns text into 3D objects.</p>"
         '<p><a href="/openapi.json">The description of its API</a> (OpenAPI).</p></main>'
     )
     page = document(title="Amortized3D", body=body)

@@ -52,8 +52,9 @@ class Store:
         Raises OSError if the folder cannot be written.
         """
         self.folder, self.max_bytes, self.keep_s = folder, max_bytes, keep_s
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are personal data
         for name in ("objects", "batches", "unfinished"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name).mkdir(exist_ok=True)
         probe = folder / f".write.{secrets.token_hex(4)}"
         probe.touch()
         probe.unlink()
@@ -294,6 +295,7 @@ def _is_status(status: dict[str, Any]) -> bool:
         and status["status"] in ("queued", "running", *ENDED)
         and isinstance(status.get("seed"), int)
         and isinstance(status.get("progress"), int)
+        and isinstance(status.get("created"), int | float)
         and isinstance(status.get("settings"), dict)
         and isinstance(owners, list)
         and all(isinstance(owner, str) for owner in owners)

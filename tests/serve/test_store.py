@@ -25,7 +25,14 @@ IDS = [object_id("d", f"prompt {number}", 0, {}) for number in range(6)]
 
 def status_of(id: str, **fields: Any) -> dict[str, Any]:
     status = {"id": id, "status": "done", "progress": 100, "prompt": "a cube", "seed": 0, "model": "m"}
-    status |= {"checkpoint": "d", "settings": {}, "files": {}, "error": None, "owners": ["me"]}
+    status |= {
+        "checkpoint": "d",
+        "settings": {},
+        "files": {},
+        "error": None,
+        "owners": ["me"],
+        "created": 0.5,
+    }
     return status | fields
 
 
