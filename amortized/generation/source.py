@@ -1,4 +1,4 @@
-"""Where a trained generator is on disk: enough for another process to load the same one."""
+"""The place of a trained generator on disk: enough for another process to load the same one."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MIN_TOKEN = 16  # characters
 NAME = re.compile("[A-Za-z0-9_.-]{1,40}")
 LOCAL = "local"  # the only owner of a service without tokens
 RELOAD_S = 1.0  # the file is looked at this often at most
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::([0-9]{1,5}))?")
 
 
 def is_loopback(host: str) -> bool:
@@ -36,12 +36,11 @@ def is_loopback(host: str) -> bool:
 def check_local(host: str | None, origin: str | None, port: int | None) -> None:
     """Raise Problem unless a request names this machine, and no page of another site sent it.
 
-    A page of any site can make a browser send requests to a loopback port, also under a name of its own that
-    leads to 127.0.0.1 (DNS rebinding). `port` None: any.
+    A page of any site can make a browser send requests to a loopback port, also under the name of that site, if
+    the name leads to 127.0.0.1 (DNS rebinding). `port` None: any.
     """
-    names = {f"{name}:{port}" for name in LOOPBACK_NAMES} if port is not None else set()
-    named = host in names or (port in (None, 80) and (host or "").rpartition(":")[0] in LOOPBACK_NAMES)
-    if not named and not (port in (None, 80) and host in LOOPBACK_NAMES):
+    named = LOOPBACK_HOST.fullmatch(host or "")
+    if named is None or port not in (None, int(named[1] or 80)):
         raise Problem("wrong_host", "this service is for this machine: use http://127.0.0.1")
     if origin is not None and origin != f"http://{host}":
         raise Problem("wrong_host", "a page of another site cannot use this service")

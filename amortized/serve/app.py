@@ -240,7 +240,7 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
 
     @app.get("/v1/models")
     async def get_models() -> Response:
-        """The models, in the shape of OpenAI's endpoint, with what is known of each."""
+        """The models, in the shape of OpenAI's endpoint, with their digests and limits."""
         return json_response({"object": "list", "data": [model.about() for model in jobs.models]})
 
     @app.get("/healthz")

@@ -58,7 +58,7 @@ class Metrics:
         self._failed.labels(code).inc()
 
     def gauge(self, queue: str, length: Callable[[], float]) -> None:
-        """Show the length of a queue, read when it is asked for."""
+        """Show the length of a queue, at the time of each reading."""
         if not hasattr(self, "_queues"):
             self._queues = Gauge("a3d_queue_depth", "Objects that wait", ["queue"], registry=self.registry)
         self._queues.labels(queue).set_function(length)

@@ -29,7 +29,7 @@ from amortized.serve.store import Store
 from amortized.serve.workers import AssetPool, Maker
 
 EVERY_S = 60.0  # between looks for objects that nobody makes
-SWEEP_S = 600.0  # between looks at the whole store for what is too old or too much
+SWEEP_S = 600.0  # between looks at the whole store, for old results and too many
 CLOSE_S = 3.0  # for open streams, at the end
 
 

@@ -98,7 +98,7 @@ class Store:
     # ---- files ----
 
     def work_folder(self, id: str) -> Path:
-        """Where the files of an object are made, before `add` moves them. For the holder of its lock."""
+        """The folder in which the holder of an object's lock makes its files, before `add` moves them."""
         return self.path(id) / ".work"
 
     def add(self, id: str, files: Path | dict[str, bytes]) -> dict[str, dict[str, Any]]:
