@@ -160,7 +160,7 @@ def test_two_replicas_on_one_store_make_each_object_once(tmp_path: Path) -> None
 
 
 def test_answers_are_not_delayed(tmp_path: Path) -> None:
-    """A connection that stays open gets small answers at once: Nagle's algorithm would hold each for 40 ms."""
+    """An open connection gets small answers at once: Nagle's algorithm would hold each for 40 ms."""
     with running(tmp_path) as it:
         connection = http.client.HTTPConnection("127.0.0.1", it.port, timeout=10)
         times = []
