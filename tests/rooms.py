@@ -60,6 +60,8 @@ ROOMS = {
         "amortized.generation",
     ),
     "amortized.cli": ("amortized.parallel", "amortized.monitoring"),
+    "amortized.submission": ("amortized.cli",),
+    "amortized.runs": ("amortized.pages", "amortized.submission"),
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
         "amortized.pages",
@@ -78,6 +80,8 @@ ROOMS = {
         "amortized.starts",
         "amortized.generation",
         "amortized.training",
+        "amortized.submission",
+        "amortized.runs",
         "generators",
         "corpora",
     ),
