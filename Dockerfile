@@ -14,7 +14,7 @@ WORKDIR /app
 COPY pyproject.toml requirements.lock ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         extras = project['optional-dependencies']; \
-        print(*project['dependencies'], *extras['assets'], *extras['usdz'], sep='\n')" > requirements.txt
+        print(*project['dependencies'], *extras['assets'], *extras['serve'], *extras['usdz'], sep='\n')" > requirements.txt
 COPY . .
 
 # ---- cpu: torch without CUDA, from an index of CPU wheels ----

@@ -16,30 +16,33 @@ PROJECT = Path(__file__).resolve().parents[1]  # with checkpoints/ and configs/,
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to `path` if the block succeeds.
 
     Readers see the old file or the new one, never a partial one; after an exception the old file remains. The
     temporary name begins with a dot and keeps the suffix, from which writers choose the format. Parent
-    folders are created. The block must create a file (not a folder) and close it.
+    folders are created. The block must create a file (not a folder) and close it. Without `durable`, the file
+    may be empty after a power cut: for results that carry a digest and can be made again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    sync(path.parent)  # the rename itself must survive a power cut
+    if durable:
+        sync(path.parent)  # the rename itself must survive a power cut
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write bytes atomically, replacing the file if it exists."""
-    with atomic_path(path) as temporary:
+def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
+    """Write bytes atomically, replacing the file if it exists; `durable` as for `atomic_path`."""
+    with atomic_path(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 

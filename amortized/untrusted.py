@@ -80,15 +80,19 @@ def read_text(path: str | Path, limit: int = CONFIG_LIMIT) -> str:
 
 def read_json(path: str | Path, limit: int = CONFIG_LIMIT) -> Any:
     """The value in a JSON file. Raises ValueError for other content too; see `open_regular`."""
-    text = read_text(path, limit)
+    return parse_json(read_text(path, limit), short(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of JSON text; `where` names it in messages. Raises ValueError for other text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{short(path)}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        raise ValueError(f"{where}, line {error.lineno}: not valid JSON ({error.msg})") from None
     except ValueError:  # Python refuses to convert integers of thousands of digits
-        raise ValueError(f"{short(path)}: not valid JSON (a number with too many digits)") from None
+        raise ValueError(f"{where}: not valid JSON (a number with too many digits)") from None
     except RecursionError:
-        raise ValueError(f"{short(path)}: not valid JSON (nested too deeply)") from None
+        raise ValueError(f"{where}: not valid JSON (nested too deeply)") from None
 
 
 def read_json_object(path: str | Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:

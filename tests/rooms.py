@@ -47,6 +47,7 @@ ROOMS = {
         "amortized.checkpointing",
         "generators",
     ),
+    "amortized.serve": ("amortized.pages", "amortized.assets", "amortized.generation"),
     "amortized.training": (
         "amortized.encodings",
         "amortized.conditioning",
@@ -79,6 +80,7 @@ ROOMS = {
         "amortized.splats",
         "amortized.starts",
         "amortized.generation",
+        "amortized.serve",
         "amortized.training",
         "amortized.submission",
         "amortized.runs",

@@ -2,13 +2,14 @@
 
 from amortized.assets.checks import check_mesh
 from amortized.assets.config import AssetConfig
-from amortized.assets.formats import FORMATS, SUFFIXES, save_asset
+from amortized.assets.formats import FORMATS, SUFFIXES, TEXTURED, save_asset
 from amortized.assets.mesh import Asset, AssetError, Mesh, Source, TexturedMesh
 from amortized.assets.pipeline import check_libraries, make_asset, surface
 
 __all__ = [
     "FORMATS",
     "SUFFIXES",
+    "TEXTURED",
     "Asset",
     "AssetConfig",
     "AssetError",

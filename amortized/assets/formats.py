@@ -23,6 +23,7 @@ FORMATS: dict[str, Callable[..., bytes]] = {
     "3mf": write_3mf,
     "usdz": write_usdz,
 }
+TEXTURED = ("glb", "obj", "usdz")  # they hold the texture
 SUFFIXES = {name: f".{name}" for name in FORMATS} | {"obj": ".obj.zip"}
 
 

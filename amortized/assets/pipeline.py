@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,13 +28,14 @@ SAMPLES = 20_000  # points on the finished surface at which it is compared with 
 class _Meter:
     """Seconds and field evaluations by stage."""
 
-    def __init__(self, field: Field) -> None:
-        self.field = field
+    def __init__(self, field: Field, on_stage: Callable[[str], None] = lambda stage: None) -> None:
+        self.field, self.on_stage = field, on_stage
         self.seconds: dict[str, float] = {}
         self.evaluations: dict[str, int] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        self.on_stage(stage)
         start, before = time.perf_counter(), self.field.evaluations
         yield
         self.seconds[stage] = round(time.perf_counter() - start, 3)
@@ -54,11 +55,21 @@ def surface(
     return [_surface_of(field, config, config.keep, _Meter(field))[0] for field in fields]
 
 
-def make_asset(scene: AnyScene, config: AssetConfig, source: Source, device: torch.device) -> Asset:
-    """The asset of a scene of one prompt, on `device`. Raises AssetError if it has no surface to export."""
+def make_asset(
+    scene: AnyScene,
+    config: AssetConfig,
+    source: Source,
+    device: torch.device,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Asset:
+    """The asset of a scene of one prompt, on `device`. Raises AssetError if it has no surface to export.
+
+    `on_stage` receives the name of each stage as it begins: extract, simplify, colors, texture, printable,
+    measure.
+    """
     check_libraries(config)
     field = Field(scene, device)
-    meter = _Meter(field)
+    meter = _Meter(field, on_stage)
     step = config.max_step(field.radius)
     # 1. The closed surface, with colors at its vertices.
     mesh, dropped = _surface_of(field, config, config.keep, meter)

@@ -12,7 +12,6 @@ from amortized.arguments import number, whole
 
 if TYPE_CHECKING:
     from amortized.assets import AssetConfig
-    from amortized.generation import TextTo3D
 
 FORMATS = ("glb", "ply", "obj", "stl", "3mf", "usdz")
 SUFFIXES = {"obj": ".obj.zip"}  # other files end with their format
@@ -20,25 +19,6 @@ PRINTED = ("stl", "3mf")
 TEXTURED = ("glb", "obj", "usdz")
 KEEP = ("main", "all", "largest")
 GRID = ("resolution", "exact", "keep", "faces")  # settings that every format depends on
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """The folder or Hub id of a generator."""
-
-    path: str
-    is_run: bool
-    checkpoint: str = "newest"
-    text_encoder: str | None = None
-    device: str = "auto"
-
-    def load(self) -> TextTo3D:
-        """Load it. Raises ValueError; see `TextTo3D.from_run` and `from_pretrained`."""
-        from amortized.generation import TextTo3D
-
-        if self.is_run:
-            return TextTo3D.from_run(self.path, checkpoint=self.checkpoint, device=self.device)
-        return TextTo3D.from_pretrained(self.path, text_encoder=self.text_encoder, device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from amortized.assets import AssetError, Source, make_asset, save_asset
-from amortized.commands.asset_options import AssetJob, ModelSource
+from amortized.commands.asset_options import AssetJob
 from amortized.evaluation.folder import writing
 from amortized.files import atomic_write_text
-from amortized.generation import TextTo3D
+from amortized.generation import ModelSource, TextTo3D
+from amortized.processes import end_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +71,8 @@ def _start_worker() -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes: end without a traceback
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)  # the workers already occupy all cores
-
-
-def _exit_with_parent() -> None:
-    """End this process when the one that started it has ended, even by SIGKILL.
-
-    It would wait for jobs forever, after it has written into a folder that another call may hold by now.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 @cache

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 from amortized import arguments
 from amortized.arguments import names, path, path_text, whole
 from amortized.commands import asset_options, picture_options, splat_options
-from amortized.commands.asset_options import AssetJob, ModelSource
+from amortized.commands.asset_options import AssetJob
 from amortized.commands.picture_options import num_views
 
 if TYPE_CHECKING:
     from amortized.commands.generated import Index
-    from amortized.generation import TextTo3D
+    from amortized.generation import ModelSource, TextTo3D
     from amortized.generation.pictures import Look, Pictures
 
 PROMPTS_CHECKED = 4096  # at the start: those that will be cut, and their unknown words
@@ -324,6 +324,8 @@ def _checked_source(args: argparse.Namespace) -> ModelSource:
         raise ValueError("--text-encoder is for exported folders: a run names its text encoder itself")
     if not is_run and args.checkpoint != "newest":
         raise ValueError(f"--checkpoint is for runs, and {args.model} is not one: an export has a single one")
+    from amortized.generation import ModelSource
+
     return ModelSource(
         path=args.model,
         is_run=is_run,

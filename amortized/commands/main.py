@@ -42,6 +42,7 @@ COMMANDS = (
     Command("compare", "amortized.commands.compare", "compare evaluated runs, prompt by prompt"),
     Command("generate", "amortized.commands.generate", "turn prompts into pictures, videos and 3D files"),
     Command("view", "amortized.commands.view", "show the pages of a folder in a browser, objects in 3D"),
+    Command("serve", "amortized.commands.serve", "serve generators over HTTP: text in, 3D out"),
     Command("export", "amortized.commands.export", "export a run's generator to a self-contained folder"),
     Command("corpora", "corpora.__main__", "list, import, convert and show corpora"),
     Command("encode", "corpora.__main__", "encode the text of a corpus into shards", ("encode",)),

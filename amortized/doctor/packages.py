@@ -29,6 +29,7 @@ OPTIONAL = {
 EXTRAS = {
     "assets": "amortized generate --format glb, ply, obj, stl, 3mf, usdz",
     "usdz": "amortized generate --format usdz",
+    "serve": "amortized serve",
 }
 TESTED = ("Linux", "x86_64")
 

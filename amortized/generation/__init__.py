@@ -2,6 +2,16 @@
 
 from amortized.generation.config import SceneConfig, sharpness_at
 from amortized.generation.model import TextTo3D
+from amortized.generation.source import ModelSource
 from amortized.generation.variants import asset_seed, asset_z, z_of, z_width
 
-__all__ = ["SceneConfig", "TextTo3D", "asset_seed", "asset_z", "sharpness_at", "z_of", "z_width"]
+__all__ = [
+    "ModelSource",
+    "SceneConfig",
+    "TextTo3D",
+    "asset_seed",
+    "asset_z",
+    "sharpness_at",
+    "z_of",
+    "z_width",
+]

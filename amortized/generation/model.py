@@ -106,15 +106,18 @@ class TextTo3D:
         return cls(*load_exported(folder, text_encoder, device))
 
     @torch.no_grad()
-    def scenes(self, prompts: str | Sequence[str | Prompt], seed: int = 0) -> AnyScene:
+    def scenes(self, prompts: str | Sequence[str | Prompt], seed: int | Sequence[int] = 0) -> AnyScene:
         """The scenes of P prompts from one forward pass.
 
-        Another `seed` gives another variant of each, if the generator takes a z; it is ignored otherwise.
+        Another `seed`, one for all prompts or one each, gives other variants, if the generator takes a z; it
+        is ignored otherwise.
         """
         chosen = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = [_as_prompt(prompt) for prompt in chosen]
         text = self.texts.generator_text([prompt.text for prompt in rows])
-        return self.generator.eval()(text, self.z_of(rows, seed).to(self.device))
+        seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
+        z = torch.cat([self.z_of([row], number) for row, number in zip(rows, seeds, strict=True)])
+        return self.generator.eval()(text, z.to(self.device))
 
     @torch.no_grad()
     def splats(self, prompt: str | Prompt, seed: int = 0, *, count: int = 20_000) -> SplatScene:

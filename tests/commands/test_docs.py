@@ -143,6 +143,8 @@ def execute(command: str, run) -> None:
     if name == "view":  # serves until Ctrl-C
         assert any(page.is_file() for page in pages_of(Path(arguments[0]))), command
         return parse(command)
+    if name == "serve":  # the same; test_serve.py replays the requests of its page
+        return parse(command)
     if "--protocol" in arguments:  # hundreds of large images, and other judges; test_protocols.py
         return parse(command)
     if "generator.name=film" in arguments:  # test_extending.py builds that generator and trains it

@@ -16,8 +16,9 @@ import trimesh
 from amortized.assets import FORMATS, SUFFIXES, AssetConfig, AssetError
 from amortized.assets.clean import Keep
 from amortized.commands import asset_options, asset_pool, generated
-from amortized.commands.asset_options import AssetJob, ModelSource
+from amortized.commands.asset_options import AssetJob
 from amortized.commands.asset_pool import AssetFiles, make_assets
+from amortized.generation import ModelSource
 from amortized.names import slug
 from tests.commands.test_generate import HOSTILE, files_in, index_of
 
