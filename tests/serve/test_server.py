@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from tests.rooms import ROOT
@@ -26,9 +27,10 @@ from tests.serve.fakes import events_of, file_of, picture_of
 class Running:
     process: subprocess.Popen[str]
     port: int
+    log: IO[str]  # a file: the service would wait for a full pipe that nobody reads
 
     def __call__(self, method: str, path: str, data: Any = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = json.dumps(data) if data is not None else None
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
@@ -45,18 +47,21 @@ class Running:
     def stop(self) -> tuple[int, list[str], str]:
         """SIGTERM; returns the exit status, the last line of stdout (calls, objects left), and stderr."""
         self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out.split(), err
+        out, _ = self.process.communicate(timeout=30)
+        self.log.seek(0)
+        return self.process.returncode, out.split(), self.log.read()
 
 
 @contextmanager
 def running(store: Path, seconds: float = 0.0, grace_s: float = 20.0) -> Iterator[Running]:
     command = [sys.executable, "-m", "tests.serve.fake_service", str(store), str(seconds), str(grace_s)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as log,
+        subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=log) as process,
+    ):
         try:
             assert process.stdout is not None
-            yield Running(process, urlsplit(process.stdout.readline().strip()).port or 0)
+            yield Running(process, urlsplit(process.stdout.readline().strip()).port or 0, log)
         finally:
             process.kill()
 
