@@ -214,12 +214,16 @@ def parse(command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run_as_printed(page, workspace, run):
+    """But trainings of published presets, of full size: the slow tests below run those of their heads."""
     commands = list(shell_lines(page.read_text(encoding="utf-8")))
     if any("outputs/shapes-comp" in command for command in commands):
         prior, folder = str(workspace / "FOLDER"), workspace / "outputs/shapes-comp"
         assert run(*small(prior, folder, "corpus=shapes-comp", "held_out=0.2")).returncode == 0
     for command in commands:
-        execute(command, run)
+        if "configs/published/asd-" in command:
+            parse(command)
+        else:
+            execute(command, run)
 
 
 def test_all_commands_of_the_pages_are_read():
