@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     corpus = load_corpus(config)
     chosen = {"prompts": args.prompts, "prompt": args.prompt, "limit": args.limit}
     selection = Selection(split=args.split, checkpoint=args.checkpoint, **chosen)
-    prompts = choose_prompts(corpus, selection)
+    prompts = choose_prompts(corpus, selection, one_object=config.one_object)
     folder = selection.folder(args.run) if args.output is None else args.output
     with join_world(config.device) as world:
         world.run_on_all(lambda: check_corpus(args.run, corpus) if world.is_main else None)

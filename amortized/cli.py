@@ -84,10 +84,11 @@ def preset_paths() -> list[Path]:
 
 def list_presets() -> str:
     """A list of the presets in configs/, each with the first line of its head comment."""
-    lines = ["presets:"]
-    for path in preset_paths():
+    lines, paths = ["presets:"], preset_paths()
+    width = max(len(str(path.relative_to(PRESETS))) for path in paths)
+    for path in paths:
         head = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").strip()
-        lines.append(f"  configs/{path.relative_to(PRESETS)!s:<36} {head}")
+        lines.append(f"  configs/{path.relative_to(PRESETS)!s:<{width}} {head}")
     return "\n".join(lines)
 
 

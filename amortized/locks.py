@@ -87,9 +87,40 @@ class FileLock:
         except OSError:
             return False
 
+    def fileno(self) -> int:
+        """The locked descriptor: a process that inherits it holds the lock too, also after `close`."""
+        return self._descriptor
+
     def close(self) -> None:
         """Release the lock."""
         os.close(self._descriptor)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the lock on a file, without waiting or writing; None if that is not known.
+
+    No, if there is no such file. A process that takes the lock at this moment may have to try again.
+    """
+    if fcntl is None:
+        return None
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # this file system has no locks
+        return None
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _lock(descriptor: int) -> None:

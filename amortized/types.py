@@ -219,6 +219,7 @@ class RaySamples:
     # [P, K, 3] at the rays' expected depth, pointing outward, not normalized: the gradient of the SDF, or of
     # the negative density; None unless computed
     gradient: Tensor | None = None
+    gradients: Tensor | None = None  # [P, K, S, 3] the same at every sample; None unless computed
 
 
 @dataclass(frozen=True, kw_only=True)

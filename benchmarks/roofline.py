@@ -29,7 +29,7 @@ from amortized.training.metering import Cost
 from benchmarks.timing import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = {"sd21": "hyper-ingp-sd21.yaml", "mvdream": "hyper-ingp-mvdream.yaml"}
+PRESETS = {"sd21": "published/asd-sd-hyper-ingp-mg15.yaml", "mvdream": "hyper-ingp-mvdream.yaml"}
 GENERATORS = ("hyper-ingp", "3dconv-net", "triplane-transformer")
 # Sections of a step; the count of guidance includes the denoiser's.
 PARTS = ("generator", "render", "encode", "denoiser", "guidance", "backward", "update")

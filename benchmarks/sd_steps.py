@@ -33,9 +33,10 @@ from benchmarks.public_baseline import PER_PIXEL, PublicBaseline
 from benchmarks.steps import StepParts, time_parts
 from benchmarks.timing import ResultsFile, now, waits
 from corpora import prompt_list
+from generators import build_generator
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = {"Stable Diffusion 2.1": "hyper-ingp-sd21", "MVDream": "hyper-ingp-mvdream"}
+PRESETS = {"Stable Diffusion 2.1": "published/asd-sd-hyper-ingp-mg15", "MVDream": "hyper-ingp-mvdream"}
 # Settings that replace the published sizes on a CPU.
 TINY = {
     "hyper-ingp": ("generator.grid.log2_table_size=10", "generator.grid.num_levels=4"),
@@ -48,7 +49,7 @@ TINY = {
     ),
 }
 TINY_RUN = ("trainer.render_size=16", "renderer.num_coarse=16", "renderer.num_fine=8", "renderer.lattice=12")
-PUBLIC_RADIUS = 2.0  # half the side of the field's box in the public code
+PUBLIC_RADIUS = 2.0  # half the side of the field's box in the public code, and of ours here
 THINGS = ("a red cube", "an astronaut riding a horse", "a bowl of fruit", "a castle", "a small boat")
 COLORS = ("made of wood", "made of glass", "painted blue")
 
@@ -66,7 +67,7 @@ class Case:
     def config(self, device: torch.device) -> RunConfig:
         """Return the preset with this generator, tiny on a CPU."""
         overrides = [f"generator.name={self.generator}", f"trainer.prompts_per_process={self.prompts}"]
-        overrides += [f"generator.bounding_radius={PUBLIC_RADIUS}"] if self.public else []
+        overrides += [f"generator.bounding_radius={PUBLIC_RADIUS}"]
         overrides += [] if device.type == "cuda" else [*TINY[self.generator], *TINY_RUN]
         overrides += ["corpus=in memory", "output=outputs/gpu-check/no-run", f"device={device}"]
         return load_config(RunConfig, ROOT / "configs" / f"{PRESETS[self.prior]}.yaml", overrides)
@@ -105,7 +106,7 @@ def assemble(case: Case, prior: StableDiffusionPrior, device: torch.device) -> T
     bank.generator_text(texts)
     bank.prior_text(texts, orbit(len(texts), 4, elevation_deg=0.0, distance=1.0, fovy_deg=40.0))
     torch.manual_seed(config.seed)
-    generator = config.generator.build(text_dim=prior.text_encoder.width).to(device)
+    generator = build_generator(config.generator, config.environment, prior.text_encoder.width).to(device)
     return Trainer(
         config,
         world=World(device=device),

@@ -74,6 +74,7 @@ class StepParts:
             training=True,
             u=self.u,
             want_normal=config.losses.need_normals(PROGRESS),
+            want_gradients=config.losses.need_gradients(PROGRESS),
         )
 
     def encode(self, image: Render) -> Tensor:

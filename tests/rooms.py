@@ -61,6 +61,8 @@ ROOMS = {
         "amortized.generation",
     ),
     "amortized.cli": ("amortized.parallel", "amortized.monitoring"),
+    "amortized.submission": ("amortized.cli",),
+    "amortized.runs": ("amortized.pages", "amortized.submission"),
     "amortized.doctor": ("amortized.encodings", "amortized.conditioning", "amortized.cli"),
     "amortized.commands": (
         "amortized.pages",
@@ -80,6 +82,8 @@ ROOMS = {
         "amortized.generation",
         "amortized.serve",
         "amortized.training",
+        "amortized.submission",
+        "amortized.runs",
         "generators",
         "corpora",
     ),

@@ -36,7 +36,7 @@ def test_the_cases_cover_every_generator_and_both_priors():
 @pytest.mark.parametrize("case", [case for case in sd_steps.cases((1, 4, 8)) if case.prompts == 4])
 def test_a_gpu_gets_the_published_sizes(case: Case):
     config = case.config(torch.device("cuda"))
-    assert config.generator == type(config.generator)()
+    assert config.generator == type(config.generator)(bounding_radius=sd_steps.PUBLIC_RADIUS)
     assert config.prior.dtype == "float16" and config.trainer.render_size == 64
     views = 4 if case.prior == MULTI_VIEW else 1
     assert (config.trainer.prompts_per_process, config.trainer.views_per_prompt) == (4, views)

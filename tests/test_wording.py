@@ -1,4 +1,4 @@
-"""Counted nouns, and commands that can be pasted into a shell."""
+"""Counted nouns, times, and commands that can be pasted into a shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amortized.wording import command, count
+from amortized.wording import command, count, duration
 from tests.rooms import ROOT, sources, tree
 
 
@@ -26,6 +26,22 @@ from tests.rooms import ROOT, sources, tree
 )
 def test_count(number: int, noun: str, plural: str | None, text: str) -> None:
     assert count(number, noun, plural) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.354, "0.35 s"),
+        (9.96, "10 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (125, "2 min 5 s"),
+        (7500, "2 h 5 min"),
+    ]
+    + [(86400, "1 day"), (86400 * 3 + 3600 * 4.4, "3 days 4 h"), (3599.9, "1 h"), (86399, "1 day")],
+)
+def test_durations_read_naturally(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=4))

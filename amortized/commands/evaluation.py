@@ -31,6 +31,7 @@ from amortized.pages import load_history
 from amortized.parallel import World
 from amortized.types import AnyScene, Cameras, Corpus, GroundTruth, Prompt, Render
 from corpora import indices_of, near_duplicates, open_corpus, prompt_list
+from corpora.prompts import normalized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +69,10 @@ class Selection:
         return run / "evaluations" / slug(self.words) if self.words else run / "evaluation"
 
 
-def choose_prompts(corpus: Corpus, selection: Selection) -> list[Prompt]:
+def choose_prompts(corpus: Corpus, selection: Selection, *, one_object: bool = False) -> list[Prompt]:
     """The prompts to evaluate: a split of the corpus, those of another file or corpus, or a single one.
 
-    Raises ValueError if there is none.
+    Raises ValueError if there is none, or for other texts than the one of `one_object`, which ignores them.
     """
     texts = None
     if selection.prompt is not None:
@@ -79,6 +80,12 @@ def choose_prompts(corpus: Corpus, selection: Selection) -> list[Prompt]:
     elif selection.prompts is not None:
         texts = _texts(open_corpus(selection.prompts))
     if texts is not None:
+        trained = {normalized(corpus[int(index)].text) for index in corpus.trained}
+        if one_object and (others := [text for text in texts if normalized(text) not in trained]):
+            raise ValueError(
+                f"the run is one object, {corpus[0].text!r}, and ignores the text {others[0]!r}: omit "
+                "--prompt and --prompts"
+            )
         corpus = replace(prompt_list(texts, "--prompt", truth_from=corpus), trained=())
     indices = indices_of(corpus, selection.split)
     number = min(len(indices), selection.limit or len(indices))

@@ -36,6 +36,8 @@ class Command:
 
 COMMANDS = (
     Command("train", "train", "train a generator over a corpus, or one object from a prompt", interrupted=75),
+    Command("submit", "amortized.commands.submit", "hand a training to a scheduler, or to the background"),
+    Command("runs", "amortized.commands.runs", "list runs with their status, or write a page of them"),
     Command("evaluate", "evaluate", "render and score the prompts of a run"),
     Command("compare", "amortized.commands.compare", "compare evaluated runs, prompt by prompt"),
     Command("generate", "amortized.commands.generate", "turn prompts into pictures, videos and 3D files"),

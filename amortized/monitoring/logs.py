@@ -89,14 +89,24 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Log an event: a line above the progress bar, in events.jsonl and in TensorBoard."""
-        event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step, "note": text}
-        line = json.dumps(event, ensure_ascii=False) + "\n"
+        event = self._event(text)
         self.show(text)
-        with self.best_effort(described(self.events)):
-            append_whole(self.events, line.encode(errors="backslashreplace"))
+        self._append(event)
         if self.page is not None:
             self.page.event(**event)
         self.text("notes", text)
+
+    def end(self, status: Status, reason: str) -> None:
+        """Log the end of the run as the last line of events.jsonl, from which other programs know it."""
+        self._append({**self._event(reason if status == "failed" else status), "status": status})
+
+    def _event(self, text: str) -> dict[str, Any]:
+        return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step, "note": text}
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        line = json.dumps(event, ensure_ascii=False) + "\n"
+        with self.best_effort(described(self.events)):
+            append_whole(self.events, line.encode(errors="backslashreplace"))
 
     def show(self, text: str) -> None:
         """Show a line above the progress bar."""

@@ -182,8 +182,10 @@ class StepMonitor:
     def close(self, error: BaseException | None = None) -> None:
         """End the logs; `error` is why the training ended, if it failed."""
         if self.log is not None:
-            self.log.write_page(*_ending(error, self.log.step == self.run.steps))
+            status, reason, needs_change = _ending(error, self.log.step == self.run.steps)
+            self.log.write_page(status, reason, needs_change)
             self.log.close()
+            self.log.end(status, reason)
 
     def _forecast(self, step: int, elapsed: float) -> str | None:
         """After the second step of this process, what the remaining ones will take."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from amortized.monitoring.forecast import duration
 from amortized.pages import (
     PREVIEW_SCORES,
     Line,
@@ -22,7 +21,7 @@ from amortized.pages import (
     text,
 )
 from amortized.pages.markup import link, short_number
-from amortized.wording import count
+from amortized.wording import count, duration
 
 Status = Literal["training", "finished", "stopped", "failed"]
 KIND = "run"

@@ -31,15 +31,16 @@ def even_edges(near: Tensor, far: Tensor, num_intervals: int) -> Tensor:
 
 
 def importance_edges(
-    edges: Tensor, weights: Tensor, num_intervals: int, *, even_share: float = 0.1
+    edges: Tensor, weights: Tensor, num_intervals: int, *, even_share: float | None = None
 ) -> Tensor:
     """Return edges [..., S' + 1] with an equal share of the weights in each interval, by inverting the CDF.
 
-    edges: [..., S + 1]. weights: [..., S] >= 0, constant over each interval. A fraction `even_share` of
+    edges: [..., S + 1]. weights: [..., S] >= 0, constant over each interval. A fraction `even_share` (0.1) of
     the probability mass is spread evenly over all S intervals, so that every part of the ray is sampled;
-    if all weights vanish, the intervals are even. The first and last edge stay.
+    if all weights vanish, or for `even_share` 1, the intervals are even. The first and last edge stay.
     """
     share = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    even_share = 0.1 if even_share is None else even_share
     share = (1 - even_share) * share + even_share / weights.shape[-1]
     cdf = torch.nn.functional.pad(share.cumsum(dim=-1), (1, 0))
     cdf = cdf / cdf[..., -1:]

@@ -56,6 +56,7 @@ class RendererConfig:
 
     num_coarse: int = 64  # intervals of the coarse pass, or of the only pass if num_fine is 0
     num_fine: int = 32  # intervals placed by importance; 0: a single pass over the coarse ones
+    even_share: float | None = None  # of the fine intervals, placed evenly along the ray; null: 0.1
     lattice: int = 32  # vertices per side of the coarse pass's lattice; 0: evaluate the field instead
     min_optical_depth: float = 1e-3  # rays with less in the coarse pass show the background
     normal_epsilon: float = 0.01  # step of the finite difference for normals
@@ -72,6 +73,7 @@ class RendererConfig:
         check(self, "num_fine", at_least=0, limit=4096)
         check(self, "lattice", at_least=0, limit=512)
         check(self, "min_optical_depth", at_least=0)
+        check(self, "even_share", at_least=0, at_most=1)
         check(self, "normal_epsilon", above=0, limit=1)
         if self.lattice == 1:
             raise ValueError("lattice must be 0 (none) or at least 2, got 1")
@@ -101,19 +103,21 @@ def render(
     show_environment: Tensor | None = None,
     lights: PointLights | None = None,
     want_normal: bool = False,
+    want_gradients: bool = False,
 ) -> Render:
     """Render P scenes from V cameras each.
 
     background: color [P, V, 3] in [0, 1]. show_environment: bool [P, V], the images that show the scene's
     learned background instead if it has one; None: no image. sharpness: k of the Laplace density, in
     1/length; not used for a `DensityScene`. u: uniform numbers [P, V * H * W, config.num_samples] in [0, 1),
-    one per interval, that place its sample; None: at the midpoint. lights: in training only; None: images
-    are shaded by `config.shading`.
+    one per interval, that place its sample; None: at the midpoint. lights: in training only; None:
+    `config.shading`.
 
     Training keeps the graph of all rays and returns the `samples` of the rendered ones. Otherwise no graph
     is built and rays are rendered in chunks; images depend neither on the chunks nor on which other prompts
     are in the batch. Normals (unit, or zero for rays that were not rendered) cost 4 field evaluations per
-    rendered ray and are computed only for shading and lights, or if `want_normal`.
+    rendered ray and are computed only for shading and lights, or if `want_normal`. `samples.gradients` cost
+    4 per sample and are computed only if `want_gradients`.
 
     Differentiable in the scene and in sharpness, not in the cameras. Autocast is disabled: in bfloat16,
     distances would be off by up to 0.004. A field that is not finite gives an image that is not finite.
@@ -155,6 +159,7 @@ def render(
             lights=lights,
             pixels=height * width,
             want_normal=want_normal or config.shading.kind != "none" or lights is not None,
+            want_gradients=want_gradients,
             training=training,
         )
         # Bound the largest evaluation: coarse edges, samples, or the 4 points of a normal. Training keeps the
@@ -200,6 +205,7 @@ class _RayMarcher:
     lights: PointLights | None
     pixels: int  # of an image
     want_normal: bool
+    want_gradients: bool
     training: bool
 
     def __call__(self, origins: Tensor, directions: Tensor, u: Tensor | None) -> _RayOutput:
@@ -236,8 +242,10 @@ class _RayMarcher:
         # 3. Evaluate the field at one position per interval and composite front to back. From here on, edges
         #    are constants: gradients flow through field values, not through sample positions.
         t_positions = positions_in(edges, None if u is None else gather_rays(u, index))  # [P, K, S]
-        values, albedo = self.volume.values_and_albedo(points_at(origins, directions, t_positions))
-        num_evaluations += values.numel()
+        samples_at = points_at(origins, directions, t_positions)
+        values, albedo = self.volume.values_and_albedo(samples_at)
+        gradients = self._gradient(samples_at) if self.want_gradients else None
+        num_evaluations += values.numel() * (5 if self.want_gradients else 1)
         values = values.view_as(t_positions)  # [P, K, S]
         albedo = albedo.unflatten(1, t_positions.shape[1:])  # [P, K, S, 3]
         densities = self.volume.densities(values)
@@ -253,13 +261,7 @@ class _RayMarcher:
             # `depth` is premultiplied by opacity. Detached: normals are not differentiable in their position.
             surface = (depth / opacity.clamp(min=1e-12)).detach()  # [P, K, 1]
             points = points_at(origins, directions, surface)  # [P, K, 3]
-            gradient = field_gradient(
-                self.volume.values,
-                points,
-                self.config.normal_epsilon,
-                self.volume.scene.bounding_radius,
-            )
-            gradient = self.volume.outward(gradient)
+            gradient = self._gradient(points)
             num_evaluations += 4 * surface.numel()
             # Padding rays sit at the center, and a norm has no gradient at 0: use a constant.
             gradient = torch.where(valid[..., None], gradient, constant((0.0, 0.0, 1.0), gradient))
@@ -284,8 +286,14 @@ class _RayMarcher:
             sdf=torch.where(valid[..., None], values, self.volume.outside) if is_sdf else None,
             weights=weights,
             gradient=gradient,
+            gradients=None if gradients is None else gradients.unflatten(1, t_positions.shape[1:]),
         )
         return _RayOutput(pixels=pixels, samples=samples, num_evaluations=num_evaluations)
+
+    def _gradient(self, points: Tensor) -> Tensor:
+        """Return the field's gradient [P, N, 3] at points [P, N, 3], pointing outward."""
+        scene, epsilon = self.volume.scene, self.config.normal_epsilon
+        return self.volume.outward(field_gradient(self.volume.values, points, epsilon, scene.bounding_radius))
 
     @torch.no_grad()
     def _importance_edges(
@@ -315,7 +323,8 @@ class _RayMarcher:
         valid = hit & ~(optical_depth < threshold[:, None])
         selected = compact(valid)
         weights = compositing_weights(gather_rays(densities, selected), gather_rays(lengths, selected))
-        new_edges = importance_edges(gather_rays(fine_edges, selected), weights.nan_to_num(), config.num_fine)
+        fine_edges, weights = gather_rays(fine_edges, selected), weights.nan_to_num()
+        new_edges = importance_edges(fine_edges, weights, config.num_fine, even_share=config.even_share)
         return selected, gather_rays(valid, selected), new_edges
 
 

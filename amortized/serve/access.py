@@ -36,7 +36,7 @@ def is_loopback(host: str) -> bool:
 def check_local(host: str | None, origin: str | None, port: int | None) -> None:
     """Raise Problem unless a request names this machine, and no page of another site sent it.
 
-    A page of any site can make a browser send requests to a loopback port, also under the name of that site, if
+    A page of any site can make a browser send requests to a loopback port, also under that site's name, if
     the name leads to 127.0.0.1 (DNS rebinding). `port` None: any.
     """
     named = LOOPBACK_HOST.fullmatch(host or "")

@@ -29,7 +29,7 @@ from amortized.serve.problems import Failure
 from amortized.serve.requests import MAX_PROMPT
 from amortized.types import AnyScene
 
-CPU_BATCH = 4  # prompts: more gain nothing, since the cost is the field, and delay the first of them
+CPU_BATCH = 1  # prompts: more gain nothing, since the cost is the field, and delay the first of them
 PIXELS_AT_ONCE = 2**20  # of previews in one render: some 100 MB
 PRINTED = {"stl", "3mf"}
 FRAMES, FRAME_SIZE, FPS = 36, 192, 18.0  # of a turntable: some 20 s on a CPU core

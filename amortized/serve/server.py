@@ -68,9 +68,16 @@ class Engines:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ValueError if the port is taken or the address is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol: asyncio turns Nagle's algorithm off only then, which delays answers by 40 ms.
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        if os.name == "posix":
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, port))
+        opened.listen(2048)
+        return opened
     except OSError as error:
+        opened.close()
         raise ValueError(
             f"cannot listen on {host} port {port} ({error.strerror or error}): choose another --port"
         ) from None

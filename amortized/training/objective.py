@@ -104,6 +104,7 @@ class Objective(nn.Module):
             show_environment=show_environment,
             lights=lights,
             want_normal=self.config.losses.need_normals(progress),
+            want_gradients=self.config.losses.need_gradients(progress),
         )
         # 3. Images to latents to guidance. If the residual is not taken in latent space, its gradient enters
         #    through the images, and the encoder needs no graph.

@@ -31,10 +31,14 @@ def opaque(opacity: Tensor) -> Tensor:
 
 
 def eikonal(samples: RaySamples) -> Tensor:
-    """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero for a true distance field."""
+    """mean (|g| - 1)^2 of the SDF's gradient, over rays: zero for a true distance field.
+
+    At all samples of a ray if their gradients were computed, else at its expected depth.
+    """
     _distances(samples)  # refuses scenes without
-    error = (torch.linalg.vector_norm(_gradient(samples), dim=-1) - 1).square()
-    return _mean(error, samples.valid)
+    gradients = _gradient(samples)[:, :, None] if samples.gradients is None else samples.gradients
+    error = (torch.linalg.vector_norm(gradients, dim=-1) - 1).square()  # [P, K, S or 1]
+    return _mean(error.mean(dim=-1), samples.valid)
 
 
 def orient(samples: RaySamples) -> Tensor:

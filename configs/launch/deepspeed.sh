@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One process per GPU of this machine, or of the machines in a hostfile, with DeepSpeed's launcher.
 #
-#   configs/launch/deepspeed.sh configs/hyper-ingp-sd21.yaml distributed.strategy=zero2 \
+#   configs/launch/deepspeed.sh configs/published/asd-sd-hyper-ingp-mg15.yaml distributed.strategy=zero2 \
 #       corpus=prompts.txt prior=FOLDER output=/shared/mine
 #   HOSTFILE=configs/launch/hostfile configs/launch/deepspeed.sh ...the same
 #

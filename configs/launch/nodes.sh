@@ -2,7 +2,8 @@
 # One process per GPU of several machines, with torchrun: run the same command on each machine.
 #
 #   NNODES=2:4 RDZV_ENDPOINT=node-1:29400 RDZV_ID=mine \
-#       configs/launch/nodes.sh configs/hyper-ingp-sd21.yaml corpus=prompts.txt prior=FOLDER output=/shared/mine
+#       configs/launch/nodes.sh configs/published/asd-sd-hyper-ingp-mg15.yaml corpus=prompts.txt prior=FOLDER \
+#         output=/shared/mine
 #
 # Run it in the folder of train.py, with the environment active, at the same path on all machines. To fill in:
 #   NNODES         number of machines: 4, or MIN:MAX to continue with fewer while some are down

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One process per GPU of this machine, with torchrun.
 #
-#   configs/launch/one-node.sh configs/hyper-ingp-sd21.yaml corpus=prompts.txt prior=FOLDER output=outputs/mine
+#   configs/launch/one-node.sh configs/published/asd-sd-hyper-ingp-mg15.yaml corpus=prompts.txt prior=FOLDER \
+#     output=outputs/mine
 #
 # Run it in the folder of train.py, with the environment active. To fill in: nothing. PROCESSES=2 before the
 # command starts two processes (required on a machine without GPUs), MAX_RESTARTS=0 disables restarts.

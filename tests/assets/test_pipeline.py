@@ -60,6 +60,12 @@ def test_without_texture_and_with_all_faces():
     assert np.abs(asset.mesh.normals - asset.mesh.vertices / 0.6).max() < 1e-2
 
 
+def test_the_stages_of_an_asset_are_announced_in_their_order():
+    stages = []
+    asset = make_asset(Shape(sphere), SMALL, Source(prompt=""), CPU, on_stage=stages.append)
+    assert stages == list(asset.report["seconds"]) and stages[0] == "extract"
+
+
 def test_the_surfaces_of_a_batch_are_those_of_its_scenes():
     radii = torch.tensor([0.3, 0.5, 0.7])
     meshes = surface(Balls(radius=radii), resolution=64)

@@ -54,8 +54,8 @@ SHORT = {
     ],
     "playground": ["steps=6", "images=1"],
 }
-# Parsed, not run: they need a download, or are long and covered by other tests.
-ONLY_PARSED = ("convert", "bench")
+# Parsed, not run: they need a download, start processes, or are long and covered by other tests.
+ONLY_PARSED = ("convert", "bench", "submit")
 
 
 def shell_lines(text: str) -> Iterator[str]:

@@ -82,6 +82,9 @@ def test_one_object_refuses_another_text(run, prior, tmp_path, geometry):
         ):  # its own, in any spelling
             assert run("amortized", "generate", str(model), *texts, *out).returncode == 0
         assert len(list(Path(out[-1]).glob("*.png"))) == 1
+    refused = run("evaluate.py", str(folder), "--prompt", "a red cube")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert f"is one object, '{PROMPT}', and ignores the text 'a red cube'" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -97,11 +100,3 @@ def test_a_start_is_refused_before_anything_is_loaded(run, tmp_path, overrides, 
     assert refused.returncode == 2 and sentence in refused.stderr
     assert "nowhere" not in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_several_prompts_at_once_are_refused_after_the_training(run, prior, tmp_path):
-    assert run(*command(prior, tmp_path / "run", "sdf")).returncode == 0
-    (tmp_path / "two.txt").write_text("a red cube\na blue sphere\n")
-    refused = run("evaluate.py", str(tmp_path / "run"), "--prompts", str(tmp_path / "two.txt"))
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "is one object, but the batch has 2 prompts" in refused.stderr

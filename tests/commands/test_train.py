@@ -130,7 +130,7 @@ def test_presets_are_valid_and_write_where_their_name_says(preset):
     assert config.output == f"outputs/{twin}{preset.stem}"
 
 
-@pytest.mark.parametrize("preset", ["hyper-ingp-sd21", "hyper-ingp-mvdream"])
+@pytest.mark.parametrize("preset", ["published/asd-sd-hyper-ingp-mg15", "hyper-ingp-mvdream"])
 @pytest.mark.parametrize("method", METHODS)
 def test_presets_of_published_priors_have_each_methods_published_schedule(preset, method):
     overrides = ["corpus=shapes16", f"guidance.method={method}"]

@@ -64,6 +64,18 @@ def test_seeds_are_variants_of_a_generator_that_takes_z() -> None:
     assert torch.equal(plain.scenes("red", 0).sdf(POINTS), plain.scenes("red", 1).sdf(POINTS))
 
 
+@pytest.mark.parametrize("seeds_per_prompt", [None, 3])
+def test_a_batch_may_have_a_seed_for_each_prompt(seeds_per_prompt: int | None) -> None:
+    model, prompts, seeds = (
+        model_of(z_dim=2, seeds_per_prompt=seeds_per_prompt),
+        ["red", "blue", "red"],
+        [4, 0, 1],
+    )
+    together = model.scenes(prompts, seeds).sdf(POINTS.expand(3, -1, -1))
+    for row, prompt, seed in zip(together, prompts, seeds, strict=True):
+        torch.testing.assert_close(row, model.scenes(prompt, seed).sdf(POINTS)[0])
+
+
 def test_a_text_gets_the_z_of_the_same_prompt_in_a_corpus() -> None:
     model = model_of(z_dim=2)
     prompt = Prompt(id=text_hash("red"), text="red")

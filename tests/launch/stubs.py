@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "configs" / "launch"
-SCRIPTS = ["one-node.sh", "nodes.sh", "deepspeed.sh", "slurm.sbatch"]
+SCRIPTS = ["one-node.sh", "nodes.sh", "deepspeed.sh", "slurm.sbatch", "ray-job.sh"]
 JOB, OPERATOR, SKY = "kubernetes-indexed-job.yaml", "kubernetes-pytorchjob.yaml", "skypilot.yaml"
 ARGUMENTS = ["configs/quickstart.yaml", "prompt=a red cube", "output=outputs/mine"]
 
@@ -46,7 +46,9 @@ class StubFolder:
         """Return the arguments of each call of a program so far."""
         path = self.folder / "calls"
         lines = (
-            [call.split("\037")[:-1] for call in path.read_text().split("\036")[:-1]] if path.exists() else []
+            [call.split("\037")[:-1] for call in path.read_bytes().decode().split("\036")[:-1]]
+            if path.exists()
+            else []
         )
         return [arguments for program, *arguments in lines if program == name]
 

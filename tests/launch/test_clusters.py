@@ -73,7 +73,7 @@ def test_the_pod_of_index_0_hosts_the_rendezvous(stubs: StubFolder) -> None:
             int(options.nnodes) == spec["completions"] == spec["parallelism"]
             and options.nproc_per_node == "gpu"
         )
-        assert options.training_script_args[0] == "configs/hyper-ingp-sd21.yaml"
+        assert options.training_script_args[0] == "configs/published/asd-sd-hyper-ingp-mg15.yaml"
         # The dry run has the settings of the run.
         assert ["train.py", *options.training_script_args, "--dry-run"] in stubs.calls("python")
 

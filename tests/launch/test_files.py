@@ -28,7 +28,7 @@ def test_the_head_gives_a_command_and_all_settings_are_valid(name: str) -> None:
     assert head and f"configs/launch/{name} " in head[0].replace("\n", " ") and "To fill in:" in head[0]
     # Commands continue over lines of comments, scripts and YAML lists.
     flat = re.sub(r"\s*\\?\n\s*[#-]?\s*", " ", text)
-    commands = re.findall(r"(configs/[\w-]+\.yaml)((?: [a-z_.]+=\S+)+)", flat)
+    commands = re.findall(r"(configs/[\w/-]+\.yaml)((?: [a-z_.]+=\S+)+)", flat)
     assert commands
     for preset, overrides in commands:
         config = load_config(RunConfig, ROOT / preset, overrides.split())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from amortized.monitoring import Watchdog
-from amortized.monitoring.forecast import duration, forecast
+from amortized.monitoring.forecast import forecast
 from amortized.parallel import World
 
 
@@ -55,22 +55,6 @@ def test_a_stuck_process_ends_even_if_its_stacks_cannot_be_written(tmp_path, wri
     process.join(20)
     assert process.exitcode == 1
     assert not writable or "a step" in (folder / "process_00000.txt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.354, "0.35 s"),
-        (9.96, "10 s"),
-        (59.9, "59 s"),
-        (60, "1 min"),
-        (125, "2 min 5 s"),
-        (7500, "2 h 5 min"),
-    ]
-    + [(86400, "1 day"), (86400 * 3 + 3600 * 4.4, "3 days 4 h"), (3599.9, "1 h"), (86399, "1 day")],
-)
-def test_durations_read_naturally(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_a_forecast_needs_two_steps_and_some_to_come():

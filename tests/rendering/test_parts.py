@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,21 @@ def test_importance_edges_split_weight_equally():
     )
     mass = (overlap.clamp(min=0) * rate[..., None, :]).sum(dim=-1)
     torch.testing.assert_close(mass, torch.full_like(mass, 0.2))
+
+
+def test_an_even_share_has_as_many_edges_everywhere_as_merging_even_and_important_ones():
+    """ScaleDreamer merges 128 even intervals and 64 by importance: 193 intervals."""
+    rng = np.random.default_rng(0)
+    edges = np.linspace(0.4, 3.7, 129)
+    weights = rng.random(128) ** 20
+    cdf = np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
+    merged = np.sort(np.concatenate([edges, np.interp(np.linspace(0, 1, 65), cdf, edges)]))
+    ours = importance_edges(torch.from_numpy(edges), torch.from_numpy(weights), 193, even_share=0.663).numpy()
+    places = np.linspace(0.4, 3.7, 1000)
+    counts = [np.searchsorted(sorted_edges, places) for sorted_edges in (ours, merged)]
+    assert len(ours) == len(merged) == 194 and np.abs(counts[0] - counts[1]).max() <= 2
+    default = importance_edges(torch.from_numpy(edges), torch.from_numpy(weights), 193).numpy()
+    assert np.abs(np.searchsorted(default, places) - counts[1]).max() > 15
 
 
 def test_importance_edges_of_empty_and_degenerate_rays():

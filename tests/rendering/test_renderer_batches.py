@@ -1,12 +1,15 @@
 """Batches, chunks and skipped rays: images must not depend on how they are computed."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from amortized.cameras import orbit
 from amortized.encodings import HashGridConfig
 from amortized.rendering import RendererConfig, ShadingConfig, render
-from amortized.types import Cameras, TextCondition
+from amortized.training.regularizers import eikonal
+from amortized.types import Cameras, RaySamples, TextCondition
 from generators.hyper_ingp import HyperINGP, HyperINGPConfig
 from tests.rendering.scenes import (
     DENSE,
@@ -124,6 +127,35 @@ def test_normals_are_computed_on_request_only():
     with_normal = render_on_black(scene, varied_cameras(1, 1), 10, config, training=True, want_normal=True)
     assert with_normal.normal.shape == (1, 1, 10, 10, 3)
     assert with_normal.num_evaluations == result.num_evaluations + 4 * with_normal.samples.gradient.shape[1]
+
+
+@dataclass
+class Stretched(Balls):
+    """Balls whose "distances" grow `radius` times as fast as they should: gradients of that length."""
+
+    def sdf(self, points: torch.Tensor) -> torch.Tensor:
+        return self.radius[:, None] * super().sdf(points)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_gradients_are_those_of_the_field_at_every_sample(scheme: str):
+    """Also with a prompt that is padded, and the eikonal term is their mean error over samples."""
+    scene = Stretched(torch.tensor([0.3, 0.7], dtype=torch.float64))
+    cameras = in_double(varied_cameras(2, 1, distance=1.5))
+    settings = {"training": True, "u": torch.rand(2, 144, SCHEMES[scheme].num_samples).double()}
+    plain = render_on_black(scene, cameras, 12, SCHEMES[scheme], **settings)
+    result = render_on_black(scene, cameras, 12, SCHEMES[scheme], want_gradients=True, **settings)
+    samples = result.samples
+    assert plain.samples.gradients is None and torch.equal(plain.rgb, result.rgb)
+    assert result.num_evaluations == plain.num_evaluations + 4 * samples.sdf.numel()
+    at = cameras.c2w[:, :, None, :3, 3] + samples.t_positions[..., None] * samples.directions[:, :, None]
+    expected = scene.radius[:, None, None, None] * at / at.norm(dim=-1, keepdim=True)
+    inner = samples.valid[..., None] & (at.norm(dim=-1) > 0.1) & (at.norm(dim=-1) < 0.98)
+    assert inner.sum() > 500
+    torch.testing.assert_close(samples.gradients[inner], expected[inner], rtol=0, atol=0.02)
+    smooth = RaySamples(**{**vars(samples), "gradients": expected})
+    assert eikonal(smooth).tolist() == pytest.approx([0.7**2, 0.3**2])
+    assert eikonal(samples).tolist() == pytest.approx([0.7**2, 0.3**2], abs=0.02)
 
 
 def test_skipping_empty_rays_changes_little():

@@ -157,3 +157,17 @@ def test_two_replicas_on_one_store_make_each_object_once(tmp_path: Path) -> None
         returncode, (calls, left), _ = second.stop()
         assert (returncode, left) == (0, "0")
         assert int(calls) <= 4 + 1  # of the four objects, some were the other's; "slow 1.5" once
+
+
+def test_answers_are_not_delayed(tmp_path: Path) -> None:
+    """An open connection gets small answers at once: Nagle's algorithm would hold each for 40 ms."""
+    with running(tmp_path) as it:
+        connection = http.client.HTTPConnection("127.0.0.1", it.port, timeout=10)
+        times = []
+        for _ in range(20):
+            start = time.monotonic()
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read()
+            times.append(time.monotonic() - start)
+        connection.close()
+        assert sorted(times)[2] < 0.03

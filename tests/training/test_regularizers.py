@@ -55,10 +55,18 @@ def test_eikonal_is_the_mean_over_valid_rays():
     assert regularizers.eikonal(rays(some, gradient=gradient)).tolist() == pytest.approx([1.0, 0.0])
 
 
-def test_eikonal_has_a_finite_gradient_at_zero():
-    gradient = torch.zeros(1, 2, 3, requires_grad=True)
-    regularizers.eikonal(rays(torch.ones(1, 2, dtype=torch.bool), gradient=gradient)).sum().backward()
+@pytest.mark.parametrize("name", ["gradient", "gradients"])
+def test_eikonal_has_a_finite_gradient_at_zero(name: str):
+    gradient = torch.zeros(1, 2, *[2] * (name == "gradients"), 3, requires_grad=True)
+    regularizers.eikonal(rays(torch.ones(1, 2, dtype=torch.bool), **{name: gradient})).sum().backward()
     assert gradient.grad.isfinite().all()
+
+
+def test_eikonal_of_samples_asks_for_their_gradients_instead_of_the_surface():
+    config = LossConfig(eikonal=(0.0, 100.0, 0.0, 0.5), eikonal_samples=True)
+    assert config.need_gradients(0.2) and not config.need_normals(0.2) and not config.need_gradients(0.6)
+    surface = LossConfig(eikonal=1.0)
+    assert surface.need_normals(0.2) and not surface.need_gradients(0.2)
 
 
 def test_orient_penalizes_normals_that_face_away_weighted_by_opacity():

@@ -82,7 +82,7 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     prompts.write_text("a DSLR photo of a squirrel playing guitar\n")
     config = load_config(
         RunConfig,
-        root / "configs" / "hyper-ingp-sd21.yaml",
+        root / "configs/published/asd-sd-hyper-ingp-mg15.yaml",
         [
             f"output={tmp_path / 'run'}",
             f"prior={folder}",
@@ -106,7 +106,7 @@ def test_one_asd_step_of_hyper_ingp_at_its_published_size(folder, tmp_path, caps
     done = time.perf_counter()
     generator = trainer.state.generator
     for name in ("grid.table", "hypernet.0.weight", "hypernet.3.weight"):
-        gradient = dict(generator.named_parameters())[name].grad
+        gradient = dict(generator.named_parameters())[f"generator.{name}"].grad
         assert gradient.isfinite().all() and gradient.abs().max() > 0, name
     numbers = dict(zip(record.names, record.values.tolist(), strict=True))
     assert numbers["denoiser_calls"] == 5 and all(value == value for value in numbers.values())
