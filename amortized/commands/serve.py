@@ -185,7 +185,7 @@ def load_engines(args: argparse.Namespace) -> Engines:
     """Load all models. Raises ValueError."""
     from amortized.commands.trained_on import knowledge_of_run
     from amortized.generation import ModelSource
-    from amortized.generation.knowledge import read_knowledge
+    from amortized.knowledge import read_knowledge
     from amortized.serve.engine import Engine, make_asset_files, newer, pinned
     from amortized.serve.job import PreviewItem
     from amortized.serve.models import names_of

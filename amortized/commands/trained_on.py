@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from amortized.generation.knowledge import Knowledge
+    from amortized.knowledge import Knowledge
 
 
 def knowledge_of_run(run: Path) -> Knowledge | None:
     """What a run's generator knows; None if its corpus cannot be opened, or is another one by now."""
     from amortized.checkpointing import check_corpus
     from amortized.commands.compose import load_corpus, load_stored_config
-    from amortized.generation.knowledge import knowledge_of
+    from amortized.knowledge import knowledge_of
 
     try:
         config = load_stored_config(run)

@@ -40,16 +40,14 @@ from amortized.generation.folder import (
     one_sentence,
     run_settings,
 )
-from amortized.generation.knowledge import PROMPTS, Knowledge, to_json
+from amortized.knowledge import PROMPTS, Knowledge, to_json
 from amortized.locks import FileLock, LockedError
 from amortized.untrusted import reason_of, short
 
 OURS = {CONFIG, WEIGHTS, CARD, LOCK, PROMPTS}  # all that a folder left by a killed export can hold
 
 
-def export(
-    run: Path, folder: Path, checkpoint: str = "newest", knowledge: Knowledge | None = None
-) -> Path:
+def export(run: Path, folder: Path, checkpoint: str = "newest", knowledge: Knowledge | None = None) -> Path:
     """Export a run's generator, with EMA weights if there are any; returns the checkpoint exported.
 
     `knowledge` is what it was trained on, for those who serve it.

@@ -42,7 +42,7 @@ from amortized.density_control import fit_rows
 from amortized.devices import local_device
 from amortized.files import in_folders, in_project, started_in
 from amortized.generation.config import SceneConfig, sharpness_at
-from amortized.generation.knowledge import PROMPTS
+from amortized.knowledge import PROMPTS
 from amortized.model_folders import read_additions
 from amortized.safetensors_header import read_header
 from amortized.untrusted import read_json_object, read_yaml_object, reason_of, short

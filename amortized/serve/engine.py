@@ -22,8 +22,8 @@ from torch import Tensor
 from amortized.assets import TEXTURED, AssetConfig, Source, make_asset, save_asset
 from amortized.generation import ModelSource, TextTo3D
 from amortized.generation.folder import checkpoint_of
-from amortized.generation.knowledge import Knowledge
 from amortized.generation.pictures import Look, object_pictures, save_pictures
+from amortized.knowledge import Knowledge
 from amortized.media import to_uint8
 from amortized.serve.batcher import SIZES, fit_size
 from amortized.serve.familiarity import Familiarity, sentences

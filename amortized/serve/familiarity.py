@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amortized.generation.knowledge import Knowledge, words_of
+from amortized.knowledge import Knowledge, words_of
 
 SAMPLE = 256  # training prompts that are encoded: a second with a small text encoder
 TOGETHER = 16  # prompts in a call of the text encoder

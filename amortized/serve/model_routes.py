@@ -82,7 +82,7 @@ def add_model_routes(
 
     @app.post("/v1/familiarity", openapi_extra=schema_of(FamiliarityRequest))
     async def post_familiarity(request: Request) -> Response:
-        """How far a prompt is from what the model was trained on, with sentences to show before it is made."""
+        """How far a prompt is from what the model was trained on, with sentences to show before."""
         wish = await read(request, FamiliarityRequest)
         model = jobs.models.get(wish.model)
         found = await answer(
@@ -103,9 +103,7 @@ def add_model_routes(
             position=wish.position,
         )
         model, owner = jobs.models.get(wish.model), request.state.owner
-        png = await answer(
-            request, [wish.prompt, wish.toward], lambda: model.batcher.submit(item, owner)
-        )
+        png = await answer(request, [wish.prompt, wish.toward], lambda: model.batcher.submit(item, owner))
         return Response(status_code=204) if png is None else Response(png, media_type="image/png")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from amortized.generation.knowledge import Knowledge
+from amortized.knowledge import Knowledge
 from amortized.names import slug
 from amortized.serve.batcher import Batcher
 from amortized.serve.logs import log

@@ -29,8 +29,8 @@ POLICY = (
 )
 # Of the front page, which is wholly ours: no inline script or style, no eval, no HTML from text.
 FRONT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 MODULES = ("address", "api", "files", "gallery", "knowledge", "main", "stage", "turntable")

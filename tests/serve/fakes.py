@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amortized.generation.knowledge import Knowledge
+from amortized.knowledge import Knowledge
 from amortized.serve.access import Quota, Tokens, Usage
 from amortized.serve.app import create_app
 from amortized.serve.boundary import OPEN, Boundary
@@ -42,7 +42,10 @@ class FakeEngine:
         self.digest, self.seconds, self.item_s = digest, seconds, item_s
         self.calls: list[list[str]] = []
         self.knowledge = Knowledge(
-            corpus="fake", number=3, prompts=("a red cube", "a blue cube", "a red cone"), words=("red", "cube")
+            corpus="fake",
+            number=3,
+            prompts=("a red cube", "a blue cube", "a red cone"),
+            words=("red", "cube"),
         )
 
     def about(self) -> dict[str, Any]:

@@ -65,8 +65,8 @@ function askToken(wasWrong) {
 // ---- objects
 // The events of an object, [kind, data], until the last; comes back with the last id if the connection is lost.
 async function* events(id, signal) {
-  let last = "0", failures = 0;
-  while (true) {
+  let last = "0", failures = 0, ended = false;
+  while (!ended) {
     try {
       const answer = await request(`v1/objects/${id}/events`, { signal, headers: { "Last-Event-ID": last } });
       for await (const block of blocksOf(answer.body)) {
@@ -74,20 +74,20 @@ async function* events(id, signal) {
         if (!fields.data) continue;
         [last, failures] = [fields.id ?? last, 0];
         yield [fields.event, JSON.parse(fields.data)];
-        if (["done", "failed", "deleted"].includes(fields.event)) return;
+        ended ||= ["done", "failed", "deleted"].includes(fields.event);  // the stream ends by itself
       }
     } catch (error) {
       if (error.name === "AbortError" || error.status || ++failures > 5) throw error;
     }
-    await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** failures));
+    if (!ended) await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** failures));
   }
 }
 
 async function* blocksOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.getReader(), decoder = new TextDecoder();
   let text = "";
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
-    const blocks = (text + part.value).split("\n\n");
+    const blocks = (text + decoder.decode(part.value, { stream: true })).split("\n\n");
     text = blocks.pop();
     yield* blocks;
   }

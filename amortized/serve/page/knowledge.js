@@ -16,7 +16,7 @@ export function showKnowledge(model) {
     Generator: model.generator,
     ...(known ? { Corpus: known.corpus, "Training prompts": number(known.prompts), "Different words": number(known.known_words) } : {}),
     "Longest sentence": `${model.max_prompt_tokens} tokens`,
-    Checkpoint: model.checkpoint,
+    Checkpoint: model.digest,
   };
   byId("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value !== undefined).map(([name, value]) => {
     const pair = document.createElement("div"), term = document.createElement("dt"), fact = document.createElement("dd");
@@ -37,6 +37,8 @@ export function showKnowledge(model) {
 
 // Say how far sentences are from what the model was trained on.
 export async function showFamiliarity(prompts, model, signal) {
+  const key = JSON.stringify([prompts, model.digest]);
+  if (byId("familiarity").dataset.key === key) return;  // a slider asks for the same ones again
   const found = [];
   for (const prompt of prompts) found.push(await post("v1/familiarity", { prompt, model: model.id }, { signal }));
   if (signal.aborted) return;
@@ -50,6 +52,7 @@ export async function showFamiliarity(prompts, model, signal) {
   const near = found.filter((one) => !one.trained).flatMap((one) => one.nearest ?? []);
   if (near.length && said.length) parts.push(paragraph("Nearest training prompts", "note"), links(near, model));
   byId("familiarity").replaceChildren(...parts);
+  byId("familiarity").dataset.key = key;
 }
 
 function paragraph(text, kind = "") {

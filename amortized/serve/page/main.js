@@ -74,6 +74,7 @@ byId("other").addEventListener("change", () => { if (byId("prompt").value) form.
 byId("another").addEventListener("click", () => { byId("seed").value = Number(byId("seed").value) + 1; form.requestSubmit(); });
 byId("position").addEventListener("input", () => {
   clearTimeout(timer);
+  byId("position").setAttribute("aria-valuetext", `${byId("position").value}% of the way`);
   timer = setTimeout(() => {
     if (!form.reportValidity()) return;
     history.replaceState(null, "", addressOf(wishOf()));  // a slider should not fill the history
@@ -140,12 +141,12 @@ async function makeTwo(wish, two) {
 }
 
 async function makeBetween(wish, model) {
-  const words = `${wish.position} % of the way from ${wish.prompt} to ${wish.toward}`;
+  const words = `${wish.position}% of the way from ${wish.prompt} to ${wish.toward}`;
   await shown[0].showBetween({
     prompt: wish.prompt, toward: wish.toward, position: wish.position / 100, seed: wish.seed, model: model.id,
   }, words);
   shown[0].caption = "";
-  say(`${wish.position} % of the way.`, 100);
+  say(`${wish.position}% of the way.`, 100);
 }
 
 // ---- the models

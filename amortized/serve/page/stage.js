@@ -24,7 +24,7 @@ export class Stage {
     this.canvas = this.element.querySelector("canvas");
     this.turntable = new Turntable(this.canvas);
     this.pause = this.element.querySelector(".pause");
-    this.pause.addEventListener("click", () => this.#play(this.turntable.paused));
+    this.pause.addEventListener("click", () => this.#play(this.pause.dataset.playing !== "true"));
     this.#play(!still.matches);
   }
 

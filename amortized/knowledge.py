@@ -9,10 +9,12 @@ import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amortized.types import Corpus
 from amortized.untrusted import MiB, read_json_object, short
+
+if TYPE_CHECKING:
+    from amortized.types import Corpus
 
 PROMPTS = "prompts.json"
 MAX_PROMPTS = 2_000  # that are listed
