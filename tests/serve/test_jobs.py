@@ -28,6 +28,7 @@ def test_sixty_equal_requests_are_one_batch_of_one(tmp_path: Path) -> None:
             assert {answer.status for answer in answers} == {200}
             assert len({answer.body for answer in answers}) == 1
             assert it.engine.calls == [["a cube"]]
+            assert b'a3d_cache_total{layer="in flight",result="hit"} 59.0' in it.jobs.metrics.text()
 
     asyncio.run(scenario())
 
