@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from amortized.commands import serve
+from amortized.commands.trained_on import knowledge_of_run
 from amortized.generation import ModelSource, TextTo3D
+from amortized.knowledge import read_knowledge
 from amortized.media import to_uint8
 from amortized.serve.engine import Engine, newer, pinned
 from amortized.serve.job import PreviewItem
@@ -43,6 +45,27 @@ def test_previews_are_the_generators_pictures_in_any_batch(engine: Engine, expor
         assert engine.preview_batch([item]) == [png] or np.allclose(  # alone it is the same, up to rounding
             np.asarray(Image.open(io.BytesIO(engine.preview_batch([item])[0])), int), expected, atol=1
         )
+
+
+def test_a_preview_between_two_prompts_is_theirs_at_the_ends(engine: Engine) -> None:
+    first, second = "a red cube", "a blue sphere"
+    way = [
+        PreviewItem(prompt=first, seed=0, views=2, size=16, toward=second, position=position)
+        for position in (0.0, 0.5, 1.0)
+    ]
+    ends = [PreviewItem(prompt=prompt, seed=0, views=2, size=16) for prompt in (first, second)]
+    pictures = [np.asarray(Image.open(io.BytesIO(png)), int) for png in engine.preview_batch([*way, *ends])]
+    assert np.abs(pictures[0] - pictures[3]).max() <= 1 and np.abs(pictures[2] - pictures[4]).max() <= 1
+    assert np.abs(pictures[1] - pictures[0]).max() > 1 or np.abs(pictures[3] - pictures[4]).max() <= 1
+
+
+def test_a_model_knows_its_corpus_with_or_without_its_run(trained: Path, exported: Path) -> None:
+    known = read_knowledge(exported)
+    assert known is not None and known == knowledge_of_run(trained) and known.number == len(known.prompts)
+    engine = Engine.load(ModelSource(path=str(exported), is_run=False, device="cpu"), known)
+    assert engine.familiarity(known.prompts[0])["trained"]
+    found = engine.familiarity("a corgi")
+    assert found["unseen_words"] == ["corgi"] and "corgi" in found["sentences"][0]
 
 
 def test_a_runs_newest_checkpoint_is_followed(trained: Path, exported: Path) -> None:
