@@ -5,7 +5,7 @@
   amortized serve exported/quickstart outputs/mine --port 8080 --store /var/lib/amortized3d
   amortized serve exported/quickstart --host 0.0.0.0 --token-file tokens.txt
 
-Without a FOLDER it serves checkpoints/shapes-generator, which was trained on the quickstart's 16 prompts.
+Without a FOLDER it serves the small generator of checkpoints/, trained on the quickstart's 16 prompts.
 Each folder is a run or an export; clients choose one by its name, the first is the default, and a run is
 loaded again when it has a newer checkpoint. Listens to this machine alone unless a --token-file says who may
 use it. Serves until Ctrl-C or SIGTERM, finishes what was accepted, and continues the rest after a restart.
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra `serve`
 BATCH_WAIT_S = 0.005  # on a GPU; a CPU gains nothing by waiting
 GiB = 2**30
-DEFAULT = "checkpoints/shapes-generator"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_text,
         nargs="*",
         metavar="FOLDER",
-        help=f"a run or an exported folder (default: {DEFAULT})",
+        help="a run or an exported folder (default: the small generator of checkpoints/)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--host", type=text, default="127.0.0.1", help="address (default: %(default)s)")
@@ -123,7 +122,10 @@ def run(args: argparse.Namespace) -> int:
     from amortized.serve import server
     from amortized.serve.logs import to_stderr
 
-    args.models = args.models or [in_project(DEFAULT)]
+    if not args.models:
+        from corpora import SMALL_GENERATOR
+
+        args.models = [in_project(SMALL_GENERATOR)]
     config = config_of(args)
     server.check_exposure(config)
     to_stderr()

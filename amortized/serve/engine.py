@@ -86,7 +86,7 @@ class Engine:
         return self.model.texts.generator_text(texts).pooled
 
     def familiarity(self, prompt: str) -> dict[str, Any]:
-        """How a prompt relates to the training prompts, and what is to be said before it is made; JSON."""
+        """How a prompt relates to the training prompts, with sentences to show beside its object; JSON."""
         if self.model.one_object:
             return {"sentences": ["This model holds one object, whatever the sentence."]}
         notes = self.model.texts.notes_on([prompt], generator_only=True)

@@ -1,4 +1,4 @@
-"""How far a sentence is from what a model was trained on, before it disappoints.
+"""How far a sentence is from the training prompts of a model, before its object disappoints.
 
 The distance of two sentences is one minus the cosine of their text embeddings. Text encoders differ in what
 is far, so the scale is the model's own: the distances of its training prompts to their nearest others.

@@ -82,7 +82,7 @@ def add_model_routes(
 
     @app.post("/v1/familiarity", openapi_extra=schema_of(FamiliarityRequest))
     async def post_familiarity(request: Request) -> Response:
-        """How far a prompt is from what the model was trained on, with sentences to show before."""
+        """How far a prompt is from the training prompts, with sentences to show beside its object."""
         wish = await read(request, FamiliarityRequest)
         model = jobs.models.get(wish.model)
         found = await answer(

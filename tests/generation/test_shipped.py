@@ -26,6 +26,7 @@ def test_its_files_are_those_that_it_lists_and_it_knows_its_corpus():
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
     assert files["model.safetensors"]["bytes"] < 2_000_000
     known = read_knowledge(FOLDER)
+    assert known is not None
     assert (
         known is not None
         and known == knowledge_of(open_corpus("shapes16"))

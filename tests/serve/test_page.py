@@ -51,7 +51,7 @@ customElements.define("model-viewer", class extends HTMLElement { jumpCameraToGo
 
 @contextmanager
 def serving(store: Path, *words: str) -> Iterator[str]:
-    """Context: the address of a service of its own."""
+    """Context: the address of a service that no other test uses."""
     command = [sys.executable, "-m", "tests.serve.page_service", str(store), *words]
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
