@@ -192,6 +192,7 @@ def test_two_models_side_by_side(browser, address):
 
 def test_the_gallery_is_searched_and_leads_to_objects(browser, address):
     with opened(browser, address) as tab:
+        tab.locator("#prompts li").nth(23).wait_for()
         assert tab.locator("#prompts li").count() == 24
         assert (
             tab.locator("#count").inner_text()
