@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run or args.measure:
             measured = measure(trainer) if args.measure else ""  # first: `describe` uses up the modules
             if world.is_main:
-                report = describe(trainer, num_negatives=config.views.num_negatives)
+                report = describe(trainer)
                 print(config_to_yaml(config) + report + measured)
             return 0
         # 4. Train.

@@ -70,12 +70,12 @@ def error_line(main: Callable[[list[str]], int], arguments: list[str], capsys) -
 @pytest.mark.parametrize(
     ("target", "stage", "remedy"),
     [
-        ("amortized.priors.loading.load_weights", "loading the prior", "prior.dtype=float16"),
+        ("amortized.priors.networks.load_weights", "loading the prior", "prior.dtype=float16"),
         ("amortized.conditioning.cached_encoder.move_rows", "encoding texts", "prior.text_on_cpu=true"),
         ("generators.hyper_ingp.split_mlp_weights", "the generator", "generator.checkpointing=true"),
         ("amortized.rendering.renderer.camera_rays", "the render", "trainer.render_size"),
         (
-            "amortized.priors.stable_diffusion.StableDiffusionPrior._moments",
+            "amortized.priors.autoencoder.Autoencoder._moments",
             "the prior's image encoder (VAE)",
             "prior.offload=true",
         ),
@@ -123,7 +123,7 @@ def test_running_out_of_main_memory_while_loading_the_prior(monkeypatch, capsys,
         raise RuntimeError(CPU)
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("amortized.priors.loading.load_weights", fail)
+    monkeypatch.setattr("amortized.priors.networks.load_weights", fail)
     line = error_line(train.main, arguments(prior, tmp_path), capsys)
     assert re.search(
         r"out of memory in loading the prior on main memory: 372.53 GiB requested, .* GiB of .* GiB free; ",

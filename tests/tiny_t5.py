@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 
-def make_tiny_t5(folder: Path) -> Path:
+def make_tiny_t5(folder: Path, *, width: int = 16) -> Path:
     """A T5 encoder with random weights, and a tokenizer of a few words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -20,6 +20,6 @@ def make_tiny_t5(folder: Path) -> Path:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=9
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
+    config = T5Config(vocab_size=8, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
     T5EncoderModel(config).save_pretrained(folder)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from amortized.config.presets import flatten
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
 from amortized.untrusted import parse_yaml_object
 
+TEACHERS = "more_teachers"
 # Settings that may change on resume: where and how a run computes, and what it reports. A different batch
 # size continues in the same prompt order. The prior's weights are compared by fingerprint instead.
 RESUMABLE_SETTINGS = {
@@ -45,9 +47,18 @@ RESUMABLE_SETTINGS = {
 
 
 def flat_settings(config_yaml: str, where: str = "config.yaml") -> dict[str, Any]:
-    """The settings in a config.yaml by dotted key, under the keys of this release. Raises ValueError."""
+    """The settings in a config.yaml by dotted key, under the keys of this release. Raises ValueError.
+
+    Those of `more_teachers` are numbered: more_teachers[0].prior.path.
+    """
     data = parse_yaml_object(config_yaml, where) if config_yaml.strip() else {}
-    return flatten(rename_keys(data, RENAMED_RUN_SETTINGS)[0])
+    flat = flatten(rename_keys(data, RENAMED_RUN_SETTINGS)[0])
+    teachers = flat.get(TEACHERS)
+    if isinstance(teachers, list) and all(isinstance(teacher, Mapping) for teacher in teachers):
+        del flat[TEACHERS]
+        for number, teacher in enumerate(teachers):
+            flat |= flatten(teacher, f"{TEACHERS}[{number}]")
+    return flat
 
 
 def defining_settings(config_yaml: str) -> dict[str, Any]:
@@ -65,8 +76,8 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_resumable(key: str) -> bool:
-    """Whether a run may resume with another value of a setting."""
-    parts = key.split(".")
+    """Whether a run may resume with another value of a setting; a teacher's are as the first prior's."""
+    parts = re.sub(rf"^{TEACHERS}\[\d+\]\.", "", key).split(".")
     return any(".".join(parts[:length]) in RESUMABLE_SETTINGS for length in range(1, len(parts) + 1))
 
 

@@ -21,9 +21,9 @@ from amortized.guidance import Guidance, build_guidance, check_guidance
 from amortized.memory_errors import available_cpu_bytes
 from amortized.names import slug
 from amortized.parallel import World
-from amortized.priors import Prior, StableDiffusionPrior, load_prior
+from amortized.priors import FolderPrior, Prior, load_prior
 from amortized.random import derive_seed
-from amortized.training import BaseRunConfig, Trainer
+from amortized.training import BaseRunConfig, Teacher, TeacherConfig, Trainer
 from amortized.types import Corpus, Prompt
 from amortized.untrusted import short
 from corpora import open_corpus, prompt_list
@@ -117,7 +117,7 @@ def output_of_prompt(config: RunConfig, prompt: Prompt) -> str:
     return earlier if Path(earlier).exists() else f"{config.output}-{slug(prompt.text)}"
 
 
-def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.device) -> tuple[TextBank, int]:
+def build_bank(config: RunConfig, prior: FolderPrior, device: torch.device) -> tuple[TextBank, int]:
     """The text embeddings of a run, and the width of those that its generator takes."""
     text, encoder = config.text, None
     if text.encoder is not None:
@@ -140,6 +140,23 @@ def build_bank(config: RunConfig, prior: StableDiffusionPrior, device: torch.dev
             "without --pooled, or set generator.text=pooled"
         )
     return bank, (encoder or prior.text_encoder).width
+
+
+def build_teachers(config: RunConfig, num_prompts: int, device: torch.device) -> list[Teacher]:
+    """The teachers of a run besides its first: `more_teachers`, on `device`. Raises ValueError.
+
+    `text.shards` serve the first prior and the generator: texts of further ones are encoded on demand.
+    """
+    teachers = []
+    for number, teacher in enumerate([*config.teachers.values()][1:], 2):
+        prior, views = load_prior(teacher.prior, device), teacher.views or config.views
+        bank = TextBank(prior.text_encoder, views, device=device, cache_size=config.text.cache_size)
+        bank.check_suffixes()
+        guidance = _guidance_of(
+            teacher, prior, bank, num_prompts, derive_seed(config.seed, "teacher", number)
+        )
+        teachers.append(Teacher(guidance=guidance, bank=bank))
+    return teachers
 
 
 def build_untrained(config: RunConfig, text_dim: int, device: torch.device) -> nn.Module:
@@ -204,14 +221,20 @@ def guidance_of(config: RunConfig, prior: Prior, bank: TextBank, num_prompts: in
 
     Raises ValueError for settings that exclude each other.
     """
-    check_guidance(config.guidance, config.prior, config.views)
+    return _guidance_of(config.teachers[""], prior, bank, num_prompts, config.seed)
+
+
+def _guidance_of(
+    teacher: TeacherConfig, prior: Prior, bank: TextBank, num_prompts: int, seed: int
+) -> Guidance:
+    check_guidance(teacher.guidance, teacher.prior, bank.config)
     return build_guidance(
-        config.guidance,
+        teacher.guidance,
         prior,
         encode=bank.encode_for_prior,
         num_prompts=num_prompts,
-        seed=config.seed,
-        negative_prompt=config.views.negative_prompt,
+        seed=seed,
+        negative_prompt=bank.config.negative_prompt,
     )
 
 
@@ -238,11 +261,12 @@ def load_scorer(config: RunConfig, world: World) -> ClipScorer | None:
 
 def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
     """Everything that a rank trains with. Raises ValueError for settings that do not fit together."""
-    if config.prior.denoiser_device and world.size > 1:
-        raise ValueError(
-            f"prior.denoiser_device={config.prior.denoiser_device} is a single device, but there are "
-            f"{world.size} processes: train in one process, or set it to null"
-        )
+    for name, teacher in config.teachers.items():
+        if teacher.prior.denoiser_device and world.size > 1:
+            raise ValueError(
+                f"{name}prior.denoiser_device={teacher.prior.denoiser_device} is a single device, but there "
+                f"are {world.size} processes: train in one process, or set it to null"
+            )
     scorer = load_scorer(config, world)  # first: it takes the least time, and names a missing folder
     prior, bank, generator = build_parts(config, world.device)
     start = warm_start(config, corpus, bank, generator, world)
@@ -254,6 +278,7 @@ def build_trainer(config: RunConfig, corpus: Corpus, world: World) -> Trainer:
         guidance=guidance,
         bank=bank,
         generator=generator,
+        more_teachers=build_teachers(config, len(corpus.trained), world.device),
         scorer=scorer,
         start=start,
     )

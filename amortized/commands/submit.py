@@ -1,7 +1,7 @@
 """Train as a job of a scheduler, or in the background of this machine.
 
   amortized submit configs/quickstart.yaml output=outputs/mine --to local --follow
-  amortized submit configs/hyper-ingp-sd21.yaml corpus=prompts.txt prior=FOLDER --to slurm --option=--nodes=4
+  amortized submit configs/quickstart.yaml output=outputs/mine --to slurm --option=--nodes=4
   amortized submit configs/quickstart.yaml prompt="a red cube" --to ray --dry-run
 
 The settings are those of `amortized train`, whose dry run checks them. A template of configs/launch is filled

@@ -36,6 +36,7 @@ from amortized.conditioning.shard_format import (
     shard_name,
     write_checked_json,
 )
+from amortized.conditioning.three_encoders import ThreeTextEncoders
 from amortized.files import atomic_path, atomic_write_text
 from amortized.locks import FileLock, LockedError
 from amortized.names import text_hash
@@ -76,6 +77,11 @@ def plan_encoding(
         raise ValueError(f"a shard must hold at least 1 prompt, got {prompts_per_shard}")
     if batch_size < 1:
         raise ValueError(f"a batch must hold at least 1 text, got {batch_size}")
+    if not pooled_only and isinstance(encoder, ThreeTextEncoders):
+        raise ValueError(
+            f"'{name}' is a Stable Diffusion 3, whose tokens take megabytes per text and are not stored: "
+            "encode with --pooled"
+        )
     digest = hashlib.sha256()
     for index in range(len(corpus)):
         digest.update(corpus[index].text.encode() + b"\0")

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import torch
 
 from amortized.conditioning.fitting import Tokenizing
+from amortized.conditioning.three_encoders import ThreeTextEncoders
 from amortized.conditioning.two_encoders import TwoTextEncoders
 from amortized.files import in_project
 from amortized.model_folders import (
     NO_ADDITIONS,
     Additions,
     TextFolder,
+    TextFolders,
     build_empty,
     check_fit,
     is_single_file,
@@ -24,12 +26,12 @@ from amortized.model_folders import (
     load_weights,
     local_folder,
     read_single_text,
-    read_text_folder,
+    read_text_folders,
     sentences,
 )
 from amortized.model_folders.lora import TEXT, fuse
 from amortized.model_folders.new_tokens import add_new_token
-from amortized.model_folders.text_folder import ALIASES, SECOND, wanted_files, zeroes_empty_texts
+from amortized.model_folders.text_folder import ALIASES, wanted_files
 from amortized.model_folders.tokenizers import check_vocabulary, published_tokenizer
 from amortized.network import network_on_request
 from amortized.transfer import to_device
@@ -162,16 +164,8 @@ class T5TextEncoder:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextCondition:
         """Encode N texts to N rows [words, end, padding] in float32; truncated texts keep the end token."""
-        ids = torch.full((len(texts), self.max_length), self.tokenizer.pad_token_id, dtype=torch.long)
-        lengths = torch.empty(len(texts), dtype=torch.long)
-        for row, text in enumerate(texts):
-            words = _word_ids(self.tokenizer, text)
-            sequence = [*words[: self.max_length - 1], self.tokenizer.eos_token_id]
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            lengths[row] = len(sequence)
         device = next(self.model.parameters()).device
-        mask = torch.arange(self.max_length)[None] < lengths[:, None]
-        ids, mask = to_device((ids, mask), device)
+        ids, mask = to_device(self.token_ids(texts, self.max_length), device)
         tokens = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         tokens = tokens * mask[..., None]
         return TextCondition(pooled=tokens.sum(1) / mask.sum(1, keepdim=True), tokens=tokens, mask=mask)
@@ -179,6 +173,16 @@ class T5TextEncoder:
     def is_overlong(self, text: str) -> bool:
         """Return whether `encode` truncates the text."""
         return len(_word_ids(self.tokenizer, text)) > self.max_length - 1
+
+    def token_ids(self, texts: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids [N, length] (long), filled with padding, and the mask of the rest."""
+        ids = torch.full((len(texts), length), self.tokenizer.pad_token_id, dtype=torch.long)
+        lengths = torch.empty(len(texts), dtype=torch.long)
+        for row, text in enumerate(texts):
+            sequence = [*_word_ids(self.tokenizer, text)[: length - 1], self.tokenizer.eos_token_id]
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            lengths[row] = len(sequence)
+        return ids, torch.arange(length)[None] < lengths[:, None]
 
     def num_pieces(self, word: str) -> int | None:
         """Return the number of tokens of a word; None if it has a letter that is in no token."""
@@ -189,7 +193,7 @@ class T5TextEncoder:
         return _fingerprint(self.tokenizer, self.model)
 
 
-AnyTextEncoder = CLIPTextEncoder | T5TextEncoder | TwoTextEncoders
+AnyTextEncoder = CLIPTextEncoder | T5TextEncoder | TwoTextEncoders | ThreeTextEncoders
 
 
 def _batch_size(model: Any) -> int:
@@ -229,16 +233,14 @@ def load_text_encoder(
     safetensors weights are read. Raises ValueError if it cannot be loaded, or `additions` do not fit it.
     """
     try:
-        local, second, zero_empty = in_project(path), None, False
+        local = in_project(path)
         if is_single_file(local):
-            files = read_single_text(Path(local))
+            files = TextFolders(read_single_text(Path(local)))
         else:
             folder = local_folder(local, revision=revision, allow_network=allow_network, wanted=wanted_files)
-            files = read_text_folder(folder)
-            if (folder / SECOND).is_dir():
-                second, zero_empty = read_text_folder(folder, end="_2"), zeroes_empty_texts(folder)
+            files = read_text_folders(folder)
         name = path if revision is None else f"{path} at {revision}"
-        encoder = build_text_encoders(files, second, zero_empty, name, dtype=dtype, device=device)
+        encoder = build_text_encoders(files, name, dtype=dtype, device=device)
     except ValueError as error:
         raise ValueError(
             f"the text encoder '{path}' cannot be loaded: {str(error).rstrip('.')}; give a diffusers folder, "
@@ -249,29 +251,24 @@ def load_text_encoder(
 
 
 def build_text_encoders(
-    files: TextFolder,
-    second: TextFolder | None,
-    zero_empty: bool,
-    name: str,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
+    files: TextFolders, name: str, *, dtype: torch.dtype, device: torch.device | str
 ) -> AnyTextEncoder:
-    """Load one text encoder, or the two of SDXL; raises ValueError, see `build_text_encoder`."""
-    encoder = build_text_encoder(files, name, dtype=dtype, device=device)
-    if second is None:
-        return encoder
-    if files.kind != "CLIP" or second.kind != "CLIP":
-        raise ValueError("of two text encoders, both must be CLIPs, as those of SDXL")
-    other = build_text_encoder(second, name, dtype=dtype, device=device)
-    return TwoTextEncoders(encoder, other, name, zero_empty=zero_empty)
+    """Load the text encoders of a model as one; raises ValueError, see `build_text_encoder`."""
+    encoders = [build_text_encoder(each, name, dtype=dtype, device=device) for each in files.all]
+    if files.second is None:
+        return encoders[0]
+    if files.joint_width is not None:
+        third = None if files.third is None else encoders[2]
+        return ThreeTextEncoders(encoders[0], encoders[1], third, files.joint_width, name)
+    return TwoTextEncoders(encoders[0], encoders[1], name, zero_empty=files.zero_empty)
 
 
 def add_to_encoder(encoder: AnyTextEncoder, additions: Additions) -> None:
     """Add LoRAs and tokens to a text encoder, in place; raises ValueError if they do not fit it."""
-    if isinstance(encoder, TwoTextEncoders) and additions != NO_ADDITIONS:
+    if isinstance(encoder, (TwoTextEncoders, ThreeTextEncoders)) and additions != NO_ADDITIONS:
+        kind = "an SDXL" if isinstance(encoder, TwoTextEncoders) else "a Stable Diffusion 3"
         raise ValueError(
-            f"'{encoder.name}' is an SDXL, for which prior.loras and prior.tokens are not supported: set "
+            f"'{encoder.name}' is {kind}, for which prior.loras and prior.tokens are not supported: set "
             "them to null"
         )
     for lora in additions.loras:

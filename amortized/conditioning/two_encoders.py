@@ -25,10 +25,7 @@ class TwoTextEncoders:
         Raises ValueError if their texts have different lengths, or the projection has another width than the
         second encoder.
         """
-        if first.max_length != second.max_length:
-            raise ValueError(
-                f"the two text encoders take texts of {first.max_length} and {second.max_length} tokens"
-            )
+        check_lengths(first, second)
         if second.model.config.projection_dim != second.width:
             raise ValueError(
                 f"the second text encoder projects its width {second.width} to "
@@ -51,21 +48,16 @@ class TwoTextEncoders:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextCondition:
         """Encode N texts to a condition of N rows, float32, on the models' device."""
-        tokens, pooled, lengths = [], [], torch.empty(0)
-        device = next(self.model.parameters()).device
-        for encoder in (self.first, self.second):
-            ids, lengths = to_device(encoder.token_ids(texts), device)
-            outputs = encoder.model(input_ids=ids, output_hidden_states=True)
-            tokens.append(outputs.hidden_states[-2].float())
-            rows = torch.arange(len(texts), device=device)
-            pooled.append(outputs.last_hidden_state[rows, lengths - 1])
-        pooled[1] = self.second.model.text_projection(pooled[1])
-        positions = torch.arange(self.max_length, device=device)
+        (first, first_pooled, mask), (second, pooled, _) = (
+            clip_states(encoder, texts) for encoder in (self.first, self.second)
+        )
+        pooled = self.second.model.text_projection(pooled)
+        device = mask.device
         is_used = torch.tensor([text != "" or not self.zero_empty for text in texts], device=device)
         return TextCondition(
-            pooled=torch.cat([each.float() for each in pooled], dim=1) * is_used[:, None],
-            tokens=torch.cat(tokens, dim=2) * is_used[:, None, None],
-            mask=positions[None] < lengths[:, None],
+            pooled=torch.cat([first_pooled.float(), pooled.float()], dim=1) * is_used[:, None],
+            tokens=torch.cat([first, second], dim=2) * is_used[:, None, None],
+            mask=mask,
         )
 
     def is_overlong(self, text: str) -> bool:
@@ -74,12 +66,39 @@ class TwoTextEncoders:
 
     def num_pieces(self, word: str) -> int | None:
         """Return the number of tokens of a word; None if it has a letter that is in no token."""
-        pieces = [encoder.num_pieces(word) for encoder in (self.first, self.second)]
-        known = [count for count in pieces if count is not None]
-        return max(known) if len(known) == 2 else None
+        return most_pieces((self.first, self.second), word)
 
     def fingerprint(self) -> str:
         """Return precision and a digest of weights and vocabularies: "float32 0123456789abcdef"."""
         prints = [encoder.fingerprint() for encoder in (self.first, self.second)]
         text = f"{prints} {self.zero_empty}"
         return f"{prints[0].partition(' ')[0]} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def clip_states(encoder: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what a `CLIPTextEncoder` gives for N texts.
+
+    Its tokens before the last layer [N, L, D], float32; the last layer at the end-of-text token [N, D], which
+    is not projected yet; and the mask [N, L].
+    """
+    device = next(encoder.model.parameters()).device
+    ids, lengths = to_device(encoder.token_ids(texts), device)
+    outputs = encoder.model(input_ids=ids, output_hidden_states=True)
+    rows = torch.arange(len(texts), device=device)
+    mask = torch.arange(encoder.max_length, device=device)[None] < lengths[:, None]
+    return outputs.hidden_states[-2].float(), outputs.last_hidden_state[rows, lengths - 1], mask
+
+
+def check_lengths(first: Any, second: Any) -> None:
+    """Raise ValueError if two text encoders take texts of different lengths."""
+    if first.max_length != second.max_length:
+        raise ValueError(
+            f"the two text encoders take texts of {first.max_length} and {second.max_length} tokens"
+        )
+
+
+def most_pieces(encoders: Sequence[Any], word: str) -> int | None:
+    """Return the largest number of tokens of a word; None if an encoder does not know one of its letters."""
+    pieces = [encoder.num_pieces(word) for encoder in encoders]
+    known = [count for count in pieces if count is not None]
+    return max(known) if len(known) == len(pieces) else None

@@ -19,6 +19,8 @@ def map_paths(config: T, change: Callable[[str], str]) -> T:
         options = options_of(hints_of(type(config))[name])
         if dataclasses.is_dataclass(value):
             changed[name] = map_paths(value, change)
+        elif isinstance(value, tuple) and any(dataclasses.is_dataclass(one) for one in value):
+            changed[name] = tuple(map_paths(one, change) for one in value)
         elif isinstance(value, str) and PathText in options:
             changed[name] = change(value)
         elif isinstance(value, tuple) and tuple[PathText, ...] in options:

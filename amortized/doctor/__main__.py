@@ -18,7 +18,7 @@ from itertools import groupby
 
 from amortized.cli import parser_for, run_command
 from amortized.doctor.machine import Row, device_rows, import_torch, storage_rows
-from amortized.doctor.models import model_rows, resources_of, shard_rows
+from amortized.doctor.models import model_rows, resources_of, shard_rows, teachers_of
 from amortized.doctor.needs import needs_of
 from amortized.doctor.packages import install_project, optional_rows, version_rows
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         rows += device_rows(torch, needs)
         rows += optional_rows(torch, needs)
         rows += storage_rows(resources.output)
-        rows += model_rows(resources)
+        rows += model_rows(resources, teachers_of(args.words))
         rows += shard_rows(resources.shards)
     except ImportError as error:  # a package that reads settings or weights
         checked = {row.group for row in rows}

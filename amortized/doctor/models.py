@@ -42,9 +42,13 @@ def resources_of(words: Sequence[str]) -> Resources:
     Raises:
         ConfigError: the preset or an override cannot be read.
     """
+    return _resources(layers_of(words))
+
+
+def _resources(layers: Iterable[Mapping[str, Any]]) -> Resources:
     from amortized.config import build_config
 
-    layers = layers_of(words)
+    layers = list(layers)
     keys = {"output": "output", "prior": PRIOR, "revision": "prior.revision", "clip": CLIP}
     keys |= {"shards": "text.shards"}
     names = ("variant", "architecture", "loras", "lora_scales", "tokens", "allow_network")
@@ -66,6 +70,16 @@ def setting(layers: Iterable[Mapping[str, Any]], key: str) -> Any:
     return result
 
 
+def teachers_of(words: Sequence[str]) -> dict[str, Resources]:
+    """Return the resources of a run's further teachers by the start of their keys, as `resources_of` does."""
+    from amortized.config.presets import Unquoted, parse_yaml
+
+    given = setting(layers_of(words), "more_teachers")
+    given = parse_yaml(given, "more_teachers") if isinstance(given, Unquoted) else given
+    teachers = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+    return {f"more_teachers[{i}].": _resources([each]) for i, each in enumerate(teachers)}
+
+
 def embedded_models() -> dict[str, str]:
     """Return the models of checkpoints/ that presets use, each with the setting that names it."""
     names: dict[str | None, str] = {}
@@ -80,23 +94,27 @@ def embedded_models() -> dict[str, str]:
     }
 
 
-def model_rows(resources: Resources) -> Iterator[Row]:
-    """Report the models that the settings name, or without settings the embedded ones; these are required."""
+def model_rows(resources: Resources, teachers: Mapping[str, Resources] | None = None) -> Iterator[Row]:
+    """Report the models that the settings name, or without settings the embedded ones; these are required.
+
+    teachers  of `teachers_of`
+    """
     embedded = embedded_models()
     # The embedded models are files of the repository; a source archive or an image cannot restore them.
     restore = "git checkout -- {}" if (PROJECT / ".git").exists() else "make weights"
-    named_models = [(key, name) for key, name in ((PRIOR, resources.prior), (CLIP, resources.clip)) if name]
-    for key, name in [
-        *named_models,
-        *((key, name) for name, key in embedded.items() if (key, name) not in named_models),
-    ]:
+    named = {(PRIOR, resources.prior): resources, (CLIP, resources.clip): resources}
+    named |= {(f"{start}{PRIOR}", teacher.prior): teacher for start, teacher in (teachers or {}).items()}
+    named_models = {(key, name): of for (key, name), of in named.items() if name is not None and name}
+    others = [(key, name) for name, key in embedded.items() if (key, name) not in named_models]
+    for key, name in [*named_models, *others]:
         required = (key, name) in named_models
+        resources = named_models.get((key, name), Resources())
         folder = Path(in_project(name.removeprefix("local-dir:"))) if required else PROJECT / name
         local = (".", "/", "checkpoints/", "outputs/", "local-dir:")
         if not folder.exists() and name.count("/") == 1 and not name.startswith(local):
             yield hub_row(key, name, resources)
             continue
-        problem = problem_of(folder, key, resources if required else Resources())
+        problem = problem_of(folder, key, resources)
         otherwise = "-" if named_models and not required else "wrong" if folder.exists() else "missing"
         fix = restore.format(name) if name in embedded else FIXES.get(name, f"{key}=FOLDER")
         label, detail = key if required else "embedded", f"{name} {problem or 'is complete'}"
@@ -117,7 +135,7 @@ def problem_of(folder: Path, key: str, resources: Resources) -> str:
     )
 
     try:
-        single = key == PRIOR and is_single_file(str(folder)) and folder.exists()
+        single = key != CLIP and is_single_file(str(folder)) and folder.exists()
         if not single and not folder.is_dir():
             return "is not a folder"
         if key == CLIP:
@@ -139,7 +157,8 @@ def hub_row(key: str, name: str, resources: Resources) -> Row:
         return Row("models", key, "-", f"{name} is not a folder; the first evaluation downloads it")
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "unet/config.json", revision=resources.revision)
+    # Every prior has it, with a UNet or a transformer; a folder of texts alone has not.
+    cached = try_to_load_from_cache(name, "vae/config.json", revision=resources.revision)
     if isinstance(cached, str):
         return Row("models", key, "ok", f"{name} is in the Hub cache")
     if resources.allow_network:

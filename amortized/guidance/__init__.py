@@ -5,10 +5,12 @@ from amortized.guidance.config import GuidanceConfig, method_name, published
 from amortized.guidance.costs import calls_per_image, queries_per_image
 from amortized.guidance.distillation import Guidance, GuidanceOutput
 from amortized.guidance.draws import GuidanceDraws
+from amortized.guidance.learned import AdaptedPrior
 from amortized.guidance.method_table import METHODS
 
 __all__ = [
     "METHODS",
+    "AdaptedPrior",
     "Guidance",
     "GuidanceConfig",
     "GuidanceDraws",

@@ -11,9 +11,9 @@ from amortized.model_folders.additions import NO_ADDITIONS, Additions, check_sca
 from amortized.model_folders.clip_folder import ClipFolder, read_clip_folder
 from amortized.model_folders.configs import first_line, sentences
 from amortized.model_folders.hub import local_folder
-from amortized.model_folders.prior_folder import PARTS, PriorFolder, read_prior_folder
+from amortized.model_folders.prior_folder import PARTS, FlowFolder, PriorFolder, read_prior_folder
 from amortized.model_folders.single_file import is_single_file, read_single_file, read_single_text
-from amortized.model_folders.text_folder import TextFolder, read_text_folder
+from amortized.model_folders.text_folder import TextFolder, TextFolders, read_text_folder, read_text_folders
 from amortized.model_folders.tokenizers import load_tokenizer
 from amortized.model_folders.weights import Weights, build_empty, check_fit, load_weights
 
@@ -22,8 +22,10 @@ __all__ = [
     "PARTS",
     "Additions",
     "ClipFolder",
+    "FlowFolder",
     "PriorFolder",
     "TextFolder",
+    "TextFolders",
     "Weights",
     "build_empty",
     "check_fit",
@@ -39,5 +41,6 @@ __all__ = [
     "read_single_file",
     "read_single_text",
     "read_text_folder",
+    "read_text_folders",
     "sentences",
 ]

@@ -53,6 +53,22 @@ UNET = {
     "cross_attention_norm": "str | None",
     "addition_embed_type_num_heads": "int",
 }
+# The arguments of diffusers' SD3Transformer2DModel.
+TRANSFORMER = {
+    "sample_size": "int",
+    "patch_size": "int",
+    "in_channels": "int",
+    "num_layers": "int",
+    "attention_head_dim": "int",
+    "num_attention_heads": "int",
+    "joint_attention_dim": "int",
+    "caption_projection_dim": "int",
+    "pooled_projection_dim": "int",
+    "out_channels": "int",
+    "pos_embed_max_size": "int",
+    "dual_attention_layers": "list[int]",
+    "qk_norm": "str | None",
+}
 # The arguments of diffusers' AutoencoderKL.
 VAE = {
     "in_channels": "int",

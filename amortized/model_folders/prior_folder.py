@@ -1,4 +1,4 @@
-"""The folder of a prior in diffusers format: tokenizer, text_encoder, vae, unet and scheduler."""
+"""The folder of a prior in diffusers format: tokenizer, text_encoder, vae, unet or transformer, scheduler."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from amortized.model_folders.configs import (
     known_values,
     version_of,
 )
-from amortized.model_folders.formats import UNET, VAE
+from amortized.model_folders.formats import TRANSFORMER, UNET, VAE
 from amortized.model_folders.text_folder import (
-    SECOND,
-    TextFolder,
-    read_text_folder,
-    second_files,
-    zeroes_empty_texts,
+    TextFolders,
+    is_flow_folder,
+    more_text_files,
+    read_text_folders,
 )
 from amortized.model_folders.weights import Weights, choose_files, read_weights
 from amortized.untrusted import read_json_object, short
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
-STEMS = {"text_encoder": "model", "vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
+FLOW_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "vae", "transformer", "scheduler")
+STEMS = {"text_encoder": "model"} | dict.fromkeys(("vae", "unet", "transformer"), "diffusion_pytorch_model")
 VIEWS_FILE = "multi_view.json"
 LARGEST_LATENTS = 512  # side of the latents; 64 and 96 are usual
 # Samplers of models that are trained with betas (DDPM). Consistency models (LCM, TCD) are sampled with betas
@@ -67,6 +67,12 @@ SAMPLING = frozenset(
 )
 # Values of those keys with which the model was not trained by DDPM's betas.
 OTHER_PROCESSES = {"use_flow_sigmas": True, "use_dynamic_shifting": True, "timestep_type": "continuous"}
+# A rectified flow is trained at all times; `num_train_timesteps` and `shift` choose those that are distilled.
+FLOW_SCHEDULE = {"num_train_timesteps": "int", "shift": "float"}
+FLOW_SAMPLING = SAMPLING | frozenset(
+    "base_image_seq_len base_shift invert_sigmas max_image_seq_len max_shift stochastic_sampling".split()
+)
+SHIFTS = (0.05, 20.0)  # smallest and largest; 3 is usual
 
 
 @dataclass(frozen=True)
@@ -79,37 +85,57 @@ class PriorFolder:
     schedule: Mapping[str, Any]  # arguments of DDPMScheduler: betas and prediction type
     unet_weights: Weights
     vae_weights: Weights
-    text: TextFolder
+    text: TextFolders
     num_views: int  # denoised jointly; 1 without multi_view.json
-    text_2: TextFolder | None = None  # of SDXL
-    zero_empty: bool = False  # whether SDXL's text encoders give zeros for the empty text
 
 
-def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder:
+@dataclass(frozen=True)
+class FlowFolder:
+    """The checked configs of a Stable Diffusion 3, and the headers of its weights."""
+
+    folder: Path
+    transformer: Mapping[str, Any]  # arguments of SD3Transformer2DModel
+    vae: Mapping[str, Any]  # arguments of AutoencoderKL
+    shift: float  # of the flow times
+    num_timesteps: int
+    transformer_weights: Weights
+    vae_weights: Weights
+    text: TextFolders
+
+
+def read_prior_folder(folder: Path, variant: str | None = None) -> PriorFolder | FlowFolder:
     """Read all of a prior's folder but its weights.
 
     Raises ValueError if a part is missing or invalid, or of a model that cannot be distilled.
     """
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    is_flow = is_flow_folder(folder)
+    missing = [part for part in (FLOW_PARTS if is_flow else PARTS) if not (folder / part).is_dir()]
     if missing:
         raise ValueError(f"the folder lacks {', '.join(missing)}")
     check_no_adapter(folder)
     num_views = read_num_views(folder)
-    unet, unet_weights = _read_network(folder / "unet", "UNet2DConditionModel", UNET, variant)
     vae, vae_weights = _read_network(folder / "vae", "AutoencoderKL", VAE, variant)
     _check_latents(folder / "vae/config.json", vae)
-    is_xl = (folder / SECOND).is_dir()
+    schedule_file = folder / "scheduler/scheduler_config.json"
+    if is_flow:
+        if num_views > 1:
+            raise ValueError(f"{short(folder / VIEWS_FILE)} is of MVDream, which has a UNet: remove the file")
+        transformer, weights = _read_network(
+            folder / "transformer", "SD3Transformer2DModel", TRANSFORMER, variant
+        )
+        shift, num_timesteps = _read_flow_schedule(schedule_file)
+        text = read_text_folders(folder, variant)
+        return FlowFolder(folder, transformer, vae, shift, num_timesteps, weights, vae_weights, text)
+    unet, unet_weights = _read_network(folder / "unet", "UNet2DConditionModel", UNET, variant)
     return PriorFolder(
         folder=folder,
         unet=unet,
         vae=vae,
-        schedule=_read_schedule(folder / "scheduler/scheduler_config.json"),
+        schedule=_read_schedule(schedule_file),
         unet_weights=unet_weights,
         vae_weights=vae_weights,
-        text=read_text_folder(folder, variant),
+        text=read_text_folders(folder, variant),
         num_views=num_views,
-        text_2=read_text_folder(folder, variant, "_2") if is_xl else None,
-        zero_empty=is_xl and zeroes_empty_texts(folder),
     )
 
 
@@ -123,7 +149,7 @@ def _read_network(
     config = known_values(file, data, keys)
     weights = read_weights(folder, STEMS[folder.name], variant)
     check_depth(file, config, len(weights.tensors))
-    if folder.name == "unet":
+    if folder.name != "vae":
         config["sample_size"] = _latent_size(file, data)
     return config, weights
 
@@ -174,9 +200,11 @@ def _read_schedule(file: Path) -> dict[str, Any]:
     name = data.get("_class_name")
     if name not in SCHEDULERS:
         kind = f"is a {short(name)}" if isinstance(name, str) else "has no '_class_name'"
+        flow = "; flow matching is for the transformer of a Stable Diffusion 3, and this folder has a UNet"
         raise ValueError(
             f"{short(file)} {kind}: only models that were trained with DDPM's betas can be distilled, whose "
             f"scheduler is a {SCHEDULERS[0]}, {SCHEDULERS[5]}, {SCHEDULERS[7]} or similar"
+            f"{flow if 'FlowMatch' in str(name) else ''}"
         )
     # The values of samplers may be anything: the file of a DPMSolverMultistep has minus infinity.
     schedule = known_values(file, data, SCHEDULE, SAMPLING)
@@ -214,6 +242,29 @@ def _read_schedule(file: Path) -> dict[str, Any]:
     return schedule
 
 
+def _read_flow_schedule(file: Path) -> tuple[float, int]:
+    """Return shift and number of timesteps of a rectified flow; raises ValueError if they are invalid."""
+    data = read_json_object(file)
+    check_name(file, data, "_class_name", ("FlowMatchEulerDiscreteScheduler",))
+    schedule = known_values(file, data, FLOW_SCHEDULE, FLOW_SAMPLING)
+    for key in ("use_dynamic_shifting", "invert_sigmas"):
+        if data.get(key):
+            raise ValueError(
+                f"{short(file)}: {key}=true is not of a Stable Diffusion 3, and cannot be distilled"
+            )
+    for key in FLOW_SCHEDULE:
+        if key not in schedule:
+            raise ValueError(f"{short(file)} lacks '{key}': add the value that the model was published with")
+    shift, num_timesteps = schedule["shift"], schedule["num_train_timesteps"]
+    if not SHIFTS[0] <= shift <= SHIFTS[1]:
+        raise ValueError(f"{short(file)}: 'shift' must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}")
+    if not 100 <= num_timesteps <= 10_000:
+        raise ValueError(
+            f"{short(file)}: 'num_train_timesteps' must be from 100 to 10,000, got {num_timesteps}"
+        )
+    return shift, num_timesteps
+
+
 def read_num_views(folder: Path) -> int:
     """Return the number of views that a prior denoises jointly; 1 without `multi_view.json`."""
     file = folder / VIEWS_FILE
@@ -233,10 +284,12 @@ def read_num_views(folder: Path) -> int:
 def wanted_files(names: list[str], variant: str | None = None) -> list[str]:
     """Return which files of a repository to download: configs, tokenizer, and one variant of the weights."""
     wanted = [name for name in names if name == VIEWS_FILE or name.startswith("tokenizer/")]
-    for part in PARTS[1:]:
+    has_unet = any(name.startswith("unet/") for name in names)
+    is_flow = not has_unet and any(name.startswith("transformer/") for name in names)
+    for part in ("text_encoder", "vae", "transformer" if is_flow else "unet", "scheduler"):
         inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
         chosen = [name for name in inside if name.endswith("config.json")]
         if part in STEMS:
             chosen += choose_files(inside, STEMS[part], variant, Path(part))
         wanted += [f"{part}/{name}" for name in chosen]
-    return wanted + (second_files(names, variant) if any(name.startswith(SECOND) for name in names) else [])
+    return list(dict.fromkeys([*wanted, *more_text_files(names, variant)]))

@@ -17,7 +17,7 @@ from typing import Any
 from amortized.model_folders.configs import sentences
 from amortized.model_folders.prior_folder import PriorFolder
 from amortized.model_folders.published_names import open_clip_name, unet_name, vae_name
-from amortized.model_folders.text_folder import TextFolder
+from amortized.model_folders.text_folder import TextFolder, TextFolders
 from amortized.model_folders.weights import TensorHeader, Weights, check_format, headers_of
 from amortized.safetensors_header import read_header
 from amortized.untrusted import short
@@ -139,7 +139,7 @@ def read_single_file(file: Path, name: str | None = None) -> PriorFolder:
         schedule={**SCHEDULE, "prediction_type": chosen.prediction_type},
         unet_weights=Weights(f"the UNet in {short(file)}", unet),
         vae_weights=Weights(f"the VAE in {short(file)}", dict(map(_as_linear, vae.items()))),
-        text=_text_in(file, tensors, chosen),
+        text=TextFolders(_text_in(file, tensors, chosen)),
         num_views=1,
     )
 
@@ -232,6 +232,8 @@ def _family_of(file: Path, tensors: Mapping[str, TensorHeader]) -> Architecture:
     other = "this is not a checkpoint of Stable Diffusion 1 or 2"
     if any(name.startswith("conditioner.embedders.") for name in tensors):
         other = "this is a checkpoint of SDXL, of which only folders are supported"
+    elif any(".joint_blocks." in name for name in tensors):
+        other = "this is a checkpoint of Stable Diffusion 3, of which only folders are supported"
     elif any("lora" in name for name in tensors):
         other = "this is a LoRA: give it as prior.loras, and its base model as prior.path"
     raise ValueError(f"{short(file)} has no tensors named {CLIP}* or {OPEN_CLIP}*: {other}")

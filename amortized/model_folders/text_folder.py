@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amortized.model_folders.configs import check_depth, check_name, check_no_adapter, known_values
+from amortized.model_folders.configs import (
+    check_depth,
+    check_name,
+    check_no_adapter,
+    check_value,
+    known_values,
+)
 from amortized.model_folders.tokenizers import FILES, check_tokenizer
 from amortized.model_folders.weights import Weights, choose_files, read_weights
 from amortized.untrusted import read_json_object, short
 
-SECOND, INDEX = "text_encoder_2/", "model_index.json"
+INDEX = "model_index.json"
+TRANSFORMER = "transformer/config.json"  # of a Stable Diffusion 3
+MORE = ("_2", "_3")  # the ends of the names of further text encoders and tokenizers
 KINDS = {"clip": "CLIP", "clip_text_model": "CLIP", "t5": "T5"}
 CLIP = {
     "vocab_size": "int",
@@ -103,7 +111,9 @@ class TextFolder:
     weights: Weights
     tokenizer: Path | None  # its folder; None: CLIP's published vocabulary, padded with `padding`
     padding: str = ""
-    projected: bool = False  # whether the model projects its pooled vector, as the second one of SDXL
+    projected: bool = (
+        False  # whether the model projects its pooled vector, as both CLIPs of Stable Diffusion 3
+    )
 
     @property
     def width(self) -> int:
@@ -121,10 +131,76 @@ class TextFolder:
         return next((each for each in (name, plain, f"text_model.{name}") if each in expected), name)
 
 
-def read_text_folder(folder: Path, variant: str | None = None, end: str = "") -> TextFolder:
+@dataclass(frozen=True)
+class TextFolders:
+    """The text encoders of a model: one, the two of SDXL, or the two or three of Stable Diffusion 3."""
+
+    first: TextFolder
+    second: TextFolder | None = None
+    third: TextFolder | None = None  # the T5 of Stable Diffusion 3
+    zero_empty: bool = False  # whether SDXL's text encoders give zeros for the empty text
+    joint_width: int | None = None  # of Stable Diffusion 3: the width of its denoiser's tokens
+
+    @property
+    def all(self) -> tuple[TextFolder, ...]:
+        """Those that there are."""
+        return tuple(each for each in (self.first, self.second, self.third) if each is not None)
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens."""
+        return self.joint_width or sum(each.width for each in self.all)
+
+
+def read_text_folders(folder: Path, variant: str | None = None) -> TextFolders:
+    """Read the text encoders of a folder, see `read_text_folder`. Raises ValueError if one is invalid."""
+    second, third = ((folder / f"text_encoder{end}").is_dir() for end in MORE)
+    if is_flow_folder(folder):
+        first = read_text_folder(folder, variant, projected=True)
+        if not second:
+            raise ValueError(f"{short(folder)} lacks text_encoder_2, which a Stable Diffusion 3 needs")
+        texts = TextFolders(
+            first,
+            read_text_folder(folder, variant, "_2", projected=True),
+            read_text_folder(folder, variant, "_3") if third else None,
+            joint_width=_joint_width(folder / TRANSFORMER),
+        )
+    else:
+        first = read_text_folder(folder, variant)
+        if not second:
+            return TextFolders(first)
+        other = read_text_folder(folder, variant, "_2", projected=True)
+        texts = TextFolders(first, other, zero_empty=zeroes_empty_texts(folder))
+    kinds = [each.kind for each in texts.all]
+    if kinds not in (["CLIP"] * 2, ["CLIP", "CLIP", "T5"]):
+        raise ValueError(
+            f"the text encoders of {short(folder)} are {', '.join(kinds)}: they must be two CLIPs, as those "
+            "of SDXL, or two CLIPs and a T5, as those of Stable Diffusion 3"
+        )
+    return texts
+
+
+def is_flow_folder(folder: Path) -> bool:
+    """Return whether a folder is of a model with a transformer, as Stable Diffusion 3."""
+    return os.path.lexists(folder / TRANSFORMER) and not os.path.lexists(folder / "unet")
+
+
+def _joint_width(file: Path) -> int:
+    """Return the width of a transformer's tokens."""
+    data = read_json_object(file)
+    check_name(file, data, "_class_name", ("SD3Transformer2DModel",))
+    width = data.get("joint_attention_dim", 4096)  # diffusers' default
+    check_value(file, "joint_attention_dim", width, "int")
+    return width
+
+
+def read_text_folder(
+    folder: Path, variant: str | None = None, end: str = "", *, projected: bool = False
+) -> TextFolder:
     """Read a folder in diffusers format with text_encoder and tokenizer, or one in that of transformers.
 
-    end  of both names: "_2" for the second text encoder of SDXL
+    end        of both names: "_2" for the second text encoder of SDXL
+    projected  whether its model projects the pooled vector
 
     Raises ValueError if it is neither, or invalid.
     """
@@ -157,7 +233,7 @@ def read_text_folder(folder: Path, variant: str | None = None, end: str = "") ->
     weights = read_weights(model, "model", variant)
     check_depth(file, config, len(weights.tensors))
     check_tokenizer(tokenizer)
-    return TextFolder(kind, file, config, weights, tokenizer, projected=end != "")
+    return TextFolder(kind, file, config, weights, tokenizer, projected=projected)
 
 
 def wanted_files(names: list[str]) -> list[str]:
@@ -175,19 +251,21 @@ def wanted_files(names: list[str]) -> list[str]:
     ]
     folder = "tokenizer/" if layered else ""
     chosen += [f"{folder}{name}" for name in FILES if f"{folder}{name}" in names]
-    if any(name.startswith(SECOND) for name in names):
-        chosen += second_files(names)
-    return chosen
+    return chosen + more_text_files(names)
 
 
-def second_files(names: list[str], variant: str | None = None) -> list[str]:
-    """Return which files of a repository belong to the second text encoder of an SDXL."""
-    inside = [name.removeprefix(SECOND) for name in names if name.startswith(SECOND)]
-    chosen = [
-        f"{SECOND}{name}" for name in ("config.json", *choose_files(inside, "model", variant, Path(SECOND)))
-    ]
-    others = (INDEX, *(f"tokenizer_2/{name}" for name in FILES))
-    return chosen + [name for name in others if name in names]
+def more_text_files(names: list[str], variant: str | None = None) -> list[str]:
+    """Return which files of a repository belong to the further text encoders of an SDXL or its like."""
+    chosen: list[str] = []
+    for end in MORE:
+        prefix = f"text_encoder{end}/"
+        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        if inside:
+            files = ("config.json", *choose_files(inside, "model", variant, Path(prefix)))
+            chosen += [f"{prefix}{name}" for name in files]
+            others = [f"tokenizer{end}/{name}" for name in FILES]
+            chosen += [name for name in others if name in names]
+    return chosen + [name for name in (INDEX, TRANSFORMER) if chosen and name in names]
 
 
 def zeroes_empty_texts(folder: Path) -> bool:

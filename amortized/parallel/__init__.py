@@ -1,7 +1,7 @@
 """Training on many processes: world, strategies, optimizer, state."""
 
 from amortized.parallel.ema import Ema
-from amortized.parallel.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from amortized.parallel.optim import LearnedGroup, OptimizerConfig, build_optimizer, set_learning_rate
 from amortized.parallel.state import TrainingState
 from amortized.parallel.strategies import (
     DDPStrategy,
@@ -25,6 +25,7 @@ __all__ = [
     "DDPStrategy",
     "DistributedConfig",
     "Ema",
+    "LearnedGroup",
     "OptimizerConfig",
     "PeerLost",
     "ReportedByAnotherRank",

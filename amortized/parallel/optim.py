@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,19 +50,24 @@ class OptimizerConfig:
             raise ValueError("weight_decay needs name=adamw: adam would mix it into its moments")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnedGroup:
+    """A reference model of the guidance, with its settings."""
+
+    module: nn.Module
+    rate: float  # learning rate
+    decay: float = 0.0  # weight decay
+    name: str = "learned"
+
+
 def build_optimizer(
-    config: OptimizerConfig,
-    module: nn.Module,
-    learned: nn.Module | None = None,
-    learned_rate: float = 0.0,
-    learned_decay: float = 0.0,
+    config: OptimizerConfig, module: nn.Module, learned: Sequence[LearnedGroup] = ()
 ) -> torch.optim.Optimizer:
     """An optimizer with one parameter group per learning rate, called `name`.
 
     Parameters of submodules named `surroundings` or `grid` get their own group; so does the grid inside
     `surroundings` if it has a learning rate. So does each parameter of a submodule with `learning_rates`, a
-    schedule by parameter name. All others share one. The last group holds the guidance's reference model
-    `learned`, if there is one, at `learned_rate` and with `learned_decay`.
+    schedule by parameter name. All others share one. The last groups hold the reference models `learned`.
     """
     rates: dict[str, Schedule | None]
     rates = {"surroundings": config.environment_learning_rate, "grid": config.encoding_learning_rate}
@@ -79,11 +85,10 @@ def build_optimizer(
         for part, parameters in parts.items()
         if parameters
     ]
-    if learned is not None:
+    for group in learned:
         # By default no decay: a zero embedding is not a text, and no better a model of the renders.
-        options = {"lr": learned_rate, "schedule": learned_rate, "weight_decay": learned_decay}
-        options |= {"name": "learned"}
-        groups.append({"params": list(learned.parameters()), **options})
+        options = {"lr": group.rate, "schedule": group.rate, "weight_decay": group.decay}
+        groups.append({"params": list(group.module.parameters()), **options, "name": group.name})
     betas: Any = config.betas
     shared = {"lr": rate, "betas": betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
     if config.name == "adan":

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from amortized.config import check
 from amortized.density_control import density_controlled
-from amortized.guidance import Guidance
+from amortized.guidance import AdaptedPrior, Guidance
 from amortized.parallel.optim import OptimizerConfig
 from amortized.parallel.state import TrainingState
 from amortized.parallel.trained import Trained, blocks_of
@@ -57,11 +57,11 @@ class Strategy(Protocol[Batch, Losses]):
         """The state to checkpoint."""
         ...
 
-    def __call__(self, batch: Batch, progress: float, learn: bool) -> Losses:
+    def __call__(self, batch: Batch, progress: float, learn: tuple[bool, ...]) -> Losses:
         """The forward pass of the loss module.
 
         progress  of the run, in [0, 1)
-        learn     this step trains the reference model too
+        learn     of each teacher: this step trains its reference model too
         """
         ...
 
@@ -122,7 +122,7 @@ class DDPStrategy:
         self.unwrapped = [] if is_fixed else [trained.generator]
         self.unwrapped += [] if trained.learned is None else [trained.learned]
 
-    def __call__(self, batch: Any, progress: float, learn: bool) -> Any:
+    def __call__(self, batch: Any, progress: float, learn: tuple[bool, ...]) -> Any:
         return self.module(batch, progress, learn)
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[None]:
@@ -164,8 +164,9 @@ class FSDP2Strategy:
         # Gather in the dtype that autocast would cast to anyway: half the traffic, the same products.
         bfloat16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
         policy = bfloat16 if trained.dtype == torch.bfloat16 else MixedPrecisionPolicy()
-        adapter = getattr(trained.learned, "adapter", None)
-        self.replicated = [] if adapter is None else list(adapter.parameters())
+        parts = () if trained.learned is None else trained.learned.modules()
+        adapters = [part.adapter for part in parts if isinstance(part, AdaptedPrior)]
+        self.replicated = [weight for adapter in adapters for weight in adapter.parameters()]
         for module in (trained.generator, *([] if self.averaged is None else [self.averaged])):
             for block in blocks_of(module):
                 fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -174,7 +175,7 @@ class FSDP2Strategy:
         fully_shard(trained.loss, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.replicated))
         self.state = trained.build_state(optimizer)
 
-    def __call__(self, batch: Any, progress: float, learn: bool) -> Any:
+    def __call__(self, batch: Any, progress: float, learn: tuple[bool, ...]) -> Any:
         return self.trained.loss(batch, progress, learn)
 
     def accumulate(self, *, sync: bool) -> AbstractContextManager[None]:
@@ -202,14 +203,16 @@ def shard_denoiser(guidance: Guidance, world: World) -> None:
     Raises ValueError if ranks could call the denoiser a different number of times (each call is
     collective), or if the prior is not a Stable Diffusion.
     """
-    unet, config = getattr(guidance.prior, "unet", None), guidance.config
-    if unet is None or guidance.learned is not None or config.noise != "gaussian":
+    denoiser, config = getattr(guidance.prior, "denoiser", None), guidance.config
+    if denoiser is None or guidance.learned is not None or config.noise != "gaussian":
         raise ValueError(
             "distributed.shard_prior needs a Stable Diffusion prior that every process calls equally often: "
             "guidance.noise=gaussian and no guidance.learned; else set distributed.shard_prior=false"
         )
     guidance.prior.graphs = False  # type: ignore[attr-defined]  # CUDA graphs need weights at fixed addresses
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+    network = denoiser.network
+    blocks = getattr(network, "transformer_blocks", None)  # of Stable Diffusion 3; others have a UNet
+    for block in blocks or (*network.down_blocks, network.mid_block, *network.up_blocks):
         fully_shard(block, mesh=mesh)
-    fully_shard(unet, mesh=mesh)
+    fully_shard(network, mesh=mesh)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from amortized.parallel.ema import Ema
-from amortized.parallel.optim import OptimizerConfig, build_optimizer
+from amortized.parallel.optim import LearnedGroup, OptimizerConfig, build_optimizer
 from amortized.parallel.state import TrainingState
 
 
@@ -18,9 +19,8 @@ class Trained:
 
     loss: nn.Module  # its forward pass gives the loss of a batch
     generator: nn.Module  # a submodule of `loss`
-    learned: nn.Module | None = None  # another one, the guidance's reference model; None: it has none
-    learned_rate: float = 0.0  # its learning rate
-    learned_decay: float = 0.0  # its weight decay
+    learned: nn.Module | None = None  # another one, with all reference models; None: there is none
+    learned_groups: Sequence[LearnedGroup] = ()  # its parts, each with a learning rate
     ema: Ema | None = None  # averaged weights of the generator
     dtype: torch.dtype = torch.float32  # that autocast computes the generator in
     batch_size: int = 1  # prompts in one forward pass
@@ -30,15 +30,9 @@ class Trained:
         return TrainingState(
             generator=self.generator,
             ema=None if self.ema is None else self.ema.module,
-            optimizer=self.build_optimizer(config, self.generator, self.learned),
+            optimizer=build_optimizer(config, self.generator, self.learned_groups),
             learned=self.learned,
         )
-
-    def build_optimizer(
-        self, config: OptimizerConfig, module: nn.Module, learned: nn.Module | None
-    ) -> torch.optim.Optimizer:
-        """A new optimizer over the parameters of `module`, and of `learned` with the settings above."""
-        return build_optimizer(config, module, learned, self.learned_rate, self.learned_decay)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

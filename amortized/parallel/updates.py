@@ -36,8 +36,7 @@ def update(trained: Trained, state: TrainingState, clip_norm: float | None, step
         nn.utils.clip_grads_with_norm_(trained.generator.parameters(), clip_norm, norms["gradient_norm"])
     if trained.learned is not None:
         gradients = [p.grad for p in trained.learned.parameters() if p.grad is not None]
-        learned_norm = _full(nn.utils.get_total_norm(gradients))
-        norms["learned_gradient_norm"] = learned_norm.to(norms["gradient_norm"])
+        norms["learned_gradient_norm"] = _total_norm(gradients).to(norms["gradient_norm"])
     # 2. Keep the weights finite without waiting for the device to answer: a fused optimizer reads
     #    `found_inf` there and skips the update; for others the gradients are zeroed there.
     finite = torch.stack(list(norms.values())).isfinite().all()
@@ -80,6 +79,16 @@ def _norms_by_part(module: nn.Module) -> dict[str, Tensor]:
         indexes = {part: index(tuple(rows), norms) for part, rows in parts.items()}
         result |= {f"gradient_norm/{part}": norms[rows].norm() for part, rows in indexes.items()}
     return result
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients, some of which may be sharded and others, of LoRAs, replicated."""
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    if not (sharded and whole):
+        return _full(nn.utils.get_total_norm(gradients))
+    norms = [_full(nn.utils.get_total_norm(part)) for part in (whole, sharded)]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _zero_unless(finite: Tensor, gradients: Iterable[Tensor]) -> None:

@@ -50,7 +50,7 @@ class DeepSpeedStrategy:
         self.base_optimizer = build_optimizer(optimizer, trained.generator)
         learned = trained.learned
         self.learned_optimizer = (
-            None if learned is None else trained.build_optimizer(optimizer, nn.Module(), learned)
+            None if learned is None else build_optimizer(optimizer, nn.Module(), trained.learned_groups)
         )
         self.engine: Any = self.deepspeed.initialize(
             model=_GeneratorOnly(trained),
@@ -74,7 +74,7 @@ class DeepSpeedStrategy:
         zero = self.engine.optimizer
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
-    def __call__(self, batch: Any, progress: float, learn: bool) -> Any:
+    def __call__(self, batch: Any, progress: float, learn: tuple[bool, ...]) -> Any:
         tensors = self.engine(batch, progress, learn)
         return tree_unflatten(tensors, self.engine.module.output_spec)
 
@@ -160,7 +160,7 @@ class _GeneratorOnly(nn.Module):
         self._loss = (trained.loss,)  # a tuple hides it from nn.Module's registration
         self.output_spec: Any = None
 
-    def forward(self, batch: Any, progress: float, learn: bool) -> list[Any]:
+    def forward(self, batch: Any, progress: float, learn: tuple[bool, ...]) -> list[Any]:
         tensors, self.output_spec = tree_flatten(self._loss[0](batch, progress, learn))
         return tensors
 

@@ -82,11 +82,15 @@ class PriorConfig:
 
 @runtime_checkable
 class Prior(Protocol):
-    """A frozen text-to-image diffusion model over latents [B, C, h, w], h = w = latent_size."""
+    """A frozen text-to-image diffusion model over latents [B, C, h, w], h = w = latent_size.
+
+    Latents are variance preserving: x_t = sqrt(abar) x0 + sqrt(1 - abar) noise with abar = alphas_cumprod[t].
+    A model with another process, such as a rectified flow, converts.
+    """
 
     alphas_cumprod: Tensor  # [T] float32, decreasing
     num_timesteps: int  # T
-    prediction_type: str  # the network's raw prediction: "epsilon" or "v_prediction"
+    prediction_type: str  # the network's raw prediction: "epsilon", "v_prediction" or "flow_prediction"
     views_per_group: int  # images denoised jointly at one timestep: 1, or 4 for multi-view models
     latent_channels: int  # C
     latent_size: int  # h = w

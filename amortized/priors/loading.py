@@ -1,4 +1,4 @@
-"""Loading a Stable Diffusion prior from a folder in diffusers format or from the Hugging Face Hub."""
+"""Loading a Stable Diffusion prior from a folder in diffusers format, a file or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from amortized.conditioning.text_encoder import add_to_encoder, build_text_encoders
+from amortized.conditioning.three_encoders import ThreeTextEncoders
 from amortized.devices import parse_device
 from amortized.files import in_project, restore_hint
 from amortized.model_folders import (
     NO_ADDITIONS,
     PARTS,
     Additions,
+    FlowFolder,
     PriorFolder,
-    build_empty,
-    check_fit,
     is_single_file,
-    load_weights,
     local_folder,
     read_additions,
     read_prior_folder,
@@ -34,15 +32,17 @@ from amortized.model_folders.prior_folder import wanted_files
 from amortized.model_folders.single_file import check_schedule
 from amortized.network import network_on_request
 from amortized.priors.base import DTYPES, PriorConfig
+from amortized.priors.networks import load_transformer, load_unet
 from amortized.priors.schedule import usable_schedule
-from amortized.priors.stable_diffusion import StableDiffusionPrior, check_parts
+from amortized.priors.stable_diffusion import StableDiffusionPrior
+from amortized.priors.stable_diffusion_3 import StableDiffusion3Prior
 
 Size = tuple[int, int] | None
 Sizes = tuple[Size, Size, Size]
-OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+FolderPrior = StableDiffusionPrior | StableDiffusion3Prior
 
 
-def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> StableDiffusionPrior:
+def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> FolderPrior:
     """Load the frozen prior of a config onto `device`.
 
     Raises ValueError if it cannot be loaded, has another number of views than the config requires, or if
@@ -66,7 +66,7 @@ def load_prior(config: PriorConfig, device: torch.device | str = "cpu") -> Stabl
     )
     prior.graphs = should_use_graphs(config, prior.device)
     if config.compile:
-        prior.unet.compile()
+        prior.denoiser.network.compile()
     if config.num_views is not None and config.num_views != prior.views_per_group:
         raise ValueError(
             f"prior.num_views is {config.num_views}, but '{config.path}' denoises {prior.views_per_group} "
@@ -100,15 +100,15 @@ def load_stable_diffusion(
     architecture: str | None = None,
     additions: Additions = NO_ADDITIONS,
     sizes: Sizes = (None, None, None),
-) -> StableDiffusionPrior:
+) -> FolderPrior:
     """Load a prior from a folder in diffusers format, a single file or a Hub id.
 
     A Hub id is cached or (if allowed) downloaded.
 
     variant          of the weights, such as "fp16" for *.fp16.safetensors; None: the plain or only one
     dtype            of all networks
-    denoiser_device  the UNet's device; None: `device`
-    offload          keep the UNet in CPU memory between calls
+    denoiser_device  the denoiser's device; None: `device`
+    offload          keep the denoiser in CPU memory between calls
     text_on_cpu      run the text encoder on the CPU
     architecture     of a single file, see `amortized.model_folders.single_file`; None: as the file says
     additions        LoRAs that are added to the weights, and tokens
@@ -129,11 +129,10 @@ def load_stable_diffusion(
                 wanted=lambda names: wanted_files(names, variant),
             )
             files = read_prior_folder(folder, variant)
-        unet, vae = _load_networks(files, dtype)
+        is_flow = isinstance(files, FlowFolder)
+        denoiser, vae = load_transformer(files, dtype) if is_flow else load_unet(files, dtype)
         encoder = build_text_encoders(
             files.text,
-            files.text_2,
-            files.zero_empty,
             path if revision is None else f"{path} at {revision}",
             dtype=dtype,
             device="cpu" if text_on_cpu else device,
@@ -142,19 +141,32 @@ def load_stable_diffusion(
         raise ValueError(f"prior.architecture is for a single file, and '{path}' is not one: set it to null")
     add_to_encoder(encoder, additions)
     for lora in additions.loras:
-        fuse(lora, UNET, unet)
+        fuse(lora, UNET, denoiser)
     size_ids = size_ids_of(files, sizes)
     with _one_failure(path, allow_network):
+        denoiser, vae = denoiser.to("cpu" if offload else denoiser_device or device), vae.to(device)
+        identity = _identity(files, additions, size_ids)
+        if isinstance(files, FlowFolder):
+            assert isinstance(encoder, ThreeTextEncoders)
+            return StableDiffusion3Prior(
+                transformer=denoiser,
+                vae=vae,
+                text_encoder=encoder,
+                shift=files.shift,
+                num_timesteps=files.num_timesteps,
+                offload=offload,
+                identity=identity,
+            )
         return StableDiffusionPrior(
+            unet=denoiser,
+            vae=vae,
             text_encoder=encoder,
-            unet=unet.to("cpu" if offload else denoiser_device or device),
-            vae=vae.to(device),
             alphas_cumprod=_alphas_cumprod(files),
-            identity=_identity(files, additions, size_ids),
-            size_ids=size_ids,
             prediction_type=files.schedule["prediction_type"],
             views_per_group=files.num_views,
             offload=offload,
+            identity=identity,
+            size_ids=size_ids,
         )
 
 
@@ -164,26 +176,6 @@ def _one_failure(path: str, allow_network: bool) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(_load_failure(path, allow_network, reason=str(error))) from error
-
-
-def _load_networks(files: PriorFolder, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return UNet and VAE on the CPU; raises ValueError before reading the weights if they do not fit."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore (lazy exports)
-
-    unet_file, vae_file = (files.folder / part / "config.json" for part in ("unet", "vae"))
-    unet = build_empty(unet_file, lambda: UNet2DConditionModel(**files.unet))
-    vae = build_empty(vae_file, lambda: AutoencoderKL(**files.vae))
-    unet_headers = check_fit(unet, files.unet_weights)
-    vae_headers = check_fit(vae, files.vae_weights, _vae_name)
-    second = files.text_2.width if files.text_2 is not None else 0
-    check_parts(unet, vae, files.text.width + second, is_xl=second > 0)
-    with sentences(f"{files.folder} does not describe networks that run together"), torch.no_grad():
-        _run_without_memory(unet, vae, files.text.width + second, second)
-    load_weights(unet, unet_headers, dtype)
-    # The VAE of SDXL overflows float16, and its config says so.
-    overflows = second > 0 and files.vae.get("force_upcast", True) and dtype == torch.float16
-    load_weights(vae, vae_headers, torch.float32 if overflows else dtype)
-    return unet, vae
 
 
 def _alphas_cumprod(files: PriorFolder) -> Tensor:
@@ -197,20 +189,12 @@ def _alphas_cumprod(files: PriorFolder) -> Tensor:
     return alphas_cumprod
 
 
-def _vae_name(name: str) -> str:
-    """Return the present name of a VAE's tensor; files of 2022 have other names in attention."""
-    if ".attentions." in name:
-        for old, new in OLD_ATTENTION.items():
-            name = name.replace(old, new)
-    return name
-
-
-def size_ids_of(files: PriorFolder, sizes: Sizes) -> tuple[int, ...] | None:
+def size_ids_of(files: PriorFolder | FlowFolder, sizes: Sizes) -> tuple[int, ...] | None:
     """Return original size, crop and target size, six numbers, for an SDXL; None for others.
 
     Raises ValueError if sizes are set for another model.
     """
-    if files.text_2 is None:
+    if isinstance(files, FlowFolder) or files.text.second is None:
         if any(size is not None for size in sizes):
             raise ValueError(
                 "prior.original_size, prior.crop and prior.target_size are of SDXL, which "
@@ -222,51 +206,26 @@ def size_ids_of(files: PriorFolder, sizes: Sizes) -> tuple[int, ...] | None:
     return (*(original or (side, side)), *(crop or (0, 0)), *(target or (side, side)))
 
 
-def _run_without_memory(unet: Any, vae: Any, text_width: int, second: int = 0) -> None:
-    """Run networks whose weights have no memory, in milliseconds, so that a wrong config fails now."""
-    channels, size = vae.config.latent_channels, unet.config.sample_size
-    latents = torch.empty(1, channels, size, size, device="meta")
-    labels = {}
-    if unet.config.class_embed_type == "projection":
-        width = unet.config.projection_class_embeddings_input_dim
-        labels["class_labels"] = torch.empty(1, width, device="meta")
-    elif unet.config.class_embed_type is not None:
-        return  # refused with a remedy by the prior
-    if second:
-        added = {
-            "text_embeds": torch.empty(1, second, device="meta"),
-            "time_ids": torch.empty(1, 6, device="meta"),
-        }
-        labels["added_cond_kwargs"] = added
-    times, text = (
-        torch.zeros(1, dtype=torch.long, device="meta"),
-        torch.empty(1, 8, text_width, device="meta"),
-    )
-    predicted = unet(latents, times, encoder_hidden_states=text, return_dict=False, **labels)[0]
-    images = vae.decode(latents).sample
-    again = vae.encode(images).latent_dist.parameters
-    if predicted.shape != latents.shape or again.shape != (1, 2 * channels, size, size):
-        raise ValueError(
-            f"for latents {list(latents.shape)} the UNet predicts {list(predicted.shape)}, and the VAE "
-            f"encodes its image to mean and variance {list(again.shape)}"
-        )
-
-
-def _identity(files: PriorFolder, additions: Additions, size_ids: tuple[int, ...] | None) -> str:
+def _identity(files: PriorFolder | FlowFolder, additions: Additions, size_ids: tuple[int, ...] | None) -> str:
     """Return what the prior depends on besides its weights: schedule, scaling, sizes, words of new tokens."""
-    schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
     scaling = {
         key: files.vae.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     }
+    if isinstance(files, FlowFolder):
+        schedule = {"shift": files.shift, "num_train_timesteps": files.num_timesteps}
+        size, text = files.transformer["sample_size"], {"has_t5": files.text.third is not None}
+        return json.dumps([schedule, scaling, {"sample_size": size}, text], sort_keys=True)
+    schedule = {"trained_betas": None, "rescale_betas_zero_snr": False, **files.schedule}
     sizes = {"sample_size": files.unet["sample_size"], "num_views": files.num_views}
     tokens = [[new.token for new in additions.tokens]] if additions.tokens else []
-    xl = [] if size_ids is None else [size_ids, files.zero_empty]
+    xl = [] if size_ids is None else [size_ids, files.text.zero_empty]
     return json.dumps([schedule, scaling, sizes, *tokens, *xl], sort_keys=True)
 
 
 def _load_failure(path: str, allow_network: bool, *, reason: str) -> str:
     """Return the error message for a prior that cannot be loaded, with a remedy."""
-    remedy = f"give a diffusers folder with {', '.join(PARTS)} and weights as .safetensors, or a single file"
+    parts = ", ".join(PARTS).replace("unet", "unet (or transformer)")
+    remedy = f"give a diffusers folder with {parts} and weights as .safetensors, or a single file"
     if hint := restore_hint(path):
         remedy = hint
     elif not Path(path).exists() and not allow_network:

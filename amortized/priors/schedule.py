@@ -76,3 +76,37 @@ def x0_to_noise(x0: Tensor, x_t: Tensor, abar: Tensor) -> Tensor:
 def velocity_to_noise(velocity: Tensor, x_t: Tensor, abar: Tensor) -> Tensor:
     """Convert a v-prediction to noise; defined at every abar."""
     return abar.sqrt() * velocity + (1 - abar).sqrt() * x_t
+
+
+# ---- rectified flow -------------------------------------------------------------------------
+#
+# A rectified flow (arXiv 2209.03003) mixes x = (1 - s) x0 + s noise, with the flow time s in [0, 1], and
+# predicts the velocity noise - x0. Divided by n = sqrt((1 - s)^2 + s^2), x is a variance-preserving x_t with
+# sqrt(abar) = (1 - s) / n and sqrt(1 - abar) = s / n: the same image, the same ratio of signal to noise. All
+# guidance runs in that frame, and the functions below go back.
+
+
+def flow_alphas_cumprod(num_timesteps: int, shift: float) -> Tensor:
+    """Return the alphas_cumprod [T] of a rectified flow, float64; the last is 0, pure noise.
+
+    Timestep t has the flow time s = shift * u / (1 + (shift - 1) * u), u = (t + 1) / T (arXiv 2403.03206,
+    section 5.3.2), as in diffusers' FlowMatchEulerDiscreteScheduler.
+    """
+    u = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    s = shift * u / (1 + (shift - 1) * u)
+    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+
+
+def flow_time(abar: Tensor) -> Tensor:
+    """Return the flow time s in [0, 1] with the signal-to-noise ratio of abar."""
+    return (1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt())
+
+
+def to_flow(x_t: Tensor, abar: Tensor) -> Tensor:
+    """Return the flow's latents (1 - s) x0 + s noise of x_t = sqrt(abar) x0 + sqrt(1 - abar) noise."""
+    return x_t / (abar.sqrt() + (1 - abar).sqrt())
+
+
+def flow_velocity_to_noise(velocity: Tensor, x_flow: Tensor, abar: Tensor) -> Tensor:
+    """Return the noise in the flow's latents from the velocity noise - x0; defined at every abar."""
+    return x_flow + (1 - flow_time(abar)) * velocity

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from amortized.conditioning.text_encoder import AnyTextEncoder
-from amortized.priors.base import ADAPTER_EXISTS
-from amortized.priors.graphs import GraphedFunction
+from amortized.priors.autoencoder import Autoencoder
+from amortized.priors.denoiser import FrozenDenoiser
 from amortized.priors.multi_view import VIEWS_FILE, camera_vectors, join_views
-from amortized.priors.offload import OffloadedWeights
-from amortized.priors.precision import normalize_gradient_through
 from amortized.priors.schedule import alphas_at, usable_schedule, velocity_to_noise
 from amortized.types import Cameras, TextCondition
 
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention in the UNet
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention in the UNet
 
 
 class StableDiffusionPrior:
@@ -73,29 +69,20 @@ class StableDiffusionPrior:
         self.views_per_group = views_per_group
         self._size_ids = None if size_ids is None else torch.tensor([size_ids])  # [1, 6]
         self.identity = identity
-        self.unet = unet.eval().requires_grad_(False)
-        self._dtype: torch.dtype = unet.dtype
-        self.vae = vae.eval().requires_grad_(False)
-        self.adapter: LoraWeights | None = None
-        self.text_encoder = text_encoder
-        self.device = next(vae.parameters()).device
-        self._unet_device = self.device if offload else next(unet.parameters()).device
-        self._offloaded = OffloadedWeights(unet, self.device) if offload else None
-        if self.device.type == "cuda":  # the layout that convolutions on tensor cores use
-            for network in (unet, vae):
-                network.to(memory_format=torch.channels_last)
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        self.latent_channels: int = unet.config.in_channels
+        self.latent_size: int = unet.config.sample_size
+        self.autoencoder = Autoencoder(vae, self.latent_size)
+        self.image_size, self.device = self.autoencoder.image_size, self.autoencoder.device
+        self.denoiser = FrozenDenoiser(
+            unet, self._run_unet, self.device, lora_targets=LORA_TARGETS, offload=offload
+        )
         self.graphs = graphs
         # The UNet of SDXL takes the pooled vector of the second encoder only.
         self._pooled_width: int = getattr(getattr(text_encoder, "second", None), "width", text_encoder.width)
-        self._graphed_unet = GraphedFunction(self._run_unet)
-        self._graphed_moments = GraphedFunction(self._moments)
         self.alphas_cumprod = alphas_cumprod.float().to(self.device)
         self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
-        self._shift, self._scale = (value.to(self.device) for value in latent_scaling(vae.config))
-        self.latent_channels: int = unet.config.in_channels
-        self.latent_size: int = unet.config.sample_size
-        self.image_size = self.latent_size * 2 ** (len(vae.config.block_out_channels) - 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -105,34 +92,13 @@ class StableDiffusionPrior:
         return self.unet, self.vae, self.text_encoder.model
 
     def resize(self, images: Tensor) -> Tensor:
-        if images.shape[1:3] == (self.image_size, self.image_size):
-            return images
-        resized = torch.nn.functional.interpolate(
-            images.movedim(-1, 1),
-            (self.image_size, self.image_size),
-            mode="bilinear",
-            align_corners=False,
-            antialias=max(images.shape[1:3]) > self.image_size,
-        )
-        return resized.movedim(1, -1)
+        return self.autoencoder.resize(images)
 
     def encode(self, images: Tensor) -> Tensor:
-        compute_moments = self._graphed_moments if self.graphs else self._moments
-
-        def encode_pixels(pixels: Tensor) -> Tensor:
-            moments = compute_moments((pixels * 2 - 1).to(self.vae.dtype))
-            mean, _ = moments.to(images.dtype).chunk(2, dim=1)
-            return (mean - self._shift.to(mean)) * self._scale.to(mean)
-
-        pixels = self.resize(images).movedim(-1, 1)  # [B, 3, h, w]
-        if self.vae.dtype == torch.float16:
-            return normalize_gradient_through(encode_pixels, pixels)
-        return encode_pixels(pixels)
+        return self.autoencoder.encode(images, graph=self.graphs)
 
     def decode(self, latents: Tensor) -> Tensor:
-        unscaled = latents / self._scale.to(latents) + self._shift.to(latents)
-        pixels = self.vae.decode(unscaled.to(self.vae.dtype)).sample
-        return (pixels.to(latents.dtype) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        return self.autoencoder.decode(latents)
 
     def predict_noise(
         self,
@@ -143,21 +109,16 @@ class StableDiffusionPrior:
         *,
         adapted: bool = False,
     ) -> Tensor:
-        target = {"device": self._unet_device, "dtype": self._dtype}
         # Padding is attended to, as in training: Stable Diffusion has no attention mask.
-        inputs = [latents_noisy.to(**target), timesteps.to(self._unet_device), text.tokens.to(**target)]
+        inputs = [latents_noisy, timesteps, text.tokens]
         if self.views_per_group > 1:
             if cameras is None:
                 raise ValueError("a multi-view prior needs the cameras of its views")
-            inputs.append(camera_vectors(cameras).to(**target))
+            inputs.append(camera_vectors(cameras))
         elif self._size_ids is not None:
-            inputs.append(text.pooled[:, -self._pooled_width :].to(**target))
-            inputs.append(self._size_ids.to(**target).expand(len(latents_noisy), -1))
-        # No graph with an adapter, which is switched on and off, or with the gradient of a learned text.
-        use_graph = self.graphs and self.adapter is None and not torch.is_grad_enabled()
-        with_adapter = adapted or self.adapter is None
-        with self._unet_on_device(), nullcontext() if with_adapter else self._adapter_disabled():
-            prediction = (self._graphed_unet if use_graph else self._run_unet)(*inputs).to(latents_noisy)
+            inputs.append(text.pooled[:, -self._pooled_width :])
+            inputs.append(self._size_ids.expand(len(latents_noisy), -1))
+        prediction = self.denoiser(*inputs, adapted=adapted, graph=self.graphs).to(latents_noisy)
         if self.prediction_type == "epsilon":
             return prediction
         abar = alphas_at(self.alphas_cumprod, timesteps, latents_noisy)
@@ -176,56 +137,9 @@ class StableDiffusionPrior:
         )
         return outputs[0]
 
-    def _moments(self, pixels: Tensor) -> Tensor:
-        """Return mean and log-variance [B, 2 C, h, w] of the VAE's posterior."""
-        return self.vae.encode(pixels).latent_dist.parameters
-
     def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
         """Add a LoRA to the queries, keys, values and outputs of all attentions; its weights are float32."""
-        from peft import LoraConfig
-
-        if self.adapter is not None:
-            raise ValueError(ADAPTER_EXISTS)
-        alpha: Any = rank * scale  # annotated as an integer in peft; any number works
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
-        self.unet.add_adapter(config)
-        weights = {name: value for name, value in self.unet.named_parameters() if "lora_" in name}
-        for value in weights.values():
-            value.data = value.data.float()
-        self.adapter = LoraWeights(weights)
-        return self.adapter
-
-    def _unet_on_device(self) -> AbstractContextManager[None]:
-        """Context: copy an offloaded UNet to its compute device."""
-        return nullcontext() if self._offloaded is None else self._offloaded
-
-    @contextmanager
-    def _adapter_disabled(self) -> Iterator[None]:
-        """Context: disable the LoRA adapter."""
-        self.unet.disable_adapters()
-        try:
-            yield
-        finally:
-            self.unet.enable_adapters()
-
-
-class LoraWeights(torch.nn.Module):
-    """The weights of an adapter inside another module, as a module for optimizer and checkpoints."""
-
-    def __init__(self, weights: dict[str, torch.nn.Parameter]) -> None:
-        super().__init__()
-        self.weights = torch.nn.ParameterDict({k.replace(".", "/"): v for k, v in weights.items()})
-
-
-def latent_scaling(config: Any) -> tuple[Tensor, Tensor]:
-    """Return shift and scale [C, 1, 1] of a VAE: the denoiser's latents are (latents - shift) * scale."""
-    channels = config.latent_channels
-    shift, std = config.latents_mean, config.latents_std
-    shift = torch.tensor(
-        [config.shift_factor or 0.0] * channels if shift is None else shift, dtype=torch.float64
-    )
-    std = torch.tensor([1.0] * channels if std is None else std, dtype=torch.float64)
-    return shift[:, None, None], config.scaling_factor / std[:, None, None]
+        return self.denoiser.add_adapter(rank, scale)
 
 
 def check_parts(unet: Any, vae: Any, text_width: int, *, is_xl: bool = False) -> None:

@@ -46,6 +46,7 @@ class BatchDraws:
     stratification: Tensor | None  # [P, V * H * W, S] in [0, 1); None: samples are at midpoints
     lights: PointLights | None  # None: no image is shaded by a point light
     guidance: GuidanceDraws  # B images
+    more_guidance: tuple[GuidanceDraws, ...]  # of each further teacher, B images
     z: Tensor  # [P, z_dim] standard normal: the variation that the text leaves open
     digests: Tensor  # [P] int64: a digest of all draws of a slot
 
@@ -57,6 +58,7 @@ class TrainingBatch:
     draws: BatchDraws
     generator_text: TextCondition  # P prompts
     prior_text: ViewText  # B images
+    more_prior_texts: tuple[ViewText, ...] = ()  # of each further teacher, B images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class BatchSampler:
     render_size: Steps
     num_samples: int  # stratified samples per ray; 0: samples are at midpoints
     latent_shape: tuple[int, int, int]  # C, h, w
+    more_latent_sizes: tuple[tuple[int, int, int], ...] = ()  # of each further teacher
     z_dim: int  # 0 if the generator takes no z
     seeds_per_prompt: int | None  # None: a new z at every visit
     cameras: CameraConfig
@@ -83,11 +86,20 @@ class BatchSampler:
         """
         prompts = [self.order.at(start + slot) for slot in slots]
         rows = [self._draw_slot(step, slot) for slot in slots]
-        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        digests = [
-            _digest(index, *(row[name] for name in _DIGESTED if name in row))
-            for index, row in zip(prompts, rows, strict=True)
+        stacked = _stacked(rows)
+        more_rows = [
+            [self._draw_teacher(step, slot, number) for slot in slots]
+            for number in range(len(self.more_latent_sizes))
         ]
+        digests = [
+            _digest(index, *(each[name] for each in row for name in _DIGESTED if name in each))
+            for index, row in zip(prompts, zip(rows, *more_rows, strict=True), strict=True)
+        ]
+        seeds = stacked["seed"].repeat_interleave(self.views)
+        prompts_of_images = torch.tensor(prompts).repeat_interleave(self.views)
+        guidance, *more_guidance = (
+            _guidance_draws(each, seeds, prompts_of_images) for each in (stacked, *map(_stacked, more_rows))
+        )
         progress = step / self.steps
         cameras, lights = cameras_from_uniform(self.cameras, stacked["camera"], progress), None
         if self.cameras.jitter is not None:
@@ -103,15 +115,8 @@ class BatchSampler:
             show_environment=stacked["show_environment"] < self.background.environment_share,
             stratification=stacked["stratification"] if self.num_samples else None,
             lights=lights,
-            guidance=GuidanceDraws(
-                u_timestep=stacked["timestep"].flatten(),
-                u_shift=stacked["shift"].flatten(),
-                u_learned=stacked["learned"].flatten(),
-                noise=stacked["noise"].flatten(0, 1),
-                keys=stacked["key"].flatten(),
-                seeds=stacked["seed"].repeat_interleave(self.views),
-                prompts=torch.tensor(prompts).repeat_interleave(self.views),
-            ),
+            guidance=guidance,
+            more_guidance=tuple(more_guidance),
             z=stacked["z"],
             digests=torch.tensor(digests, dtype=torch.int64),
         )
@@ -145,11 +150,43 @@ class BatchSampler:
             draws["light_noise"] = torch.randn(views, NUM_LIGHT_DRAWS, generator=random)
         return draws
 
+    def _draw_teacher(self, step: int, slot: int, number: int) -> dict[str, Tensor]:
+        """The draws of a further teacher, from a stream for itself: the others' draws do not change."""
+        random, views = generator_for(self.seed, "teacher", number, step, slot), self.views
+        keys = [derive_seed(self.seed, "teacher image", number, step, slot, view) for view in range(views)]
+        return {
+            "timestep": torch.rand(views, generator=random),
+            "shift": torch.rand(views, generator=random),
+            "noise": torch.randn(views, *self.more_latent_sizes[number], generator=random),
+            "learned": torch.rand(views, generator=random),
+            "key": torch.tensor(keys),
+        }
+
+
+def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _guidance_draws(stacked: dict[str, Tensor], seeds: Tensor, prompts: Tensor) -> GuidanceDraws:
+    """The draws of one guidance; seeds and prompts [B] are of the images."""
+    return GuidanceDraws(
+        u_timestep=stacked["timestep"].flatten(),
+        u_shift=stacked["shift"].flatten(),
+        u_learned=stacked["learned"].flatten(),
+        noise=stacked["noise"].flatten(0, 1),
+        keys=stacked["key"].flatten(),
+        seeds=seeds,
+        prompts=prompts,
+    )
+
 
 def build_sampler(
-    config: BaseRunConfig, order: PromptOrder, generator: nn.Module, latent_shape: tuple[int, int, int]
+    config: BaseRunConfig,
+    order: PromptOrder,
+    generator: nn.Module,
+    latent_sizes: Sequence[tuple[int, int, int]],
 ) -> BatchSampler:
-    """The sampler of a run; `latent_shape` is that of the prior."""
+    """The sampler of a run; `latent_sizes` are those of the prior and of each further teacher's."""
     trainer, renderer = config.trainer, config.renderer
     # Splats have no samples along rays.
     stratified = renderer.stratified is not False and not density_controlled(generator)
@@ -160,7 +197,8 @@ def build_sampler(
         views=trainer.views_per_prompt,
         render_size=trainer.render_size,
         num_samples=renderer.num_samples if stratified else 0,
-        latent_shape=latent_shape,
+        latent_shape=latent_sizes[0],
+        more_latent_sizes=tuple(latent_sizes[1:]),
         z_dim=z_width(generator),
         seeds_per_prompt=trainer.seeds_per_prompt,
         cameras=config.cameras,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from amortized.cameras import CameraConfig
@@ -89,6 +89,18 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A further prior with its guidance, whose gradient is added to that of the run's `prior`.
+
+    It has its own texts, timesteps and noise. `guidance.weight` is its factor in the sum.
+    """
+
+    prior: PriorConfig
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    views: ViewTextConfig | None = None  # how its texts depend on the camera; null: as the run's `views`
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseRunConfig:
     """One YAML preset, one section per component; `output`, `corpus` and `prior` have no default."""
 
@@ -106,6 +118,8 @@ class BaseRunConfig:
     seed: int = 0
     device: str = "auto"  # auto: CUDA if available, the GPU of LOCAL_RANK; or cpu, cuda, cuda:N
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    # Further priors that teach the same generator with the same images, each with its guidance; null: none.
+    more_teachers: tuple[TeacherConfig, ...] | None = None
     text: TextConfig = field(default_factory=TextConfig)
     views: ViewTextConfig = field(default_factory=ViewTextConfig)
     cameras: CameraConfig = field(default_factory=CameraConfig)
@@ -125,9 +139,23 @@ class BaseRunConfig:
             raise ValueError("output is empty: name a folder for the run")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("prompt is empty: give a text, or null to train on the corpus")
-        decay = self.guidance.learned and self.guidance.learned.weight_decay
-        if decay and self.optimizer.name == "adam":
-            raise ValueError(
-                f"guidance.learned.weight_decay={decay} needs optimizer.name=adamw or adan: adam would mix "
-                "it into its moments"
-            )
+        if self.more_teachers == ():
+            raise ValueError("more_teachers is an empty list: set it to null, or add a teacher")
+        for name, teacher in self.teachers.items():
+            decay = teacher.guidance.learned and teacher.guidance.learned.weight_decay
+            if decay and self.optimizer.name == "adam":
+                raise ValueError(
+                    f"{name}guidance.learned.weight_decay={decay} needs optimizer.name=adamw or adan: adam "
+                    "would mix it into its moments"
+                )
+            if name and teacher.guidance.weight == 0:
+                raise ValueError(
+                    f"{name}guidance.weight is 0, so this teacher adds nothing: raise it, or remove it"
+                )
+
+    @property
+    def teachers(self) -> dict[str, TeacherConfig]:
+        """The prior and the further ones, each with guidance and texts, by the start of their keys."""
+        first = TeacherConfig(prior=self.prior, guidance=self.guidance, views=self.views)
+        more = [replace(each, views=each.views or self.views) for each in self.more_teachers or ()]
+        return {"": first, **{f"more_teachers[{i}].": teacher for i, teacher in enumerate(more)}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,33 +18,34 @@ from amortized.rendering import PointLights, RendererConfig
 from amortized.training.batches import TrainingBatch
 from amortized.training.engines import engines
 from amortized.training.metering import Meter
+from amortized.training.teachers import Teacher, numbered
 from amortized.training.trainer import Trainer
 from amortized.wording import count
 
 
-def describe(trainer: Trainer, *, num_negatives: int) -> str:
+def describe(trainer: Trainer) -> str:
     """A report of the parts of a run, its denoiser calls and its memory; uses up the trainer's modules.
 
     Memory is that of the largest number of splats, which density control may reach.
     """
-    config, generator, guidance = trainer.config.trainer, trainer.state.generator, trainer.guidance
+    config, generator = trainer.config.trainer, trainer.state.generator
     computes_on = engines(generator, trainer.config.renderer, trainer.world.device)
     growing = list(density_controlled(generator).values())
     growth = [f"# splats: {part.count:,} at the start, at most {part.limit:,}" for part in growing]
     for part in growing:
         part.resize(part.limit, trainer.state.optimizer)
-    prior, num_prompts = guidance.prior, len(trainer.trained)
+    num_prompts, priors = len(trainer.trained), [teacher.guidance.prior for teacher in trainer.teachers]
     images = config.prompts_per_process * config.views_per_prompt
     parts = config.gradient_accumulation_steps
-    per_image = calls_per_image(guidance.config, num_negatives, prior.num_timesteps)
+    per_image = sum(_calls(teacher) for teacher in trainer.teachers)
     shares = trainer.world.size if trainer.config.distributed.strategy == "fsdp2" else 1
     weights = _bytes(generator) // shares
-    learned = _bytes(guidance.learned) // shares if guidance.learned else 0
+    learned = _bytes(trainer.objective.learned) // shares if trainer.objective.learned else 0
     memory = {
         "generator with gradients and moments": 4 * weights,
         "EMA weights": weights if config.ema_decay is not None else 0,
         "reference model with gradients and moments": 4 * learned,
-        "prior": _bytes(*prior.modules()),
+        **{numbered("prior", number): _bytes(*prior.modules()) for number, prior in enumerate(priors, 1)},
         "CLIP of the previews": _bytes(trainer.scorer.model) if trainer.scorer else 0,
         "trajectory cache at the end": trainer.cache_bytes,
         "activations of a step": step_memory(trainer),
@@ -58,8 +60,11 @@ def describe(trainer: Trainer, *, num_negatives: int) -> str:
         *(f"#   {name} runs on {engine}" for name, engine in computes_on.items()),
         *growth,
         *(f"# {note}" for note in trainer.start),
-        f"# prior: {type(prior).__name__}, {prior.prediction_type}, images of {prior.image_size} px, "
-        f"{sum(_parameters(module) for module in prior.modules()):,} parameters",
+        *(
+            f"# {numbered('prior', number)}: {type(prior).__name__}, {prior.prediction_type}, images of "
+            f"{prior.image_size} px, {sum(_parameters(module) for module in prior.modules()):,} parameters"
+            for number, prior in enumerate(priors, 1)
+        ),
         f"# corpus: {count(num_prompts, 'training prompt')}; {trainer.slots_per_step} per step, "
         f"{config.steps * trainer.slots_per_step / num_prompts:.1f} visits each",
         f"# denoiser: {images * parts * per_image:.4g} images per step and process, {per_image:.3g} per "
@@ -105,17 +110,24 @@ def step_memory(trainer: Trainer) -> int:
     step, _, size = config.largest_phase
     batch = _with_lights(trainer.prepare(step, 0), trainer.config.renderer)
     meter = Meter(integer=max(1, int(RAY_SHARE * config.views_per_prompt * size**2)))
-    prior = trainer.guidance.prior
-    for module in (objective, *prior.modules()):
+    priors: list[Any] = [teacher.guidance.prior for teacher in trainer.teachers]
+    for module in (objective, *(module for prior in priors for module in prior.modules())):
         _without_kernels(module)
         meter.fake_weights(module)
-    if hasattr(prior, "graphs"):
-        prior.graphs = False  # type: ignore[attr-defined]  # fake tensors cannot be recorded
+    for prior in priors:
+        if hasattr(prior, "graphs"):
+            prior.graphs = False  # fake tensors cannot be recorded
     with meter, meter.section("step") as cost:
-        losses = objective(batch, step / config.steps, True)
+        losses = objective(batch, step / config.steps, (True,) * len(priors))
         (losses.total if losses.learned is None else losses.total + losses.learned).backward()
     gradients = (p.grad for p in objective.parameters() if p.grad is not None)
     return max(0, cost.peak - sum(gradient.nbytes for gradient in gradients))
+
+
+def _calls(teacher: Teacher) -> float:
+    """Denoiser images of a teacher per rendered image and step."""
+    guidance = teacher.guidance
+    return calls_per_image(guidance.config, teacher.bank.config.num_negatives, guidance.prior.num_timesteps)
 
 
 def _with_lights(batch: TrainingBatch, config: RendererConfig) -> TrainingBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ from torch.utils import _pytree
 
 from amortized.config import geometric_at, step_at
 from amortized.encodings import HashGrid
-from amortized.guidance import Guidance
+from amortized.guidance import Guidance, GuidanceOutput
 from amortized.rendering import render
 from amortized.training.batches import TrainingBatch
 from amortized.training.config import BaseRunConfig
 from amortized.training.losses import regularization
+from amortized.training.teachers import numbered
 from amortized.transfer import to_device
 from amortized.types import AnyScene, SplatScene
 
@@ -50,28 +52,33 @@ def splat_counts(scene: AnyScene) -> dict[str, Tensor]:
 class Objective(nn.Module):
     """text -> scene -> images -> latents -> guidance and regularizers -> losses.
 
-    Submodules are the trainable ones only: `generator`, and `learned`, the guidance's reference model (None
-    if it has none). The frozen prior is deliberately not a submodule.
+    Submodules are the trainable ones only: `generator`, and `learned`, the reference models (None if there
+    are none). The frozen priors are deliberately not submodules.
     """
 
     def __init__(
-        self, config: BaseRunConfig, guidance: Guidance, generator: nn.Module, device: torch.device
+        self,
+        config: BaseRunConfig,
+        guidances: Sequence[Guidance],
+        learned: nn.Module | None,
+        generator: nn.Module,
+        device: torch.device,
     ) -> None:
         super().__init__()
-        self.config, self.guidance, self.device = config, guidance, device
-        self.generator, self.learned = generator, guidance.learned
+        self.config, self.guidances, self.device = config, guidances, device
+        self.generator, self.learned = generator, learned
 
-    def forward(self, batch: TrainingBatch, progress: float, learn: bool) -> StepLosses:
+    def forward(self, batch: TrainingBatch, progress: float, learn: tuple[bool, ...]) -> StepLosses:
         """The losses of one batch at `progress` in [0, 1] of the training.
 
-        Trains the reference model, if there is one, in steps with `learn`.
+        The reference models of the teachers with `learn` are trained too.
         """
         config, draws = self.config.trainer, batch.draws
-        # 1. To the device: the tensors that the step computes with. `draws.guidance` stays on the host, which
-        #    decides by it how often to call the denoiser.
-        prior_text, generator_text, cameras, z, background, show_environment, u, lights = to_device(
+        # 1. To the device: the tensors that the step computes with. The draws of guidance stay on the host,
+        #    which decides by them how often to call the denoiser.
+        prior_texts, generator_text, cameras, z, background, show_environment, u, lights = to_device(
             (
-                batch.prior_text,
+                (batch.prior_text, *batch.more_prior_texts),
                 batch.generator_text,
                 draws.cameras,
                 draws.z,
@@ -106,26 +113,40 @@ class Objective(nn.Module):
             want_normal=self.config.losses.need_normals(progress),
             want_gradients=self.config.losses.need_gradients(progress),
         )
-        # 3. Images to latents to guidance. If the residual is not taken in latent space, its gradient enters
-        #    through the images, and the encoder needs no graph.
+        # 3. Images to latents to guidance, for each teacher. If the residual is not taken in latent space,
+        #    its gradient enters through the images, and the encoder needs no graph.
         images = renders.rgb.flatten(0, 1)  # [P, V, H, W, 3] => [B, H, W, 3]
-        with torch.set_grad_enabled(self.guidance.config.residual == "latent"):
-            latents = self.guidance.prior.encode(images)  # [B, C, h, w]
-        guidance = self.guidance(
-            latents, prior_text, draws.guidance, progress, cameras, images=images, learn=learn
-        )
+        outputs: dict[str, GuidanceOutput] = {}
+        parts = (self.guidances, prior_texts, (draws.guidance, *draws.more_guidance), learn)
+        for number, (guidance, text, numbers, learns) in enumerate(zip(*parts, strict=True), 1):
+            with torch.set_grad_enabled(guidance.config.residual == "latent"):
+                latents = guidance.prior.encode(images)  # [B, C, h, w]
+            outputs[numbered("guidance", number)] = guidance(
+                latents, text, numbers, progress, cameras, images=images, learn=learns
+            )
         # 4. The loss, and the numbers to log.
         regularized = regularization(renders, cameras, self.config.losses, progress)
-        terms = {"guidance": guidance.loss, **regularized}
+        terms = {**{name: output.loss for name, output in outputs.items()}, **regularized}
         opacity = renders.opacity.detach().mean(dim=(1, 2, 3))  # [P]
         metrics = {
             **{name: term.detach() for name, term in terms.items()},
             "opacity": opacity.mean(),
             **splat_counts(scene),
             "emptied": (opacity < self.config.monitoring.min_opacity).float().mean(),  # share of prompts
-            **{f"guidance/{name}": value for name, value in guidance.metrics.items()},
-            "denoiser_calls": guidance.loss.new_full((), guidance.num_denoiser_calls),
-            "gradient_calls": guidance.loss.new_full((), guidance.num_gradient_calls),  # with a graph
+            **{
+                f"{teacher}/{name}": value
+                for teacher, output in outputs.items()
+                for name, value in output.metrics.items()
+            },
         }
         total = torch.stack(list(terms.values())).sum()
-        return StepLosses(total=total, learned=guidance.learned_loss, metrics=metrics)
+        calls = sum(output.num_denoiser_calls for output in outputs.values())
+        gradient_calls = sum(output.num_gradient_calls for output in outputs.values())
+        metrics["denoiser_calls"] = total.new_full((), calls)
+        metrics["gradient_calls"] = total.new_full((), gradient_calls)  # with a graph
+        learned = [output.learned_loss for output in outputs.values() if output.learned_loss is not None]
+        return StepLosses(
+            total=total,
+            learned=torch.stack(learned).sum() if len(learned) > 1 else next(iter(learned), None),
+            metrics=metrics,
+        )

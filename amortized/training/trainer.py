@@ -36,7 +36,6 @@ from amortized.parallel import (
     shard_denoiser,
     weight_sums,
 )
-from amortized.priors import fingerprint_of
 from amortized.training.batches import TrainingBatch, assign_slots, build_sampler
 from amortized.training.config import BaseRunConfig
 from amortized.training.density import check_density_control, control_density
@@ -48,6 +47,7 @@ from amortized.training.prefetch import Prefetcher
 from amortized.training.previews import bullets, render_previews, report_previews
 from amortized.training.prompt_order import build_prompt_order
 from amortized.training.signals import catch_signals
+from amortized.training.teachers import Teacher, check_teachers, fingerprint_of_all, learned_parts
 from amortized.transfer import Readback, pin, side_stream
 from amortized.types import Corpus, Prompt
 from amortized.wording import count
@@ -70,31 +70,36 @@ class Trainer:
         guidance: Guidance,
         bank: TextBank,
         generator: nn.Module,
+        more_teachers: Sequence[Teacher] = (),
         scorer: ClipScorer | None = None,
         start: Sequence[str] = (),
     ) -> None:
         """`scorer` scores previews; only that of rank 0 is used. `start` says how a warm start was made.
 
-        Raises ValueError for a combination of config, prior and generator that cannot be trained."""
+        `guidance` and `bank` are of the first teacher. Raises ValueError for a combination of config, priors
+        and generator that cannot be trained.
+        """
         self.config, self.world = config, world
         self.guidance, self.bank, self.folder = guidance, bank, Path(config.output)
         self.corpus, self.trained, self.scorer, self.start = corpus, corpus.trained, scorer, start
-        self._check(generator)
+        self.teachers = (Teacher(guidance=guidance, bank=bank), *more_teachers)
+        guidances = [teacher.guidance for teacher in self.teachers]
+        self._check(generator, guidances)
         trainer = config.trainer
         order = build_prompt_order(config.prompt_order, corpus, config.seed)
-        self.sampler = build_sampler(config, order, generator, guidance.prior.latent_shape)
+        self.sampler = build_sampler(config, order, generator, [g.prior.latent_shape for g in guidances])
         # The fingerprint needs whole weights: take it before they are sharded.
-        self.prior_fingerprint = fingerprint_of(guidance.prior)
-        if config.distributed.shard_prior:
-            shard_denoiser(guidance, world)
+        self.prior_fingerprint = fingerprint_of_all(guidances)
+        for each in guidances if config.distributed.shard_prior else ():
+            shard_denoiser(each, world)
         ema = None if trainer.ema_decay is None else Ema(generator, trainer.ema_decay)
-        self.objective = Objective(config, guidance, generator, world.device)
+        learned, learned_groups = learned_parts(guidances)
+        self.objective = Objective(config, guidances, learned, generator, world.device)
         trained = Trained(
             loss=self.objective,
             generator=generator,
-            learned=self.objective.learned,
-            learned_rate=guidance.learning_rate,
-            learned_decay=guidance.weight_decay,
+            learned=learned,
+            learned_groups=learned_groups,
             ema=ema,
             dtype=getattr(torch, trainer.precision),
             batch_size=trainer.prompts_per_process,
@@ -113,25 +118,15 @@ class Trainer:
         self.resumed_at = (0, 0)  # the step at which this process started, and the prompts seen before it
         self.prefetcher = Prefetcher(self.prepare, self.num_parts)
 
-    def _check(self, generator: nn.Module) -> None:
-        trainer, prior, z_dim = self.config.trainer, self.guidance.prior, z_width(generator)
+    def _check(self, generator: nn.Module, guidances: Sequence[Guidance]) -> None:
+        seeds, z_dim = self.config.trainer.seeds_per_prompt, z_width(generator)
         check_density_control(generator, self.config)
         engines(generator, self.config.renderer, self.world.device)
-        views, seeds = prior.views_per_group, trainer.seeds_per_prompt
-        if views > 1 and (trainer.views_per_prompt != views or not self.config.cameras.ring):
-            raise ValueError(
-                f"this prior denoises {views} views around an object together: "
-                f"set trainer.views_per_prompt={views} and cameras.ring=true"
-            )
+        check_teachers(self.config, guidances, z_dim)
         if (seeds or 1) > 1 and not z_dim:
             raise ValueError(
                 f"trainer.seeds_per_prompt={seeds} trains {seeds} assets per prompt, but this generator "
                 "takes no z to distinguish them: set generator.z_dim, or trainer.seeds_per_prompt=null"
-            )
-        if self.guidance.config.noise == "seed" and z_dim and seeds is None:
-            raise ValueError(
-                "guidance.noise=seed has one trajectory per asset, but every visit draws a new z: "
-                "set trainer.seeds_per_prompt"
             )
         if not len(self.trained):
             raise ValueError(
@@ -149,9 +144,9 @@ class Trainer:
 
     @property
     def cache_bytes(self) -> int:
-        """Final size of the trajectory cache; 0 without one."""
+        """Final size of the trajectory caches; 0 without one."""
         num_assets = len(self.trained) * (self.config.trainer.seeds_per_prompt or 1)
-        return self.guidance.cache_bytes(num_assets, NUM_VIEWS)
+        return sum(teacher.guidance.cache_bytes(num_assets, NUM_VIEWS) for teacher in self.teachers)
 
     # ---- the loop -------------------------------------------------------------------------
 
@@ -229,11 +224,12 @@ class Trainer:
         set_learning_rate(self.state.groups, self.config.optimizer, step, self.config.trainer.steps)
         # 1. Gradients, accumulated over the parts of the step and averaged over ranks with the last one.
         losses, digests = [], []
+        learn = tuple(step % teacher.guidance.learns_every == 0 for teacher in self.teachers)
         for part in range(self.num_parts):
             batch = self.prefetcher.get(step, part)
             stopwatch("batch")  # near zero: a thread has prepared it
             with self.strategy.accumulate(sync=part == self.num_parts - 1):
-                loss = self.strategy(batch, progress, step % self.guidance.learns_every == 0)
+                loss = self.strategy(batch, progress, learn)
                 total = loss.total if loss.learned is None else loss.total + loss.learned
                 stopwatch("forward")
                 (total / self.num_parts).backward()
@@ -264,7 +260,11 @@ class Trainer:
         texts = [self.prompt(index).text for index in draws.prompt_indices]
         with side_stream(self.world.device):  # a text that must be encoded does not queue behind the step
             generator_text, prior_text = self.bank.for_step(texts, draws.cameras, "cpu")
-        batch = TrainingBatch(draws=draws, generator_text=generator_text, prior_text=prior_text)
+            banks = [teacher.bank for teacher in self.teachers[1:]]
+            more = tuple(bank.prior_text(texts, draws.cameras, "cpu") for bank in banks)
+        batch = TrainingBatch(
+            draws=draws, generator_text=generator_text, prior_text=prior_text, more_prior_texts=more
+        )
         return pin(batch) if self.world.device.type == "cuda" else batch
 
     # ---- around the step ------------------------------------------------------------------
@@ -310,7 +310,9 @@ class Trainer:
             yield f"{name} runs on {engine}, device {self.world.device}"
         sample = range(0, len(self.trained), -(-len(self.trained) // PROMPT_SAMPLE))
         texts = [self.prompt(index).text for index in sample]
-        yield from self.bank.notes_on(texts, sampled=len(texts) < len(self.trained))
+        for number, teacher in enumerate(self.teachers, 1):
+            for note in teacher.bank.notes_on(texts, sampled=len(texts) < len(self.trained)):
+                yield note if number == 1 else f"teacher {number}: {note}"
         if shortage := self.bank.missing_from_shards(texts):
             yield shortage
         every, previews = self.config.monitoring.preview_every, self.folder / "previews"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A Ray job on one machine of a Ray cluster: one process per GPU, with torchrun.
 #
-#   ray job submit --no-wait --working-dir . --entrypoint-num-gpus 8 -- bash \
-#       configs/launch/ray-job.sh configs/hyper-ingp-sd21.yaml corpus=/shared/prompts.txt prior=/shared/FOLDER \
+#   ray job submit --no-wait --working-dir . --entrypoint-num-gpus 8 -- bash configs/launch/ray-job.sh \
+#       configs/published/asd-sd-hyper-ingp-mg15.yaml corpus=/shared/prompts.txt prior=/shared/FOLDER \
 #       output=/shared/mine
 #   ray job status JOB; ray job logs --follow JOB; ray job stop JOB
 #

@@ -77,6 +77,17 @@ def test_overrides_are_read(tmp_path: Path, capsys) -> None:
     assert models.resources_of(["prior=one", "prior.path=two"]).prior == "two"
 
 
+def test_priors_of_further_teachers_are_checked(tmp_path: Path) -> None:
+    preset = tmp_path / "two.yaml"
+    preset.write_text("more_teachers:\n- prior: checkpoints/shapes-multi-view\n- prior: {path: /nowhere}\n")
+    override = "more_teachers=[{prior: checkpoints/shapes-multi-view}, {prior: {path: /nowhere}}]"
+    for words in ([str(preset)], [override], [str(preset), override]):
+        rows = list(models.model_rows(models.resources_of(words), models.teachers_of(words)))
+        assert named_row(rows, "more_teachers[0].prior.path").state == "ok"
+        assert named_row(rows, "more_teachers[1].prior.path").state == "missing"
+    assert models.teachers_of([override, "more_teachers=null"]) == {} == models.teachers_of([])
+
+
 PUBLISHED = "someone/a-model"
 
 

@@ -112,6 +112,6 @@ def test_replayed_networks_equal_called_ones(device: torch.device, sizes):
                 timesteps = torch.full((4,), 100 + call, device=device)
                 noise = prior.predict_noise(noisy, timesteps, text, cameras)
             results[prior.graphs] += [latents.detach(), pixels.grad, noise]
-    assert prior._graphed_unet._graphs and prior._graphed_moments._graphs
+    assert prior.denoiser.graphed._graphs and prior.autoencoder.graphed._graphs
     for plain, replayed in zip(results[False], results[True], strict=True):
         torch.testing.assert_close(replayed, plain, rtol=1e-2, atol=1e-3)

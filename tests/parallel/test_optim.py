@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from amortized.parallel import Ema, OptimizerConfig, build_optimizer, set_learning_rate
+from amortized.parallel import Ema, LearnedGroup, OptimizerConfig, build_optimizer, set_learning_rate
 
 
 def test_the_ema_follows_its_recursion():
@@ -139,7 +139,8 @@ def test_the_reference_model_has_its_own_weight_decay(name, decay):
     betas = (0.98, 0.92, 0.99) if name == "adan" else (0.9, 0.99)
     generator, learned = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
     start = learned.weight.detach().clone()
-    optimizer = build_optimizer(OptimizerConfig(name=name, betas=betas), generator, learned, 0.1, decay)
+    group = LearnedGroup(module=learned, rate=0.1, decay=decay)
+    optimizer = build_optimizer(OptimizerConfig(name=name, betas=betas), generator, [group])
     for _ in range(3):
         for p in (*generator.parameters(), *learned.parameters()):
             p.grad = torch.zeros_like(p)

@@ -7,7 +7,8 @@ import torch
 
 from amortized.priors import load_stable_diffusion
 from amortized.priors.convert_mvdream import NetworkConfigs
-from amortized.priors.stable_diffusion import StableDiffusionPrior
+from amortized.priors.denoiser import FrozenDenoiser
+from amortized.priors.stable_diffusion import LORA_TARGETS
 from amortized.types import TextCondition
 
 
@@ -91,9 +92,9 @@ def test_the_adapter_of_stable_diffusion_has_the_published_size():
 
     config = {k: v for k, v in NetworkConfigs().unet.items() if "class" not in k}
     with torch.device("meta"):
-        prior = StableDiffusionPrior.__new__(StableDiffusionPrior)
-        prior.unet, prior.adapter = UNet2DConditionModel(**config), None
-        assert sum(p.numel() for p in prior.add_adapter(rank=4, scale=0.5).parameters()) == 829_952
+        unet = UNet2DConditionModel(**config)
+        denoiser = FrozenDenoiser(unet, unet, torch.device("meta"), lora_targets=LORA_TARGETS)
+        assert sum(p.numel() for p in denoiser.add_adapter(rank=4, scale=0.5).parameters()) == 829_952
 
 
 def test_a_prior_takes_one_adapter(prior):

@@ -14,48 +14,14 @@ from amortized.conditioning import load_text_encoder
 from amortized.model_folders import prior_folder, read_prior_folder, text_folder
 from amortized.priors import PriorConfig, fingerprint_of, load_prior
 from amortized.priors.loading import size_ids_of
-from tests.tiny_sd import make_tiny_sd
+from tests.tiny_sdxl import make_tiny_sdxl
 
-# unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, whose widths are 320, 640, 1280.
-UNET = {
-    "sample_size": 8, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [1, 2, 4],
-    "use_linear_projection": True, "addition_embed_type": "text_time", "norm_num_groups": 8,
-    "block_out_channels": [8, 16, 32],
-    "cross_attention_dim": 32 + 24, "projection_class_embeddings_input_dim": 24 + 6 * 8,
-    "addition_time_embed_dim": 8,
-}  # fmt: skip
-EULER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading",
-    "steps_offset": 1,
-}  # fmt: skip
 TEXTS = ["a red cube", "two blue balls", ""]
 
 
 @pytest.fixture(scope="module")
 def xl(tmp_path_factory) -> Path:
-    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    folder = make_tiny_sd(tmp_path_factory.mktemp("xl"))
-    config = json.loads((folder / "text_encoder/config.json").read_text())
-    sizes = {"hidden_size": 24, "intermediate_size": 48, "projection_dim": 24, "hidden_act": "gelu"}
-    config = {
-        key: value for key, value in config.items() if key not in ("architectures", "model_type")
-    } | sizes
-    shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        text = CLIPTextModelWithProjection(CLIPTextConfig(**config))
-        for weight in text.parameters():
-            torch.nn.init.normal_(weight, std=0.3)
-        UNet2DConditionModel(**UNET).save_pretrained(folder / "unet")
-    text.save_pretrained(folder / "text_encoder_2")
-    EulerDiscreteScheduler(**EULER).save_pretrained(folder / "scheduler")
-    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return make_tiny_sdxl(tmp_path_factory.mktemp("xl"))
 
 
 def pipeline(folder: Path):

@@ -82,7 +82,7 @@ def test_a_step_needs_the_predicted_memory(tmp_path, monkeypatch, generator):
     trainer = make_trainer(tmp_path / "real", steps=2, generator=generator)
     objective, batch, meter = trainer.objective, trainer.prepare(0, 0), RealMeter()
     with meter, meter.section("step") as cost:
-        objective(batch, 0.0, True).total.backward()
+        objective(batch, 0.0, (True,)).total.backward()
     measured = cost.peak - sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)
     predicted = costs.step_memory(make_trainer(tmp_path / "fake", steps=2, generator=generator))
     # The prediction assumes a share of rays that hit, and does not count the host's tensors.

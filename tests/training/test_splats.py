@@ -185,7 +185,7 @@ def test_an_engine_that_cannot_run_is_refused_by_name(tmp_path):
 
 def test_the_memory_of_a_dry_run_is_that_of_the_largest_number_of_splats(tmp_path):
     trainer = trainer_of(tmp_path / "grown", RelocationConfig(cap=40_000), steps=2)
-    report = costs.describe(trainer, num_negatives=0)
+    report = costs.describe(trainer)
     assert "# splats: 30 at the start, at most 40,000" in report
     assert "the splat renderer runs on torch" in report
     assert "# memory: 9 MiB generator with gradients and moments" in report  # 40,000 x 14 x 4 x 4 bytes
@@ -194,6 +194,6 @@ def test_the_memory_of_a_dry_run_is_that_of_the_largest_number_of_splats(tmp_pat
     trainer = trainer_of(tmp_path / "real", generator=many.build(3))
     batch, meter = trainer.prepare(0, 0), RealMeter()
     with meter, meter.section("step") as cost:
-        trainer.objective(batch, 0.0, True).total.backward()
+        trainer.objective(batch, 0.0, (True,)).total.backward()
     fake = costs.step_memory(trainer_of(tmp_path / "fake", generator=many.build(3)))
     assert 0.4 < fake / cost.peak < 2.5, (fake, cost.peak)

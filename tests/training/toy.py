@@ -28,7 +28,7 @@ from amortized.parallel import DistributedConfig, OptimizerConfig, World, join_w
 from amortized.priors import GaussianMixturePrior, PriorConfig, load_stable_diffusion
 from amortized.rendering import BackgroundConfig, RendererConfig
 from amortized.splats import SplittingConfig
-from amortized.training import BaseRunConfig, LossConfig, Trainer, TrainerConfig
+from amortized.training import BaseRunConfig, LossConfig, Teacher, TeacherConfig, Trainer, TrainerConfig
 from amortized.types import TextCondition
 from corpora import prompt_list
 from generators.conv3d import Conv3DConfig
@@ -36,6 +36,7 @@ from generators.environment import HashEnvironmentConfig, WithEnvironment
 from generators.hyper_ingp import HyperINGPConfig
 from generators.splats import SplatsConfig
 from generators.triplane_transformer import TriplaneTransformerConfig
+from tests.flow_mixture import flow_mixture
 
 COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
 TEXTS = tuple(COLORS)
@@ -110,7 +111,8 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     generator: a module, a key of TINY, "splats" or "with-environment"; by default a Hyper-iNGP with `z_dim`
     guidance: a dict of settings that override those of ASD, e.g. another method
     views_per_group: of the prior
-    prior: a folder in diffusers format, instead of the mixture
+    prior: a folder in diffusers format, instead of the mixture; "flow": the mixture as a rectified flow
+    more_teachers: dicts of `guidance`, `prior` and `views_per_group`
     checkpointing, monitoring: dicts of fields of their configs
     strategy, shard_prior, timeout_s: fields of DistributedConfig
     losses, optimizer, cameras: configs; losses=None: none
@@ -127,25 +129,18 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         shard_prior=changes.pop("shard_prior", False),
         timeout_s=changes.pop("timeout_s", 600.0),
     )
-    views_per_group, prior_path = changes.pop("views_per_group", 1), changes.pop("prior", None)
+    first = {name: changes.pop(name) for name in ("views_per_group", "prior") if name in changes}
+    more = changes.pop("more_teachers", [])
     cameras = changes.pop("cameras", CameraConfig(distance=(2.5, 2.7), fovy_deg=(40, 40)))
-    method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
-    guidance = published(**{**method, **changes.pop("guidance", {})})
+    first["guidance"] = changes.pop("guidance", {})
     checkpointing = CheckpointConfig(**{"every": 10, **changes.pop("checkpointing", {})})
     monitoring = MonitorConfig(**{"preview_every": 10_000, **changes.pop("monitoring", {})})
     defaults = {"steps": 30, "prompts_per_process": 4, "render_size": SIZE, "ema_decay": 0.9}
     trainer = TrainerConfig(**{**defaults, **changes})
     device = world.device if world else "cpu"
-    if prior_path is None:
-        encoder, width = ColorEncoder(), len(TEXTS)
-        prior = GaussianMixturePrior(
-            means=target_images().to(device),
-            stds=torch.full((len(TEXTS),), 0.2, device=device),
-            views_per_group=views_per_group,
-        )
-    else:
-        prior = load_stable_diffusion(prior_path, device=device)
-        encoder, width = prior.text_encoder, prior.text_encoder.width
+    teachers = [toy_teacher(each, device, seed) for seed, each in enumerate([first, *more], 7)]
+    guidance, bank = teachers[0].guidance, teachers[0].bank
+    width = bank.generator_text(["red"]).pooled.shape[1]
     renderer = RendererConfig(num_coarse=8, num_fine=6, lattice=8, **renderer)
     world = world or World()
     torch.manual_seed(0)
@@ -160,12 +155,17 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
     elif isinstance(generator, str):
         generator = TINY[generator].build(width)
     generator = generator or plain
-    bank = TextBank(encoder, device=world.device)
     folder.mkdir(parents=True, exist_ok=True)
     config = BaseRunConfig(
         output=str(folder),
         corpus="toy",
         prior=PriorConfig(path="toy"),
+        guidance=guidance.config,
+        more_teachers=tuple(
+            TeacherConfig(prior=PriorConfig(path="toy"), guidance=teacher.guidance.config)
+            for teacher in teachers[1:]
+        )
+        or None,
         seed=7,
         cameras=cameras,
         background=BackgroundConfig(color=(0.5, 0.5, 0.5)),
@@ -181,13 +181,29 @@ def make_trainer(folder: Path, world: World | None = None, **changes) -> Trainer
         config,
         world=world,
         corpus=prompt_list(TEXTS, "toy"),
-        guidance=build_guidance(
-            guidance, prior, encode=bank.encode_for_prior, num_prompts=len(TEXTS), seed=7
-        ),
+        guidance=guidance,
         bank=bank,
+        more_teachers=teachers[1:],
         generator=generator.to(world.device),
         scorer=scorer,
     )
+
+
+def toy_teacher(changes: dict, device, seed: int) -> Teacher:
+    """A teacher over the three colors; `changes` as in `make_trainer`."""
+    path, views_per_group = changes.get("prior"), changes.get("views_per_group", 1)
+    means, stds = target_images().to(device), torch.full((len(TEXTS),), 0.2, device=device)
+    encoder, prior = ColorEncoder(), GaussianMixturePrior(means, stds, views_per_group=views_per_group)
+    if path == "flow":  # whose latents are from -1 to 1
+        prior, _ = flow_mixture(2 * means - 1, 2 * stds)
+    elif path is not None:
+        prior = load_stable_diffusion(path, device=device)
+        encoder = prior.text_encoder
+    bank = TextBank(encoder, device=device)
+    method = {"method": "asd", "guidance_scale": 2.0, "weight": 0.1}
+    config = published(**{**method, **changes.get("guidance", {})})
+    guidance = build_guidance(config, prior, encode=bank.encode_for_prior, num_prompts=len(TEXTS), seed=seed)
+    return Teacher(guidance=guidance, bank=bank)
 
 
 def log_lines(folder: Path) -> list[dict]:

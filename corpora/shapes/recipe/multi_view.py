@@ -220,6 +220,7 @@ def make_multi_view(work: Path, output: Path, single: Path, clip: Path) -> None:
 
     judge, prior = load_judge(clip), load_stable_diffusion(single)
     data = draw(RINGS, work / "ring_images.safetensors")
+    assert isinstance(prior, StableDiffusionPrior)
     unet = build_unet(prior.unet)
     unexplained = fit_cameras(unet, prior)
 
