@@ -226,6 +226,7 @@ def newer(engine: Engine, checkpoint: str = "newest") -> Engine | None:
 
 def _as_sentence(note: str) -> str:
     """A note of the text encoder on one prompt as a sentence for its author."""
+    note = note.replace("1 of 1 prompt", "this sentence").replace("of 1 prompt", "of this sentence")
     return f"{note[:1].upper()}{note[1:]}."
 
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,3 +151,34 @@ def test_a_missing_package_is_one_sentence(run, monkeypatch) -> None:
     )
     done = run("amortized", "serve", "outputs/quickstart")
     assert done.returncode == 2 and "amortized3d[serve]" in done.stderr and "prometheus-client" in done.stderr
+
+
+@pytest.mark.parametrize("display", [None, ":0"])
+def test_without_a_folder_it_serves_the_small_generator_and_opens_its_page(
+    run, monkeypatch, tmp_path, display
+):
+    served, opened = [], []
+
+    def pretend(config, loaded, on_listening):
+        served.extend(name for name, *_ in loaded.engines)
+        on_listening("http://127.0.0.1:1")
+        return 0
+
+    monkeypatch.setattr("amortized.serve.server.run", pretend)
+    monkeypatch.setattr(serve.webbrowser, "open", opened.append)
+    monkeypatch.setattr(
+        serve, "Thread", lambda target, args, daemon: SimpleNamespace(start=lambda: target(*args))
+    )
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    done = run("amortized", "serve", "--open", "--device", "cpu", "--store", str(tmp_path / "store"))
+    assert done.returncode == 0 and "http://127.0.0.1:1 serves shapes-generator;" in done.stdout
+    assert served == ["shapes-generator"] and opened == (["http://127.0.0.1:1"] if display else [])
+
+
+def test_sentences_for_the_author_of_a_prompt(engine: Engine) -> None:
+    long = engine.familiarity("a red cube " * 36)["sentences"]
+    assert any(sentence.startswith("This sentence is longer than the") for sentence in long)
+    assert not any("1 of 1" in sentence or "1 prompt" in sentence for sentence in long)
