@@ -76,7 +76,7 @@ def make_boxes(task: dict[str, Any], folder: Path, on_stage: Callable[[str], Non
         on_stage(stage)
         time.sleep(0.02)
     for format in task["formats"]:
-        data = trimesh.creation.box().export(file_type="glb") if format == "glb" else b"solid"
+        data: Any = trimesh.creation.box().export(file_type="glb") if format == "glb" else b"solid"
         (folder / {"mp4": "turntable.mp4"}.get(format, f"object.{format}")).write_bytes(data)
     return {}
 

@@ -42,15 +42,15 @@ def test_other_models_are_not_found(tmp_path, path):
 def test_prompts_are_searched_and_paged(tmp_path, words, limit, monkeypatch):
     async def main():
         async with service(tmp_path) as it:
-            seen = []
+            seen, total = [], -1
             for offset in range(0, 4, limit):
                 scope = (
                     f"/v1/models/fake/prompts?search={words.replace(' ', '+')}&offset={offset}&limit={limit}"
                 )
                 answer = await it.client("GET", scope)
                 assert answer.status == 200 and len(answer.json["prompts"]) <= limit
-                seen += answer.json["prompts"]
-            return seen, answer.json["total"], it.engine.knowledge.prompts
+                seen, total = seen + answer.json["prompts"], answer.json["total"]
+            return seen, total, it.engine.knowledge.prompts
 
     seen, total, prompts = asyncio.run(main())
     assert seen == [text for text in prompts if all(word in text for word in words.lower().split())]
