@@ -46,7 +46,10 @@ let asking = null;
 function askToken(wasWrong) {
   asking ??= new Promise((resolve) => {
     const dialog = document.getElementById("token-dialog"), field = document.getElementById("token");
-    if (wasWrong) document.getElementById("token-problem").textContent = "The service does not accept this token.";
+    const refuse = () => {
+      document.getElementById("token-problem").textContent = "The service does not accept this token.";
+    };
+    if (wasWrong) refuse();
     const close = (given) => {
       if (given) sessionStorage.setItem(PLACE, given);
       field.value = "";
@@ -54,7 +57,11 @@ function askToken(wasWrong) {
       asking = null;
       resolve(Boolean(given));
     };
-    document.getElementById("token-form").onsubmit = (event) => { event.preventDefault(); close(field.value.trim()); };
+    document.getElementById("token-form").onsubmit = (event) => {
+      event.preventDefault();
+      const given = field.value.trim();
+      if (/^[\x21-\x7e]+$/.test(given)) close(given); else refuse();  // a header takes no other characters
+    };
     document.getElementById("token-cancel").onclick = () => close("");
     dialog.oncancel = (event) => { event.preventDefault(); close(""); };
     dialog.showModal();
