@@ -121,7 +121,8 @@ def replay(service: Running, command: str) -> tuple[int, bytes]:
     data = json.loads(words[words.index("-d") + 1]) if "-d" in words else None
     if data is not None:
         assert "Content-Type: application/json" in words
-        data |= {"size": "64x64"} if "images" in url else {"size": 64, "views": 1}
+        small = {"size": "64x64"} if "images" in url else {"size": 64, "views": 1}
+        data |= {} if "familiarity" in url else small
         data |= {"resolution": 64, "texture": 256, "faces": 500} if "formats" in data else {}
     method = words[words.index("-X") + 1] if "-X" in words else "POST" if data is not None else "GET"
     return service(method, url.removeprefix("http://127.0.0.1:8000"), data)
