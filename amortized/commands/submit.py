@@ -155,7 +155,7 @@ def _dry_run(settings: Sequence[str], *, shared: bool) -> None:
         [sys.executable, str(PROJECT / "train.py"), *settings, "--dry-run"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     if done.returncode != 0:

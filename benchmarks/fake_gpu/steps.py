@@ -29,8 +29,7 @@ from amortized.parallel import DDPStrategy, World
 from amortized.priors import DTYPES, StableDiffusionPrior, graphs, load_prior
 from amortized.priors.loading import should_use_graphs
 from amortized.rendering import lattice
-from amortized.training import Trainer, objective
-from amortized.training import trainer as trainer_module
+from amortized.training import Trainer, objective, teachers
 from amortized.training.batches import TrainingBatch
 from amortized.training.metering import Cost
 from benchmarks import sizes
@@ -141,7 +140,7 @@ def _instrumented() -> Iterator[None]:
             patches.enter_context(mock.patch.object(triton_grid, kernel, _Kernel()))
         patches.enter_context(mock.patch.object(graphs, "CALLS_BEFORE_CAPTURE", 0))
         # Fake weights have no values to hash.
-        patches.enter_context(mock.patch.object(trainer_module, "fingerprint_of", lambda prior: ""))
+        patches.enter_context(mock.patch.object(teachers, "fingerprint_of", lambda prior: ""))
         yield
 
 

@@ -118,11 +118,12 @@ def workspace(tmp_path, trained, exported, prior, run, monkeypatch) -> Path:
     points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 0.3
     write_splat_ply(tmp_path / "points.ply", scene_of(from_points(points), 1.0))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red cube"}\n')
-    public = tmp_path / "dreamfusion_415_prompt_library.json"
-    public.write_text(json.dumps({"train": ["a red cube"], "val": ["a cone"], "test": ["a red cube"]}))
-    shutil.copy(public, tmp_path / "path/to")
+    for name in ("mg15", "df415", "dl17k", "cp100k"):
+        public = tmp_path / PUBLISHED[name].file
+        public.write_text(json.dumps({"train": ["a red cube"], "val": ["a cone"], "test": ["a red cube"]}))
+        shutil.copy(public, tmp_path / "path/to")
+        monkeypatch.setitem(PUBLISHED, name, Published(file=public.name, entries=None))  # type: ignore[arg-type]
     monkeypatch.setattr(fitting, "STEPS", 5)
-    monkeypatch.setitem(PUBLISHED, "df415", Published(file=public.name, entries=None))  # type: ignore[arg-type]
     monkeypatch.setitem(corpora.CORPORA, "shapes100k", corpora.CORPORA["shapes-comp"])
     monkeypatch.chdir(tmp_path)
     return tmp_path

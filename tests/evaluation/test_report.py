@@ -157,10 +157,7 @@ def test_pictures_are_first_and_not_enlarged(browser, tmp_path, report):
         tab.goto((report / "index.html").as_uri())
         first = tab.locator(".card video").first.bounding_box()
         assert 0 < first["y"] and first["y"] + first["height"] < 800
-        for _ in range(100):
-            if tab.evaluate("() => document.querySelector('.card video').videoWidth"):
-                break
-            tab.wait_for_timeout(50)
+        tab.wait_for_function("() => document.querySelector('.card video').videoWidth", timeout=60_000)
         ratio = "v => v.getBoundingClientRect().width / (v.videoWidth || v.naturalWidth)"
         for selector in (".card video", ".strip img"):
             assert tab.eval_on_selector(selector, ratio) <= 1.001

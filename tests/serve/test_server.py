@@ -28,7 +28,7 @@ class Running:
     port: int
 
     def __call__(self, method: str, path: str, data: Any = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         body = json.dumps(data) if data is not None else None
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
