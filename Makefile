@@ -20,10 +20,13 @@ PROCESSES ?= $(shell echo $$(( $(CORES) >= 4 ? 4 : $(CORES) >= 2 ? 2 : 1 )))
 LAUNCH = OMP_NUM_THREADS=$$(( $(CORES) / $(PROCESSES) )) \
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
-.PHONY: help quickstart install doctor test test-lowest bench guidance-bench gpu-bundle gpu-check lint report weights lock clean
+.PHONY: help demo quickstart install doctor test test-lowest bench guidance-bench gpu-bundle gpu-check lint report weights lock clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
+
+demo: $(READY) ## serve the small trained generator of checkpoints/ with its page, and open it (ARGS="--port 8080")
+	$(BIN)/python -m amortized.commands.main serve --open --store outputs/served $(ARGS)
 
 quickstart: $(READY) ## train on 16 prompts, evaluate, print the path of the report; resumes if interrupted
 	$(LAUNCH) train.py configs/quickstart.yaml trainer.prompts_per_process=$$(( 16 / $(PROCESSES) ))

@@ -30,6 +30,7 @@ CORPORA: dict[str, Callable[[], ShapesCorpus | PromptTable]] = {
     "shapes100k": shapes100k,
     "at2520": at2520,
 }
+SMALL_GENERATOR = "checkpoints/shapes-generator"  # in the project: an export that was trained on shapes16
 IMPORT_FOLDER = Path("outputs/corpora")  # imported corpora are stored here
 
 
@@ -98,6 +99,7 @@ __all__ = [
     "CORPORA",
     "IMPORT_FOLDER",
     "PUBLISHED",
+    "SMALL_GENERATOR",
     "PromptTable",
     "indices_of",
     "near_duplicates",

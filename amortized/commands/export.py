@@ -25,8 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from amortized.commands.trained_on import knowledge_of_run
     from amortized.generation.exporting import export
 
-    checkpoint = export(args.run, args.folder, args.checkpoint)
+    knowledge = knowledge_of_run(args.run)
+    checkpoint = export(args.run, args.folder, args.checkpoint, knowledge)
     print(f"exported {checkpoint} to {args.folder}")
+    if knowledge is None:
+        print("note: the corpus of the run cannot be opened, so the folder does not list its prompts")
     return 0

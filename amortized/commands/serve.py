@@ -1,9 +1,11 @@
 """Serve trained generators over HTTP: text in, pictures and 3D files out.
 
+  amortized serve --open
   amortized serve outputs/quickstart
   amortized serve exported/quickstart outputs/mine --port 8080 --store /var/lib/amortized3d
   amortized serve exported/quickstart --host 0.0.0.0 --token-file tokens.txt
 
+Without a FOLDER it serves the small generator of checkpoints/, trained on the quickstart's 16 prompts.
 Each folder is a run or an export; clients choose one by its name, the first is the default, and a run is
 loaded again when it has a newer checkpoint. Listens to this machine alone unless a --token-file says who may
 use it. Serves until Ctrl-C or SIGTERM, finishes what was accepted, and continues the rest after a restart.
@@ -14,10 +16,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import sys
+import webbrowser
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from amortized.arguments import number, path, path_text, text, whole
+from amortized.files import in_project
 
 if TYPE_CHECKING:
     from amortized.generation import ModelSource
@@ -30,8 +36,13 @@ GiB = 2**30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "models", type=path_text, nargs="+", metavar="FOLDER", help="a run or an exported folder"
+        "models",
+        type=path_text,
+        nargs="*",
+        metavar="FOLDER",
+        help="a run or an exported folder (default: the small generator of checkpoints/)",
     )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--host", type=text, default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument(
         "--port", type=whole(0, 65535), default=8000, help="0: a free one (default: %(default)s)"
@@ -111,6 +122,10 @@ def run(args: argparse.Namespace) -> int:
     from amortized.serve import server
     from amortized.serve.logs import to_stderr
 
+    if not args.models:
+        from corpora import SMALL_GENERATOR
+
+        args.models = [in_project(SMALL_GENERATOR)]
     config = config_of(args)
     server.check_exposure(config)
     to_stderr()
@@ -121,11 +136,19 @@ def run(args: argparse.Namespace) -> int:
     def on_listening(address: str) -> None:
         names = ", ".join(name for name, *_ in loaded.engines)
         print(f"{address} serves {names}; results go to {args.store}; press Ctrl-C to stop", flush=True)
+        if args.open:
+            Thread(target=open_browser, args=[address], daemon=True).start()
 
     left = server.run(config, loaded, on_listening)
     if left:
         print(f"note: {left:,} accepted objects are not finished: the same command continues them")
     return 0
+
+
+def open_browser(address: str) -> None:
+    """Open the page, if there is a desktop; a browser in this terminal would hide the service."""
+    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(address)
 
 
 def config_of(args: argparse.Namespace, *, on_cpu: bool = True) -> ServiceConfig:
@@ -162,7 +185,9 @@ def config_of(args: argparse.Namespace, *, on_cpu: bool = True) -> ServiceConfig
 
 def load_engines(args: argparse.Namespace) -> Engines:
     """Load all models. Raises ValueError."""
+    from amortized.commands.trained_on import knowledge_of_run
     from amortized.generation import ModelSource
+    from amortized.knowledge import read_knowledge
     from amortized.serve.engine import Engine, make_asset_files, newer, pinned
     from amortized.serve.job import PreviewItem
     from amortized.serve.models import names_of
@@ -174,7 +199,10 @@ def load_engines(args: argparse.Namespace) -> Engines:
     ]
     engines = []
     for name, source in zip(names_of(args.models), sources, strict=True):
-        engine = Engine.load(pinned(source))
+        folder = Path(source.path)
+        knowledge = knowledge_of_run(folder) if source.is_run else read_knowledge(folder)
+        engine = Engine.load(pinned(source), knowledge)
+        engine.familiarity("a cube")
         engine.preview_batch(
             [PreviewItem(prompt="a cube", seed=0, views=1, size=64)]
         )  # the first one is slow

@@ -40,14 +40,17 @@ from amortized.generation.folder import (
     one_sentence,
     run_settings,
 )
+from amortized.knowledge import PROMPTS, Knowledge, to_json
 from amortized.locks import FileLock, LockedError
 from amortized.untrusted import reason_of, short
 
-OURS = {CONFIG, WEIGHTS, CARD, LOCK}  # all that a folder left by a killed export can hold
+OURS = {CONFIG, WEIGHTS, CARD, LOCK, PROMPTS}  # all that a folder left by a killed export can hold
 
 
-def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
+def export(run: Path, folder: Path, checkpoint: str = "newest", knowledge: Knowledge | None = None) -> Path:
     """Export a run's generator, with EMA weights if there are any; returns the checkpoint exported.
+
+    `knowledge` is what it was trained on, for those who serve it.
 
     The folder appears complete or not at all, and nothing is left if that fails. Raises ValueError if the run
     or its checkpoint cannot be read, its text encoder is missing, the folder exists, another process exports
@@ -74,11 +77,17 @@ def export(run: Path, folder: Path, checkpoint: str = "newest") -> Path:
     if name := first_not_finite(weights):
         raise ValueError(f"{path} cannot be exported ({name} has values that are not finite)")
     data = {"format": FORMAT, "amortized3d": __version__, **config, "training": training}
-    write_folder(folder, weights, data, model_card(run, folder.name, data))
+    write_folder(folder, weights, data, model_card(run, folder.name, data), knowledge)
     return path
 
 
-def write_folder(folder: Path, weights: dict[str, Tensor], data: dict[str, Any], card: str) -> None:
+def write_folder(
+    folder: Path,
+    weights: dict[str, Tensor],
+    data: dict[str, Any],
+    card: str,
+    knowledge: Knowledge | None = None,
+) -> None:
     """Write an exported folder: weights, config.json from `data`, to which the digests are added, and a card.
 
     It appears complete or not at all. Raises ValueError if it exists, another process writes it, or it cannot
@@ -87,7 +96,11 @@ def write_folder(folder: Path, weights: dict[str, Tensor], data: dict[str, Any],
     try:
         with _new_folder(folder) as partial:
             save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-            data["files"] = file_digests([partial / WEIGHTS])
+            files = [partial / WEIGHTS]
+            if knowledge is not None:
+                files.append(partial / PROMPTS)
+                files[-1].write_text(json.dumps(to_json(knowledge), indent=1) + "\n", encoding="utf-8")
+            data["files"] = file_digests(files)
             (partial / CONFIG).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             (partial / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:

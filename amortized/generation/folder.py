@@ -1,6 +1,6 @@
 """Trained generators on disk: load one from a run, or from an exported folder.
 
-    FOLDER/{model.safetensors, config.json, README.md}
+    FOLDER/{model.safetensors, config.json, README.md, prompts.json}
 
 An exported folder is complete but for the text encoder, which it names with a fingerprint: it works on a
 machine that never saw the run. Nothing in it is executed or unpickled.
@@ -40,8 +40,9 @@ from amortized.config import Schedule, build_config, config_to_dict
 from amortized.config.renamed import RENAMED_RUN_SETTINGS, rename_keys
 from amortized.density_control import fit_rows
 from amortized.devices import local_device
-from amortized.files import in_folders, started_in
+from amortized.files import in_folders, in_project, started_in
 from amortized.generation.config import SceneConfig, sharpness_at
+from amortized.knowledge import PROMPTS
 from amortized.model_folders import read_additions
 from amortized.safetensors_header import read_header
 from amortized.untrusted import read_json_object, read_yaml_object, reason_of, short
@@ -203,9 +204,10 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
         data = read_json_object(path / CONFIG)
         config = _exported_config(data)
         files = parse_digests(data.get("files"), CONFIG)
-        if files.keys() != {WEIGHTS}:
-            raise ValueError(f"{CONFIG} must list {WEIGHTS} and no other file")
-        check_digest(path / WEIGHTS, files[WEIGHTS])
+        if files.keys() - {PROMPTS} != {WEIGHTS}:
+            raise ValueError(f"{CONFIG} must list {WEIGHTS}, and no other file but {PROMPTS}")
+        for name, file in files.items():
+            check_digest(path / name, file)
         entries, _ = read_header(path / WEIGHTS)
         generator = _build(config, {name: entry.shape for name, entry in entries.items()}, path)
         generator.load_state_dict(load_file(path / WEIGHTS))
@@ -214,7 +216,9 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
     if note := unlisted_note(path, {*files, CONFIG, *UNREAD}):
         logging.getLogger("amortized").warning("%s", note)
     recorded = config.text_encoder
-    source = recorded if text_encoder is None else replace(recorded, path=text_encoder, revision=None)
+    source = replace(recorded, path=in_project(recorded.path))
+    if text_encoder is not None:
+        source = replace(recorded, path=text_encoder, revision=None)
     chosen = local_device(device)
     encoder = load_encoder(source, chosen, allow_network=False)
     if recorded.fingerprint and encoder.fingerprint() != recorded.fingerprint:
@@ -226,7 +230,7 @@ def load_exported(folder: str | Path, text_encoder: str | None = None, device: s
     prompt = _prompt_in(data.get("training"))
     check_width(encoder, config.text_dim, folder, source.path)
     parts = _assemble(generator, encoder, config, chosen, ())
-    return *parts, _identity(path.resolve().name, files, config), prompt
+    return *parts, _identity(path.resolve().name, {WEIGHTS: files[WEIGHTS]}, config), prompt
 
 
 def _prompt_in(settings: Any) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -24,6 +25,7 @@ from amortized.serve.job import Job, public
 from amortized.serve.jobs import Jobs
 from amortized.serve.logs import log
 from amortized.serve.metrics import CONTENT_TYPE
+from amortized.serve.model_routes import add_model_routes, schema_of, unless_gone
 from amortized.serve.problems import Problem, json_response, problem_response
 from amortized.serve.requests import (
     MEDIA_TYPES,
@@ -66,6 +68,15 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
     async def on_http(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed"}
         return problem_response(Problem(codes.get(error.status_code, "malformed_body")))
+
+    @app.exception_handler(Exception)
+    async def on_failure(request: Request, error: Exception) -> Response:
+        return problem_response(Problem("internal"))  # `boundary` logs it
+
+    @app.exception_handler(RequestValidationError)
+    async def on_query(request: Request, error: RequestValidationError) -> Response:
+        names = ", ".join(dict.fromkeys(str(one["loc"][-1])[:80] for one in error.errors()))
+        return problem_response(Problem("invalid_request", f"in the address, {names}: out of range"))
 
     async def read(request: Request, kind: type[R], limit: int = settings.body_bytes) -> R:
         return parse(kind, await read_json_body(request, limit, settings.body_s))
@@ -114,7 +125,7 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
 
     # ---- objects ----
 
-    @app.post("/v1/objects", openapi_extra=_body(ObjectRequest))
+    @app.post("/v1/objects", openapi_extra=schema_of(ObjectRequest))
     async def post_object(request: Request) -> Response:
         """Make an object, or `n` variants. 200 with the result if it is there within `wait` s, else 202."""
         wish = await read(request, ObjectRequest)
@@ -178,7 +189,7 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
 
     # ---- batches ----
 
-    @app.post("/v1/batches", openapi_extra=_body(BatchRequest))
+    @app.post("/v1/batches", openapi_extra=schema_of(BatchRequest))
     async def post_batch(request: Request) -> Response:
         """Make the objects of many prompts, behind those of single requests."""
         wish = await read(request, BatchRequest, settings.batch_body_bytes)
@@ -206,7 +217,7 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
 
     # ---- images ----
 
-    @app.post("/v1/images/generations", openapi_extra=_body(ImageRequest))
+    @app.post("/v1/images/generations", openapi_extra=schema_of(ImageRequest))
     async def post_image(request: Request) -> Response:
         """Views of objects from the front, in the shape of OpenAI's endpoint; waits for them."""
         try:
@@ -236,12 +247,9 @@ def create_app(jobs: Jobs, usage: Usage, settings: Settings = Settings()) -> Fas
             raise Problem("internal", "the picture is damaged: send the request again")
         return base64.b64encode(data).decode()
 
-    # ---- the service ----
+    add_model_routes(app, jobs, usage, read, settings.refuse)
 
-    @app.get("/v1/models")
-    async def get_models() -> Response:
-        """The models, in the shape of OpenAI's endpoint, with their digests and limits."""
-        return json_response({"object": "list", "data": [model.about() for model in jobs.models]})
+    # ---- the service ----
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -276,17 +284,6 @@ async def _all(jobs: Jobs, made: list[Job | dict[str, Any]]) -> list[dict[str, A
     return [one if isinstance(one, dict) else await wait_for(jobs, one.id, None) for one in made]
 
 
-async def unless_gone(request: Request, work: Awaitable[Any], every_s: float = 0.5) -> Any:
-    """The result of some work; None if the client leaves before."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        await asyncio.wait([task], timeout=every_s)
-        if not task.done() and await request.is_disconnected():
-            task.cancel()
-            return None
-    return task.result()
-
-
 def _openai_error(problem: Problem) -> Response:
     plain = problem_response(problem)
     error = {
@@ -297,9 +294,3 @@ def _openai_error(problem: Problem) -> Response:
     }
     headers = {"Retry-After": plain.headers["Retry-After"]} if "Retry-After" in plain.headers else {}
     return json_response({"error": error}, plain.status_code, headers)
-
-
-def _body(kind: type[Any]) -> dict[str, Any]:
-    """A request's schema for the OpenAPI file; the body itself is read with limits."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

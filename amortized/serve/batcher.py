@@ -66,6 +66,10 @@ class Batcher:
             self._pump = asyncio.create_task(self._run())
         return await entry.future
 
+    async def alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of another call in the thread, which is not safe to use from two."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
     async def _run(self) -> None:
         while self._queue:
             await self._collect()

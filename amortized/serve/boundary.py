@@ -81,9 +81,10 @@ class Boundary:
         except Problem as problem:
             await problem_response(problem)(scope, receive, answer)
         except Exception as error:
-            if answered == 0 and not isinstance(error, ClientDisconnect):
+            if not isinstance(error, ClientDisconnect):
                 log("internal", level=logging.ERROR, error=where(error))
-                await problem_response(Problem("internal"))(scope, receive, answer)
+                if answered == 0:
+                    await problem_response(Problem("internal"))(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - start

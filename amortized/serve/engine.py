@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from amortized.assets import TEXTURED, AssetConfig, Source, make_asset, save_asset
 from amortized.generation import ModelSource, TextTo3D
 from amortized.generation.folder import checkpoint_of
 from amortized.generation.pictures import Look, object_pictures, save_pictures
+from amortized.knowledge import Knowledge
 from amortized.media import to_uint8
 from amortized.serve.batcher import SIZES, fit_size
+from amortized.serve.familiarity import Familiarity, sentences
 from amortized.serve.job import PreviewItem
 from amortized.serve.problems import Failure
 from amortized.serve.requests import MAX_PROMPT
@@ -38,13 +41,15 @@ FRAMES, FRAME_SIZE, FPS = 36, 192, 18.0  # of a turntable: some 20 s on a CPU co
 class Engine:
     """A loaded generator. Everything that it makes is a function of the prompt, the seed and the settings."""
 
-    def __init__(self, model: TextTo3D, source: ModelSource) -> None:
-        self.model, self.source = model, source
+    def __init__(self, model: TextTo3D, source: ModelSource, knowledge: Knowledge | None = None) -> None:
+        """`knowledge` is what it was trained on, if that is known."""
+        self.model, self.source, self.knowledge = model, source, knowledge
+        self._familiarity = None if knowledge is None else Familiarity(knowledge, self.embed)
 
     @classmethod
-    def load(cls, source: ModelSource) -> Engine:
+    def load(cls, source: ModelSource, knowledge: Knowledge | None = None) -> Engine:
         """Load a run's checkpoint or an exported folder. Raises ValueError."""
-        return cls(source.load(), source)
+        return cls(source.load(), source, knowledge)
 
     @property
     def digest(self) -> str:
@@ -66,9 +71,31 @@ class Engine:
             "text_encoder": encoder.fingerprint(),
             "max_prompt_characters": MAX_PROMPT,
             "max_prompt_tokens": encoder.max_length,
+            "camera": self._camera(),
             "takes_seed": getattr(model.generator, "z_dim", 0) > 0,
             "only_prompt": model.prompt if model.one_object else None,
         }
+
+    def _camera(self) -> dict[str, float]:
+        """That of the previews."""
+        distance, fovy_deg = self.model.config.cameras.middle
+        return {"distance": distance, "fovy_deg": fovy_deg}
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings [N, D] of N texts, as the generator takes them."""
+        return self.model.texts.generator_text(texts).pooled
+
+    def familiarity(self, prompt: str) -> dict[str, Any]:
+        """How a prompt relates to the training prompts, with sentences to show beside its object; JSON."""
+        if self.model.one_object:
+            return {"sentences": ["This model holds one object, whatever the sentence."]}
+        notes = self.model.texts.notes_on([prompt], generator_only=True)
+        if self._familiarity is None:
+            return {"sentences": [_as_sentence(note) for note in notes]}
+        found = self._familiarity(prompt)
+        unknown = found["unseen_words"]  # a word that training has not seen needs no second sentence
+        cut = [_as_sentence(note) for note in notes if not unknown or "does not know" not in note]
+        return found | {"sentences": sentences(found, cut)}
 
     def scenes(self, prompts: Sequence[str], seeds: Sequence[int]) -> AnyScene:
         """The scenes of P prompts from one forward pass."""
@@ -93,8 +120,13 @@ class Engine:
     def preview_batch(self, items: Sequence[PreviewItem]) -> list[bytes]:
         """The previews of several objects: one forward pass for those of the same size."""
         pictures: dict[int, bytes] = {}
-        for views, size in dict.fromkeys((item.views, item.size) for item in items):
-            same = [i for i, item in enumerate(items) if (item.views, item.size) == (views, size)]
+        for i, item in enumerate(items):
+            if item.toward is not None:
+                between = self.model.interpolate(item.prompt, item.toward, [item.position], item.seed)
+                pictures[i] = self.previews(between, views=item.views, size=item.size)[0]
+        plain = [i for i in range(len(items)) if i not in pictures]
+        for views, size in dict.fromkeys((items[i].views, items[i].size) for i in plain):
+            same = [i for i in plain if (items[i].views, items[i].size) == (views, size)]
             together = 1 if self.model.one_object else max(1, PIXELS_AT_ONCE // (views * size**2))
             for start in range(0, len(same), together):
                 part = same[start : start + together]
@@ -189,7 +221,13 @@ def newer(engine: Engine, checkpoint: str = "newest") -> Engine | None:
     if not engine.source.is_run:
         return None
     source = pinned(replace(engine.source, checkpoint=checkpoint))
-    return None if source == engine.source else Engine.load(source)
+    return None if source == engine.source else Engine.load(source, engine.knowledge)
+
+
+def _as_sentence(note: str) -> str:
+    """A note of the text encoder on one prompt as a sentence for its author."""
+    note = note.replace("1 of 1 prompt", "this sentence").replace("of 1 prompt", "of this sentence")
+    return f"{note[:1].upper()}{note[1:]}."
 
 
 # ---- in a worker process --------------------------------------------------------------------------

@@ -15,12 +15,17 @@ PRIVATE = ("owners", "background")
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewItem:
-    """The preview of one object: `views` pictures of size^2 pixels, side by side."""
+    """The preview of one object: `views` pictures of size^2 pixels, side by side.
+
+    With `toward`, of the object at `position` in [0, 1] on the way to another prompt.
+    """
 
     prompt: str
     seed: int
     views: int
     size: int
+    toward: str | None = None
+    position: float = 0.0
 
 
 class Job:

@@ -51,6 +51,12 @@ def clean_prompt(text: str) -> str:
     return text
 
 
+def check_pixels(views: int, size: int) -> None:
+    """Raise ValueError for a preview that would be too large."""
+    if views * size**2 > MAX_PIXELS:
+        raise ValueError(f"views * size^2 is at most {MAX_PIXELS:,}")
+
+
 Text = Annotated[str, AfterValidator(clean_prompt), Field(json_schema_extra={"maxLength": MAX_PROMPT})]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 ModelName = Annotated[str, Field(max_length=100)]
@@ -76,13 +82,12 @@ class Options(Request):
     )
     resolution: Literal[64, 128, 256] = Field(default=256, description="cells across the object")
     preview: bool = Field(default=True, description="a picture with views side by side")
-    views: Literal[1, 4, 8] = 4
-    size: Literal[64, 128, 256, 512] = Field(128, description="pixels per side of a view")
+    views: Literal[1, 4, 8, 24] = 4
+    size: Literal[64, 96, 128, 256, 512] = Field(128, description="pixels per side of a view")
 
     @model_validator(mode="after")
     def _check(self) -> Options:
-        if self.views * self.size**2 > MAX_PIXELS:
-            raise ValueError(f"views * size^2 is at most {MAX_PIXELS:,}")
+        check_pixels(self.views, self.size)
         if not self.preview and not self.formats:
             raise ValueError("nothing is requested: give formats, or preview")
         return self
@@ -116,6 +121,30 @@ class BatchRequest(Options):
 
     prompts: list[Text] = Field(min_length=1, max_length=1000)
     seed: Seed = 0
+
+
+class BetweenRequest(Request):
+    """POST /v1/between."""
+
+    prompt: Text
+    toward: Text
+    position: float = Field(ge=0, le=1, allow_inf_nan=False, description="0: prompt, 1: toward")
+    model: ModelName | None = None
+    seed: Seed = 0
+    views: Literal[1, 4, 8, 24] = 8
+    size: Literal[64, 96, 128, 256] = 96
+
+    @model_validator(mode="after")
+    def _check(self) -> BetweenRequest:
+        check_pixels(self.views, self.size)
+        return self
+
+
+class FamiliarityRequest(Request):
+    """POST /v1/familiarity."""
+
+    prompt: Text
+    model: ModelName | None = None
 
 
 class ImageRequest(Request):

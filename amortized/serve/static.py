@@ -1,6 +1,6 @@
 """The pages of a service: a closed table of files inside the package, with the policy of each.
 
-The front page is plain for now; its script and style sheet go into `FILES` like those of the viewer.
+The page at / is `page/index.html`: plain HTML, style sheets and modules, without a build step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib import resources
 
 from starlette.responses import Response
 
-from amortized.pages import VIEWER_FILES, document
+from amortized.pages import VIEWER_FILES
 from amortized.serve.problems import Problem
 
 TYPES = {
@@ -27,9 +27,16 @@ POLICY = (
     "worker-src 'self' blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-# The front page has a policy in its HTML, which admits its own style sheet by digest; this one is wider.
-FRONT_POLICY = POLICY.replace("frame-ancestors 'self'", "frame-src 'self'; frame-ancestors 'none'")
-FILES = {name: f"pages/{name}" for name in VIEWER_FILES}  # the path below /static/: the file in the package
+# Of the front page, which is wholly ours: no inline script or style, no eval, no HTML from text.
+FRONT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+MODULES = ("address", "api", "files", "gallery", "knowledge", "main", "stage", "turntable")
+# The path below /static/: the file in the package.
+FILES = {name: f"pages/{name}" for name in VIEWER_FILES} | {"base.css": "pages/base.css"}
+FILES |= {name: f"serve/page/{name}" for name in ("page.css", *(f"{module}.js" for module in MODULES))}
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,10 @@ def _read(name: str) -> Static:
 
 def front_page() -> Response:
     """The page at /."""
-    body = (
-        "<main><h1>Amortized3D</h1>"
-        "<p>This service turns text into 3D objects.</p>"
-        '<p><a href="/openapi.json">The description of its API</a> (OpenAPI).</p></main>'
-    )
-    page = document(title="Amortized3D", body=body)
-    return Response(
-        page, headers={"Content-Security-Policy": FRONT_POLICY}, media_type="text/html; charset=utf-8"
-    )
+    headers = {"Content-Security-Policy": FRONT_POLICY, "Cache-Control": "no-cache"}
+    return Response(_front(), headers=headers, media_type="text/html; charset=utf-8")
+
+
+@cache
+def _front() -> bytes:
+    return resources.files("amortized").joinpath("serve/page/index.html").read_bytes()

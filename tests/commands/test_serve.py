@@ -9,13 +9,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from amortized.commands import serve
+from amortized.commands.trained_on import knowledge_of_run
 from amortized.generation import ModelSource, TextTo3D
+from amortized.knowledge import read_knowledge
 from amortized.media import to_uint8
 from amortized.serve.engine import Engine, newer, pinned
 from amortized.serve.job import PreviewItem
@@ -43,6 +46,27 @@ def test_previews_are_the_generators_pictures_in_any_batch(engine: Engine, expor
         assert engine.preview_batch([item]) == [png] or np.allclose(  # alone it is the same, up to rounding
             np.asarray(Image.open(io.BytesIO(engine.preview_batch([item])[0])), int), expected, atol=1
         )
+
+
+def test_a_preview_between_two_prompts_is_theirs_at_the_ends(engine: Engine) -> None:
+    first, second = "a red cube", "a blue sphere"
+    way = [
+        PreviewItem(prompt=first, seed=0, views=2, size=16, toward=second, position=position)
+        for position in (0.0, 0.5, 1.0)
+    ]
+    ends = [PreviewItem(prompt=prompt, seed=0, views=2, size=16) for prompt in (first, second)]
+    pictures = [np.asarray(Image.open(io.BytesIO(png)), int) for png in engine.preview_batch([*way, *ends])]
+    assert np.abs(pictures[0] - pictures[3]).max() <= 1 and np.abs(pictures[2] - pictures[4]).max() <= 1
+    assert np.abs(pictures[1] - pictures[0]).max() > 1 or np.abs(pictures[3] - pictures[4]).max() <= 1
+
+
+def test_a_model_knows_its_corpus_with_or_without_its_run(trained: Path, exported: Path) -> None:
+    known = read_knowledge(exported)
+    assert known is not None and known == knowledge_of_run(trained) and known.number == len(known.prompts)
+    engine = Engine.load(ModelSource(path=str(exported), is_run=False, device="cpu"), known)
+    assert engine.familiarity(known.prompts[0])["trained"]
+    found = engine.familiarity("a corgi")
+    assert found["unseen_words"] == ["corgi"] and "corgi" in found["sentences"][0]
 
 
 def test_a_runs_newest_checkpoint_is_followed(trained: Path, exported: Path) -> None:
@@ -97,7 +121,8 @@ def replay(service: Running, command: str) -> tuple[int, bytes]:
     data = json.loads(words[words.index("-d") + 1]) if "-d" in words else None
     if data is not None:
         assert "Content-Type: application/json" in words
-        data |= {"size": "64x64"} if "images" in url else {"size": 64, "views": 1}
+        small = {"size": "64x64"} if "images" in url else {"size": 64, "views": 1}
+        data |= {} if "familiarity" in url else small
         data |= {"resolution": 64, "texture": 256, "faces": 500} if "formats" in data else {}
     method = words[words.index("-X") + 1] if "-X" in words else "POST" if data is not None else "GET"
     return service(method, url.removeprefix("http://127.0.0.1:8000"), data)
@@ -127,3 +152,34 @@ def test_a_missing_package_is_one_sentence(run, monkeypatch) -> None:
     )
     done = run("amortized", "serve", "outputs/quickstart")
     assert done.returncode == 2 and "amortized3d[serve]" in done.stderr and "prometheus-client" in done.stderr
+
+
+@pytest.mark.parametrize("display", [None, ":0"])
+def test_without_a_folder_it_serves_the_small_generator_and_opens_its_page(
+    run, monkeypatch, tmp_path, display
+):
+    served, opened = [], []
+
+    def pretend(config, loaded, on_listening):
+        served.extend(name for name, *_ in loaded.engines)
+        on_listening("http://127.0.0.1:1")
+        return 0
+
+    monkeypatch.setattr("amortized.serve.server.run", pretend)
+    monkeypatch.setattr(serve.webbrowser, "open", opened.append)
+    monkeypatch.setattr(
+        serve, "Thread", lambda target, args, daemon: SimpleNamespace(start=lambda: target(*args))
+    )
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    done = run("amortized", "serve", "--open", "--device", "cpu", "--store", str(tmp_path / "store"))
+    assert done.returncode == 0 and "http://127.0.0.1:1 serves shapes-generator;" in done.stdout
+    assert served == ["shapes-generator"] and opened == (["http://127.0.0.1:1"] if display else [])
+
+
+def test_sentences_for_the_author_of_a_prompt(engine: Engine) -> None:
+    long = engine.familiarity("a red cube " * 36)["sentences"]
+    assert any(sentence.startswith("This sentence is longer than the") for sentence in long)
+    assert not any("1 of 1" in sentence or "1 prompt" in sentence for sentence in long)

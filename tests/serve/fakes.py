@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amortized.knowledge import Knowledge
 from amortized.serve.access import Quota, Tokens, Usage
 from amortized.serve.app import create_app
 from amortized.serve.boundary import OPEN, Boundary
@@ -40,12 +41,23 @@ class FakeEngine:
     def __init__(self, digest: str = "f" * 16, seconds: float = 0.0, item_s: float = 0.0) -> None:
         self.digest, self.seconds, self.item_s = digest, seconds, item_s
         self.calls: list[list[str]] = []
+        self.items: list[Any] = []
+        self.knowledge = Knowledge(
+            corpus="fake",
+            number=3,
+            prompts=("a red cube", "a blue cube", "a red cone"),
+            words=("red", "cube"),
+        )
 
     def about(self) -> dict[str, Any]:
         return {"device": "cpu", "generator": "Fake"}
 
+    def familiarity(self, prompt: str) -> dict[str, Any]:
+        return {"far": "dragon" in prompt, "sentences": [f"about {prompt}"]}
+
     def preview_batch(self, items: Sequence[Any]) -> list[bytes]:
         self.calls.append([item.prompt for item in items])
+        self.items += items
         time.sleep(self.seconds + self.item_s * len(items))
         if any("broken" in item.prompt for item in items):
             raise RuntimeError(f"cannot make {items[0].prompt}")
@@ -123,7 +135,7 @@ class Client:
             "scheme": "http",
             "path": path.partition("?")[0],
             "raw_path": path.encode("utf-8", "surrogateescape"),
-            "query_string": b"",
+            "query_string": path.partition("?")[2].encode(),
             "root_path": "",
             "headers": head,
             "client": ("127.0.0.1", 1),

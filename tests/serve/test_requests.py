@@ -14,13 +14,23 @@ from hypothesis import strategies as st
 
 from amortized.serve.jobs import Limits
 from amortized.serve.problems import PROBLEMS, Problem
-from amortized.serve.requests import BatchRequest, ImageRequest, ObjectRequest, object_id, parse
+from amortized.serve.requests import (
+    BatchRequest,
+    BetweenRequest,
+    FamiliarityRequest,
+    ImageRequest,
+    ObjectRequest,
+    object_id,
+    parse,
+)
 from tests.serve.fakes import service
 
 ROUTES = {
     "/v1/objects": ObjectRequest,
     "/v1/batches": BatchRequest,
     "/v1/images/generations": ImageRequest,
+    "/v1/between": BetweenRequest,
+    "/v1/familiarity": FamiliarityRequest,
 }
 FIELDS = sorted(
     {name for kind in ROUTES.values() for name in kind.model_fields} | {"path", "url", "__class__"}
@@ -51,6 +61,8 @@ LIKELY = st.fixed_dictionaries(
         "wait": st.sampled_from([0, 0.01, -1, 61, float("nan"), float("inf"), "1"]),
         "size": st.sampled_from([64, 512, "64x64", "auto", True]),
         "views": st.sampled_from([1, 8, 9, 4.0]),
+        "toward": TEXTS,
+        "position": st.sampled_from([0, 0.5, 1.0, -0.1, float("nan"), "1"]),
     },
 )
 OBJECTS = LIKELY | st.dictionaries(st.sampled_from(FIELDS) | TEXTS, VALUES, max_size=5)
@@ -82,7 +94,7 @@ async def answers(folder: Path, requests: list[tuple[str, bytes]]) -> None:
         for path, body in requests:
             answer = await it.client("POST", path, body=body)
             assert answer.status in (200, 202, 400, 413, 422), (answer.status, path, body[:200])
-            assert answer.json is not None
+            assert answer.headers["content-type"] == "image/png" or answer.json is not None
             if answer.status >= 400 and "images" not in path:
                 assert answer.json["code"] in PROBLEMS and answer.headers["content-type"].endswith(
                     "problem+json"

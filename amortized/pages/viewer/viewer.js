@@ -4,6 +4,8 @@ const KINDS = { ".glb": showMesh, ".splat": showSplats, ".splats.ply": showSplat
 const query = new URLSearchParams(location.hash.slice(1));
 const classic = query.getAll("classic");  // files of splats that were trained without antialiasing
 query.delete("classic");
+const blobs = query.getAll("blob");  // addresses of the objects' data, from a page of this server that has it
+query.delete("blob");
 const receivers = new Map();  // of the scripts from disk
 
 // A script NAME.js calls this with the file NAME in base64.
@@ -32,6 +34,8 @@ async function show(name, label) {
 
 // The address of an object's data: from disk, where a page cannot read files, a script has it.
 async function addressOf(name) {
+  const blob = blobs.shift();
+  if (blob?.startsWith(`blob:${location.origin}/`)) return blob;
   if (location.protocol !== "file:") return "../" + encodeURIComponent(name);
   const reason = "This object does not open from disk: use amortized view and the name of its folder.";
   let address;
