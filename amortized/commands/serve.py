@@ -120,18 +120,13 @@ def run(args: argparse.Namespace) -> int:
             )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from amortized.serve import server
-    from amortized.serve.logs import to_stderr
+    from amortized.serve.logs import logging_to_stderr
 
     if not args.models:
         from corpora import SMALL_GENERATOR
 
         args.models = [in_project(SMALL_GENERATOR)]
-    config = config_of(args)
-    server.check_exposure(config)
-    to_stderr()
-    loaded = load_engines(args)
-    on_cpu = all(engine.about()["device"] == "cpu" for _, engine, _ in loaded.engines)
-    config = config_of(args, on_cpu=on_cpu)
+    server.check_exposure(config_of(args))
 
     def on_listening(address: str) -> None:
         names = ", ".join(name for name, *_ in loaded.engines)
@@ -139,7 +134,10 @@ def run(args: argparse.Namespace) -> int:
         if args.open:
             Thread(target=open_browser, args=[address], daemon=True).start()
 
-    left = server.run(config, loaded, on_listening)
+    with logging_to_stderr():
+        loaded = load_engines(args)
+        on_cpu = all(engine.about()["device"] == "cpu" for _, engine, _ in loaded.engines)
+        left = server.run(config_of(args, on_cpu=on_cpu), loaded, on_listening)
     if left:
         print(f"note: {left:,} accepted objects are not finished: the same command continues them")
     return 0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.processes import end_with_parent
-from amortized.serve.logs import log, to_stderr, where
+from amortized.serve.logs import log, logging_to_stderr, where
 from amortized.serve.problems import Failure
 from amortized.serve.queues import FairQueue
 from amortized.serve.store import FULL
@@ -218,13 +218,14 @@ def _work(connection: Connection, maker: Maker, memory: int | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
-    to_stderr()
-    while True:
-        try:
-            task, folder = json.loads(connection.recv_bytes())
-        except (EOFError, OSError):
-            return
-        connection.send_bytes(json.dumps(_answer(connection, maker, task, Path(folder), memory)).encode())
+    with logging_to_stderr():
+        while True:
+            try:
+                task, folder = json.loads(connection.recv_bytes())
+            except (EOFError, OSError):
+                return
+            answer = _answer(connection, maker, task, Path(folder), memory)
+            connection.send_bytes(json.dumps(answer).encode())
 
 
 def _answer(

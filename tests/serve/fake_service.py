@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from amortized.serve.app import Settings
-from amortized.serve.logs import to_stderr
+from amortized.serve.logs import logging_to_stderr
 from amortized.serve.server import Engines, ServiceConfig, run
 from tests.serve.fakes import FakeEngine, fake_maker
 
@@ -17,12 +17,12 @@ def main() -> None:
         store=Path(store), port=0, grace_s=float(grace_s), requests=Settings(body_s=0.5), asset_limit_s=20
     )
     engine = FakeEngine(seconds=float(seconds))
-    to_stderr()
-    left = run(
-        config,
-        Engines(engines=[("fake", engine, 4)], maker=fake_maker),
-        lambda address: print(address, flush=True),
-    )
+    with logging_to_stderr():
+        left = run(
+            config,
+            Engines(engines=[("fake", engine, 4)], maker=fake_maker),
+            lambda address: print(address, flush=True),
+        )
     print(len(engine.calls), left, flush=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.knowledge import Knowledge
-from amortized.serve.logs import to_stderr
+from amortized.serve.logs import logging_to_stderr
 from amortized.serve.problems import Failure
 from amortized.serve.server import Engines, ServiceConfig, run
 from tests.serve.fakes import FakeEngine
@@ -86,9 +86,9 @@ def main() -> None:
     config = ServiceConfig(
         store=Path(store), port=0, grace_s=1, tokens=Path(tokens[0]) if tokens else None, asset_limit_s=60
     )
-    to_stderr()
     engines = [(name, PageEngine(digest), 4) for name, digest in (("first", "a"), ("second", "b"))]
-    run(config, Engines(engines=engines, maker=make_boxes), lambda address: print(address, flush=True))
+    with logging_to_stderr():
+        run(config, Engines(engines=engines, maker=make_boxes), lambda address: print(address, flush=True))
 
 
 if __name__ == "__main__":
