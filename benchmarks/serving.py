@@ -38,7 +38,10 @@ CALL_S, ITEM_S = 0.020, 0.002
 class FixedTime:
     """An engine that sleeps."""
 
-    digest = "0" * 16
+    digest, knowledge = "0" * 16, None
+
+    def familiarity(self, prompt: str) -> dict[str, Any]:
+        return {}
 
     def about(self) -> dict[str, Any]:
         return {"device": "cpu"}

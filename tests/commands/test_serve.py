@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from amortized.media import to_uint8
 from amortized.serve.engine import Engine, newer, pinned
 from amortized.serve.job import PreviewItem
 from tests.rooms import ROOT
-from tests.serve.test_server import Running
+from tests.serve.test_server import Running, started
 
 
 @pytest.fixture(scope="module")
@@ -90,26 +89,21 @@ def test_the_requests_of_the_page_work_on_a_trained_generator(exported: Path, tm
     assert len(commands) >= 8
     command = [sys.executable, "-m", "amortized.commands.main", "serve", str(exported), "--port", "0"]
     command += ["--store", str(tmp_path / "store"), "--device", "cpu", "--workers", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
-        try:
-            assert it.stdout is not None
-            first = re.match(r"http://127\.0\.0\.1:(\d+) serves exported; ", it.stdout.readline())
-            assert first is not None
-            service, variables = Running(it, int(first[1])), {"$ID": "", "$BATCH": ""}
-            for line in commands:
-                for name, value in variables.items():
-                    line = line.replace(name, value)
-                status, body = replay(service, line)
-                assert status in (200, 202, 204), (line, status, body[:500])
-                if "object.glb" in line:
-                    assert body.startswith(b"glTF\2\0\0\0")
-                if "/events" in line:
-                    assert b"event: done" in body
-                for name, route in (("$ID", "/v1/objects -H"), ("$BATCH", "/v1/batches -H")):
-                    variables[name] = json.loads(body)["id"] if route in line else variables[name]
-            returncode, _, err = service.stop()
-        finally:
-            it.kill()
+    with started(command) as service:
+        assert service.port and " serves exported; " in service.address
+        variables = {"$ID": "", "$BATCH": ""}
+        for line in commands:
+            for name, value in variables.items():
+                line = line.replace(name, value)
+            status, body = replay(service, line)
+            assert status in (200, 202, 204), (line, status, body[:500])
+            if "object.glb" in line:
+                assert body.startswith(b"glTF\2\0\0\0")
+            if "/events" in line:
+                assert b"event: done" in body
+            for name, route in (("$ID", "/v1/objects -H"), ("$BATCH", "/v1/batches -H")):
+                variables[name] = json.loads(body)["id"] if route in line else variables[name]
+        returncode, _, err = service.stop()
     assert returncode == 0
     assert [json.loads(line)["event"] for line in err.splitlines()][-2:] == ["draining", "stopped"]
 

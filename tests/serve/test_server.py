@@ -28,6 +28,7 @@ class Running:
     process: subprocess.Popen[str]
     port: int
     log: IO[str]  # a file: the service would wait for a full pipe that nobody reads
+    address: str  # the line that it prints
 
     def __call__(self, method: str, path: str, data: Any = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -53,17 +54,25 @@ class Running:
 
 
 @contextmanager
-def running(store: Path, seconds: float = 0.0, grace_s: float = 20.0) -> Iterator[Running]:
-    command = [sys.executable, "-m", "tests.serve.fake_service", str(store), str(seconds), str(grace_s)]
+def started(command: list[str]) -> Iterator[Running]:
+    """Context: a service as a process, once it has printed its address."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as log,
         subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=log) as process,
     ):
         try:
             assert process.stdout is not None
-            yield Running(process, urlsplit(process.stdout.readline().strip()).port or 0, log)
+            address = process.stdout.readline()
+            yield Running(process, urlsplit(address.split(" ")[0].strip()).port or 0, log, address)
         finally:
             process.kill()
+
+
+@contextmanager
+def running(store: Path, seconds: float = 0.0, grace_s: float = 20.0) -> Iterator[Running]:
+    command = [sys.executable, "-m", "tests.serve.fake_service", str(store), str(seconds), str(grace_s)]
+    with started(command) as service:
+        yield service
 
 
 def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
