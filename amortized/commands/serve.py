@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 def open_browser(address: str) -> None:
     """Open the page, if there is a desktop; a browser in this terminal would hide the service."""
     if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        webbrowser.open(address)
+        webbrowser.open_new_tab(address)
 
 
 def config_of(args: argparse.Namespace, *, on_cpu: bool = True) -> ServiceConfig:

@@ -160,7 +160,7 @@ def test_without_a_folder_it_serves_the_small_generator_and_opens_its_page(
         return 0
 
     monkeypatch.setattr("amortized.serve.server.run", pretend)
-    monkeypatch.setattr(serve.webbrowser, "open", opened.append)
+    monkeypatch.setattr(serve.webbrowser, "open_new_tab", opened.append)
     monkeypatch.setattr(
         serve, "Thread", lambda target, args, daemon: SimpleNamespace(start=lambda: target(*args))
     )
