@@ -51,38 +51,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file", type=path, help="lines of a name and a token; needed if others can reach the address"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
-    made = parser.add_argument_group("work")
-    made.add_argument(
+    work = parser.add_argument_group("work")
+    work.add_argument(
         "--workers", type=whole(1, 256), help="processes for files (default: cores - 1; on a GPU 1)"
     )
-    made.add_argument("--batch-size", type=whole(1, 64), help="previews in a call (default: by memory)")
-    made.add_argument(
+    work.add_argument("--batch-size", type=whole(1, 64), help="previews in a call (default: by memory)")
+    work.add_argument(
         "--preview-seconds", type=number(1, 3600), default=60, help="limit of a call (default: %(default)g)"
     )
-    made.add_argument(
+    work.add_argument(
         "--asset-seconds",
         type=number(1, 36_000),
         default=300,
         help="limit of an object (default: %(default)g)",
     )
-    made.add_argument(
+    work.add_argument(
         "--asset-gib", type=number(0.1, 4096), default=8, help="memory of a worker (default: %(default)g)"
     )
-    made.add_argument(
+    work.add_argument(
         "--depth", type=whole(1, 10**6), default=256, help="waiting objects (default: %(default)s)"
     )
-    made.add_argument(
+    work.add_argument(
         "--reload", type=number(0, 86_400), default=30, metavar="SECONDS",
         help="between looks for a newer checkpoint of runs; 0: never (default: %(default)g)",
     )  # fmt: skip
-    kept = parser.add_argument_group("store")
-    kept.add_argument(
+    store = parser.add_argument_group("store")
+    store.add_argument(
         "--store", type=path, default=Path("served"), help="folder of results (default: %(default)s)"
     )
-    kept.add_argument(
+    store.add_argument(
         "--store-gib", type=number(0.01, 10**6), default=10, help="its size (default: %(default)g)"
     )
-    kept.add_argument(
+    store.add_argument(
         "--keep-hours",
         type=number(0.01, 10**6),
         default=168,

@@ -71,7 +71,7 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def statuses(all_facts: Sequence[Facts]) -> list[Run]:
-    """The status of each run; schedulers are questioned only about jobs whose folders do not tell."""
+    """The status of each run; schedulers are questioned only about runs whose folders do not show it."""
     runs = {facts.folder: _status_of_folder(facts) for facts in all_facts}
     submitted = {
         folder: run.facts.submission
@@ -84,7 +84,7 @@ def statuses(all_facts: Sequence[Facts]) -> list[Run]:
 
 
 def _with_queue(run: Run, submission: Submission, state: str) -> Run:
-    """A run whose folder does not tell its status, with the state of its job."""
+    """A run whose folder does not show its status, with the state of its job."""
     job = (
         f"job {submission.job} of {submission.to}"
         if submission.to != "local"

@@ -1,4 +1,4 @@
-"""One object in the making: its status, and the events that tell of it."""
+"""One object in the making: its status, and the events that report it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Job:
         self.changed = asyncio.Event()
 
     def update(self, kind: str = "status", **fields: Any) -> None:
-        """Change the status, and tell of it."""
+        """Change the status, and emit an event of it."""
         self.status |= fields
         data = self._summary()
         self.emit(kind, data | {"files": public(self.status)["files"]} if kind == "preview" else data)
