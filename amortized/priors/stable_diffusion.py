@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from amortized.conditioning.text_encoder import AnyTextEncoder
-from amortized.priors.autoencoder import Autoencoder
-from amortized.priors.denoiser import FrozenDenoiser
+from amortized.priors.latent_prior import LatentPrior
 from amortized.priors.multi_view import VIEWS_FILE, camera_vectors, join_views
 from amortized.priors.schedule import alphas_at, usable_schedule, velocity_to_noise
 from amortized.types import Cameras, TextCondition
@@ -17,7 +16,7 @@ from amortized.types import Cameras, TextCondition
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention in the UNet
 
 
-class StableDiffusionPrior:
+class StableDiffusionPrior(LatentPrior):
     """A frozen latent diffusion model with a text-conditioned UNet; see `amortized.priors.Prior`.
 
     The networks run in their own dtype; latents and noise keep the caller's. With more than one view per
@@ -47,7 +46,6 @@ class StableDiffusionPrior:
         alphas_cumprod   [T], decreasing; last timesteps of pure noise are dropped
         prediction_type  "epsilon" or "v_prediction"
         identity         a text for the fingerprint: schedule, scaling and other properties besides weights
-
         size_ids         of SDXL: original size, crop and target size, the same for every image
 
         Raises ValueError for another prediction type, or parts that do not fit each other.
@@ -66,39 +64,22 @@ class StableDiffusionPrior:
                 f"this prior's UNet has a class embedding ({unet.config.class_embed_type}): if that is "
                 f"the camera of a multi-view prior, its folder needs {VIEWS_FILE}"
             )
-        self.views_per_group = views_per_group
-        self._size_ids = None if size_ids is None else torch.tensor([size_ids])  # [1, 6]
-        self.identity = identity
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        self.latent_channels: int = unet.config.in_channels
-        self.latent_size: int = unet.config.sample_size
-        self.autoencoder = Autoencoder(vae, self.latent_size)
-        self.image_size, self.device = self.autoencoder.image_size, self.autoencoder.device
-        self.denoiser = FrozenDenoiser(
-            unet, self._run_unet, self.device, lora_targets=LORA_TARGETS, offload=offload
+        super().__init__(
+            network=unet,
+            run=self._run_unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            alphas_cumprod=alphas_cumprod,
+            lora_targets=LORA_TARGETS,
+            offload=offload,
+            graphs=graphs,
+            identity=identity,
         )
-        self.graphs = graphs
+        self.unet, self.views_per_group = unet, views_per_group
+        self._size_ids = None if size_ids is None else torch.tensor([size_ids])  # [1, 6]
         # The UNet of SDXL takes the pooled vector of the second encoder only.
         self._pooled_width: int = getattr(getattr(text_encoder, "second", None), "width", text_encoder.width)
-        self.alphas_cumprod = alphas_cumprod.float().to(self.device)
-        self.num_timesteps = len(alphas_cumprod)
         self.prediction_type = prediction_type
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.latent_channels, self.latent_size, self.latent_size
-
-    def modules(self) -> tuple[torch.nn.Module, ...]:
-        return self.unet, self.vae, self.text_encoder.model
-
-    def resize(self, images: Tensor) -> Tensor:
-        return self.autoencoder.resize(images)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.autoencoder.encode(images, graph=self.graphs)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents)
 
     def predict_noise(
         self,
@@ -136,10 +117,6 @@ class StableDiffusionPrior:
             latents_noisy, timesteps, encoder_hidden_states=tokens, return_dict=False, **labels
         )
         return outputs[0]
-
-    def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
-        """Add a LoRA to the queries, keys, values and outputs of all attentions; its weights are float32."""
-        return self.denoiser.add_adapter(rank, scale)
 
 
 def check_parts(unet: Any, vae: Any, text_width: int, *, is_xl: bool = False) -> None:

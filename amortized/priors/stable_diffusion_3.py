@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from amortized.conditioning.three_encoders import ThreeTextEncoders
-from amortized.priors.autoencoder import Autoencoder
-from amortized.priors.denoiser import FrozenDenoiser
+from amortized.priors.latent_prior import LatentPrior
 from amortized.priors.schedule import (
     alphas_at,
     flow_alphas_cumprod,
@@ -24,7 +22,7 @@ from amortized.types import Cameras, TextCondition
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
-class StableDiffusion3Prior:
+class StableDiffusion3Prior(LatentPrior):
     """A frozen rectified flow in the latents of an autoencoder; see `amortized.priors.Prior`.
 
     Latents, noise and `alphas_cumprod` are variance preserving, as those of every prior. `predict_noise`
@@ -61,37 +59,20 @@ class StableDiffusion3Prior:
         Raises ValueError for parts that do not fit each other.
         """
         check_parts_3(transformer, vae, text_encoder.width, text_encoder.pooled_width)
-        alphas_cumprod = usable_schedule(flow_alphas_cumprod(num_timesteps, shift))
-        self.identity = identity
-        self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
-        self.latent_channels: int = transformer.config.in_channels
-        self.latent_size: int = transformer.config.sample_size
-        self.autoencoder = Autoencoder(vae, self.latent_size)
-        self.image_size, self.device = self.autoencoder.image_size, self.autoencoder.device
-        self.denoiser = FrozenDenoiser(
-            transformer, self._run_transformer, self.device, lora_targets=LORA_TARGETS, offload=offload
+        super().__init__(
+            network=transformer,
+            run=self._run_transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            alphas_cumprod=usable_schedule(flow_alphas_cumprod(num_timesteps, shift)),
+            lora_targets=LORA_TARGETS,
+            offload=offload,
+            graphs=graphs,
+            identity=identity,
         )
-        self.graphs = graphs
+        self.transformer = transformer
         self._time_scale = num_timesteps  # the transformer's time runs from 0 to this
         self._pooled_width = text_encoder.pooled_width
-        self.alphas_cumprod = alphas_cumprod.float().to(self.device)
-        self.num_timesteps = len(alphas_cumprod)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.latent_channels, self.latent_size, self.latent_size
-
-    def modules(self) -> tuple[torch.nn.Module, ...]:
-        return self.transformer, self.vae, self.text_encoder.model
-
-    def resize(self, images: Tensor) -> Tensor:
-        return self.autoencoder.resize(images)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.autoencoder.encode(images, graph=self.graphs)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents)
 
     def predict_noise(
         self,
@@ -124,10 +105,6 @@ class StableDiffusion3Prior:
             pooled_projections=pooled,
             return_dict=False,
         )[0]
-
-    def add_adapter(self, rank: int, scale: float) -> torch.nn.Module:
-        """Add a LoRA to the projections of images and texts in all attentions; its weights are float32."""
-        return self.denoiser.add_adapter(rank, scale)
 
 
 def check_parts_3(transformer: Any, vae: Any, text_width: int, pooled_width: int) -> None:
