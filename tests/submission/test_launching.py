@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,19 +23,22 @@ TIME = "2026-01-02T03:04:05+00:00"
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch) -> Path:
+def root(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder with a train.py that waits for a file, and a PATH without schedulers."""
+    # A process whose test failed ends with this fixture.
     (tmp_path / "train.py").write_text(
         "import json, os, sys, time\n"
         "json.dump(sys.argv[1:], open('argv.json', 'w'))\n"
         "print('training', flush=True)\n"
-        "while not os.path.exists('end'): time.sleep(0.02)\n"
+        # Ends with its folder too: a test that fails leaves no process behind.
+        "while os.path.exists('train.py') and not os.path.exists('end'): time.sleep(0.02)\n"
     )
     (tmp_path / "template.sh").write_text('set -euo pipefail\nexec python train.py "$@"\n')
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    return tmp_path
+    yield tmp_path
+    (tmp_path / "train.py").unlink(missing_ok=True)
 
 
 def wait_for(condition) -> None:
