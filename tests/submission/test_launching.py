@@ -25,7 +25,6 @@ TIME = "2026-01-02T03:04:05+00:00"
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder with a train.py that waits for a file, and a PATH without schedulers."""
-    # A process whose test failed ends with this fixture.
     (tmp_path / "train.py").write_text(
         "import json, os, sys, time\n"
         "json.dump(sys.argv[1:], open('argv.json', 'w'))\n"
